@@ -1,0 +1,35 @@
+"""medseg3d: from a folder of 3D medical images to a trained, measured, explained segmentation model.
+
+One data's way through the package, a stage per name:
+
+``images`` raw files, read and written · ``dataset`` what belongs together · ``checks`` what is wrong with it ·
+``fingerprint`` what the data is like · ``planning`` → ``plan`` what was decided · ``preprocessing`` → store ·
+``patches`` → ``networks`` → ``training`` · ``prediction`` logits → label map on the original grid · ``postprocessing`` ·
+``evaluation`` metrics · ``reporting`` the page. ``workflows`` holds each verb of the command line on one page; ``model`` is the
+loaded model of the Python interface.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medseg3d.version import __version__
+
+__all__ = ["__version__", "load_model", "run"]
+
+if TYPE_CHECKING:
+    from medseg3d.model import load_model
+    from medseg3d.workflows.run import run
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that ``import medseg3d`` is instant."""
+    if name == "load_model":
+        from medseg3d.model import load_model
+
+        return load_model
+    if name == "run":
+        from medseg3d.workflows.run import run
+
+        return run
+    raise AttributeError(f"module 'medseg3d' has no attribute {name!r}")

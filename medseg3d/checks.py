@@ -1,0 +1,409 @@
+"""What is wrong with a dataset, and what would repair it: cases in, findings out, all of them at once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from medseg3d import images
+from medseg3d.dataset import Case, Dataset, describe, label_values, orientation_on_grid
+from medseg3d.errors import ImageReadError, InputError, LabelValueError
+from medseg3d.execution import run_cases
+from medseg3d.files import replacing
+from medseg3d.geometry import (
+    Geometry,
+    GeometryDifference,
+    canonical_geometry,
+    compare,
+    from_canonical,
+    orientation_code,
+    orientation_of,
+    to_canonical,
+)
+from medseg3d.images import ImageHeader
+from medseg3d.labels import Labels, unique_values
+
+logger = logging.getLogger(__name__)
+
+Severity = Literal["error", "fixable", "warning", "note"]
+"""``error`` stops training; ``fixable`` is mended by ``doctor --fix``; a ``warning`` deserves a look; a ``note`` is just that."""
+
+ROUNDING_VOXELS = 1e-2
+"""Grids closer than this differ by the rounding of float32 headers only."""
+MIN_FOREGROUND_INSIDE = 0.999
+"""A label is resampled onto its image only where nearly all of its foreground lies inside: else they do not belong together."""
+SCALE_RATIO = 10.0
+"""An intensity range, or a spacing, this many times larger or smaller than the dataset's median is pointed out."""
+MIN_CASES_FOR_OUTLIERS = 4
+MAX_SINGLE_OUTLIERS = 5
+"""More outliers than this are told in one finding: the dataset is like that."""
+MAX_SAMPLED_VOXELS = 200_000
+"""Enough for percentiles that are compared by factors of ten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was found. ``case`` is None where it concerns the dataset; ``fix`` says what ``doctor --fix`` would do."""
+
+    case: str | None
+    kind: str
+    severity: Severity
+    message: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedCase:
+    """One case with its findings, and what is compared between cases.
+
+    ``content`` is a digest of the voxels of all channels, whatever the file format and orientation; ``intensities`` are the 1st,
+    50th and 99th percentile per channel; ``values`` the label values found. Empty where the file could not be read.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    content: str = ""
+    orientation: str = ""
+    spacing: tuple[float, float, float] | None = None
+    intensities: tuple[tuple[float, float, float], ...] = ()
+    values: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorReport:
+    """All findings of a dataset, its own first, then case by case; and what was repaired."""
+
+    dataset: str
+    num_training: int
+    num_test: int
+    findings: tuple[Finding, ...]
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def num_errors(self) -> int:
+        """Findings that stop training."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def num_fixable(self) -> int:
+        """Findings that ``doctor --fix`` would mend."""
+        return sum(finding.fix is not None for finding in self.findings)
+
+
+def check_cases(
+    cases: Sequence[Case],
+    labels: Labels | None,
+    *,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    executor: Executor | None = None,
+) -> Iterator[CheckedCase]:
+    """Check cases side by side, each as soon as it is done; a case that cannot be read is a finding, no error."""
+    work = _Check(labels=labels)
+    for done in run_cases(
+        work,
+        cases,
+        name_of=lambda case: case.name,
+        stage="doctor",
+        bytes_of=_bytes_of,
+        num_workers=num_workers,
+        max_bytes=max_bytes,
+        executor=executor,
+    ):
+        if done.result is not None:
+            yield done.result
+        elif done.failure is not None:
+            finding = Finding(case=done.item.name, kind="unreadable", severity="error", message=done.failure.reason)
+            yield CheckedCase(name=done.item.name, findings=(finding,))
+
+
+def check_case(case: Case, labels: Labels | None) -> CheckedCase:
+    """Everything that is wrong with one case; ``labels`` is the declared list, None where there is none."""
+    findings: list[Finding] = []
+
+    def found(kind: str, severity: Severity, message: str, fix: str | None = None) -> None:
+        findings.append(Finding(case=case.name, kind=kind, severity=severity, message=message, fix=fix))
+
+    header: ImageHeader | None = None
+    content = hashlib.blake2b(digest_size=16)
+    intensities: list[tuple[float, float, float]] = []
+    for index, channel in enumerate(case.channels):
+        where = f"channel {index} ({channel.path.name})"
+        try:
+            image = images.read_image(channel.path, volume=channel.volume)
+        except ImageReadError as error:
+            found("unreadable", "error", str(error))
+            continue
+        for note in image.header.notes:
+            found("header", "note", f"{where}: {note}")
+        own = image.header.geometry
+        if header is None:
+            header = image.header
+        else:
+            turned = orientation_on_grid(own, header.geometry, orientation_of(header.geometry.matrix))
+            if isinstance(turned, GeometryDifference):
+                message = f"{where} lies on another grid than channel 0: {describe(turned)}; resample the channels onto one"
+                found("grid", "error", message)
+        with np.errstate(over="ignore"):
+            canonical = np.ascontiguousarray(to_canonical(image.array, orientation_of(own.matrix)), np.float32)
+        content.update(repr(canonical.shape).encode())
+        content.update(canonical.data)
+        finite = np.isfinite(canonical)
+        if not finite.all():
+            count = finite.size - int(finite.sum())
+            found("not finite", "error", f"{where} has {count} NaN or infinite voxels of {finite.size}; replace them")
+        sample = canonical[finite][:: max(1, canonical.size // MAX_SAMPLED_VOXELS)] if canonical.size else canonical.ravel()
+        if sample.size:
+            low, middle, high = (float(v) for v in np.percentile(sample, (1, 50, 99)))
+            intensities.append((low, middle, high))
+            if canonical[finite].min() == canonical[finite].max():
+                found("constant", "warning", f"{where}: all voxels have the value {low:g}")
+    values: tuple[int, ...] = ()
+    if case.label is not None:
+        values = _check_label(case.label, header, labels, found)
+    if header is None:
+        return CheckedCase(name=case.name, findings=tuple(findings), values=values)
+    return CheckedCase(
+        name=case.name,
+        findings=tuple(findings),
+        content=content.hexdigest(),
+        orientation=orientation_code(header.geometry.matrix),
+        spacing=header.geometry.spacing,
+        intensities=tuple(intensities),
+        values=values,
+    )
+
+
+def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> tuple[Finding, ...]:
+    """What only shows between cases: copies, test images that were trained on, other orientations, other intensity scales."""
+    training, test = sorted(training, key=lambda c: c.name), sorted(test, key=lambda c: c.name)
+    return (
+        *_copies(training, test),
+        *_orientations((*training, *test)),
+        *_spacing_outliers(training),
+        *_intensity_outliers(dataset, training),
+        *_labels_over_all(dataset, training),
+    )
+
+
+def repair_label(case: Case, *, root: Path) -> str:
+    """Write the label of a case anew on exactly the grid of its image; the old file is kept in ``medseg3d-originals``.
+
+    Where the grids have the same shape and lie within 0.1 voxel, only the header changes; labels of another shape are resampled
+    (nearest neighbor) by the positions in both headers. Returns what was done. Raises :class:`InputError` where the label cannot
+    be repaired without guessing.
+    """
+    if case.label is None:
+        raise InputError(f"{case.name}: has no label to repair.")
+    header = images.read_header(case.channels[0].path)
+    label = images.read_image(case.label)
+    values = label_values(case.label, label.array)
+    orientation = orientation_of(header.geometry.matrix)
+    turned = orientation_on_grid(label.header.geometry, header.geometry, orientation)
+    if not isinstance(turned, GeometryDifference):
+        values, what = from_canonical(to_canonical(values, turned), orientation), "given the image's header"
+    elif turned.is_same_shape:
+        raise InputError(f"{case.name}: {_AMBIGUOUS}.")
+    else:
+        inside = _foreground_inside(values, label.header.geometry, header.geometry)
+        if inside < MIN_FOREGROUND_INSIDE:
+            raise InputError(f"{case.name}: only {inside:.1%} of the label's foreground lies inside the image; check the pair.")
+        values, what = _nearest(values, label.header.geometry, header.geometry), "resampled onto the image's grid"
+    kept = _keep_original(case.label, root)
+    target = case.label
+    if images.ending_of(target) not in (".nii.gz", ".nii"):
+        target = target.with_name(f"{images.case_name(target)}.nii.gz")
+    images.write_label_map(target, values, header)
+    if target != case.label:
+        case.label.unlink()
+    return f"{case.name}: the label was {what}; the original is kept as {kept}"
+
+
+_AMBIGUOUS = (
+    "image and label have the same shape but other positions; whether the header is wrong or the label belongs elsewhere "
+    "cannot be told from the files. If the voxels fit, copy the image's header onto the label"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Check:
+    """:func:`check_case` with its list of labels, so that another process can be given it."""
+
+    labels: Labels | None
+
+    def __call__(self, case: Case) -> CheckedCase:
+        return check_case(case, self.labels)
+
+
+def _bytes_of(case: Case) -> int:
+    """A stored and a canonical copy of a channel, a mask and the label, at most 16 bytes a voxel."""
+    try:
+        return 16 * images.read_header(case.channels[0].path).num_voxels
+    except (ImageReadError, IndexError):
+        return 0
+
+
+def _check_label(path: Path, header: ImageHeader | None, labels: Labels | None, found: Callable[..., None]) -> tuple[int, ...]:
+    """Findings of a label file; returns its values."""
+    try:
+        label = images.read_image(path)
+        integers = label_values(path, label.array)
+    except ImageReadError as error:
+        found("unreadable", "error", str(error))
+        return ()
+    except LabelValueError as error:
+        found("label values", "error", str(error))
+        return ()
+    values = tuple(unique_values(integers))
+    if labels is not None:
+        unknown = sorted(set(values) - set(labels.values))
+        if unknown:
+            found("label values", "error", f"label values {unknown} are not declared; the list is {sorted(labels.values)}")
+    if not any(values):
+        found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
+    if header is not None:
+        _check_grid(path, label.header.geometry, header.geometry, integers, found)
+    return values
+
+
+def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray, found: Callable[..., None]) -> None:
+    orientation = orientation_of(image.matrix)
+    turned = orientation_on_grid(label, image, orientation)
+    if not isinstance(turned, GeometryDifference):
+        difference = compare(canonical_geometry(image, orientation), canonical_geometry(label, turned))
+        if difference.corner_offset_voxels > ROUNDING_VOXELS:
+            message = f"the label ({path.name}) lies slightly beside the image: {describe(difference)}"
+            found("grid", "fixable", message, "give the label the image's header")
+        return
+    message = f"the label ({path.name}) lies on another grid than the image: {describe(turned)}"
+    if turned.is_same_shape:
+        found("grid", "error", f"{message}; {_AMBIGUOUS}")
+        return
+    inside = _foreground_inside(values, label, image)
+    if inside >= MIN_FOREGROUND_INSIDE:
+        fix = "resample the label onto the image's grid (nearest neighbor)"
+        found("grid", "error", f"{message}; medseg3d doctor --fix resamples it", fix)
+    else:
+        found("grid", "error", f"{message}; only {inside:.1%} of its foreground lies inside the image: do they belong together?")
+
+
+def _foreground_inside(values: np.ndarray, label: Geometry, image: Geometry) -> float:
+    """The share of the label's foreground voxels whose centers lie inside the image; 1 for an empty label."""
+    places = np.argwhere(values != 0)
+    if not len(places):
+        return 1.0
+    to_image = np.linalg.inv(image.matrix) @ label.matrix
+    there = places @ to_image[:3, :3].T + to_image[:3, 3]
+    return float(((there >= -0.5) & (there <= np.array(image.shape) - 0.5)).all(1).mean())
+
+
+def _nearest(values: np.ndarray, label: Geometry, image: Geometry) -> np.ndarray:
+    """Label values at the voxels of the image, the nearest voxel of the label each; 0 outside."""
+    to_label = np.linalg.inv(label.matrix) @ image.matrix
+    result = np.zeros(image.shape, values.dtype, order="F")
+    x, y = np.meshgrid(np.arange(image.shape[0]), np.arange(image.shape[1]), indexing="ij")
+    for z in range(image.shape[2]):
+        there = np.stack([x, y, np.full_like(x, z)], -1) @ to_label[:3, :3].T + to_label[:3, 3]
+        places = np.rint(there).astype(np.int64)
+        inside = ((places >= 0) & (places < values.shape)).all(-1)
+        result[:, :, z][inside] = values[tuple(places[inside].T)]
+    return result
+
+
+def _keep_original(path: Path, root: Path) -> Path:
+    """Copy a file below ``medseg3d-originals`` of the dataset; a copy that is there already is the older original and stays."""
+    inside = path.resolve().relative_to(root.resolve()) if path.resolve().is_relative_to(root.resolve()) else Path(path.name)
+    kept = root / "medseg3d-originals" / inside
+    if not kept.exists():
+        with replacing(kept) as temporary:
+            shutil.copy2(path, temporary)
+    return kept
+
+
+def _copies(training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> Iterator[Finding]:
+    by_content: dict[str, list[str]] = {}
+    for case in training:
+        if case.content:
+            by_content.setdefault(case.content, []).append(case.name)
+    for names in by_content.values():
+        if len(names) > 1:
+            message = f"{', '.join(names)} are the same image; in different folds they make the validation too good. Keep one"
+            yield Finding(case=names[0], kind="duplicate", severity="warning", message=message)
+    for case in test:
+        twins = by_content.get(case.content, []) if case.content else []
+        if twins:
+            message = f"the test image is also the training case {', '.join(twins)}; its score says nothing about new images"
+            yield Finding(case=case.name, kind="leakage", severity="warning", message=message)
+
+
+def _orientations(cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    counts: dict[str, int] = {}
+    for case in cases:
+        if case.orientation:
+            counts[case.orientation] = counts.get(case.orientation, 0) + 1
+    if len(counts) > 1:
+        listed = ", ".join(f"{code} ({counts[code]})" for code in sorted(counts, key=lambda c: (-counts[c], c)))
+        message = f"the files are stored in different orientations: {listed}; all are turned to RAS when read"
+        yield Finding(case=None, kind="orientation", severity="note", message=message)
+
+
+def _spacing_outliers(cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    known = [(case, float(np.prod(case.spacing)) ** (1 / 3)) for case in cases if case.spacing]
+    if len(known) < MIN_CASES_FOR_OUTLIERS:
+        return
+    middle = float(np.median([size for _, size in known]))
+    for case, size in known:
+        if not middle / SCALE_RATIO < size < middle * SCALE_RATIO:
+            message = f"voxels of {size:.3g} mm (mean edge), the dataset's median is {middle:.3g} mm; check the unit"
+            yield Finding(case=case.name, kind="spacing", severity="warning", message=message)
+
+
+def _intensity_outliers(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    """A range ten times the usual, or a middle far outside the usual range: other units, a forgotten slope or intercept."""
+    for index, channel in enumerate(dataset.channel_names):
+        known = [(case, *case.intensities[index]) for case in cases if len(case.intensities) > index]
+        ranges = [high - low for _, low, _, high in known]
+        usual = float(np.median(ranges)) if ranges else 0.0
+        if len(known) < MIN_CASES_FOR_OUTLIERS or usual <= 0:
+            continue
+        level = float(np.median([middle for _, _, middle, _ in known]))
+        outliers = [
+            (case.name, low, high)
+            for (case, low, middle, high), extent in zip(known, ranges, strict=True)
+            if not usual / SCALE_RATIO <= extent <= usual * SCALE_RATIO or abs(middle - level) > SCALE_RATIO * usual
+        ]
+        there = f"channel {index} ({channel})"
+        if len(outliers) > MAX_SINGLE_OUTLIERS:
+            listed = ", ".join(f"{name} ({low:.4g} to {high:.4g})" for name, low, high in outliers[:MAX_SINGLE_OUTLIERS])
+            message = (
+                f"{there}: {len(outliers)} of {len(known)} cases have another intensity scale than the usual {usual:.4g} "
+                f"around {level:.4g}: {listed}, …. Fine for MRI, which is normalized per image; wrong for CT"
+            )
+            yield Finding(case=None, kind="intensity scale", severity="warning", message=message)
+            continue
+        for case_name, low, high in outliers:
+            message = (
+                f"{there} runs from {low:.4g} to {high:.4g} (1st to 99th percentile); usual is a range of {usual:.4g} around "
+                f"{level:.4g}. Check its unit, slope and intercept"
+            )
+            yield Finding(case=case_name, kind="intensity scale", severity="warning", message=message)
+
+
+def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    there = sorted({value for case in cases for value in case.values})
+    if dataset.labels is None:
+        message = f"no dataset.json: the label values found are {there}"
+        yield Finding(case=None, kind="label values", severity="note", message=message)
+        return
+    for name, value in zip(dataset.labels.names[1:], dataset.labels.values[1:], strict=True):
+        if value not in there:
+            message = f"label {name} ({value}) is declared, but no case has it"
+            yield Finding(case=None, kind="label values", severity="warning", message=message)

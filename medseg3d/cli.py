@@ -1,0 +1,383 @@
+"""The command line: arguments → workflows → what is printed. Environment and arguments are read here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg3d import __version__
+from medseg3d.errors import CasesFailedError, InterruptedBySignalError, MedsegError
+
+if TYPE_CHECKING:
+    from medseg3d.evaluation.metrics import Evaluation
+
+Command = Callable[[argparse.Namespace], int]
+
+EXIT_DONE, EXIT_DEFECT = 0, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 our defect, 2 wrong input, 3 some cases failed, 130/143 stopped)."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return EXIT_DONE
+    _set_up_logging(options)
+    try:
+        return int(options.command(options))
+    except MedsegError as error:
+        _print_error(error, as_json=getattr(options, "json", False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again to go on where it stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing more can be said
+        return EXIT_DONE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="medseg3d",
+        description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
+        epilog="Every command takes the dataset's folder, the current folder if left out. Start with: medseg3d run DATASET",
+    )
+    parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = _dataset_command(commands, "run", _run, "the whole chain, ending in a report page")
+    _planning_options(run)
+    _compute_options(run)
+    _configuration_option(run)
+    run.add_argument("--folds", nargs="+", metavar="K", help="folds to train (default: all)")
+    _training_length_options(run)
+
+    plan = _dataset_command(commands, "plan", _plan, "measure the dataset and decide spacing, patch, batch and network")
+    _planning_options(plan)
+    plan.add_argument("--explain", action="store_true", help="for every number: the rule, its inputs, what would change it")
+    plan.add_argument("--fingerprint", type=Path, metavar="FILE", help="plan without images, from our fingerprint.json or nnU-Net's")
+
+    preprocess = _dataset_command(commands, "preprocess", _preprocess, "crop, normalize and resample all cases")
+    _configuration_option(preprocess)
+    _compute_options(preprocess)
+
+    train = _dataset_command(commands, "train", _train, "train one fold; run it again to go on where it stopped")
+    _configuration_option(train, several=False)
+    train.add_argument("--fold", required=True, metavar="K|all", help="which fold; all trains on every case without validation")
+    _training_length_options(train)
+    train.add_argument("--batch-size", type=_positive_int, metavar="N", help="default: the plan's")
+    train.add_argument("--restart", action="store_true", help="begin anew instead of going on")
+    train.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
+    train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (weights.safetensors)")
+    _compute_options(train)
+
+    select = _dataset_command(commands, "select", _select, "choose the best configuration or pair, and the postprocessing")
+    _compute_options(select)
+
+    predict = _dataset_command(commands, "predict", _predict, "label maps for new images")
+    predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
+    predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
+    predict.add_argument("-m", "--model", type=Path, help="a work folder or a weights.safetensors file")
+    _configuration_option(predict, several=False)
+    predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
+    predict.add_argument("--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto)")
+    predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
+    predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
+    predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
+    _compute_options(predict)
+
+    evaluate = commands.add_parser("evaluate", help="measure label maps against references", description="Measure label maps.")
+    evaluate.add_argument("predictions", type=Path, help="a folder of label maps")
+    evaluate.add_argument("references", type=Path, help="a folder of reference label maps with the same names")
+    evaluate.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write metrics.json (and .csv beside it)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    evaluate.set_defaults(command=_evaluate)
+    _common_options(evaluate)
+
+    doctor = _dataset_command(commands, "doctor", _doctor, "find what is wrong with a dataset")
+    doctor.add_argument("--fix", action="store_true", help="repair what can be repaired without doubt")
+
+    demo = commands.add_parser("demo", help="make a phantom dataset to try everything on", description="Make a phantom dataset.")
+    demo.add_argument("folder", type=Path)
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(command=_demo)
+    _common_options(demo)
+
+    report = _dataset_command(commands, "report", _report, "write report.html again from what is there")
+    _ = report
+    return parser
+
+
+def _dataset_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.add_argument("dataset", nargs="?", type=Path, default=Path(), metavar="DATASET", help="the dataset's folder (default: here)")
+    parser.add_argument("-w", "--work", type=Path, metavar="WORK", help="work folder (default: DATASET/medseg3d-work)")
+    parser.set_defaults(command=command)
+    _common_options(parser)
+    return parser
+
+
+def _common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+
+
+def _planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--planner", default="default", metavar="NAME|FILE.toml", help="rules to plan by (default: default)")
+    parser.add_argument("--gpu-memory", type=_positive_float, metavar="GB", help="memory that a training step may take")
+    parser.add_argument("--channels", type=lambda text: text.split(","), metavar="CT,…", help="modality of each channel")
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument("--group-pattern", metavar="REGEX", help="cases with the same match (first group) stay in one fold")
+    groups.add_argument("--groups", type=Path, metavar="FILE.csv", help="columns case,group: cases of a group stay in one fold")
+
+
+def _configuration_option(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+    parser.add_argument(
+        "-c",
+        "--configuration",
+        nargs="+" if several else None,
+        metavar="CONFIGURATION",
+        help="2d, 3d_fullres, 3d_lowres … (default: the recommended one)",
+    )
+
+
+def _compute_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where networks run")
+    parser.add_argument("--jobs", type=_positive_int, metavar="N", help="cases at once (default: the cores)")
+    parser.add_argument("--max-ram", type=_positive_float, metavar="GB", help="memory for case-wise work (default: 60 %% of the free)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+
+
+def _training_length_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=_positive_int, metavar="N", help="default: the plan's")
+    parser.add_argument("--iterations", type=_positive_int, metavar="N", help="steps per epoch (default: the plan's)")
+    parser.add_argument("--hours", type=_positive_float, metavar="H", help="train for this time; the learning rate follows it")
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.plan import plan, plan_from_fingerprint
+
+    with Console(options) as console:
+        if options.fingerprint is not None:
+            result = plan_from_fingerprint(
+                options.fingerprint, work=options.work, planner=options.planner, gpu_memory_gb=options.gpu_memory
+            )
+        else:
+            result = plan(
+                options.dataset,
+                options.work,
+                planner=options.planner,
+                gpu_memory_gb=options.gpu_memory,
+                channels=options.channels,
+                group_pattern=options.group_pattern,
+                groups=options.groups,
+                on=console.listen,
+            )
+    console.show_plan(result, explain=options.explain)
+    if result.failures:
+        raise CasesFailedError(f"{len(result.failures)} cases cannot be used; the plan was made from the others:", result.failures)
+    return EXIT_DONE
+
+
+def _preprocess(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.preprocess import preprocess
+
+    with Console(options) as console:
+        result = preprocess(
+            options.dataset,
+            options.work,
+            configurations=options.configuration,
+            jobs=options.jobs,
+            max_ram_gb=options.max_ram,
+            on=console.listen,
+        )
+    console.show_preprocessed(result)
+    if result.failures:
+        raise CasesFailedError(f"{len(result.failures)} cases could not be preprocessed; the others are done:", result.failures)
+    return EXIT_DONE
+
+
+def _train(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.training.train_fold import TrainingOptions
+    from medseg3d.workflows.train import train, validate
+
+    evaluation: Evaluation | None
+    with Console(options) as console:
+        if options.validate:
+            evaluation = validate(
+                options.dataset,
+                options.work,
+                configuration=options.configuration,
+                fold=options.fold,
+                device=options.device,
+                on=console.listen,
+            )
+        else:
+            evaluation = train(
+                options.dataset,
+                options.work,
+                configuration=options.configuration,
+                fold=options.fold,
+                device=options.device,
+                options=TrainingOptions(
+                    epochs=options.epochs,
+                    iterations=options.iterations,
+                    hours=options.hours,
+                    batch_size=options.batch_size,
+                    seed=options.seed,
+                    restart=options.restart,
+                ),
+                init=options.init,
+                on=console.listen,
+            )
+    console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
+    return EXIT_DONE
+
+
+def _select(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.select import select
+
+    with Console(options) as console:
+        result = select(options.dataset, options.work, device=options.device, on=console.listen)
+    console.show_selection(result)
+    return EXIT_DONE
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.predict import predict
+
+    with Console(options) as console:
+        result = predict(
+            options.input,
+            options.output,
+            dataset=options.dataset,
+            work=options.work,
+            model=options.model,
+            configuration=options.configuration,
+            folds=options.fold,
+            tta=options.tta,
+            step=options.step,
+            probabilities=options.probabilities,
+            overwrite=options.overwrite,
+            device=options.device,
+            on=console.listen,
+        )
+    console.show_predicted(result)
+    if result.failures:
+        raise CasesFailedError(f"{len(result.failures)} cases could not be predicted; the others are done:", result.failures)
+    return EXIT_DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.evaluate import evaluate
+
+    with Console(options) as console:
+        evaluation = evaluate(options.predictions, options.references, output=options.output, seed=options.seed, on=console.listen)
+    console.show_evaluation(evaluation, title="Evaluation")
+    if evaluation.failures:
+        raise CasesFailedError(f"{len(evaluation.failures)} cases could not be measured; the others are done:", evaluation.failures)
+    return EXIT_DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.run import run
+
+    with Console(options) as console:
+        result = run(
+            options.dataset,
+            work=options.work,
+            planner=options.planner,
+            gpu_memory_gb=options.gpu_memory,
+            channels=options.channels,
+            group_pattern=options.group_pattern,
+            groups=options.groups,
+            configurations=options.configuration,
+            folds=options.folds,
+            epochs=options.epochs,
+            iterations=options.iterations,
+            hours=options.hours,
+            device=options.device,
+            jobs=options.jobs,
+            max_ram_gb=options.max_ram,
+            seed=options.seed,
+            on=console.listen,
+        )
+    console.show_run(result)
+    if result.failures:
+        raise CasesFailedError(f"{len(result.failures)} cases failed; the others are done:", result.failures)
+    return EXIT_DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.doctor import doctor
+
+    with Console(options) as console:
+        report = doctor(options.dataset, fix=options.fix)
+    return console.show_doctor(report)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.demo import demo
+
+    with Console(options) as console:
+        demo(options.folder, seed=options.seed)
+    console.say(f"A phantom dataset lies in {options.folder}. Try: medseg3d run {options.folder}")
+    return EXIT_DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.work_folder import work_folder
+    from medseg3d.workflows.run import write_report
+
+    with Console(options) as console:
+        path = write_report(options.dataset, work_folder(options.dataset, options.work))
+    console.say(f"The report lies in {path}")
+    return EXIT_DONE
+
+
+def _set_up_logging(options: argparse.Namespace) -> None:
+    level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("medseg3d").setLevel(level)
+
+
+def _print_error(error: MedsegError, *, as_json: bool) -> None:
+    if isinstance(error, InterruptedBySignalError):
+        print(str(error), file=sys.stderr)
+    elif as_json:
+        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+    else:
+        print(f"medseg3d: {error}", file=sys.stderr)

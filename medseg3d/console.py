@@ -1,0 +1,245 @@
+"""What the command line shows: bars while work runs, then tables of results; with ``--json`` one document instead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from medseg3d.events import Event
+
+if TYPE_CHECKING:
+    from medseg3d.checks import DoctorReport
+    from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.selection import Selection
+    from medseg3d.workflows.plan import PlanResult
+    from medseg3d.workflows.predict import PredictResult
+    from medseg3d.workflows.preprocess import PreprocessResult
+    from medseg3d.workflows.run import RunResult
+
+SHOWN_CASES = 5
+FILE_WIDTH = 160
+"""Columns where the output is no terminal: a table must not be cut off in a log file."""
+
+
+class Console:
+    """Bars and messages on standard error, results on standard output; a context manager around the work."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._is_json: bool = options.json
+        self._is_quiet: bool = options.quiet
+        self._out = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+        self._err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+            disable=self._is_quiet or not self._err.is_terminal,
+        )
+        self._stage: tuple[str, TaskID] | None = None
+
+    def __enter__(self) -> Console:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def listen(self, event: Event) -> None:
+        """Draw an event: a message stays on the screen, progress moves the bar of its stage."""
+        if event.message is not None and not self._is_quiet:
+            self._err.print(event.message, markup=False)
+        if event.total:
+            if self._stage is None or self._stage[0] != event.stage:
+                if self._stage is not None:
+                    self._bars.remove_task(self._stage[1])
+                elif not self._err.is_terminal and not self._is_quiet:
+                    self._err.print(f"{event.stage} …", markup=False)
+                self._stage = (event.stage, self._bars.add_task(event.stage, total=event.total))
+            self._bars.update(self._stage[1], completed=event.done, total=event.total)
+
+    def say(self, text: str) -> None:
+        """A line on standard output."""
+        if self._is_json:
+            self._print_json({"message": text})
+        elif not self._is_quiet:
+            self._out.print(text, markup=False)
+
+    def show_plan(self, result: PlanResult, *, explain: bool) -> None:
+        """The configurations, which one is recommended, warnings; with ``explain`` every number's reason."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(
+                {
+                    "plan": to_plain(result.plan),
+                    "explanations": [to_plain(e) for e in result.explanations] if explain else None,
+                    "warnings": list(result.warnings),
+                    "path": None if result.path is None else str(result.path),
+                }
+            )
+            return
+        plan = result.plan
+        table = Table(title=f"Plan for {plan.dataset} ({plan.planner})")
+        for column in ("", "configuration", "spacing in mm", "patch", "batch", "stages", "features", "median case"):
+            table.add_column(column)
+        for name, c in plan.configurations.items():
+            table.add_row(
+                "→" if name == plan.recommended else "",
+                name,
+                _by(c.spacing),
+                _by(c.patch_size),
+                str(c.batch_size),
+                str(len(c.network.strides)),
+                f"{c.network.features[0]}–{c.network.features[-1]}",
+                _by(c.median_shape),
+            )
+        self._out.print(table)
+        self._lines([f"Recommended: {plan.recommended}. {plan.recommended_reason}", *plan.notes])
+        if explain:
+            self._explain(result)
+        self._lines([f"Note: {warning}" for warning in result.warnings])
+        if result.path is not None:
+            self._lines([f"Written: {result.path}"])
+
+    def _explain(self, result: PlanResult) -> None:
+        last = None
+        for e in result.explanations:
+            if e.configuration != last:
+                self._out.rule(e.configuration or "dataset")
+                last = e.configuration
+            self._out.print(f"[bold]{_escape(e.quantity)}[/bold] = [cyan]{_escape(str(e.value))}[/cyan]")
+            self._out.print(f"  why: {e.rule}", markup=False)
+            self._out.print(f"  from: {e.inputs}", markup=False)
+            self._out.print(f"  changes with: {e.changes_it}", markup=False)
+
+    def show_preprocessed(self, result: PreprocessResult) -> None:
+        """How many cases were made and kept."""
+        if self._is_json:
+            self._print_json({"made": list(result.made), "kept": list(result.kept), "failures": _failure_dicts(result.failures)})
+        else:
+            self._lines([f"{len(result.made)} cases preprocessed, {len(result.kept)} unchanged and kept, {len(result.failures)} failed."])
+
+    def show_evaluation(self, evaluation: Evaluation | None, *, title: str) -> None:
+        """A row per label with the number of cases beside each mean, then the worst cases."""
+        if evaluation is None:
+            return
+        from medseg3d.evaluation.metrics import table_header, table_rows
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(evaluation))
+            return
+        table = Table(title=title)
+        for index, column in enumerate(table_header(evaluation)):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in table_rows(evaluation):
+            table.add_row(*row)
+        self._out.print(table)
+        scored = sorted((d, c) for c, d in evaluation.dice_per_case().items() if d is not None)
+        if len(scored) > 1:
+            self._lines(["Worst cases: " + ", ".join(f"{case} {dice:.3f}" for dice, case in scored[:SHOWN_CASES])])
+
+    def show_selection(self, selection: Selection) -> None:
+        """What was chosen, and why."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(selection))
+            return
+        self._lines([f"Selected: {' + '.join(selection.configurations)}. {selection.reason}", *selection.notes])
+        for decision in selection.postprocessing.decisions:
+            self._lines(
+                [f"Postprocessing {decision.step.operation} of {decision.label}: {'yes' if decision.accepted else 'no'}, {decision.reason}"]
+            )
+
+    def show_predicted(self, result: PredictResult) -> None:
+        """How many files were written and kept, and where."""
+        if self._is_json:
+            self._print_json(
+                {
+                    "written": [str(path) for path in result.written],
+                    "kept": [str(path) for path in result.kept],
+                    "failures": _failure_dicts(result.failures),
+                }
+            )
+            return
+        where = f" in {result.written[0].parent}" if result.written else ""
+        self._lines([f"{len(result.written)} label maps written{where}, {len(result.kept)} kept from before."])
+
+    def show_run(self, result: RunResult) -> None:
+        """The measures of the test set where there are any, and where the report lies."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(
+                {
+                    "report": str(result.report),
+                    "selection": None if result.selection is None else to_plain(result.selection),
+                    "test": None if result.test is None else to_plain(result.test),
+                    "failures": _failure_dicts(result.failures),
+                }
+            )
+            return
+        if result.selection is not None:
+            self.show_selection(result.selection)
+        self.show_evaluation(result.test, title="Test set")
+        self._lines([f"The report lies in {result.report}"])
+
+    def show_doctor(self, report: DoctorReport) -> int:
+        """All findings, the errors first; returns the exit code: 2 where an error is left."""
+        from medseg3d.records import to_plain
+
+        errors = [finding for finding in report.findings if finding.severity == "error"]
+        if self._is_json:
+            self._print_json(to_plain(report))
+            return 2 if errors else 0
+        for finding in sorted(report.findings, key=lambda f: ("error", "fixable", "warning", "note").index(f.severity)):
+            self._lines([f"{finding.severity:8} {finding.case or 'dataset'}: {finding.message}"])
+        fixed = [finding for finding in report.findings if finding.severity == "fixable"]
+        if not report.findings:
+            self._lines(["Nothing is wrong with this dataset."])
+        elif fixed:
+            self._lines([f"{len(fixed)} findings can be repaired: run medseg3d doctor --fix."])
+        return 2 if errors else 0
+
+    def _lines(self, lines: Sequence[str]) -> None:
+        if not self._is_quiet:
+            for line in lines:
+                self._out.print(line, markup=False)
+
+    def _print_json(self, document: Any) -> None:
+        sys.stdout.write(json.dumps(document, indent=2, default=_path_as_text) + "\n")
+
+
+def _by(values: Iterable[float]) -> str:
+    return "×".join(f"{value:.4g}" for value in values)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _failure_dicts(failures: Iterable[Any]) -> list[dict[str, str]]:
+    return [{"case": f.case, "stage": f.stage, "reason": f.reason} for f in failures]
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,688 @@
+"""From a folder to its cases: which files belong together, what the labels are called, and one case read into memory.
+
+Three layouts: nnU-Net's (one file per channel), the Medical Segmentation Decathlon's (4D files listed in ``dataset.json``), and
+two plain folders ``images`` and ``labels``. Everything missing or superfluous is named in one error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medseg3d import images
+from medseg3d.errors import (
+    ChannelCountError,
+    DatasetError,
+    GeometryMismatchError,
+    ImageReadError,
+    NotFiniteError,
+    UnsupportedError,
+)
+from medseg3d.geometry import (
+    Geometry,
+    GeometryDifference,
+    Orientation,
+    canonical_geometry,
+    canonical_spacing,
+    compare,
+    orientation_of,
+    to_canonical,
+)
+from medseg3d.images import Image, ImageHeader, case_name
+from medseg3d.labels import Labels, as_integers, left_right_pairs
+from medseg3d.records import from_plain, read_json
+
+logger = logging.getLogger(__name__)
+
+GRID_TOLERANCE_VOXELS = 0.1
+"""Two files share a grid when no corner lies further apart: above rounding in headers, below what a voxel could notice."""
+LABEL_ROUNDING = 1e-4
+"""Float labels this close to a whole number are that number: files whose labels were stored with a slope come back so."""
+_CHANNEL_NUMBER = re.compile(r"^(.+)_(\d{4})$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelFile:
+    """Where one channel of a case is: a file, or one volume of a 4D file."""
+
+    path: Path
+    volume: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """The files of one case; ``label`` is None where there is none."""
+
+    name: str
+    channels: tuple[ChannelFile, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The names of the cases that one fold trains on, and of those that it is measured on."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """The cases of a folder, sorted by name, and what its ``dataset.json`` says.
+
+    ``labels`` is None without a JSON: names and values then come from the label files. ``has_named_channels`` is False where the
+    channel names are only placeholders (``channel_0``). ``declared_splits`` are the user's own folds.
+    """
+
+    root: Path
+    name: str
+    layout: Literal["nnunet", "decathlon", "folders"]
+    channel_names: tuple[str, ...]
+    has_named_channels: bool
+    labels: Labels | None
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+    declared_splits: tuple[Split, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawCase:
+    """One case in memory, axes canonical.
+
+    ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
+    ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray | None
+    spacing: tuple[float, float, float]
+    orientation: Orientation
+    header: ImageHeader
+
+
+def open_dataset(root: Path, *, channels: Sequence[str] | None = None) -> Dataset:
+    """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``.
+
+    Reads no voxels. Raises :class:`DatasetError` with all findings at once, and :class:`UnsupportedError` for regions or an
+    ignore label.
+    """
+    dataset, findings = find_dataset(root, channels=channels)
+    if findings:
+        raise DatasetError(f"{root}: the dataset cannot be used as it is ({_count(len(findings), 'finding')}).", findings)
+    return replace(dataset, declared_splits=_declared_splits(root, [case.name for case in dataset.training]))
+
+
+def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[Dataset, tuple[str, ...]]:
+    """What :func:`open_dataset` opens, with its findings instead of an error, and without the declared folds.
+
+    Raises :class:`DatasetError` only where there is no dataset at all.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; expected a dataset folder.")
+    file = root / "dataset.json"
+    declared = read_json(file) if file.is_file() else None
+    if declared is not None and not isinstance(declared, dict):
+        raise DatasetError(f"{file}: expected a JSON object with channel_names and labels.")
+    findings: list[str] = []
+    if declared is not None and _lists_its_files(root, declared):
+        dataset = _open_decathlon(root, declared, findings)
+    elif (root / "imagesTr").is_dir() or (declared is not None and "dataset" in declared):
+        dataset = _open_nnunet(root, declared, findings)
+    elif (root / "images").is_dir():
+        dataset = _open_folders(root, declared, findings)
+    else:
+        raise DatasetError(f"{root}: not a dataset. Expected imagesTr and labelsTr (nnU-Net, Decathlon), or images and labels.")
+    if channels is not None:
+        if len(channels) != len(dataset.channel_names):
+            given = f"{_count(len(channels), 'channel name')} given ({', '.join(channels)})"
+            findings.append(f"{given}, the cases have {len(dataset.channel_names)}")
+        dataset = replace(dataset, channel_names=tuple(channels), has_named_channels=True)
+    if not dataset.training and not findings:
+        findings.append("no training case found: no images")
+    return dataset, tuple(findings)
+
+
+def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
+    """The cases to predict in a folder, a single file, or a folder with one DICOM series; sorted by name.
+
+    One channel: every file is a case, and ``CASE_0000`` is named ``CASE`` where all files are called so. Several channels:
+    ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises :class:`DatasetError` with all findings, for a
+    single file :class:`ChannelCountError`.
+    """
+    if not source.exists():
+        raise DatasetError(f"{source}: no such file or folder; expected images to predict.")
+    if images.is_image(source) or not source.is_dir():
+        return (_single_case(source, num_channels),)
+    findings: list[str] = []
+    files = _image_files(source, findings)
+    if not files and not findings:
+        findings.append("no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+    _refuse_shared_study([path for path in files.values() if path.is_dir()], findings)
+    numbered = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem))}
+    is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
+    if num_channels == 1:
+        is_numbered = is_numbered and all(m[2] == "0000" for m in numbered.values())
+    if is_numbered:
+        cases = _numbered_cases(files, num_channels, findings)
+        logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
+    else:
+        cases = {stem: _channels_of_file(path, num_channels, findings) for stem, path in files.items()}
+    if findings:
+        raise DatasetError(f"{source}: these images cannot be predicted ({_count(len(findings), 'finding')}).", findings)
+    return tuple(Case(name=name, channels=cases[name]) for name in sorted(cases))
+
+
+def read_case(case: Case, *, with_label: bool = True) -> RawCase:
+    """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
+
+    A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
+    what is wrong, naming the case.
+    """
+    first, *others = _read_channels(case)
+    geometry = first.header.geometry
+    orientation = orientation_of(geometry.matrix)
+    if not others:  # without a copy, where the file holds float32 in canonical order
+        stack = np.ascontiguousarray(_float32(to_canonical(first.array, orientation)))[None]
+        _check_finite(case, 0, stack[0], first.array)
+    else:
+        stack = np.empty((len(case.channels), *canonical_geometry(geometry, orientation).shape[::-1]), np.float32)
+        for index, image in enumerate((first, *others)):
+            turned = orientation_on_grid(image.header.geometry, geometry, orientation)
+            if isinstance(turned, GeometryDifference):
+                raise GeometryMismatchError(
+                    f"{case.name}: channel {index} ({case.channels[index].path.name}) lies on another grid than channel 0: "
+                    f"{describe(turned)}. Resample all channels of a case onto one grid."
+                )
+            stack[index] = _float32(to_canonical(image.array, turned))
+            _check_finite(case, index, stack[index], image.array)
+    labels = None
+    if with_label and case.label is not None:
+        labels = _read_label(case, case.label, geometry, orientation)
+    return RawCase(
+        name=case.name,
+        image=stack,
+        labels=labels,
+        spacing=canonical_spacing(geometry, orientation),
+        orientation=orientation,
+        header=first.header,
+    )
+
+
+def describe(difference: GeometryDifference) -> str:
+    """Shapes, spacings and offset of two grids, the second against the first, in words."""
+
+    def times(values: Sequence[float]) -> str:
+        return " x ".join(f"{v:g}" for v in values)
+
+    if not difference.is_same_shape:
+        return (
+            f"shape {times(difference.shapes[1])} at {times(difference.spacings[1])} mm "
+            f"against {times(difference.shapes[0])} at {times(difference.spacings[0])} mm"
+        )
+    return (
+        f"corners up to {difference.corner_offset_mm:.3g} mm ({difference.corner_offset_voxels:.3g} voxels) apart; spacing "
+        f"{times(difference.spacings[1])} against {times(difference.spacings[0])} mm, origin shifted by "
+        f"({', '.join(f'{o:.4g}' for o in difference.origin_offset_mm)}) mm"
+    )
+
+
+def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
+    """How far two grids lie apart, whatever the order and direction of their axes; of both readings the closer one."""
+    as_stored = compare(image, other)
+    if as_stored.is_same_grid(GRID_TOLERANCE_VOXELS):
+        return as_stored
+    turned = compare(*(canonical_geometry(grid, orientation_of(grid.matrix)) for grid in (image, other)))
+    if turned.is_same_shape and (not as_stored.is_same_shape or turned.corner_offset_mm < as_stored.corner_offset_mm):
+        return turned
+    return as_stored
+
+
+def label_values(path: Path, array: np.ndarray) -> np.ndarray:
+    """The integers of a label file; floats within 1e-4 of a whole number are rounded, all others refused.
+
+    Raises :class:`LabelValueError`. Goes slice by slice, so that a float file takes no second float copy.
+    """
+    if array.dtype.kind != "f":
+        return as_integers(array, str(path))
+    result = np.empty(array.shape, np.int32, order="F")
+    for k in range(array.shape[-1]):
+        slab = array[..., k]
+        rounded = np.rint(slab)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            far = ~(np.abs(slab - rounded) <= LABEL_ROUNDING)  # True for NaN
+        result[..., k] = as_integers(slab[far] if far.any() else rounded, str(path))
+    return result
+
+
+def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
+    """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``).
+
+    Raises :class:`DatasetError` with all findings: unknown names, cases in no fold, cases on both sides of a fold.
+    """
+    document = read_json(path)
+    folds = document.get("folds", document.get("splits", document.get("records"))) if isinstance(document, dict) else document
+    if not isinstance(folds, list) or not folds or not all(isinstance(fold, dict) for fold in folds):
+        raise DatasetError(f'{path}: expected a list of folds, each {{"train": [...], "val": [...]}}.')
+    splits = tuple(
+        from_plain(
+            {"train": fold.get("train", []), "validation": fold.get("validation", fold.get("val", []))},
+            Split,
+            f"{path}: fold {k}",
+        )
+        for k, fold in enumerate(folds)
+    )
+    known = set(case_names)
+    findings = []
+    for k, split in enumerate(splits):
+        unknown = sorted({*split.train, *split.validation} - known)
+        if unknown:
+            findings.append(f"fold {k} names cases that the dataset does not have: {_some(unknown)}")
+        both = sorted(set(split.train) & set(split.validation))
+        if both and len(known) > 1:
+            findings.append(f"fold {k} has cases in both train and validation: {_some(both)}")
+        if not split.train or not split.validation:
+            findings.append(f"fold {k} has no {'training' if not split.train else 'validation'} case")
+    missing = sorted(known - {name for split in splits for name in (*split.train, *split.validation)})
+    if missing:
+        findings.append(f"in no fold: {_some(missing)}")
+    if findings:
+        raise DatasetError(f"{path}: the folds do not fit the dataset. Correct the file; without it, folds are made.", findings)
+    return splits
+
+
+# ---- layouts
+
+
+def _lists_its_files(root: Path, declared: Mapping[str, Any]) -> bool:
+    """Decathlon, not nnU-Net's first version, whose ``training`` names files without their channel number."""
+    entries = declared.get("training")
+    if not isinstance(entries, list) or not entries:
+        return False
+    paths = [root / str(entry["image"]) for entry in entries if isinstance(entry, dict) and "image" in entry]
+    if any(path.exists() for path in paths):
+        return True
+    return not any((path.parent / path.name.replace(case_name(path), f"{case_name(path)}_0000", 1)).exists() for path in paths)
+
+
+def _open_decathlon(root: Path, declared: dict[str, Any], findings: list[str]) -> Dataset:
+    names, labels = _channel_names(declared, findings), _declared_labels(root, declared, findings)
+    training = []
+    for entry in declared["training"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not isinstance(entry.get("label"), str):
+            findings.append(f"dataset.json, training: expected an image and a label, found {entry!r}")
+            continue
+        image, label = root / entry["image"], root / entry["label"]
+        missing = [path for path in (image, label) if not path.is_file()]
+        findings.extend(f"{path}: listed in dataset.json, but there is no such file" for path in missing)
+        if image.is_file():
+            training.append(Case(name=case_name(image), channels=_channels_of_file(image, len(names), findings), label=label))
+    test = []
+    reference = _files_by_case(root / "labelsTs", findings)
+    for entry in declared.get("test") or ():
+        image = root / (entry["image"] if isinstance(entry, dict) and "image" in entry else str(entry))
+        if not image.is_file():
+            logger.warning("%s: listed under test in dataset.json, but there is no such file.", image)
+            continue
+        name = case_name(image)
+        test.append(Case(name=name, channels=_channels_of_file(image, len(names), findings), label=reference.get(name)))
+    return _dataset(root, declared, "decathlon", names, labels, training, test, findings)
+
+
+def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
+    names = _channel_names(declared, findings) if declared is not None else None
+    labels = _declared_labels(root, declared, findings) if declared is not None else None
+    if declared is not None and "dataset" in declared:
+        training = _explicit_cases(root, declared["dataset"], names or (), findings)
+    else:
+        label_files = _files_by_case(root / "labelsTr", findings, is_required=True)
+        grouped, names = _grouped(root / "imagesTr", label_files, names, findings)
+        training = _paired(grouped, label_files, root / "labelsTr", findings)
+    test: list[Case] = []
+    if (root / "imagesTs").is_dir() and names:
+        reference = _files_by_case(root / "labelsTs", findings)
+        grouped, _ = _grouped(root / "imagesTs", reference, names, findings)
+        test = [Case(name=name, channels=files, label=reference.get(name)) for name, files in grouped.items()]
+    return _dataset(root, declared, "nnunet", names or (), labels, training, test, findings)
+
+
+def _open_folders(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
+    names = _channel_names(declared, findings) if declared is not None else None
+    labels = _declared_labels(root, declared, findings) if declared is not None else None
+    label_files = _files_by_case(root / "labels", findings, is_required=True)
+    grouped, names = _grouped(root / "images", label_files, names, findings)
+    training = _paired(grouped, label_files, root / "labels", findings)
+    return _dataset(root, declared, "folders", names, labels, training, [], findings)
+
+
+def _dataset(
+    root: Path,
+    declared: dict[str, Any] | None,
+    layout: Literal["nnunet", "decathlon", "folders"],
+    names: tuple[str, ...],
+    labels: Labels | None,
+    training: list[Case],
+    test: list[Case],
+    findings: list[str],
+) -> Dataset:
+    counted = [case.name for case in training]
+    findings.extend(f"{name}: two training cases have this name" for name in sorted({n for n in counted if counted.count(n) > 1}))
+    if declared is not None:
+        announced = declared.get("numTraining")
+        if isinstance(announced, int) and announced != len(training):
+            logger.warning("%s: numTraining in dataset.json is %d, found %d cases; all are used.", root, announced, len(training))
+    return Dataset(
+        root=root,
+        name=str((declared or {}).get("name") or root.resolve().name),
+        layout=layout,
+        channel_names=names,
+        has_named_channels=declared is not None,
+        labels=labels,
+        training=tuple(sorted(training, key=lambda case: case.name)),
+        test=tuple(sorted(test, key=lambda case: case.name)),
+    )
+
+
+def _explicit_cases(root: Path, listed: object, names: tuple[str, ...], findings: list[str]) -> list[Case]:
+    """nnU-Net's ``dataset`` key: case → images and label, paths absolute or relative to the dataset folder."""
+    if not isinstance(listed, dict):
+        findings.append("dataset.json, dataset: expected an object of cases with images and label")
+        return []
+    cases = []
+    for name, entry in listed.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or not isinstance(entry.get("label"), str):
+            findings.append(f"dataset.json, dataset, {name}: expected images (a list) and label")
+            continue
+        files, label = [root / str(path) for path in entry["images"]], root / entry["label"]
+        missing = [path for path in (*files, label) if not path.exists()]
+        findings.extend(f"{name}: {path} is listed in dataset.json, but does not exist" for path in missing)
+        if len(files) != len(names):
+            findings.append(f"{name}: {_count(len(files), 'channel')}, expected {len(names)} ({', '.join(names)})")
+        cases.append(Case(name=str(name), channels=tuple(ChannelFile(path=path) for path in files), label=label))
+    return cases
+
+
+def _grouped(
+    folder: Path, label_files: Mapping[str, Path], names: tuple[str, ...] | None, findings: list[str]
+) -> tuple[dict[str, tuple[ChannelFile, ...]], tuple[str, ...]]:
+    """The images of a folder by case, and the channel names, made up where ``names`` is None.
+
+    ``CASE_0000`` is channel 0 of CASE where CASE has a label (or all files are named so); a file that is called as its label is
+    one channel, or with several channels a 4D file.
+    """
+    files = _image_files(folder, findings)
+    if not files:
+        findings.append(f"{folder}: no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+        return {}, names or ()
+    matches = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem)) and stem not in label_files}
+    matched = {stem for stem, match in matches.items() if match[1] in label_files}
+    if not matched & set(files) and not set(files) & set(label_files):
+        matched = set(matches)  # no label tells how the files are named
+    elif matched and not set(files) & set(label_files):
+        matched = set(matches)  # all labelled files carry channel numbers, so the others do as well
+    numbered = {stem: files[stem] for stem in matched}
+    if names is None:
+        if numbered:
+            count = 1 + max(int(matches[stem][2]) for stem in numbered)
+        else:
+            count = _num_volumes(next(iter(files.values())), findings)
+        names = tuple(f"channel_{index}" for index in range(count))
+    grouped = _numbered_cases(numbered, len(names), findings)
+    for stem, path in files.items():
+        if stem not in matched:
+            grouped[stem] = _channels_of_file(path, len(names), findings)
+    return dict(sorted(grouped.items())), names
+
+
+def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: list[str]) -> dict[str, tuple[ChannelFile, ...]]:
+    """Files ``CASE_0000``, ``CASE_0001``, … by case."""
+    by_case: dict[str, dict[int, Path]] = {}
+    for stem, path in files.items():
+        match = _CHANNEL_NUMBER.match(stem)
+        if match:
+            by_case.setdefault(match[1], {})[int(match[2])] = path
+    for name, found in by_case.items():
+        expected = set(range(num_channels))
+        if set(found) != expected:
+            lacks = [f"{c:04d}" for c in sorted(expected - set(found))]
+            extra = [f"{c:04d}" for c in sorted(set(found) - expected)]
+            findings.append(
+                f"{name}: {_count(len(found), 'channel')}, expected {num_channels}"
+                + (f"; missing {', '.join(lacks)}" if lacks else "")
+                + (f"; superfluous {', '.join(extra)}" if extra else "")
+            )
+    return {name: tuple(ChannelFile(path=found[c]) for c in sorted(found)) for name, found in by_case.items()}
+
+
+def _channels_of_file(path: Path, num_channels: int, findings: list[str]) -> tuple[ChannelFile, ...]:
+    """One file that holds the whole case; with several channels it is 4D."""
+    if num_channels == 1:
+        return (ChannelFile(path=path),)
+    found = _num_volumes(path, findings)
+    if found not in (0, num_channels):
+        findings.append(f"{case_name(path)}: {path.name} holds {_count(found, 'channel')}, expected {num_channels}")
+    return tuple(ChannelFile(path=path, volume=volume) for volume in range(num_channels))
+
+
+def _num_volumes(path: Path, findings: list[str]) -> int:
+    """Volumes of a file; 0 and a finding where it cannot be read."""
+    try:
+        return images.read_header(path).num_volumes
+    except ImageReadError as error:
+        findings.append(str(error))
+        return 0
+
+
+def _paired(
+    grouped: Mapping[str, tuple[ChannelFile, ...]], label_files: Mapping[str, Path], folder: Path, findings: list[str]
+) -> list[Case]:
+    for name in sorted(set(grouped) - set(label_files)):
+        findings.append(f"{name}: image without a label ({grouped[name][0].path.name}); expected {folder.name}/{name}.*")
+    for name in sorted(set(label_files) - set(grouped)):
+        findings.append(f"{name}: label without an image ({folder.name}/{label_files[name].name})")
+    return [Case(name=name, channels=grouped[name], label=label_files[name]) for name in grouped if name in label_files]
+
+
+def _files_by_case(folder: Path, findings: list[str], *, is_required: bool = False) -> dict[str, Path]:
+    """The label files of a folder by case name; empty where the folder does not exist."""
+    if not folder.is_dir():
+        if is_required:
+            findings.append(f"{folder}: no such folder; expected one label map per case in it")
+        return {}
+    return _image_files(folder, findings)
+
+
+def _image_files(folder: Path, findings: list[str]) -> dict[str, Path]:
+    """The images of a folder by name without ending, sorted; two files of one name and formats that are not read are findings."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        reason = images.refusal(path)
+        if reason and path.is_file():
+            findings.append(f"{path}: {reason}")
+        elif images.is_image(path):
+            name = case_name(path)
+            if name in files:
+                findings.append(f"{name}: two files of this name, {files[name].name} and {path.name}; keep one")
+            files.setdefault(name, path)
+    return files
+
+
+# ---- dataset.json
+
+
+def _channel_names(declared: dict[str, Any], findings: list[str]) -> tuple[str, ...]:
+    """``channel_names`` or, in older files, ``modality``: {"0": "CT"} or a list."""
+    found = declared.get("channel_names", declared.get("modality"))
+    if isinstance(found, str):
+        found = [found]
+    if isinstance(found, dict):
+        try:
+            found = {int(key): name for key, name in found.items()}
+        except (TypeError, ValueError):
+            found = {}
+        found = [found[c] for c in sorted(found)] if sorted(found) == list(range(len(found))) else []
+    if not isinstance(found, list) or not found:
+        findings.append('dataset.json: channel_names must name the channels from 0 on, for instance {"0": "CT"}')
+        return ()
+    return tuple(str(name) for name in found)
+
+
+def _declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -> Labels | None:
+    """``labels``: {"background": 0, "liver": 1}, or the other way round in older files."""
+    found = declared.get("labels")
+    if not isinstance(found, dict) or not found:
+        findings.append('dataset.json: labels must name the label values, for instance {"background": 0, "liver": 1}')
+        return None
+    is_turned = all(_is_integer(key) for key in found) and not all(_is_integer(value) for value in found.values())
+    pairs = [(str(value), key) if is_turned else (str(key), value) for key, value in found.items()]
+    for name, value in pairs:
+        if isinstance(value, list):
+            raise UnsupportedError(
+                f"{root / 'dataset.json'}: label {name!r} is a region ({value}); regions are not supported yet. "
+                "List plain labels, one value each."
+            )
+        if name.strip().lower() == "ignore":
+            raise UnsupportedError(
+                f"{root / 'dataset.json'}: an ignore label (value {value}) is not supported yet; "
+                "leave out the cases that have it, or label them completely."
+            )
+    wrong = [name for name, value in pairs if not _is_integer(value)]
+    if wrong:
+        findings.append(f"dataset.json: the values of these labels are not integers: {_some(wrong)}")
+        return None
+    named: dict[int, str] = {}
+    for name, value in pairs:
+        if int(value) in named:
+            findings.append(f"dataset.json: labels {named[int(value)]!r} and {name!r} both have the value {int(value)}")
+        named[int(value)] = name
+    return labels_from_values(named)
+
+
+def labels_from_values(named: Mapping[int, str]) -> Labels:
+    """Labels from value → name; the background is value 0, put first and added where it is missing."""
+    values = (0, *sorted(set(named) - {0}))
+    names = tuple(named.get(value, "background") if value == 0 else named[value] for value in values)
+    return Labels(names=names, values=values, pairs=left_right_pairs(names))
+
+
+def _is_integer(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d+", value.strip()) is not None
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
+def _declared_splits(root: Path, names: Sequence[str]) -> tuple[Split, ...] | None:
+    for file in (root / "splits.json", root / "splits_final.json"):
+        if file.is_file():
+            return read_splits(file, names)
+    return None
+
+
+# ---- one case
+
+
+def _single_case(source: Path, num_channels: int) -> Case:
+    """A file named on the command line; ``CASE_0000`` brings its other channels along."""
+    findings: list[str] = []
+    if not source.is_dir():
+        images.read_header(source)  # what cannot be read is refused here, with its own message
+    match = _CHANNEL_NUMBER.match(case_name(source))
+    if match and match[2] == "0000":
+        siblings = _image_files(source.parent, [])
+        files = {stem: path for stem, path in siblings.items() if (m := _CHANNEL_NUMBER.match(stem)) and m[1] == match[1]}
+        if num_channels == 1:
+            files = {case_name(source): source}
+        channels = _numbered_cases(files, num_channels, findings)[match[1]]
+        name = match[1]
+    else:
+        channels, name = _channels_of_file(source, num_channels, findings), case_name(source)
+    if findings:
+        raise ChannelCountError(f"{source}: {'; '.join(findings)}. Give the channels the model was trained with, in their order.")
+    return Case(name=name, channels=channels)
+
+
+def _refuse_shared_study(folders: Sequence[Path], findings: list[str]) -> None:
+    """Several series of one study are several looks at one patient; which one is meant cannot be guessed."""
+    if len(folders) < 2:
+        return
+    from medseg3d.images import dicom
+
+    by_study: dict[str, list[Path]] = {}
+    for folder in folders:
+        try:
+            study = dicom.study_of(folder)
+        except ImageReadError as error:
+            findings.append(str(error))
+            continue
+        if study:
+            by_study.setdefault(study, []).append(folder)
+    for same in by_study.values():
+        if len(same) > 1:
+            findings.append(f"{len(same)} series found in one study: {_some([f.name for f in same])}; name the folder of one")
+
+
+def _read_channels(case: Case) -> list[Image]:
+    """The volumes of all channels; neighbors in one 4D file are decompressed once."""
+    found: list[Image] = []
+    for path, channels in itertools.groupby(case.channels, key=lambda channel: channel.path):
+        found.extend(images.read_volumes(path, [channel.volume for channel in channels]))
+    return found
+
+
+def orientation_on_grid(geometry: Geometry, reference: Geometry, orientation: Orientation) -> Orientation | GeometryDifference:
+    """The orientation that brings a file onto the reference's canonical grid, or how far it lies from it."""
+    if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
+        return orientation
+    difference = grid_difference(reference, geometry)
+    return orientation_of(geometry.matrix) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
+
+
+def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:
+    label = images.read_image(path)
+    turned = orientation_on_grid(label.header.geometry, geometry, orientation)
+    if isinstance(turned, GeometryDifference):
+        advice = (
+            "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."
+            if turned.is_same_shape
+            else "Resample the label onto the image's grid, or run medseg3d doctor --fix."
+        )
+        raise GeometryMismatchError(
+            f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
+        )
+    return np.ascontiguousarray(to_canonical(label_values(path, label.array), turned))
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused by the next check
+        return array.astype(np.float32, copy=False)
+
+
+def _check_finite(case: Case, channel: int, canonical: np.ndarray, stored: np.ndarray) -> None:
+    """Summing is enough to find a NaN or an infinity, and takes no memory."""
+    if stored.dtype.kind != "f" or np.isfinite(canonical.sum(dtype=np.float64)):
+        return
+    with np.errstate(over="ignore"):
+        wrong = ~np.isfinite(stored.astype(np.float32))
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise NotFiniteError(
+        f"{case.name}: channel {channel} ({case.channels[channel].path.name}) has {int(wrong.sum())} NaN or infinite voxels of "
+        f"{wrong.size}, the first at (x, y, z) = {place}. Replace them, for instance by the background's value."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -1,0 +1,104 @@
+"""Where a network runs and in which precision: detect, check, fall back.
+
+Goes in: a device name (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``). Comes out: a :class:`Device` that says which
+autocast type is fast there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from medseg3d.errors import InputError
+from medseg3d.execution import available_cores
+
+logger = logging.getLogger(__name__)
+Precision = Literal["float32", "bfloat16", "float16"]
+
+MAX_RELATIVE_DEVIATION = 0.05
+"""Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their spread:
+bf16 keeps 8 bits (0.4 %) a number, and a healthy network loses about 1 % over its layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A torch device and the precision that networks use on it."""
+
+    device: torch.device
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The autocast type."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision on this device; nothing in float32."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "float32"):
+            yield
+
+    def in_float32(self) -> Device:
+        """The same device without mixed precision."""
+        return replace(self, precision="float32")
+
+
+def choose_device(name: str = "auto") -> Device:
+    """The device by name and its fast precision; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Raises :class:`InputError` where the
+    named device is missing.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a device. Say auto, cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--device cuda: this PyTorch sees no CUDA device. Use --device cpu, or install PyTorch with CUDA.")
+        native = torch.cuda.get_device_capability(device)[0] >= 8  # bf16 is emulated, and slow, below compute capability 8
+        return Device(device=device, precision="bfloat16" if native else "float16")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("--device mps: this machine has no Metal device. Use --device cpu.")
+        return Device(device=device, precision="float32")
+    return Device(device=device, precision="bfloat16" if _cpu_has_bf16_units() else "float32")
+
+
+def _cpu_has_bf16_units() -> bool:
+    # Private in torch, so each name is looked up: a torch without it simply means float32.
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Device) -> Device:
+    """The device as it is when mixed precision gives the float32 result on this batch, otherwise in float32, with a warning."""
+    if device.precision == "float32":
+        return device
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        exact = network(batch).float()
+        with device.autocast():
+            rounded = network(batch).float()
+    network.train(was_training)
+    deviation = float((exact - rounded).abs().mean() / exact.std().clamp_min(1e-6))
+    if deviation <= MAX_RELATIVE_DEVIATION:
+        return device
+    logger.warning("%s deviates by %.1f %% from float32 on the first batch; using float32.", device.precision, 100 * deviation)
+    return device.in_float32()
+
+
+def use_all_cores() -> None:
+    """Give torch every core that the process may use.
+
+    Other work sets the thread count of shared libraries for a while; sums over another number of threads are other bits.
+    """
+    torch.set_num_threads(available_cores())

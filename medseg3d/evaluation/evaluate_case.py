@@ -1,0 +1,157 @@
+"""A predicted and a reference label map on one grid → the metrics of every label.
+
+Each label is cropped to the box of both objects first, so that its cost follows the object and not the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from medseg3d.errors import GeometryMismatchError, InputError
+from medseg3d.evaluation.lesions import count_lesions
+from medseg3d.evaluation.metrics import CaseMetrics, LabelMetrics, Presence, absent_label, mean_of
+from medseg3d.evaluation.surfaces import surface_distances
+from medseg3d.labels import Labels
+
+TOLERANCE_MM = 1.0
+"""Of the normalized surface Dice, where nothing else is asked for: about the disagreement of two readers on clinical images."""
+MAX_TOLERANCE_VOXELS = 3.0
+"""In images much finer than 1 mm (small animals, microscopy) 1 mm would accept everything."""
+
+Box = tuple[slice, slice, slice]
+
+
+def evaluate_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    labels: Labels,
+    tolerance_mm: float | None = None,
+    name: str = "case",
+    num_threads: int = 1,
+) -> CaseMetrics:
+    """Compare two label maps of *file values*, three axes in any order but the same; ``spacing`` in mm in that order.
+
+    Both maps are read only. Without ``tolerance_mm`` it is :func:`default_tolerance_mm` of this case's spacing. Labels are
+    spread over ``num_threads``. Raises :class:`GeometryMismatchError` for different shapes, :class:`LabelValueError` for
+    values that are not in ``labels``.
+    """
+    if prediction.shape != reference.shape or reference.ndim != 3:
+        raise GeometryMismatchError(
+            f"{name}: the prediction has shape {prediction.shape}, the reference {reference.shape}; both must be the "
+            "same volume of three axes. Put the prediction on the reference's grid."
+        )
+    steps = tuple(float(s) for s in spacing)
+    if len(steps) != 3 or not all(math.isfinite(s) and s > 0 for s in steps):
+        raise InputError(f"{name}: the spacing {steps} must be three positive lengths in mm. Correct the file's header.")
+    order = tuple(int(axis) for axis in np.argsort([-abs(s) for s in reference.strides], kind="stable"))  # memory order: fast crops
+    steps = tuple(steps[axis] for axis in order)
+    predicted = labels.encode(prediction.transpose(order), f"{name} (prediction)")
+    referenced = labels.encode(reference.transpose(order), f"{name} (reference)")
+    tolerance = default_tolerance_mm(spacing, reference.shape) if tolerance_mm is None else float(tolerance_mm)
+    boxes = label_boxes(predicted, referenced, labels.num_classes)
+
+    def evaluate(index: int) -> LabelMetrics:
+        box = boxes[index]
+        if box is None:
+            return absent_label(labels.values[index], labels.names[index])
+        return _evaluate_label(
+            predicted[box] == index,
+            referenced[box] == index,
+            value=labels.values[index],
+            name=labels.names[index],
+            spacing=steps,
+            tolerance_mm=tolerance,
+            axes=tuple(axis for axis in range(3) if referenced.shape[axis] > 1) or (0, 1, 2),
+        )
+
+    largest_first = sorted(labels.foreground, key=lambda index: -_num_voxels(boxes[index]))
+    if num_threads > 1:
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="labels") as pool:
+            results = dict(zip(largest_first, pool.map(evaluate, largest_first), strict=True))
+    else:
+        results = {index: evaluate(index) for index in largest_first}
+    metrics = tuple(results[index] for index in labels.foreground)
+    mean = mean_of(label.dice for label in metrics)
+    return CaseMetrics(
+        case=name,
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        tolerance_mm=tolerance,
+        foreground_dice=mean.mean,
+        num_labels_counted=mean.n,
+        labels=metrics,
+    )
+
+
+def default_tolerance_mm(spacing: Sequence[float], shape: Sequence[int] | None = None) -> float:
+    """1 mm, but at least one and at most three times the finest spacing; axes of a single slice do not count.
+
+    >>> default_tolerance_mm((5.0, 0.8, 0.8)), default_tolerance_mm((1.5, 1.5, 1.5)), default_tolerance_mm((0.15, 0.15, 0.15))
+    (1.0, 1.5, 0.45)
+    """
+    extended = [s for s, n in zip(spacing, shape, strict=True) if n > 1] if shape is not None else []
+    finest = float(min(extended or spacing))
+    return round(min(max(TOLERANCE_MM, finest), MAX_TOLERANCE_VOXELS * finest), 6)
+
+
+def label_boxes(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> list[Box | None]:
+    """Per index the smallest box that holds its voxels in both index arrays; None where it has none."""
+    from scipy import ndimage
+
+    boxes: list[Box | None] = [None]
+    found = (ndimage.find_objects(array, max_label=max(1, num_classes - 1)) for array in (prediction, reference))
+    for first, second in zip(*found, strict=True):
+        if first is None or second is None:
+            boxes.append(first or second)
+        else:
+            both = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+            boxes.append(tuple(both))  # type: ignore[arg-type]
+    return boxes
+
+
+def _evaluate_label(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    value: int,
+    name: str,
+    spacing: Sequence[float],
+    tolerance_mm: float,
+    axes: Sequence[int],
+) -> LabelMetrics:
+    """Two bool masks, cropped to the box of both, at least one not empty."""
+    num_p, num_r = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    common = int(np.count_nonzero(prediction & reference))
+    presence: Presence = "both" if num_p and num_r else "only_prediction" if num_p else "only_reference"
+    distances = surface_distances(prediction, reference, spacing=spacing, axes=axes) if presence == "both" else None
+    lesions = count_lesions(prediction, reference)
+    voxel_ml = math.prod(spacing) / 1000
+    return LabelMetrics(
+        value=value,
+        name=name,
+        presence=presence,
+        dice=2 * common / (num_p + num_r),
+        iou=common / (num_p + num_r - common),
+        nsd=distances.nsd(tolerance_mm) if distances else 0.0,
+        hd95_mm=distances.hd95_mm if distances else None,
+        assd_mm=distances.assd_mm if distances else None,
+        volume_reference_ml=num_r * voxel_ml,
+        volume_prediction_ml=num_p * voxel_ml,
+        volume_difference_ml=(num_p - num_r) * voxel_ml,
+        voxels_reference=num_r,
+        voxels_prediction=num_p,
+        voxels_common=common,
+        lesion_true_positives=lesions.true_positives,
+        lesion_false_positives=lesions.false_positives,
+        lesion_false_negatives=lesions.false_negatives,
+        lesion_f1=lesions.f1,
+    )
+
+
+def _num_voxels(box: Box | None) -> int:
+    return math.prod(side.stop - side.start for side in box) if box else 0

@@ -1,0 +1,245 @@
+"""A folder of predictions and a folder of references → an evaluation: matched by case name, on one grid or refused."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d import geometry
+from medseg3d.errors import CaseFailure, GeometryMismatchError, InputError
+from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
+from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
+from medseg3d.events import Event, Listener, silent
+from medseg3d.execution import available_cores, run_cases
+from medseg3d.labels import Labels, unique_values
+from medseg3d.records import read_json
+
+BYTES_PER_VOXEL = 40
+"""Both maps as read and as integers, masks, surfaces and float32 distances of a label as large as the image; most take a quarter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The two files of one case."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    *,
+    labels: Labels | None = None,
+    tolerance_mm: float | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    executor: Executor | None = None,
+    seed: int = 0,
+    on: Listener = silent,
+) -> Evaluation:
+    """Measure every reference that has a prediction of the same case name; both may also be single files.
+
+    ``labels``: given, or those of the ``dataset.json`` in or above the references' folder, or all values that occur (0 is
+    background). ``tolerance_mm`` of the normalized surface Dice is one number for all cases: given, or
+    :func:`~medseg3d.evaluation.evaluate_case.default_tolerance_mm` of the median of the references' finest spacings. Cases
+    that cannot be measured are in ``failures``, also those whose two grids lie more than 0.1 voxel apart. Raises
+    :class:`InputError` where no case has both files.
+    """
+    pairs, missing, extra = match_files(predictions, references)
+    evaluation = evaluate_pairs(
+        pairs,
+        labels=labels or labels_beside(references),
+        tolerance_mm=tolerance_mm,
+        num_workers=num_workers,
+        max_bytes=max_bytes,
+        executor=executor,
+        seed=seed,
+        on=on,
+    )
+    return replace(
+        evaluation,
+        predictions=str(predictions),
+        references=str(references),
+        missing_predictions=tuple(missing),
+        extra_predictions=tuple(extra),
+    )
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    *,
+    labels: Labels | None,
+    tolerance_mm: float | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    executor: Executor | None = None,
+    seed: int = 0,
+    on: Listener = silent,
+) -> Evaluation:
+    """Measure pairs of files, side by side within ``max_bytes`` of memory; arguments as in :func:`evaluate_folders`.
+
+    ``labels`` None: all values that occur. Cases are sorted by name, whatever finished first.
+    """
+    tolerance = tolerance_mm if tolerance_mm is not None else _common_tolerance(pairs)
+    workers = num_workers or available_cores()
+    threads = max(1, workers // max(1, len(pairs)))  # few cases: the labels of one case fill the cores
+
+    def measure(pair: Pair) -> CaseMetrics:
+        return evaluate_files(pair, labels=labels, tolerance_mm=tolerance, num_threads=threads)
+
+    cases: list[CaseMetrics] = []
+    failures: list[CaseFailure] = []
+    on(Event(stage="evaluate", total=len(pairs)))
+    for done in run_cases(
+        measure,
+        pairs,
+        name_of=lambda pair: pair.case,
+        stage="evaluate",
+        bytes_of=_bytes_of,
+        num_workers=workers,
+        max_bytes=max_bytes,
+        executor=executor,
+    ):
+        if done.result is not None:
+            cases.append(done.result)
+        elif done.failure is not None:
+            failures.append(done.failure)
+        on(Event(stage="evaluate", done=len(cases) + len(failures), total=len(pairs)))
+    return summarize_cases(cases, tolerance_mm=tolerance, failures=failures, seed=seed)
+
+
+def evaluate_files(pair: Pair, *, labels: Labels | None, tolerance_mm: float | None, num_threads: int = 1) -> CaseMetrics:
+    """Read and compare one case; without ``labels`` all values that occur in it.
+
+    Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
+    """
+    from medseg3d import dataset, images
+
+    prediction, reference = images.read_image(pair.prediction), images.read_image(pair.reference)
+    grid = reference.header.geometry
+    orientation = geometry.orientation_of(grid.matrix)
+    # A prediction may store the same voxels with other axes than its reference: both are turned to canonical axes.
+    turned = dataset.orientation_on_grid(prediction.header.geometry, grid, orientation)
+    if isinstance(turned, geometry.GeometryDifference):
+        raise GeometryMismatchError(
+            f"{pair.case}: the prediction is not on the reference's grid: {dataset.describe(turned)}, allowed is "
+            f"{dataset.GRID_TOLERANCE_VOXELS} voxel. Predict from the image of the reference, or resample the prediction."
+        )
+    predicted = geometry.to_canonical(dataset.label_values(pair.prediction, prediction.array), turned)
+    referenced = geometry.to_canonical(dataset.label_values(pair.reference, reference.array), orientation)
+    return evaluate_case(
+        predicted,
+        referenced,
+        spacing=geometry.canonical_spacing(grid, orientation),
+        labels=labels or labels_found(predicted, referenced),
+        tolerance_mm=tolerance_mm,
+        name=pair.case,
+        num_threads=num_threads,
+    )
+
+
+def match_files(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """The pairs by case name, the cases without a prediction, and the predictions without a reference.
+
+    Two single files are a pair whatever they are called. Raises :class:`InputError` for missing folders and where nothing
+    matches.
+    """
+    found_p, found_r = _files_by_case(predictions, "predictions"), _files_by_case(references, "references")
+    if predictions.is_file() and references.is_file():
+        (case, reference), (prediction,) = *found_r.items(), found_p.values()
+        return [Pair(case=case, prediction=prediction, reference=reference)], [], []
+    common = sorted(found_p.keys() & found_r.keys())
+    if not common:
+        raise InputError(
+            f"No prediction in {predictions} has the name of a reference in {references}: found {_some(found_p)} there and "
+            f"{_some(found_r)} here. A prediction must be called like its reference, whatever its file format."
+        )
+    pairs = [Pair(case=case, prediction=found_p[case], reference=found_r[case]) for case in common]
+    return pairs, sorted(found_r.keys() - found_p.keys()), sorted(found_p.keys() - found_r.keys())
+
+
+def labels_beside(references: Path) -> Labels | None:
+    """The labels of the ``dataset.json`` in the references' folder, or else in the folder above; None where
+    there is none.
+
+    Raises :class:`InputError` for a file that lists no labels, :class:`UnsupportedError` for regions and ignore labels.
+    """
+    from medseg3d.dataset import _declared_labels
+
+    folder = references.parent if references.is_file() else references
+    for place in (folder, folder.resolve().parent):
+        file = place / "dataset.json"
+        if file.is_file():
+            declared, findings = read_json(file), list[str]()
+            if not isinstance(declared, dict):
+                raise InputError(f"{file}: expected a JSON object with the dataset's labels.")
+            labels = _declared_labels(place, declared, findings)
+            if findings:
+                raise InputError(f"{file}: {'; '.join(findings)}.")
+            return labels
+    return None
+
+
+def labels_found(*label_maps: np.ndarray) -> Labels:
+    """Labels from all values that occur in integer arrays, named after their values; 0 is the background."""
+    values = (0, *sorted({value for array in label_maps for value in unique_values(array)} - {0}))
+    return Labels(names=tuple(f"label {value}" if value else "background" for value in values), values=values)
+
+
+def _files_by_case(place: Path, role: str) -> dict[str, Path]:
+    from medseg3d import images
+
+    if not place.exists():
+        raise InputError(f"{place}: no such folder of {role}.")
+    if place.is_file():
+        return {images.case_name(place): place}
+    found: dict[str, Path] = {}
+    for file in _image_files(sorted(place.iterdir())):
+        case = images.case_name(file)
+        if case in found:
+            raise InputError(f"{place}: {found[case].name} and {file.name} are both {role} of case {case}. Remove one of them.")
+        found[case] = file
+    if not found:
+        raise InputError(f"{place}: no label maps in this folder of {role}. Name the folder that holds the files themselves.")
+    return found
+
+
+def _image_files(files: Iterable[Path]) -> Iterator[Path]:
+    from medseg3d import images
+
+    return (file for file in files if file.is_file() and images.is_image(file))
+
+
+def _common_tolerance(pairs: Sequence[Pair]) -> float:
+    """The median of the cases' own default, over the references whose header can be read."""
+    from medseg3d import images
+
+    tolerances = []
+    for pair in pairs:
+        try:
+            header = images.read_header(pair.reference)
+        except InputError:  # this case fails when its turn comes, with this same message
+            continue
+        tolerances.append(default_tolerance_mm(header.geometry.spacing, header.geometry.shape))
+    return statistics.median(tolerances) if tolerances else default_tolerance_mm((1.0, 1.0, 1.0))
+
+
+def _bytes_of(pair: Pair) -> int:
+    from medseg3d import images
+
+    try:
+        return BYTES_PER_VOXEL * int(np.prod(images.read_header(pair.reference).geometry.shape, dtype=np.int64))
+    except InputError:
+        return 0
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" … ({len(listed)} in all)" if len(listed) > 3 else "")

@@ -1,0 +1,23 @@
+"""What long work tells whoever listens: which stage it is in and how far it has come. The command line draws bars from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """``done`` of ``total`` steps of ``stage``; ``message`` is a line worth keeping on the screen."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    message: str | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Nobody listens: the library's default."""

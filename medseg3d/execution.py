@@ -1,0 +1,129 @@
+"""Where case-wise work runs, and how much memory it may take.
+
+Work goes in as a function and items, results come out one by one in the order in which they finish. Threads are the
+default: the heavy calls release the interpreter lock. Any ``concurrent.futures.Executor`` can take their place
+(``dask.distributed.Client.get_executor()``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from medseg3d.errors import CaseFailure, InputError, MedsegError, StorageError
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+DEFAULT_MEMORY_SHARE = 0.6
+"""Share of the free memory that work may take when ``--max-ram`` is not given: the rest is for the file cache and the desktop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Generic[Item, Result]):
+    """One finished item: its result, or the failure of a case that the others need not suffer from."""
+
+    item: Item
+    result: Result | None
+    failure: CaseFailure | None
+
+
+def run_cases(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    name_of: Callable[[Item], str],
+    stage: str,
+    bytes_of: Callable[[Item], int] | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    executor: Executor | None = None,
+) -> Iterator[Done[Item, Result]]:
+    """Run ``work`` over all items, at most ``num_workers`` at once and within ``max_bytes`` of predicted memory.
+
+    ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. An :class:`InputError` or a
+    ``MemoryError`` of one item becomes its failure; a :class:`StorageError` and every other exception stops all work.
+    """
+    workers = num_workers or available_cores()
+    budget = max_bytes or memory_budget(None)
+    pending = list(items)
+    running: dict[Future[Result], tuple[Item, int]] = {}
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix=stage)
+    try:
+        while pending or running:
+            while pending and len(running) < workers:
+                cost = bytes_of(pending[0]) if bytes_of else 0
+                if running and sum(c for _, c in running.values()) + cost > budget:
+                    break
+                item = pending.pop(0)
+                running[pool.submit(work, item)] = (item, cost)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                item, _ = running.pop(future)
+                yield _outcome(future, item, name_of(item), stage)
+    finally:
+        for future in running:
+            future.cancel()
+        if executor is None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(future: Future[Result], item: Item, name: str, stage: str) -> Done[Item, Result]:
+    try:
+        return Done(item=item, result=future.result(), failure=None)
+    except MemoryError:
+        reason = "not enough memory; close other programs, or give --max-ram and --jobs 1"
+    except StorageError:
+        raise
+    except InputError as error:
+        reason = str(error)
+    except MedsegError:
+        raise
+    logger.error("%s: %s failed: %s", name, stage, reason)
+    return Done(item=item, result=None, failure=CaseFailure(case=name, stage=stage, reason=reason))
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no affinity call
+        return os.cpu_count() or 1
+
+
+def memory_budget(max_ram_gb: float | None) -> int:
+    """Bytes that case-wise work may take: ``max_ram_gb``, or a share of what is free (container limits count)."""
+    if max_ram_gb is not None:
+        return int(max_ram_gb * 2**30)
+    return int(free_memory() * DEFAULT_MEMORY_SHARE)
+
+
+def free_memory() -> int:
+    """Free bytes of this machine or container; 4 GiB where the system does not tell."""
+    free = 4 * 2**30
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists():
+        text = limit.read_text(encoding="ascii").strip()
+        if text.isdigit():
+            free = min(free, max(0, int(text) - int(used.read_text(encoding="ascii"))))
+    return free
+
+
+@contextmanager
+def single_threaded_libraries() -> Iterator[None]:
+    """One BLAS/OpenMP thread per worker while cases run side by side, so that n workers do not start n x n threads."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield

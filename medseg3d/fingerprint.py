@@ -1,0 +1,649 @@
+"""What a dataset looks like: read every training case once, describe it, and merge the descriptions.
+
+In: a :class:`~medseg3d.dataset.Dataset`. Out: a :class:`Fingerprint` with one :class:`CaseFingerprint` per case. Cases are
+independent of each other: a new or changed case costs the reading of that case, all others are taken from the previous
+fingerprint by the digest of their files. All lists over axes are canonical (S, A, R).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medseg3d.cropping import nonzero_box
+from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, StorageError
+from medseg3d.execution import run_cases
+from medseg3d.geometry import code_of
+from medseg3d.labels import Labels, left_right_pairs, unique_values
+
+if TYPE_CHECKING:
+    from medseg3d.dataset import Case, Dataset, RawCase
+
+logger = logging.getLogger(__name__)
+
+
+# --- records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntensityStatistics:
+    """Grey values of ``count`` voxels. All but the three quantiles are exact; for those see :class:`Histogram`."""
+
+    mean: float
+    std: float
+    median: float
+    minimum: float
+    maximum: float
+    percentile_00_5: float
+    percentile_99_5: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """A sparse histogram of float32 values that merges exactly: keys of bins and their counts.
+
+    A key is the sign and the upper bits of a float32 (see :func:`keys_of`), so bins are ``2**-11`` of the value wide on any
+    scale, and integers up to 4096 have a bin of their own. ``bins`` is the text form: the differences of the sorted keys, then
+    the counts, as little-endian 64-bit integers, transposed to byte planes (the high ones are zeros), zlib, base64.
+    """
+
+    bins: str
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted keys and their counts, both int64."""
+        planes = np.frombuffer(zlib.decompress(base64.b64decode(self.bins)), np.uint8)
+        numbers = np.ascontiguousarray(planes.reshape(8, -1).T).view("<i8").ravel().astype(np.int64)
+        half = numbers.size // 2
+        return np.cumsum(numbers[:half]), numbers[half:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelFingerprint:
+    """One channel of one case: the range of the whole image, and its foreground.
+
+    ``is_integer`` says that a sample of the whole image holds whole numbers only. ``foreground`` is None for a case without
+    labelled voxels.
+    """
+
+    minimum: float
+    maximum: float
+    is_integer: bool
+    foreground: IntensityStatistics | None
+    histogram: Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStatistics:
+    """One label in one case. Components are 26-connected; ``center`` is a fraction of the volume along (S, A, R)."""
+
+    voxels: int
+    volume_mm3: float
+    components: int
+    largest_mm3: float
+    smallest_mm3: float
+    touches_border: bool
+    center: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFingerprint:
+    """One case. ``orientation`` is the code of the file, for instance ``LAS``.
+
+    ``labels`` is keyed by the values in the file, without the background. ``crop`` is (start, stop) of the box of
+    non-zero voxels along (S, A, R); ``relative_size`` its share of the volume.
+    """
+
+    name: str
+    digest: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    relative_size: float
+    channels: tuple[ChannelFingerprint, ...]
+    labels: dict[int, LabelStatistics]
+
+    @property
+    def cropped_shape(self) -> tuple[int, int, int]:
+        """The shape of the crop box, (S, A, R)."""
+        (s0, s1), (a0, a1), (r0, r1) = self.crop
+        return (s1 - s0, a1 - a0, r1 - r0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """A dataset: its cases by name, and per channel the intensities of all foreground voxels of all cases.
+
+    ``failures`` are the cases that could not be read; they are tried again next time. ``background`` is the label value that is
+    not foreground.
+    """
+
+    dataset: str
+    channel_names: tuple[str, ...]
+    background: int
+    cases: tuple[CaseFingerprint, ...]
+    intensities: tuple[IntensityStatistics, ...]
+    failures: tuple[CaseFailure, ...] = ()
+
+    @property
+    def median_relative_size(self) -> float:
+        """The median over cases of the share of the volume that is left after cropping."""
+        return float(np.median([case.relative_size for case in self.cases]))
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Every foreground value that occurs in a label file, sorted."""
+        return tuple(sorted({value for case in self.cases for value in case.labels}))
+
+    @property
+    def digest(self) -> str:
+        """Changes when a case is added, removed, renamed or changed."""
+        lines = [f"background {self.background}", *sorted(f"{case.name} {case.digest}" for case in self.cases)]
+        return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+# --- the way through
+
+
+def make_fingerprint(
+    dataset: Dataset,
+    *,
+    previous: Fingerprint | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    executor: Executor | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Fingerprint:
+    """The fingerprint of all training cases; ``on_case`` hears the name of each case that is done.
+
+    Cases of ``previous`` with the same digest and channels are taken over. Cases that cannot be read are listed in
+    ``failures``; raises :class:`DatasetError` where none can be read, or none has a labelled voxel.
+    """
+    background = dataset.labels.values[0] if dataset.labels else 0
+    usable = previous is not None and previous.background == background
+    known = {case.name: case for case in previous.cases} if previous and usable else {}
+
+    def work(case: Case) -> CaseFingerprint:
+        from medseg3d.dataset import read_case
+
+        digest = digest_of(case)
+        old = known.get(case.name)
+        if old is not None and old.digest == digest and len(old.channels) == len(case.channels):
+            return old
+        return fingerprint_case(read_case(case), digest, background=background)
+
+    cases: list[CaseFingerprint] = []
+    failures: list[CaseFailure] = []
+    for done in run_cases(
+        work,
+        dataset.training,
+        name_of=lambda case: case.name,
+        stage="fingerprint",
+        bytes_of=peak_bytes,
+        num_workers=num_workers,
+        max_bytes=max_bytes,
+        executor=executor,
+    ):
+        if done.result is not None:
+            cases.append(done.result)
+        if done.failure is not None:
+            failures.append(done.failure)
+        if on_case is not None:
+            on_case(done.item.name)
+    if not cases:
+        raise DatasetError(
+            f"{dataset.root}: no training case could be read. Run medseg3d doctor to see what is wrong with the files.",
+            [f"{failure.case}: {failure.reason}" for failure in sorted(failures, key=lambda failure: failure.case)],
+        )
+    return merge(cases, dataset=dataset.name, channel_names=dataset.channel_names, background=background, failures=failures)
+
+
+def digest_of(case: Case) -> str:
+    """A digest of the bytes of a case's files as they lie on the disk: channels in order, then the label map.
+
+    Raises :class:`ImageReadError` for a missing file and :class:`StorageError` for one that the disk does not give.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    paths = list(dict.fromkeys(channel.path for channel in case.channels))
+    for path in (*paths, *((case.label,) if case.label else ())):
+        try:
+            for file in _files_of(path):
+                digest.update(f"{file.stat().st_size} ".encode())
+                with file.open("rb", buffering=0) as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+        except FileNotFoundError:
+            raise ImageReadError(f"{case.name}: {path}: no such file.") from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    digest.update(" ".join(f"{paths.index(channel.path)}:{channel.volume}" for channel in case.channels).encode())
+    return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files that hold an image: a DICOM series is a folder, and .nhdr and .mhd are headers with the voxels beside them."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    if path.suffix.lower() in (".nhdr", ".mhd"):
+        header = path.read_text(encoding="latin-1")
+        named = re.search(r"(?im)^(?:data ?file *:|ElementDataFile *=) *(\S.*?)\s*$", header)
+        voxels = path.parent / named[1] if named else path
+        return [path, voxels] if voxels.is_file() and voxels != path else [path]
+    return [path]
+
+
+SMALL_FILE = 1 << 18
+"""Bytes. A file below is not opened to learn its size: that would cost more than the budget gains from it."""
+
+
+def peak_bytes(case: Case) -> int:
+    """The memory that :func:`fingerprint_case` takes at its peak, from the headers."""
+    first = case.channels[0].path
+    if not first.is_file() or first.stat().st_size < SMALL_FILE:
+        return 64 * SMALL_FILE
+    from medseg3d.errors import InputError
+    from medseg3d.images import read_header
+
+    try:
+        voxels = math.prod(read_header(first).geometry.shape)
+    except InputError:
+        return 64 * SMALL_FILE  # reading the case will say what is wrong
+    # float32 channels, one of them twice while it is decoded (up to float64), labels, components, masks and foreground values
+    return voxels * (4 * len(case.channels) + 24)
+
+
+def fingerprint_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseFingerprint:
+    """Describe one case; foreground is what has another label value than ``background``, inside the crop box as in nnU-Net."""
+    box = nonzero_box(raw.image)
+    shape = raw.image.shape[1:]
+    crop = tuple((s.start, s.stop) for s in box)
+    inside = None if raw.labels is None else raw.labels[box] != background
+    channels = tuple(_describe_channel(channel, channel[box], inside) for channel in raw.image)
+    labels = {} if raw.labels is None else describe_labels(raw.labels, raw.spacing, background=background)
+    return CaseFingerprint(
+        name=raw.name,
+        digest=digest,
+        shape=(shape[0], shape[1], shape[2]),
+        spacing=(float(raw.spacing[0]), float(raw.spacing[1]), float(raw.spacing[2])),
+        orientation=code_of(raw.orientation),
+        crop=(crop[0], crop[1], crop[2]),
+        relative_size=math.prod(stop - start for start, stop in crop) / math.prod(shape),
+        channels=channels,
+        labels=labels,
+    )
+
+
+def _describe_channel(whole: np.ndarray, cropped: np.ndarray, inside: np.ndarray | None) -> ChannelFingerprint:
+    values = cropped[inside] if inside is not None else cropped[:0].ravel()
+    histogram, foreground = describe_values(values)
+    step = tuple(max(1, length // SAMPLES_PER_AXIS) for length in whole.shape)
+    sample = whole[:: step[0], :: step[1], :: step[2]]
+    return ChannelFingerprint(
+        minimum=float(whole.min()),
+        maximum=float(whole.max()),
+        is_integer=bool((sample == np.rint(sample)).all()),
+        foreground=foreground,
+        histogram=histogram,
+    )
+
+
+SAMPLES_PER_AXIS = 40
+"""A regular sample of at least 40³ voxels tells whole numbers from others as surely as all voxels do."""
+
+
+def merge(
+    cases: Iterable[CaseFingerprint],
+    *,
+    dataset: str,
+    channel_names: Sequence[str],
+    background: int = 0,
+    failures: Sequence[CaseFailure] = (),
+) -> Fingerprint:
+    """The fingerprint of a dataset from those of its cases, in the order of their names.
+
+    Raises :class:`DatasetError` where no case has a labelled voxel: nothing could be learned.
+    """
+    ordered = tuple(sorted(cases, key=lambda case: case.name))
+    counts = {len(case.channels) for case in ordered}
+    if len(counts) > 1:
+        raise DatasetError(f"{dataset}: the cases have {sorted(counts)} channels; all cases of a dataset need the same number.")
+    intensities = []
+    for channel in range(max(counts, default=0)):
+        parts = [case.channels[channel] for case in ordered]
+        merged = merge_intensities([(part.histogram, part.foreground) for part in parts if part.foreground is not None])
+        if merged is None:
+            raise DatasetError(f"{dataset}: no case has a labelled voxel inside its image, so there is nothing to learn.")
+        intensities.append(merged)
+    return Fingerprint(
+        dataset=dataset,
+        channel_names=tuple(channel_names),
+        background=background,
+        cases=ordered,
+        intensities=tuple(intensities),
+        failures=tuple(sorted(failures, key=lambda failure: failure.case)),
+    )
+
+
+# --- intensities
+
+MANTISSA_BITS = 11
+"""Bits of the mantissa that tell bins apart: bins are 2^-11 of the value wide, and integers up to 4096 are exact."""
+BINS_PER_STD = 8
+"""log2 of the bins per standard deviation of a case. Values near zero need no relative precision: bins are never narrower than
+std / 2^(8+1), so that a case of float values takes kilobytes, and integers stay exact while std is below 512 (CT: 100 to 500)."""
+DROPPED_BITS = 23 - MANTISSA_BITS
+CHUNK = 1 << 20
+"""Voxels that are converted to 64 bits at a time."""
+
+
+def describe_values(values: np.ndarray) -> tuple[Histogram, IntensityStatistics | None]:
+    """Histogram and statistics of float32 ``values`` (any number, one axis); no statistics for no values.
+
+    A quantile is too near to zero by at most ``2**-11`` of its value or std / 2^8 of the case it lies in, whichever is larger.
+    """
+    values = np.ascontiguousarray(values, np.float32).ravel()
+    if values.size == 0:
+        return _pack(np.empty(0, np.int64), np.empty(0, np.int64)), None
+    mean = float(values.mean(dtype=np.float64))
+    squares = 0.0
+    for start in range(0, values.size, CHUNK):
+        difference = values[start : start + CHUNK].astype(np.float64) - mean
+        squares += float(difference @ difference)
+    minimum, maximum = float(values.min()), float(values.max())
+    std = math.sqrt(squares / values.size)
+    keys, counts = _count(keys_of(values, std))
+    statistics = _statistics(keys, counts, mean=mean, std=std, minimum=minimum, maximum=maximum)
+    return _pack(keys, counts), statistics
+
+
+def keys_of(values: np.ndarray, std: float) -> np.ndarray:
+    """The int32 bin of each float32 value; keys grow with the values.
+
+    Values are cut towards zero to a multiple of the power of two below ``std / 2**8``; then the bits of a float32 are
+    read as sign and magnitude (as integers these grow with the value) and the lower mantissa bits are dropped.
+    """
+    if std > 0:
+        # the power of two is kept where float32 can multiply by it without overflow or loss
+        exponent = min(max(math.frexp(std)[1] - 1 - BINS_PER_STD, -100), 100)
+        width = np.float32(2.0**exponent)
+        values = np.trunc(values / width) * width
+    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    magnitude = (bits & 0x7FFFFFFF) >> DROPPED_BITS
+    return np.where(bits < 0, -magnitude, magnitude)
+
+
+def values_of(keys: np.ndarray) -> np.ndarray:
+    """The float64 value of each bin: its edge nearest to zero, so that integers come back exactly."""
+    magnitude = (np.abs(keys).astype(np.int32) << DROPPED_BITS).view(np.float32).astype(np.float64)
+    return np.where(keys < 0, -magnitude, magnitude)
+
+
+def merge_intensities(parts: Sequence[tuple[Histogram, IntensityStatistics | None]]) -> IntensityStatistics | None:
+    """Statistics of all values together; None where there are no values at all.
+
+    Mean and std merge by Chan, Golub & LeVeque's formula; the histograms add up exactly.
+    """
+    counted = [(histogram, statistics) for histogram, statistics in parts if statistics is not None]
+    if not counted:
+        return None
+    statistics = [part for _, part in counted]
+    total = sum(part.count for part in statistics)
+    mean = math.fsum(part.mean * part.count for part in statistics) / total
+    squares = math.fsum(part.count * (part.std**2 + (part.mean - mean) ** 2) for part in statistics)
+    arrays = [histogram.arrays() for histogram, _ in counted]
+    keys, places = np.unique(np.concatenate([a[0] for a in arrays]), return_inverse=True)
+    counts = np.zeros(keys.size, np.int64)
+    np.add.at(counts, places, np.concatenate([a[1] for a in arrays]))
+    return _statistics(
+        keys,
+        counts,
+        mean=mean,
+        std=math.sqrt(squares / total),
+        minimum=min(part.minimum for part in statistics),
+        maximum=max(part.maximum for part in statistics),
+    )
+
+
+def _statistics(keys: np.ndarray, counts: np.ndarray, *, mean: float, std: float, minimum: float, maximum: float) -> IntensityStatistics:
+    low, median, high = (min(max(q, minimum), maximum) for q in quantiles(keys, counts, (0.005, 0.5, 0.995)))
+    return IntensityStatistics(
+        mean=mean,
+        std=std,
+        median=median,
+        minimum=minimum,
+        maximum=maximum,
+        percentile_00_5=low,
+        percentile_99_5=high,
+        count=int(counts.sum()),
+    )
+
+
+def quantiles(keys: np.ndarray, counts: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles of a histogram with numpy's linear interpolation between the two neighboring voxels."""
+    ends = np.cumsum(counts)
+    values = values_of(keys)
+    result = []
+    for share in shares:
+        position = share * (int(ends[-1]) - 1)
+        below, above = (values[np.searchsorted(ends, rank, side="right")] for rank in (math.floor(position), math.ceil(position)))
+        result.append(float(below + (above - below) * (position - math.floor(position))))
+    return tuple(result)
+
+
+def _count(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted distinct keys and how often each occurs; counting beats sorting unless the keys are few and far apart."""
+    low, high = int(keys.min()), int(keys.max())
+    if high - low > 16 * keys.size:
+        found, counts = np.unique(keys, return_counts=True)
+        return found.astype(np.int64), counts.astype(np.int64)
+    dense = np.bincount(keys - low)
+    found = np.flatnonzero(dense)
+    return found + low, dense[found]
+
+
+def _pack(keys: np.ndarray, counts: np.ndarray) -> Histogram:
+    numbers = np.concatenate([np.diff(keys, prepend=0), counts]).astype("<i8")
+    planes = np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 8).T)
+    return Histogram(bins=base64.b64encode(zlib.compress(planes.tobytes(), 1)).decode("ascii"))
+
+
+# --- labels
+
+
+def describe_labels(labels: np.ndarray, spacing: Sequence[float], *, background: int = 0) -> dict[int, LabelStatistics]:
+    """Statistics per foreground value of an integer label map (S, A, R); ``spacing`` in mm."""
+    import cc3d
+
+    values = [value for value in unique_values(labels) if value != background]
+    if not values:
+        return {}
+    box = nonzero_box((labels != background)[np.newaxis])
+    dense = _dense(labels[box], values)
+    per_label = cc3d.statistics(dense, no_slice_conversion=True)
+    components, count = cc3d.connected_components(dense, connectivity=26, return_N=True)
+    sizes, owners = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    step = max(1, CHUNK // dense[0].size)
+    for start in range(0, len(dense), step):  # in slabs, as numpy copies indices to 64 bits
+        slab = components[start : start + step]
+        sizes += np.bincount(slab.ravel(), minlength=count + 1)
+        owners[slab] = dense[start : start + step]  # all voxels of a component agree
+    voxel_mm3 = math.prod(spacing)
+    result = {}
+    for index, value in enumerate(values, start=1):
+        own = sizes[1:][owners[1:] == index]
+        voxels = int(per_label["voxel_counts"][index])
+        ends = np.asarray(per_label["bounding_boxes"][index], np.int64).reshape(3, 2)
+        center = [(float(per_label["centroids"][index][a]) + box[a].start + 0.5) / labels.shape[a] for a in range(3)]
+        result[value] = LabelStatistics(
+            voxels=voxels,
+            volume_mm3=voxels * voxel_mm3,
+            components=own.size,
+            largest_mm3=int(own.max()) * voxel_mm3,
+            smallest_mm3=int(own.min()) * voxel_mm3,
+            touches_border=any(ends[a, 0] + box[a].start == 0 or ends[a, 1] + box[a].start == labels.shape[a] - 1 for a in range(3)),
+            center=(center[0], center[1], center[2]),
+        )
+    return result
+
+
+def _dense(labels: np.ndarray, values: list[int]) -> np.ndarray:
+    """Values → 1, 2, … in their order, everything else → 0, C-contiguous in the smallest unsigned type."""
+    dtype = np.min_scalar_type(len(values))
+    low, high = values[0], values[-1]
+    if low == 1 and high == len(values) and labels.min() >= 0:
+        return np.ascontiguousarray(labels, dtype)
+    if high - low > 1_000_000:  # a table would be larger than the volume
+        places = np.searchsorted(values, labels)
+        hit = np.asarray(values)[np.minimum(places, len(values) - 1)] == labels
+        return np.where(hit, places + 1, 0).astype(dtype)
+    table = np.zeros(high - low + 3, dtype)
+    table[np.asarray(values) - low + 1] = np.arange(1, len(values) + 1)
+    return table[np.clip(labels.astype(np.int64) - low + 1, 0, high - low + 2)]
+
+
+def infer_labels(fingerprint: Fingerprint) -> Labels:
+    """Labels for a dataset that names none: ``label_<value>`` for every value that occurs."""
+    values = fingerprint.label_values
+    return Labels(names=("background", *(f"label_{value}" for value in values)), values=(fingerprint.background, *values))
+
+
+# --- left and right
+
+MIRROR_RATIO = 0.35
+"""A pair lies mirrored where its centers differ along S and A by less than this share of what they differ along R, in mm.
+Kidneys, adrenal glands, lungs, ribs and halves of the brain stay below 0.3; the ventricles of a heart, which lies askew, come to
+0.5, and they are no mirror images of each other."""
+VOLUME_RATIO = 2.5
+"""A pair may differ by this factor in volume, as the median over cases; a diseased kidney is still a kidney."""
+AGREEMENT = 0.9
+"""Share of the cases in which the left one must lie on the same side."""
+
+
+def left_right_pairs_by_position(fingerprint: Fingerprint, labels: Labels) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
+    """The pairs of label indices (left, right) that mirroring must not mix, and warnings.
+
+    These are the pairs by name whose positions do not contradict: their centers lie mirrored and their volumes are alike, or no
+    case holds both. A left one that lies on the right is worth a warning, but is a pair all the same. Labels that lie mirrored
+    without names that say so are only mentioned.
+    """
+    named = labels.pairs or left_right_pairs(labels.names)
+    pairs: list[tuple[int, int]] = []
+    warnings: list[str] = []
+    middles: list[float] = []
+    always_swapped: list[str] = []
+    for left, right in named:
+        both = _cases_with(fingerprint, labels, left, right)
+        title = f"{labels.names[left]} / {labels.names[right]}"
+        if both and not _is_mirrored(both):
+            warnings.append(
+                f"{title}: a pair by name, but in the images the two do not lie mirrored or differ in size; "
+                "they are treated like any two labels."
+            )
+            continue
+        pairs.append((left, right))
+        middles += [(a.center[2] + b.center[2]) / 2 for _, a, b in both]
+        swapped = [case.name for case, one, other in both if one.center[2] > other.center[2]]
+        if swapped and len(swapped) >= AGREEMENT * len(both):
+            always_swapped.append(title)
+        elif swapped:
+            warnings.append(
+                f"{title}: in {len(swapped)} of {len(both)} cases the left one lies on the right side by the header "
+                f"({_some(swapped)}), in the others on the left. Check the orientation of these files."
+            )
+    if always_swapped:
+        warnings.append(
+            f"What is named left lies on the right side by the headers: {_some(always_swapped)}. "
+            "Either the names or the headers are swapped; training does not suffer."
+        )
+    warnings += _unnamed_pairs(fingerprint, labels, {i for pair in named for i in pair}, float(np.median(middles or [0.5])))
+    return tuple(pairs), tuple(warnings)
+
+
+Both = list[tuple[CaseFingerprint, LabelStatistics, LabelStatistics]]
+"""The cases that hold two labels, with the statistics of both."""
+
+
+def _cases_with(fingerprint: Fingerprint, labels: Labels, first: int, second: int) -> Both:
+    one, other = labels.values[first], labels.values[second]
+    return [(case, case.labels[one], case.labels[other]) for case in fingerprint.cases if one in case.labels and other in case.labels]
+
+
+def _is_mirrored(both: Both) -> bool:
+    """Medians over cases, so that one odd case does not decide."""
+    s, a, r = np.median(
+        [np.abs(np.subtract(first.center, second.center)) * np.multiply(case.shape, case.spacing) for case, first, second in both],
+        axis=0,
+    )
+    ratio = float(np.median([math.log(first.volume_mm3 / second.volume_mm3) for _, first, second in both]))
+    return bool(max(s, a) < MIRROR_RATIO * r and abs(ratio) < math.log(VOLUME_RATIO))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first five, and how many more."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+UNNAMED_TOLERANCE = 0.04
+"""Without names to go by, a pair must lie mirrored this exactly (share of the extent), in each case."""
+UNNAMED_CASES = 3
+"""Fewer cases show nothing: two labels of one image may lie mirrored by chance."""
+
+
+def _unnamed_pairs(fingerprint: Fingerprint, labels: Labels, named: set[int], middle: float) -> list[str]:
+    warnings = []
+    for first, second in combinations([index for index in labels.foreground if index not in named], 2):
+        both = _cases_with(fingerprint, labels, first, second)
+        if len(both) < UNNAMED_CASES or not _is_mirrored(both):
+            continue
+        exact = all(
+            abs((a.center[2] + b.center[2]) / 2 - middle) < UNNAMED_TOLERANCE
+            and max(abs(a.center[0] - b.center[0]), abs(a.center[1] - b.center[1])) < UNNAMED_TOLERANCE
+            and max(a.voxels, b.voxels) < 1.25 * min(a.voxels, b.voxels)
+            for _, a, b in both
+        )
+        if exact and len({a.center[2] < b.center[2] for _, a, b in both}) == 1:
+            warnings.append(
+                f"{labels.names[first]} / {labels.names[second]}: the two lie mirrored in all {len(both)} cases. If they "
+                "are left and right of the same, say so in their names: mirroring in training must not mix them."
+            )
+    return warnings
+
+
+# --- modality
+
+CT_MINIMUM = -500.0
+"""Hounsfield units: air is -1000, and no other modality stores whole numbers that far below zero."""
+
+
+def infer_modality(fingerprint: Fingerprint) -> tuple[tuple[str, ...], str]:
+    """Names for the channels of a dataset that names none, and the reason in one sentence per channel.
+
+    A channel is ``CT`` where the median over cases of the image's minimum is at most -500 and the voxels are whole numbers in
+    most cases; everything else is called ``MRI`` and is normalized by its own mean and standard deviation.
+    """
+    names, reasons = [], []
+    for channel in range(len(fingerprint.intensities)):
+        parts = [case.channels[channel] for case in fingerprint.cases]
+        lowest = float(np.median([part.minimum for part in parts]))
+        integer = sum(part.is_integer for part in parts)
+        is_ct = lowest <= CT_MINIMUM and 2 * integer > len(parts)
+        names.append("CT" if is_ct else "MRI")
+        rule = "CT, because both hold" if is_ct else "MRI (z-score per image), because CT needs both"
+        reasons.append(
+            f"Channel {channel} is taken for {rule}: median of the images' minima at most {CT_MINIMUM:g} (it is {lowest:g}), and "
+            f"whole numbers in most cases (in {integer} of {len(parts)}). Use --channels to say otherwise."
+        )
+    return tuple(names), " ".join(reasons)

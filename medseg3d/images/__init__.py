@@ -1,0 +1,134 @@
+"""Read and write images: a path goes in, an array (x, y, z) with its header comes out; label maps go back onto the same grid.
+
+The format is chosen by what the file is called: NIfTI (``nifti``), NRRD and MetaImage (``itk``), a DICOM series (``dicom``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.errors import ImageReadError, InputError, StorageError
+from medseg3d.images.header import FORMATS, REFUSED_ENDINGS, Format, Image, ImageHeader, NiftiGrid, case_name, ending_of
+
+__all__ = [
+    "Image",
+    "ImageHeader",
+    "NiftiGrid",
+    "case_name",
+    "ending_of",
+    "is_image",
+    "read_header",
+    "read_image",
+    "read_volumes",
+    "refusal",
+    "write_image",
+    "write_label_map",
+]
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The grid, type and number of volumes of a file, without decoding its voxels.
+
+    Raises :class:`ImageReadError` for what :func:`read_image` would refuse by its header.
+    """
+    kind = _format_of(path)
+    if kind == "nifti":
+        from medseg3d.images import nifti
+
+        return nifti.read_header(path)
+    if kind == "dicom":
+        from medseg3d.images import dicom
+
+        return dicom.read_header(path)
+    from medseg3d.images import itk
+
+    return itk.read_header(path, kind)
+
+
+def read_image(path: Path, *, volume: int | None = None) -> Image:
+    """One volume of a file; of a 4D file the one with the index ``volume``.
+
+    Raises :class:`ImageReadError` naming the file: missing, cut off, not an image, several volumes where none is named, color or
+    complex voxels, a grid without extent. Raises :class:`StorageError` where the disk fails.
+    """
+    return read_volumes(path, [volume])[0]
+
+
+def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
+    """Several volumes of one file, decompressed once; errors as :func:`read_image`."""
+    kind = _format_of(path)
+    try:
+        if kind == "nifti":
+            from medseg3d.images import nifti
+
+            return nifti.read_volumes(path, volumes)
+        if kind == "dicom":
+            from medseg3d.images import dicom
+
+            return tuple(dicom.read_image(path, volume=volume) for volume in volumes)
+        from medseg3d.images import itk
+
+        return tuple(itk.read_image(path, kind, volume=volume) for volume in volumes)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
+    """Write label values (x, y, z), integers, on exactly the grid of ``header``: ``.nii.gz`` or ``.nii``, whole or not at all.
+
+    A single-slice file that was stored as 2D is written as 2D. Types up to 16 bits are kept, wider ones become the smallest that
+    fits.
+    """
+    from medseg3d.images import nifti
+
+    return nifti.write_label_map(_writable(path), values, header)
+
+
+def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    """Write an array (x, y, z) or (x, y, z, volume) with an affine to RAS+ mm as NIfTI, whole or not at all."""
+    from medseg3d.images import nifti
+
+    return nifti.write_image(_writable(path), array, affine)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path looks like an image that can be read: by its ending, or a folder that holds DICOM files.
+
+    macOS' companions (``._name``) and hidden files are none.
+    """
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        from medseg3d.images import dicom
+
+        return dicom.holds_series(path)
+    return ending_of(path) in FORMATS
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file that is an image of some kind is not read, and what to do; None for all others."""
+    return None if path.name.startswith(".") else REFUSED_ENDINGS.get(ending_of(path))
+
+
+def _format_of(path: Path) -> Format:
+    if not path.exists():
+        raise ImageReadError(f"{path}: no such file.")
+    if path.is_dir():
+        return "dicom"
+    reason = refusal(path)
+    if reason:
+        raise ImageReadError(f"{path}: {reason}.")
+    kind = FORMATS.get(ending_of(path))
+    if kind is None:
+        known = ", ".join(FORMATS)
+        raise ImageReadError(f"{path}: not an image by its name; expected one of {known}, or a folder with a DICOM series.")
+    return kind
+
+
+def _writable(path: Path) -> Path:
+    if ending_of(path) not in (".nii.gz", ".nii"):
+        raise InputError(f"{path}: images are written as NIfTI; the name must end in .nii.gz or .nii.")
+    return path

@@ -1,0 +1,355 @@
+"""NIfTI-1 and NIfTI-2 files, compressed or not: voxels in, label maps out on the same grid.
+
+nibabel reads the header; gzip goes through isal, and the voxels are decoded in one pass into their own memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from medseg3d.errors import ImageReadError, InputError
+from medseg3d.files import replacing
+from medseg3d.geometry import geometry_of
+from medseg3d.images.header import Image, ImageHeader, NiftiGrid, volume_of
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = {1: 348, 2: 540}
+COMPRESSION_LEVEL = 2
+"""isal's level: level 3 is slower and hardly smaller for label maps."""
+UNITS_TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""NIfTI's codes for meter, millimeter and micrometer; anything else counts as mm."""
+ORTHONORMAL_TOLERANCE = 1e-3
+"""Largest cosine between two voxel axes that still counts as rounding."""
+
+
+def read_header(path: Path) -> ImageHeader:
+    """See :func:`medseg3d.images.read_header`."""
+    with _opened(path) as stream:
+        return _image_header(path, _parse(path, stream)[0])
+
+
+def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
+    """See :func:`medseg3d.images.read_volumes`; scaled voxels become float32 where 16 bits or less were stored, else float64."""
+    with _opened(path) as stream:
+        raw, position = _parse(path, stream)
+        header = _image_header(path, raw)
+        try:
+            wanted = [volume_of(header.num_volumes, volume) for volume in volumes]
+        except ValueError as error:
+            raise ImageReadError(f"{path}: {error}.") from None
+        dtype, start = raw.get_data_dtype(), max(position, int(raw["vox_offset"]))
+        arrays: dict[int, np.ndarray] = {}
+        for index in sorted(set(wanted)):  # forward only: gzip cannot go back
+            array = np.empty(header.num_voxels, dtype)
+            begin = start + index * array.nbytes
+            _skip(path, stream, begin - position)
+            _fill(path, stream, memoryview(array).cast("B"))  # type: ignore[arg-type]
+            position = begin + array.nbytes
+            arrays[index] = array
+        _drain(stream)
+    return tuple(Image(array=_decoded(arrays[index], raw, header), header=header) for index in wanted)
+
+
+def _decoded(array: np.ndarray, raw: Any, header: ImageHeader) -> np.ndarray:
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    array = array.reshape(header.geometry.shape, order="F")
+    if not header.is_scaled:
+        return array
+    slope, intercept = raw.get_slope_inter()
+    return _scaled(array, float(slope), float(intercept))
+
+
+def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
+    """See :func:`medseg3d.images.write_label_map`."""
+    if tuple(values.shape) != header.geometry.shape:
+        raise InputError(f"{path}: a label map of shape {values.shape} does not fit the image's shape {header.geometry.shape}.")
+    values = _storable_labels(values)
+    shape = header.stored_shape[:2] if len(header.stored_shape) == 2 else header.geometry.shape
+    if header.nifti is None:
+        raw = _new_header(1, shape, values.dtype)
+        _set_affine(raw, header.geometry.matrix)
+    else:
+        raw = _new_header(header.nifti.version, shape, values.dtype)
+        _set_grid(raw, header.nifti)
+    return _write(path, raw, values)
+
+
+def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    """See :func:`medseg3d.images.write_image`."""
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8)
+    raw = _new_header(1, array.shape, array.dtype)
+    _set_affine(raw, np.asarray(affine, np.float64))
+    return _write(path, raw, array)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a file, whatever its name says; broken gzip becomes an :class:`ImageReadError`."""
+    from isal import igzip
+
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not is_gzip:
+            yield file
+            return
+        try:
+            with igzip.IGzipFile(fileobj=file, mode="rb") as stream:
+                yield stream
+        except EOFError:
+            raise ImageReadError(
+                f"{path}: the compressed file is cut off ({path.stat().st_size} bytes). Copy or download it again."
+            ) from None
+        except (gzip.BadGzipFile, zlib.error) as error:  # isal raises zlib's error
+            raise ImageReadError(f"{path}: the compressed file is damaged ({error}). Copy or download it again.") from None
+
+
+def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
+    """nibabel's header of the stream, and how many bytes were taken."""
+    import nibabel
+    from nibabel.spatialimages import HeaderDataError
+
+    block = stream.read(HEADER_BYTES[1])
+    if len(block) < HEADER_BYTES[1]:
+        raise ImageReadError(f"{path}: not a NIfTI file, only {len(block)} bytes long. Copy or download it again.")
+    sizes = {struct.unpack("<i", block[:4])[0], struct.unpack(">i", block[:4])[0]}
+    if 540 in sizes:
+        block += stream.read(HEADER_BYTES[2] - HEADER_BYTES[1])
+        kind, magics, magic = nibabel.Nifti2Header, (b"n+2",), block[4:7]
+    else:
+        kind, magics, magic = nibabel.Nifti1Header, (b"n+1",), block[344:347]
+    if magic not in magics:
+        if magic in (b"ni1", b"ni2") or 348 in sizes:
+            raise ImageReadError(f"{path}: an Analyze header or a pair of files (.hdr, .img); convert it to one .nii.gz file.")
+        raise ImageReadError(f"{path}: not a NIfTI file (it begins with {block[:8]!r}). Check where it comes from.")
+    try:
+        raw = kind.from_fileobj(io.BytesIO(block), check=False)
+        raw.get_data_dtype(), raw.get_slope_inter(), raw.get_data_shape()
+    except (HeaderDataError, KeyError, ValueError) as error:
+        raise ImageReadError(f"{path}: the NIfTI header is damaged ({error}). Convert the image anew.") from None
+    return raw, len(block)
+
+
+def _image_header(path: Path, raw: Any) -> ImageHeader:
+    dtype = raw.get_data_dtype()
+    if dtype.names is not None:
+        raise ImageReadError(
+            f"{path}: color image ({len(dtype.names)} x 8 bit); a volume with one value per voxel is needed. "
+            "Convert it to gray values, or to one file per channel."
+        )
+    if dtype.kind not in "iuf":
+        kind = "complex numbers" if dtype.kind == "c" else f"of type {dtype}"
+        raise ImageReadError(f"{path}: the voxels are {kind}; real numbers are needed. Write the magnitude, or two channels.")
+    shape = tuple(int(n) for n in raw.get_data_shape())
+    if not 2 <= len(shape) <= 7 or min(shape, default=0) < 1:
+        raise ImageReadError(f"{path}: shape {shape}; a volume (x, y, z) is needed.")
+    extra = [n for n in shape[3:] if n > 1]
+    if len(extra) > 1:
+        raise ImageReadError(f"{path}: {len(shape)}D image of shape {shape}; a case needs one 3D file per channel. Split it.")
+    grid = (*shape, 1)[:3]
+    affine, notes = _affine_mm(path, raw, grid)
+    slope, intercept = raw.get_slope_inter()
+    little = dtype.newbyteorder("=")
+    return ImageHeader(
+        geometry=geometry_of(grid, affine),
+        stored_shape=shape if len(shape) <= 3 else (*grid, *extra),
+        format="nifti",
+        num_volumes=extra[0] if extra else 1,
+        dtype=str(little),
+        is_scaled=slope is not None and (slope, intercept) != (1.0, 0.0),
+        nifti=_grid_of(raw),
+        notes=notes,
+    )
+
+
+def _affine_mm(path: Path, raw: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine by nibabel's choice (sform, else qform, else spacing only), in mm; and what is odd about it."""
+    from nibabel.spatialimages import HeaderDataError
+
+    spacing = np.asarray(raw["pixdim"], np.float64)[1:4]
+    usable = raw.copy()  # negative spacings and an unset handedness are common slips; nibabel reads them so
+    usable["pixdim"][1:4] = np.abs(raw["pixdim"][1:4])
+    usable["pixdim"][0] = -1 if raw["pixdim"][0] == -1 else 1
+    try:
+        affine = np.asarray(usable.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise ImageReadError(f"{path}: the header gives no usable grid (spacing {_mm(spacing)}: {error}). Repair the header.") from None
+    if shape[2] == 1 and not affine[:3, 2].any():  # a 2D file need not say how thick its slice is
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
+        length = np.linalg.norm(affine[:3, 2])
+        affine[:3, 2] /= length if length > 0 else 1
+    notes = []
+    factor = UNITS_TO_MM.get(int(raw["xyzt_units"]) & 7, 1.0)
+    if factor != 1.0:
+        affine[:3] *= factor
+        notes.append(f"spacing is given in {'meters' if factor > 1 else 'micrometers'} and was converted to mm")
+    found = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    if not np.isfinite(affine).all() or (found <= 0).any():
+        raise ImageReadError(
+            f"{path}: the header gives a spacing of {_mm(found if np.isfinite(found).all() else spacing)}; "
+            "every axis needs a number above 0. Set the spacing in the header."
+        )
+    direction = affine[:3, :3] / found
+    if abs(np.linalg.det(direction)) < 0.1:
+        raise ImageReadError(f"{path}: two axes of the grid point the same way; the header is damaged. Repair its orientation.")
+    cosine = float(np.abs(direction.T @ direction - np.eye(3)).max())
+    if cosine > ORTHONORMAL_TOLERANCE:
+        angle = float(np.degrees(np.arccos(min(1.0, cosine))))
+        notes.append(f"the axes are not at right angles ({angle:.1f} degrees between two of them): the grid is sheared")
+    notes.extend(_forms_note(usable, factor, shape, affine))
+    return affine, tuple(notes)
+
+
+def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndarray) -> Iterator[str]:
+    """Whether sform and qform place the last voxel differently, by more than half a voxel."""
+    from nibabel.spatialimages import HeaderDataError
+
+    if int(raw["sform_code"]) <= 0 or int(raw["qform_code"]) <= 0:
+        return
+    try:
+        qform = np.asarray(raw.get_qform(), np.float64)
+    except (HeaderDataError, ValueError):
+        yield "the qform is damaged; the sform is used"
+        return
+    qform[:3] *= factor
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in shape), 1]], np.float64)
+    offset = float(np.abs((corners @ (affine - qform).T)[:, :3]).max())
+    if int(raw["sform_code"]) == int(raw["qform_code"]) and offset > 0.5 * float(np.sqrt((affine[:3, :3] ** 2).sum(0)).min()):
+        yield f"sform and qform place the voxels differently, by up to {offset:.1f} mm; the sform is used"
+
+
+def _mm(spacing: np.ndarray) -> str:
+    return " x ".join(f"{s:g}" for s in spacing) + " mm"
+
+
+def _grid_of(raw: Any) -> NiftiGrid:
+    def floats(name: str, count: int = 1) -> Any:
+        value = np.asarray(raw[name], np.float64)
+        return float(value) if value.ndim == 0 else tuple(float(v) for v in value[:count])
+
+    return NiftiGrid(
+        version=2 if int(raw["sizeof_hdr"]) == HEADER_BYTES[2] else 1,
+        sform_code=int(raw["sform_code"]),
+        qform_code=int(raw["qform_code"]),
+        pixdim=floats("pixdim", 4),
+        quaternion=(floats("quatern_b"), floats("quatern_c"), floats("quatern_d")),
+        qoffset=(floats("qoffset_x"), floats("qoffset_y"), floats("qoffset_z")),
+        srow=(floats("srow_x", 4), floats("srow_y", 4), floats("srow_z", 4)),
+        xyzt_units=int(raw["xyzt_units"]),
+    )
+
+
+def _skip(path: Path, stream: BinaryIO, count: int) -> None:
+    while count > 0:
+        block = stream.read(min(count, 1 << 20))
+        if not block:
+            raise _too_short(path)
+        count -= len(block)
+
+
+def _fill(path: Path, stream: BinaryIO, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        count = stream.readinto(target[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise _too_short(path)
+        done += count
+
+
+def _drain(stream: BinaryIO) -> None:
+    """Read on to the end, so that gzip's checksum is compared."""
+    while stream.read(1 << 20):
+        pass
+
+
+def _too_short(path: Path) -> ImageReadError:
+    return ImageReadError(f"{path}: the file ends before its last voxel. Copy or download it again.")
+
+
+def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """Slope and intercept, computed in float64 slice by slice, so that the memory stays that of the result."""
+    small = array.dtype.itemsize <= 2 or array.dtype == np.float32
+    result = np.empty(array.shape, np.float32 if small else np.float64, order="F")
+    for k in range(array.shape[2]):
+        result[:, :, k] = array[:, :, k] * np.float64(slope) + np.float64(intercept)
+    return result
+
+
+def _storable_labels(values: np.ndarray) -> np.ndarray:
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind not in "iu":
+        raise InputError(f"A label map must hold integers, not {values.dtype}.")
+    if values.dtype.itemsize <= 2 and values.dtype != np.int8:
+        return values
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return values.astype(dtype)
+    return values.astype(np.int64)
+
+
+def _new_header(version: Literal[1, 2], shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    import nibabel
+
+    raw = (nibabel.Nifti2Header if version == 2 or max(shape) > np.iinfo(np.int16).max else nibabel.Nifti1Header)(endianness="<")
+    raw.set_data_shape(shape)
+    raw.set_data_dtype(dtype)
+    raw.set_slope_inter(1.0, 0.0)
+    raw["magic"] = raw.single_magic
+    raw["vox_offset"] = raw.single_vox_offset
+    return raw
+
+
+def _set_affine(raw: Any, affine: np.ndarray) -> None:
+    raw.set_qform(affine, code=1, strip_shears=True)
+    raw.set_sform(affine, code=1)
+    raw["xyzt_units"] = 2  # mm
+
+
+def _set_grid(raw: Any, grid: NiftiGrid) -> None:
+    raw["sform_code"], raw["qform_code"] = grid.sform_code, grid.qform_code
+    raw["pixdim"][:4] = grid.pixdim
+    for name, value in zip(("quatern_b", "quatern_c", "quatern_d"), grid.quaternion, strict=True):
+        raw[name] = value
+    for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), grid.qoffset, strict=True):
+        raw[name] = value
+    for name, row in zip(("srow_x", "srow_y", "srow_z"), grid.srow, strict=True):
+        raw[name] = row
+    raw["xyzt_units"] = grid.xyzt_units
+
+
+def _write(path: Path, raw: Any, array: np.ndarray) -> Path:
+    """Header, four empty bytes (no extension), voxels in Fortran order, little-endian."""
+    from isal import igzip
+
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if path.name.lower().endswith(".gz"):
+            # No time stamp and no name inside: equal label maps are equal files.
+            with igzip.IGzipFile(filename="", mode="wb", compresslevel=COMPRESSION_LEVEL, fileobj=file, mtime=0) as stream:
+                _write_to(stream, raw, array)
+        else:
+            _write_to(file, raw, array)
+    return path
+
+
+def _write_to(stream: Any, raw: Any, array: np.ndarray) -> None:
+    stream.write(raw.binaryblock + b"\0\0\0\0")
+    for k in range(array.shape[-1]):
+        stream.write(array[..., k].tobytes(order="F"))

@@ -1,0 +1,131 @@
+"""The labels of a dataset: names, values in the files, indices inside, and the pairs that a left-right flip exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg3d.errors import LabelValueError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Names and file values, in the order of the indices that networks use; index 0 is the background.
+
+    ``values[i]`` is what the label files hold for index ``i`` (any integers, gaps allowed); ``pairs`` are pairs of indices
+    (left, right). ``inferred_pairs`` says that the pairs came from names rather than from the user.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Background counts."""
+        return len(self.values)
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """The indices without the background."""
+        return tuple(range(1, len(self.values)))
+
+    @property
+    def index_dtype(self) -> np.dtype:
+        """The smallest unsigned type that holds the indices."""
+        return np.min_scalar_type(max(1, len(self.values) - 1))
+
+    @property
+    def value_dtype(self) -> np.dtype:
+        """The smallest type that NIfTI knows and that holds the file values."""
+        low, high = min(self.values), max(self.values)
+        for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return np.dtype(dtype)
+        raise LabelValueError(f"Label values from {low} to {high} do not fit 64 bits.")
+
+    def encode(self, label_map: np.ndarray, source: str) -> np.ndarray:
+        """File values (integers, also stored as float) → indices; ``source`` names the file in the error.
+
+        Raises :class:`LabelValueError` for values that are not in the list.
+        """
+        integers = as_integers(label_map, source)
+        found = unique_values(integers)
+        unknown = sorted(set(found) - set(self.values))
+        if unknown:
+            raise LabelValueError(
+                f"{source}: label values {unknown} are not in the list {sorted(self.values)}. "
+                "Correct the file, or add the labels to dataset.json and plan again."
+            )
+        if self.values == tuple(range(self.num_classes)):
+            return integers.astype(self.index_dtype)
+        low, high = min(found), max(found)
+        table = np.zeros(high - low + 1, self.index_dtype)
+        for index, value in enumerate(self.values):
+            if low <= value <= high:
+                table[value - low] = index
+        return table[integers - low] if low else table[integers]
+
+    def decode(self, indices: np.ndarray) -> np.ndarray:
+        """Indices → file values in the smallest NIfTI type."""
+        return np.asarray(self.values, self.value_dtype)[indices]
+
+
+def as_integers(label_map: np.ndarray, source: str) -> np.ndarray:
+    """Label values as an integer array; floats are accepted where every voxel is a whole number.
+
+    Raises :class:`LabelValueError` otherwise, naming ``source`` and the first offending value.
+    """
+    if label_map.dtype.kind in "iu":
+        return label_map
+    if label_map.dtype.kind == "b":
+        return label_map.astype(np.uint8)
+    with np.errstate(invalid="ignore"):
+        integers = label_map.astype(np.int32)
+    wrong = integers != label_map
+    if wrong.any():
+        raise LabelValueError(f"{source}: a label map must hold whole numbers, found {label_map[wrong][0]:g}. Is this an image?")
+    return integers
+
+
+def unique_values(integers: np.ndarray) -> list[int]:
+    """The sorted values of an integer array; small ranges are ticked off in a table, which is many times faster than sorting."""
+    if integers.size == 0:
+        return []
+    low, high = int(integers.min()), int(integers.max())
+    if high - low > 1_000_000:
+        return [int(v) for v in np.unique(integers)]
+    flat = integers.ravel(order="K")
+    seen = np.zeros(high - low + 1, bool)
+    block = 1 << 20  # numpy turns an index into int64: by blocks, so that it never costs eight bytes per voxel
+    for start in range(0, flat.size, block):
+        part = flat[start : start + block]
+        seen[part.astype(np.int64) - low if low else part] = True
+    return [int(v) + low for v in np.flatnonzero(seen)]
+
+
+SIDES = (("left", "right"), ("l", "r"), ("lh", "rh"), ("links", "rechts"))
+"""Words that name a side, compared without case as whole words between ``_ - . space`` and brackets."""
+
+
+def left_right_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Pairs (left, right) of names that differ in exactly one word that names a side.
+
+    >>> left_right_pairs(("background", "Left Kidney", "kidney", "right kidney"))
+    ((1, 3),)
+    """
+    import re
+
+    words: Mapping[tuple[str, ...], int] = {
+        tuple(w for w in re.split(r"[\s_\-.,()\[\]]+", name.lower()) if w): index for index, name in enumerate(names)
+    }
+    pairs = []
+    for split, index in words.items():
+        for place, word in enumerate(split):
+            for left, right in SIDES:
+                twin = words.get((*split[:place], right, *split[place + 1 :])) if word == left else None
+                if twin is not None:
+                    pairs.append((index, twin))
+    return tuple(sorted(set(pairs)))

@@ -1,0 +1,137 @@
+"""Read training batches ahead of time, in a background thread, in an order that depends on the seed alone."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, crop_box, draw_augmentation
+from medseg3d.patches.sampling import Box, Patch, PatchSource, generator, is_forced, place_patch, read_patch
+
+
+class PatchLoader:
+    """Batches of patches from stored cases.
+
+    Batch ``iteration`` of ``epoch`` is a function of ``(seed, stream, epoch, iteration)`` and the cases alone: threads,
+    prefetching and where a run was resumed change nothing. ``stream`` keeps loaders of one run apart (0 training, 1
+    validation). With ``policy`` None there is no augmentation. The cases must allow slicing from ``num_threads`` threads.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PatchSource],
+        *,
+        patch_size: Sequence[int],
+        batch_size: int,
+        seed: int,
+        stream: int = 0,
+        foreground_share: float = 0.33,
+        policy: AugmentationPolicy | None = None,
+        prefetch: int = 3,
+        num_threads: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.cases = tuple(cases)
+        self.patch_size = tuple(patch_size)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stream = stream
+        self.foreground_share = foreground_share
+        self.policy = policy
+        self.prefetch = max(1, prefetch)
+        self.num_threads = max(1, num_threads)
+        self.pin_memory = pin_memory
+        self.waited_seconds = 0.0
+        self.total_seconds = 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of the last epoch's time in which the consumer waited for data, 0 … 1."""
+        return self.waited_seconds / self.total_seconds if self.total_seconds else 0.0
+
+    def batches(self, epoch: int, num_iterations: int, *, first: int = 0) -> Generator[Batch, None, None]:
+        """The batches ``first`` … ``num_iterations - 1`` of an epoch, in order.
+
+        An error while reading is raised here, at the batch that it belongs to. Leaving the loop early ends the threads.
+        """
+        self.waited_seconds = self.total_seconds = 0.0
+        begin = time.perf_counter()
+        upcoming = iter(range(first, num_iterations))
+        pending: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="patches")
+        try:
+            for _ in range(first, num_iterations):
+                while len(pending) < self.prefetch and (following := next(upcoming, None)) is not None:
+                    pending.append(pool.submit(self.make_batch, epoch, following))
+                asked = time.perf_counter()
+                batch = pending.popleft().result()
+                # the place that this batch leaves is filled before the consumer computes
+                if (following := next(upcoming, None)) is not None:
+                    pending.append(pool.submit(self.make_batch, epoch, following))
+                self.waited_seconds += time.perf_counter() - asked
+                yield batch
+                self.total_seconds = time.perf_counter() - begin
+        finally:
+            self.total_seconds = time.perf_counter() - begin
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def make_batch(self, epoch: int, iteration: int) -> Batch:
+        """One batch, made on the calling thread."""
+        patches: list[Patch | None] = []
+        draws: list[AugmentationDraw] = []
+        crops: list[SpatialCrop | None] = []
+        names: list[str] = []
+        for sample in range(self.batch_size):
+            rng = generator(self.seed, self.stream, epoch, iteration, sample)
+            case = self.cases[int(rng.integers(len(self.cases)))]
+            forced = is_forced(sample, batch_size=self.batch_size, iteration=iteration, share=self.foreground_share)
+            shape = tuple(case.labels.shape)
+            box = place_patch(shape, self.patch_size, foreground=case.foreground if forced else None, rng=rng)
+            draw = draw_augmentation(self.policy, rng) if self.policy else AugmentationDraw()
+            names.append(case.name)
+            draws.append(draw)
+            if draw.matrix is None:
+                patches.append(self._read(case, box))
+                crops.append(None)
+            else:
+                larger, center = crop_box(box, draw.matrix, shape)
+                crop = self._read(case, larger)
+                crops.append(
+                    SpatialCrop(
+                        image=self._tensor(self._in_patch_axes(crop.image)),
+                        labels=self._tensor(self._in_patch_axes(crop.labels)),
+                        center=center,
+                    )
+                )
+                patches.append(None)
+        num_channels = int(self.cases[0].image.shape[0])
+        image = np.zeros((self.batch_size, num_channels, *self.patch_size), np.float32)
+        labels = np.zeros((self.batch_size, *self.patch_size), np.int16)
+        for sample, patch in enumerate(patches):
+            if patch is not None:
+                image[sample] = self._in_patch_axes(patch.image)
+                labels[sample] = self._in_patch_axes(patch.labels)
+        return Batch(
+            image=self._tensor(image),
+            labels=self._tensor(labels),
+            names=tuple(names),
+            draws=tuple(draws) if self.policy else (),
+            crops=tuple(crops) if self.policy else (),
+        )
+
+    def _read(self, case: PatchSource, box: Box) -> Patch:
+        is_masked = self.policy is not None and bool(self.policy.masked_channels)
+        return read_patch(case.image, case.labels, box, outside=case.outside, mark_outside=is_masked)
+
+    def _in_patch_axes(self, array: np.ndarray) -> np.ndarray:
+        """Without the slice axis where the patch is 2D."""
+        return array.squeeze(-3) if len(self.patch_size) == 2 else array
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.pin_memory else tensor

@@ -1,0 +1,131 @@
+"""Choose cases and boxes for a batch, and read the boxes out of stored cases.
+
+Volumes are ``(channel, n0, n1, n2)`` in network order. A 2D patch is a box of one slice along axis 0. Every choice comes from a
+numpy generator that is seeded by numbers alone (:func:`generator`), so a resumed run sees the same patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class PatchSource(Protocol):
+    """What a patch needs of a stored case."""
+
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+
+    @property
+    def image(self) -> Any:
+        """``(channel, n0, n1, n2)``: an array, or anything with ``shape`` whose slices are arrays."""
+
+    @property
+    def labels(self) -> Any:
+        """``(n0, n1, n2)`` label indices, likewise."""
+
+    @property
+    def outside(self) -> Any:
+        """``(n0, n1, n2)`` bool, true outside the mask of masked normalization; None where no channel has one."""
+
+    @property
+    def foreground(self) -> Mapping[int, np.ndarray]:
+        """Voxel coordinates ``(n, 3)`` of (a sample of) each label that is present."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A box of voxels; it may reach beyond the volume on either side."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """Voxels of a box: float32 image ``(channel, …)`` and int16 labels ``(…)``.
+
+    Labels are ``OUTSIDE`` where the voxel lies outside the non-zero region, if that was asked for, else 0 there.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+
+
+OUTSIDE = -1
+"""The label of voxels that masked normalization left out."""
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """An independent generator for each tuple of non-negative numbers, for instance ``(seed, epoch, iteration, sample)``."""
+    return np.random.default_rng((seed, *stream))
+
+
+def is_forced(sample: int, *, batch_size: int, iteration: int, share: float) -> bool:
+    """Whether a sample must contain foreground: the last ``round(share * batch_size)`` of a batch, as nnU-Net counts them.
+
+    A batch of one would never be forced by that rule; there a sample is forced whenever the running share would fall short.
+
+    >>> [sum(is_forced(j, batch_size=b, iteration=0, share=0.33) for j in range(b)) for b in (2, 3, 5, 9, 12)]
+    [1, 1, 2, 3, 4]
+    >>> sum(is_forced(0, batch_size=1, iteration=i, share=0.33) for i in range(100))
+    33
+    """
+    if batch_size == 1:
+        return math.floor((iteration + 1) * share) > math.floor(iteration * share)
+    return not sample < round(batch_size * (1 - share))
+
+
+def place_patch(
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    *,
+    foreground: Mapping[int, np.ndarray] | None,
+    rng: np.random.Generator,
+) -> Box:
+    """A box of ``patch_size`` in a volume of ``shape``: uniform, or around a foreground voxel where ``foreground`` is given.
+
+    A foreground voxel is drawn by class first (uniform over the classes present), then uniformly among the class's voxels;
+    the box is moved back inside the volume where it would overhang (nnU-Net does so at the lower end only; a window of
+    prediction never overhangs). Where the volume is smaller than the patch, the patch surrounds it. Without any foreground
+    voxel the box is uniform. A ``patch_size`` of two numbers gives one slice along axis 0.
+    """
+    size = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
+    lowest = [min(0, -math.ceil((p - n) / 2)) for n, p in zip(shape, size, strict=True)]
+    highest = [n - p if n >= p else -((p - n) // 2) for n, p in zip(shape, size, strict=True)]
+    classes = sorted(label for label, voxels in (foreground or {}).items() if len(voxels))
+    if not classes:
+        start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
+    else:
+        voxels = (foreground or {})[classes[int(rng.integers(len(classes)))]]
+        voxel = voxels[int(rng.integers(len(voxels)))]
+        start = [min(max(int(v) - p // 2, low), high) for v, p, low, high in zip(voxel, size, lowest, highest, strict=True)]
+    return Box(start=tuple(start), size=size)
+
+
+def read_patch(image: Any, labels: Any, box: Box, *, outside: Any = None, mark_outside: bool = False) -> Patch:
+    """The voxels of a box; beyond the volume the image is 0 and the label is background.
+
+    With ``mark_outside`` the label is ``OUTSIDE`` beyond the volume, and where it is background and ``outside`` is true.
+    """
+    inside = tuple(
+        slice(min(max(0, start), n), min(max(0, start + size), n)) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)
+    )
+    some_image = np.asarray(image[(slice(None), *inside)])
+    some_labels = np.array(labels[inside], np.int16, order="C")  # a copy: the volume may be held in memory
+    if mark_outside and outside is not None:
+        some_labels[(some_labels == 0) & np.asarray(outside[inside])] = OUTSIDE
+    if some_labels.shape == box.size:
+        patch_image, patch_labels = np.array(some_image, np.float32, order="C"), some_labels
+    else:
+        place = tuple(slice(cut.start - start, cut.stop - start) for cut, start in zip(inside, box.start, strict=True))
+        patch_image = np.zeros((some_image.shape[0], *box.size), np.float32)
+        patch_labels = np.full(box.size, OUTSIDE if mark_outside else 0, np.int16)
+        patch_image[(slice(None), *place)] = some_image
+        patch_labels[place] = some_labels
+    return Patch(image=patch_image, labels=patch_labels)

@@ -1,0 +1,272 @@
+"""The numbers that planning follows: a planner file in TOML goes in, a checked record comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from medseg3d.errors import InputError, PlanError
+from medseg3d.plan import Option, Resampling, TrainingPlan
+from medseg3d.planning.memory import FEATURE_MAPS
+from medseg3d.records import from_plain, read_toml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpacingRule:
+    """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`."""
+
+    percentile: float
+    coarse_percentile: float
+    anisotropy_threshold: float
+    single_slice_first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRule:
+    """How large a patch starts and how far it may be pooled."""
+
+    initial_edge_3d: int
+    initial_edge_2d: int
+    min_feature_map_edge: int
+    lone_axis_factor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRule:
+    """The family and its widths and depths; the last entry of ``encoder_blocks`` and ``decoder_blocks`` repeats.
+
+    ``options`` are handed to the family as they are.
+    """
+
+    family: str
+    base_features: int
+    max_features_3d: int
+    max_features_2d: int
+    kernel_edge: int
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    deep_supervision: bool
+    options: dict[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRule:
+    """How many feature-map elements fit; see :func:`medseg3d.planning.memory.feature_map_elements`.
+
+    ``reference_3d`` elements are what a batch of ``reference_batch_3d`` patches may hold, per patch, on a GPU of
+    ``reference_gpu_memory_gb``; likewise in 2D. ``fit`` says which batch has to fit while the patch is being shrunk.
+    """
+
+    gpu_memory_gb: float
+    reference_gpu_memory_gb: float
+    reference_3d: int
+    reference_2d: int
+    reference_batch_3d: int
+    reference_batch_2d: int
+    fit: Literal["min_batch", "reference_batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRule:
+    """Bounds of the batch size; ``max_dataset_share`` is the share of all training voxels in one batch."""
+
+    min_size: int
+    max_dataset_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowresRule:
+    """When a second configuration at lower resolution is planned, and how its spacing is searched."""
+
+    patch_share: float
+    spacing_step: float
+    min_volume_ratio: float
+    coarse_axis_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalizationRule:
+    """When the voxels outside the non-zero region are left out of z-scores."""
+
+    mask_below_relative_size: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendRule:
+    """When 2D is recommended although 3D is possible: both conditions must hold."""
+
+    thick_slice_ratio: float
+    few_slices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """All numbers that :func:`medseg3d.planning.make_plan.make_plan` uses; what each means stands in planners/README.md."""
+
+    name: str
+    description: str
+    spacing: SpacingRule
+    patch: PatchRule
+    network: NetworkRule
+    memory: MemoryRule
+    batch: BatchRule
+    lowres: LowresRule
+    normalization: NormalizationRule
+    resampling: Resampling
+    recommend: RecommendRule
+    training: TrainingPlan
+
+
+def load_planner(name_or_path: str | Path) -> Planner:
+    """A planner by the name of a preset, or from a TOML file of the user's.
+
+    A file may say ``extends = "default"`` (a preset, or a path relative to the file) and give only what differs. Raises
+    :class:`PlanError` for an unknown preset, an unknown or missing key, or a value that cannot be planned with.
+    """
+    path = _find(name_or_path, beside=None)
+    numbers = _read(path, seen=())
+    numbers["name"] = path.stem
+    numbers.setdefault("description", "")
+    missing = list(_missing_keys(numbers, Planner))
+    if missing:
+        raise PlanError(
+            f'{path}: missing {", ".join(missing)}. A planner file gives every number, or says extends = "default" and gives '
+            "only those that differ."
+        )
+    try:
+        planner = from_plain(numbers, Planner, str(path))
+    except InputError as error:
+        raise PlanError(str(error)) from error
+    _check(planner, path)
+    return planner
+
+
+def planner_names() -> tuple[str, ...]:
+    """The presets that come with the package."""
+    return tuple(sorted({path.stem for folder in _preset_folders() for path in folder.glob("*.toml")}))
+
+
+def _preset_folders() -> tuple[Path, ...]:
+    package = Path(__file__).resolve().parent.parent
+    # An installed package carries them as data of medseg3d.planners; in a checkout they stand beside the package.
+    candidates = (package / "planners", package.parent / "planners")
+    return tuple(folder for folder in candidates if (folder / "default.toml").is_file())[:1]
+
+
+def _find(name_or_path: str | Path, beside: Path | None) -> Path:
+    name = str(name_or_path)
+    if not name.endswith(".toml"):
+        for folder in _preset_folders():
+            if "/" not in name and (folder / f"{name}.toml").is_file():
+                return folder / f"{name}.toml"
+        raise PlanError(f"There is no planner {name!r}. The presets are {', '.join(planner_names())}; a file of your own ends in .toml.")
+    path = Path(name)
+    if beside is not None and not path.is_absolute():
+        path = beside.parent / path
+    if not path.is_file():
+        raise PlanError(f"{path}: no such planner file. The presets, named without .toml, are {', '.join(planner_names())}.")
+    return path
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tables laid over those of the planner that it extends."""
+    if path.resolve() in seen:
+        raise PlanError(f"{path}: extends itself, by way of {', '.join(other.name for other in seen)}.")
+    try:
+        numbers = read_toml(path)
+    except InputError as error:
+        raise PlanError(str(error)) from error
+    parent = numbers.pop("extends", None)
+    _refuse_unknown_keys(numbers, Planner, path)
+    if parent is None:
+        return numbers
+    if not isinstance(parent, str):
+        raise PlanError(f"{path}: extends must be the name of a preset or of a TOML file, found {parent!r}.")
+    return _laid_over(_read(_find(parent, beside=path), (*seen, path.resolve())), numbers)
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _laid_over(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _refuse_unknown_keys(numbers: Mapping[str, Any], record: type, path: Path, table: str = "") -> None:
+    types = get_type_hints(record)
+    known = [f.name for f in fields(record) if f.name != "name"] + ([] if table else ["extends"])
+    for key, value in numbers.items():
+        if key not in known:
+            where = f"[{table}]" if table else "the file"
+            raise PlanError(f"{path}: unknown key {key!r} in {where}. It may hold {', '.join(sorted(known))}.")
+        if is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise PlanError(f"{path}: {key} must be a table ([{key}]), found {value!r}.")
+            _refuse_unknown_keys(value, types[key], path, key)
+
+
+def _missing_keys(numbers: Mapping[str, Any], record: type) -> Iterator[str]:
+    """Every key of a planner has to be written down, also those that the plan's records have defaults for."""
+    types = get_type_hints(record)
+    for f in fields(record):
+        if f.name not in numbers:
+            if f.name != "options":
+                yield f.name
+        elif is_dataclass(types[f.name]):
+            yield from (f"{f.name}.{key}" for key in _missing_keys(numbers[f.name], types[f.name]))
+
+
+def _check(planner: Planner, path: Path) -> None:
+    """Refuse what planning could not work with: endless searches, empty networks, families without a memory formula."""
+    network, memory, lowres, batch = planner.network, planner.memory, planner.lowres, planner.batch
+    wrong = [
+        sentence
+        for sentence, is_wrong in (
+            (f"network.family {network.family!r} is not one of {', '.join(FEATURE_MAPS)}", network.family not in FEATURE_MAPS),
+            (
+                "network.base_features and max_features must be at least 1",
+                min(network.base_features, network.max_features_2d, network.max_features_3d) < 1,
+            ),
+            ("network.kernel_edge must be odd and positive", network.kernel_edge < 1 or network.kernel_edge % 2 == 0),
+            (
+                "network.encoder_blocks and decoder_blocks must hold at least one number, each at least 1",
+                min(network.encoder_blocks, default=0) < 1 or min(network.decoder_blocks, default=0) < 1,
+            ),
+            (
+                "memory.* must be above 0",
+                min(
+                    memory.gpu_memory_gb,
+                    memory.reference_gpu_memory_gb,
+                    memory.reference_3d,
+                    memory.reference_2d,
+                    memory.reference_batch_3d,
+                    memory.reference_batch_2d,
+                )
+                <= 0,
+            ),
+            ("batch.min_size must be at least 1", batch.min_size < 1),
+            ("batch.max_dataset_share must be above 0", batch.max_dataset_share <= 0),
+            ("lowres.spacing_step must be above 1", lowres.spacing_step <= 1),
+            ("lowres.patch_share must lie between 0 and 1", not 0 <= lowres.patch_share < 1),
+            (
+                "spacing.percentile and coarse_percentile must lie between 0 and 100",
+                not (0 <= planner.spacing.percentile <= 100 and 0 <= planner.spacing.coarse_percentile <= 100),
+            ),
+            (
+                "patch.* must be at least 1",
+                min(
+                    planner.patch.initial_edge_3d,
+                    planner.patch.initial_edge_2d,
+                    planner.patch.min_feature_map_edge,
+                    planner.patch.lone_axis_factor,
+                )
+                < 1,
+            ),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        raise PlanError(f"{path}: {'; '.join(wrong)}.")

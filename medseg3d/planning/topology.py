@@ -1,0 +1,66 @@
+"""How a patch is pooled: spacing and size go in, strides, kernels and the padded patch come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+SIMILAR_SPACING = 2.0
+"""Spacings closer than this factor count as alike (nnU-Net 2.8.1): such axes are pooled together and convolved together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Strides and kernels per stage, finest first; ``divisor`` is the total stride per axis, ``patch_size`` a multiple of it."""
+
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    patch_size: tuple[int, ...]
+    divisor: tuple[int, ...]
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the encoder, bottleneck included."""
+        return len(self.strides)
+
+
+def derive_topology(
+    spacing: Sequence[float], size: Sequence[float], *, min_edge: int = 4, lone_axis_factor: int = 3, kernel_edge: int = 3
+) -> Topology:
+    """Pool the axes whose spacing is within a factor 2 of the finest one that still can be halved, until none can.
+
+    ``size`` is in voxels and may be fractional (a median of an even number of cases). An axis can be halved while it has
+    ``2 * min_edge`` voxels; one axis alone only while it has ``lone_axis_factor * min_edge``. An axis is convolved with
+    ``kernel_edge`` as soon as its spacing is within a factor 2 of the finest, until then with 1; the last stage always with
+    ``kernel_edge``. The patch is padded up to a multiple of the total stride. Rule: nnU-Net 2.8.1 ``get_pool_and_conv_props``.
+
+    >>> derive_topology((3.6, 0.62, 0.62), (20, 320, 256)).divisor
+    (4, 64, 64)
+    """
+    axes = range(len(spacing))
+    current_spacing, current_size = [float(s) for s in spacing], [float(n) for n in size]
+    kernel = [1] * len(spacing)
+    strides, kernels = [(1,) * len(spacing)], []
+    while pooled := _axes_to_pool(current_spacing, current_size, min_edge, lone_axis_factor):
+        finest = min(current_spacing)
+        kernel = [kernel_edge if k > 1 or s / finest < SIMILAR_SPACING else 1 for k, s in zip(kernel, current_spacing, strict=True)]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in pooled else 1 for axis in axes))
+        for axis in pooled:
+            current_spacing[axis] *= 2
+            current_size[axis] = ceil(current_size[axis] / 2)
+    kernels.append((kernel_edge,) * len(spacing))
+    divisor = tuple(2 ** sum(stride[axis] == 2 for stride in strides) for axis in axes)
+    patch = tuple(ceil(n / d) * d for n, d in zip(size, divisor, strict=True))
+    return Topology(strides=tuple(strides), kernel_sizes=tuple(kernels), patch_size=patch, divisor=divisor)
+
+
+def _axes_to_pool(spacing: Sequence[float], size: Sequence[float], min_edge: int, lone_axis_factor: int) -> list[int]:
+    large = [axis for axis, n in enumerate(size) if n >= 2 * min_edge]
+    if not large:
+        return []
+    finest = min(spacing[axis] for axis in large)
+    pooled = [axis for axis in large if spacing[axis] / finest < SIMILAR_SPACING]
+    is_too_short = len(pooled) == 1 and size[pooled[0]] < lone_axis_factor * min_edge
+    return [] if is_too_short else pooled

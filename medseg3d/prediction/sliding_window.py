@@ -1,0 +1,123 @@
+"""Logits of a whole volume from a network that sees windows: overlapping windows, Gaussian weights, mirroring, folds averaged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import torch
+
+from medseg3d.devices import Device
+from medseg3d.errors import NotFiniteError
+from medseg3d.prediction.mirroring import mean_over_flips
+
+logger = logging.getLogger(__name__)
+
+SIGMA_SHARE = 1 / 8
+"""Width of the Gaussian as a share of the window (nnU-Net 2.8.1, ``compute_gaussian``)."""
+WINDOW_BATCH_VOXELS = 2 * 128**3
+"""Windows go through the network together up to this many voxels: enough to fill a device, little enough for 8 GB."""
+
+
+def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
+    """Starts of windows along one axis, evenly spread, at most ``step`` windows apart (nnU-Net 2.8.1).
+
+    >>> window_starts(110, 64, 0.5)
+    (0, 23, 46)
+    >>> window_starts(64, 64, 0.5)
+    (0,)
+    """
+    if size <= window:
+        return (0,)
+    num_steps = int(np.ceil((size - window) / (window * step))) + 1
+    distance = (size - window) / (num_steps - 1)
+    return tuple(round(distance * i) for i in range(num_steps))
+
+
+@lru_cache(maxsize=8)
+def importance_map(window: tuple[int, ...]) -> torch.Tensor:
+    """Gaussian weights of a window, float32, 1 in the middle, never 0 (nnU-Net 2.8.1 uses the same width)."""
+    weights = torch.ones((), dtype=torch.float64)
+    for size in window:
+        distance = torch.arange(size, dtype=torch.float64) - size // 2
+        weights = weights[..., None] * torch.exp(-0.5 * (distance / (size * SIGMA_SHARE)) ** 2)
+    weights = (weights / weights.max()).float()
+    smallest: torch.Tensor = weights[weights > 0].min()
+    return weights.clamp_min(max(float(smallest), 1e-6))
+
+
+def predict_logits(
+    networks: Sequence[torch.nn.Module],
+    image: torch.Tensor,
+    *,
+    case: str,
+    window: Sequence[int],
+    device: Device,
+    step: float = 0.5,
+    mirror_axes: Sequence[int] = (),
+) -> torch.Tensor:
+    """Logits ``(K, n0, n1, n2)`` float32 on the device, the mean over ``networks`` (folds) and mirrorings.
+
+    ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A ``window`` of two entries belongs to a 2D
+    network, which sees the slices along axis 0 one by one. Images smaller than the window are padded with 0 on both sides.
+    Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite.
+    """
+    is_2d = len(window) == 2
+    size = (1, *window) if is_2d else tuple(window)
+    padded, inner = _padded(image, size)
+    starts = list(
+        product(
+            range(padded.shape[1]) if is_2d else window_starts(padded.shape[1], size[0], step),
+            window_starts(padded.shape[2], size[1], step),
+            window_starts(padded.shape[3], size[2], step),
+        )
+    )
+    weights = importance_map(tuple(window)).to(device.device)
+    if is_2d:
+        weights = weights[None]
+    per_batch = max(1, WINDOW_BATCH_VOXELS // int(np.prod(size)) // 4)
+    total: torch.Tensor | None = None
+    weight_sum = torch.zeros(padded.shape[1:], device=device.device)
+    with torch.inference_mode():
+        for first in range(0, len(starts), per_batch):
+            group = starts[first : first + per_batch]
+            boxes = [tuple(slice(s, s + n) for s, n in zip(start, size, strict=True)) for start in group]
+            batch = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device.device)
+            if is_2d:
+                batch = batch[:, :, 0]
+            logits = _mean_logits(networks, batch, device, mirror_axes)
+            if not torch.isfinite(logits).all():
+                raise NotFiniteError(f"{case}: the network gave NaN or infinite values for this image.")
+            if is_2d:
+                logits = logits[:, :, None]
+            if total is None:
+                total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=device.device)
+            for box, window_logits in zip(boxes, logits, strict=True):
+                total[(slice(None), *box)] += window_logits * weights
+                weight_sum[box] += weights
+    if total is None:
+        raise NotFiniteError(f"{case}: the image is empty.")
+    return (total / weight_sum)[(slice(None), *inner)]
+
+
+def _mean_logits(networks: Sequence[torch.nn.Module], batch: torch.Tensor, device: Device, mirror_axes: Sequence[int]) -> torch.Tensor:
+    total = torch.zeros((), device=device.device)
+    for network in networks:
+        with device.autocast():
+            logits = mean_over_flips(network, batch, mirror_axes)
+        total = total + logits
+    return total / len(networks)
+
+
+def _padded(image: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """The image with zeros around it where it is smaller than the window, and where it lies inside."""
+    missing = [max(0, n - have) for n, have in zip(size, image.shape[1:], strict=True)]
+    inner = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
+    if not any(missing):
+        return image, inner
+    padded = image.new_zeros((image.shape[0], *(have + m for m, have in zip(missing, image.shape[1:], strict=True))))
+    padded[(slice(None), *inner)] = image
+    return padded, inner

@@ -1,0 +1,1 @@
+"""From a raw case to what networks see: crop, normalize, resample, store."""

@@ -1,0 +1,168 @@
+"""Bring a raw case to the grid and the intensities of a configuration, and record what is needed to go back.
+
+Order of the steps, as in nnU-Net 2.8.1: network order of axes → crop to the non-zero box → normalize → resample. Normalization comes first
+because resampling would smear the border of a mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg3d.axes import AxisOrder, permute, to_network_order
+from medseg3d.cropping import nonzero_box, nonzero_mask
+from medseg3d.dataset import RawCase
+from medseg3d.errors import ChannelCountError
+from medseg3d.geometry import resampled_shape
+from medseg3d.plan import Configuration, Normalization, Plan, Resampling
+from medseg3d.preprocessing.normalization import normalize
+from medseg3d.preprocessing.resampling import resample_image, resample_labels
+from medseg3d.records import to_plain
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restoration:
+    """All that it takes to bring logits back to the grid of the raw case.
+
+    ``original_shape`` is canonical (S, A, R); everything else is in network order: ``box`` holds (start, stop) per axis of the crop in the
+    permuted raw volume, spacings are in mm.
+    """
+
+    original_shape: Shape
+    axis_order: AxisOrder
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    spacing: Spacing
+    resampled_shape: Shape
+    resampled_spacing: Spacing
+    resampling: Resampling
+
+    @property
+    def cropped_shape(self) -> Shape:
+        """The shape of the crop before resampling."""
+        first, second, third = self.box
+        return (first[1] - first[0], second[1] - second[0], third[1] - third[0])
+
+    @property
+    def permuted_shape(self) -> Shape:
+        """The shape of the whole raw volume in network order."""
+        a, b, c = self.axis_order
+        return (self.original_shape[a], self.original_shape[b], self.original_shape[c])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessedCase:
+    """A case as networks see it, all arrays in network order.
+
+    ``image`` float32 (channel, n0, n1, n2), contiguous; ``labels`` indices of the smallest unsigned type, or None. ``outside`` (bool) is
+    where neither the non-zero region nor a label is; kept only with labels and where a channel is normalized inside the mask.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray | None
+    restoration: Restoration
+    outside: np.ndarray | None = None
+
+
+def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration) -> PreprocessedCase:
+    """Preprocess one case for one configuration; ``raw`` stays as it is.
+
+    Raises :class:`ChannelCountError`, and :class:`LabelValueError` for label values that the plan does not know.
+    """
+    return next(preprocess_for(raw, plan=plan, configurations=(configuration,)))
+
+
+def preprocess_for(raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration]) -> Iterator[PreprocessedCase]:
+    """Preprocess one raw read for several configurations, one after the other; what they share is computed once."""
+    if len(raw.image) != len(plan.channels):
+        raise ChannelCountError(
+            f"{raw.name}: {len(raw.image)} channels, but the plan was made for {len(plan.channels)} ({', '.join(plan.channels)})."
+        )
+    image = to_network_order(raw.image, plan.axis_order)
+    box = nonzero_box(image)
+    image = np.ascontiguousarray(image[(slice(None), *box)])
+    labels = None
+    if raw.labels is not None:
+        labels = plan.labels.encode(np.ascontiguousarray(to_network_order(raw.labels, plan.axis_order)[box]), raw.name)
+    inside = _inside(image, labels) if labels is not None or _needs_mask(configurations) else None
+    spacing = permute(raw.spacing, plan.axis_order)
+    normalized: tuple[tuple[Normalization, ...], np.ndarray] | None = None
+    for configuration in configurations:
+        if normalized is None or normalized[0] != configuration.normalization:
+            normalized = None  # frees the memory before the next one is made
+            normalized = (configuration.normalization, normalize(image, configuration.normalization, mask=inside))
+        target = target_spacing(spacing, configuration)
+        shape = resampled_shape(image.shape[1:], spacing, target)
+        resampled = resample_image(normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling)
+        resampled_labels, outside = None, None
+        if labels is not None and inside is not None:
+            resampled_labels, outside = _resample_with_outside(labels, inside, shape, spacing, target, configuration.resampling)
+        yield PreprocessedCase(
+            name=raw.name,
+            image=resampled,
+            labels=resampled_labels,
+            outside=outside if _needs_mask((configuration,)) else None,
+            restoration=Restoration(
+                original_shape=raw.image.shape[1:],
+                axis_order=plan.axis_order,
+                box=tuple((s.start, s.stop) for s in box),  # type: ignore[arg-type]
+                spacing=spacing,  # type: ignore[arg-type]
+                resampled_shape=shape,  # type: ignore[arg-type]
+                resampled_spacing=target,
+                resampling=configuration.resampling,
+            ),
+        )
+
+
+def target_spacing(spacing: Sequence[float], configuration: Configuration) -> Spacing:
+    """The spacing after resampling, network order; a 2D configuration leaves the distance of slices as it is.
+
+    A 2D plan names the spacing inside a slice only.
+    """
+    target = configuration.spacing if len(configuration.spacing) == 3 else (spacing[0], *configuration.spacing)
+    return (float(target[0]), float(target[1]), float(target[2]))
+
+
+def data_digest(plan: Plan, configuration: Configuration) -> str:
+    """A digest of the parts of a plan that decide the preprocessed values; a stored case of another digest is out of date."""
+    part = {
+        "labels": to_plain(plan.labels),
+        "axis_order": plan.axis_order,
+        "orientation": plan.orientation,
+        "channels": len(plan.channels),
+        "spacing": configuration.spacing,
+        "normalization": [to_plain(rule) for rule in configuration.normalization],
+        "resampling": to_plain(configuration.resampling),
+    }
+    return hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _needs_mask(configurations: Sequence[Configuration]) -> bool:
+    return any(rule.use_mask for configuration in configurations for rule in configuration.normalization)
+
+
+def _inside(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    mask = nonzero_mask(image)
+    return mask if labels is None else mask | (labels > 0)
+
+
+def _resample_with_outside(
+    labels: np.ndarray, inside: np.ndarray, shape: Sequence[int], spacing: Sequence[float], target: Spacing, resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample with "outside" as one more label below the background, so that it takes part in the vote, as nnU-Net's -1 does."""
+    if inside.all():
+        result = resample_labels(labels, shape, spacing=spacing, new_spacing=target, resampling=resampling)
+        return result, np.zeros(result.shape, bool)
+    shifted = labels.astype(np.min_scalar_type(int(labels.max()) + 1))
+    shifted += 1
+    shifted *= inside
+    voted = resample_labels(shifted, shape, spacing=spacing, new_spacing=target, resampling=resampling)
+    outside = voted == 0
+    return (np.maximum(voted, 1) - 1).astype(labels.dtype, copy=False), outside

@@ -1,0 +1,295 @@
+"""The store of preprocessed cases: a folder per case with compressed chunks that a patch is read from in milliseconds.
+
+```
+<folder>/<case>/image.b2nd       (channel, n0, n1, n2) float16, or float32 where float16 would lose too much
+                labels.b2nd      (n0, n1, n2) the smallest unsigned integer type
+                outside.b2nd     (n0, n1, n2) bool, only where a channel is normalized inside a mask
+                foreground.npz   per label index an array (n, 3) of voxels that hold it
+                case.json        what is needed to go back, and the digest of what it was made from
+```
+A case is written in a hidden folder and renamed when it is whole. All arrays are in network order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import shutil
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg3d.errors import InputError, StorageError
+from medseg3d.files import storage_errors
+from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
+from medseg3d.records import read_record, write_record
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 6 << 20
+"""Largest chunk: one is decompressed in a millisecond or two, and a patch touches few of them."""
+
+BLOCK_BYTES = 128 << 10
+"""Blocks inside a chunk fit the second-level cache, and only the blocks that a patch touches are decompressed."""
+
+DEFAULT_CHUNK = (64, 128, 128)
+"""Chunk edges where no patch size is given."""
+
+ACCEPTED_LOSS = 1e-3
+"""Root mean square rounding error of float16 in standard deviations of a channel, above which float32 is stored."""
+
+MIN_FOREGROUND_VOXELS = 10_000
+FOREGROUND_SHARE = 0.01
+"""Per label ``max(10000, 1 %)`` voxels are kept to sample patches from (nnU-Net 2.8.1), fewer where there are fewer."""
+
+FOREGROUND_SEED = 1234
+
+
+class Store:
+    """Preprocessed cases in ``folder``; ``patch_size`` (network order, 2 or 3 numbers) shapes the chunks that are written."""
+
+    def __init__(self, folder: Path, *, patch_size: Sequence[int] | None = None) -> None:
+        self.folder = folder
+        self.patch_size = tuple(patch_size) if patch_size is not None else None
+
+    def write(self, case: PreprocessedCase, digest: str) -> None:
+        """Write a case whole or not at all, in place of an older one. Raises :class:`StorageError` where the disk is full."""
+        target = self.folder / case.name
+        temporary = self.folder / f".{secrets.token_hex(4)}.tmp.{case.name}"
+        with storage_errors(target):
+            temporary.mkdir(parents=True)
+            try:
+                self._write_files(temporary, case, digest)
+                if target.exists():
+                    doomed = self.folder / f".{secrets.token_hex(4)}.old.{case.name}"
+                    os.replace(target, doomed)
+                    os.replace(temporary, target)
+                    shutil.rmtree(doomed, ignore_errors=True)
+                else:
+                    os.replace(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_files(self, folder: Path, case: PreprocessedCase, digest: str) -> None:
+        _save(folder / "image.b2nd", compact(case.image), self.patch_size)
+        foreground: dict[str, np.ndarray] = {}
+        if case.labels is not None:
+            _save(folder / "labels.b2nd", case.labels, self.patch_size)
+            found = foreground_index(case.labels, np.random.default_rng([FOREGROUND_SEED, zlib.crc32(case.name.encode())]))
+            foreground = {str(label): voxels for label, voxels in found.items()}
+        if case.outside is not None:
+            _save(folder / "outside.b2nd", case.outside, self.patch_size)
+        np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
+        write_record(folder / "case.json", StoredRecord(name=case.name, digest=digest, restoration=case.restoration), "case")
+
+    def read(self, name: str, *, in_memory: bool = False) -> StoredCase:
+        """Open a case; with ``in_memory`` its arrays are decoded at once. Raises :class:`InputError` where there is none."""
+        folder = self.folder / name
+        if not (folder / "case.json").exists():
+            raise InputError(f"{folder}: there is no preprocessed case here. Run medseg3d preprocess.")
+        case = StoredCase(folder, read_record(folder / "case.json", StoredRecord, "case"))
+        return case.load() if in_memory else case
+
+    def is_current(self, name: str, digest: str) -> bool:
+        """The case is there, whole, and was made from what ``digest`` stands for."""
+        path = self.folder / name / "case.json"
+        if not path.exists():
+            return False
+        try:
+            return read_record(path, StoredRecord, "case").digest == digest
+        except InputError as error:
+            logger.info("%s; the case is made again.", error)
+            return False
+
+    def names(self) -> tuple[str, ...]:
+        """The cases that are there, sorted."""
+        if not self.folder.is_dir():
+            return ()
+        return tuple(sorted(p.parent.name for p in self.folder.glob("*/case.json") if not p.parent.name.startswith(".")))
+
+    def remove_leftovers(self) -> None:
+        """Delete what a crash has left; only while nobody else writes here."""
+        for path in self.folder.glob(".*.tmp.*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".*.old.*"):
+            # a crash between the two renames of a replacement: the old case is whole, and better than none
+            target = self.folder / path.name.split(".old.", 1)[1]
+            if target.exists() or not (path / "case.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.replace(path, target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """``case.json``: ``digest`` stands for the raw files and the part of the plan that the case was made from."""
+
+    name: str
+    digest: str
+    restoration: Restoration
+
+
+class StoredCase:
+    """One case of a store. ``image``, ``labels`` (or None) and ``outside`` (or None) are sliced like arrays, from any thread."""
+
+    def __init__(self, folder: Path, record: StoredRecord) -> None:
+        self.folder = folder
+        self.name = record.name
+        self.digest = record.digest
+        self.restoration = record.restoration
+        self.image: ChunkedArray | np.ndarray = ChunkedArray(folder / "image.b2nd")
+        self.labels: ChunkedArray | np.ndarray | None = _optional(folder / "labels.b2nd")
+        self.outside: ChunkedArray | np.ndarray | None = _optional(folder / "outside.b2nd")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The spatial shape, network order."""
+        return (self.image.shape[1], self.image.shape[2], self.image.shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays when they are decoded."""
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in (self.image, self.labels, self.outside) if a is not None)
+
+    @cached_property
+    def foreground(self) -> dict[int, np.ndarray]:
+        """Per label index that occurs (background apart) voxels ``(n, 3)`` that hold it, int16 or int32."""
+        try:
+            with np.load(self.folder / "foreground.npz", allow_pickle=False) as archive:
+                return {int(label): archive[label] for label in archive.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise StorageError(
+                f"{self.folder}: foreground.npz cannot be read ({error}). Delete the folder and preprocess again."
+            ) from error
+
+    def load(self) -> StoredCase:
+        """A copy of this case that holds its arrays decoded in memory."""
+        loaded = StoredCase(self.folder, StoredRecord(name=self.name, digest=self.digest, restoration=self.restoration))
+        loaded.image = self.image[:]
+        loaded.labels = None if self.labels is None else self.labels[:]
+        loaded.outside = None if self.outside is None else self.outside[:]
+        return loaded
+
+
+class ChunkedArray:
+    """A compressed array on the disk that is sliced like a numpy array; every thread has a handle of its own.
+
+    Slices are starts and stops; what is read is a new array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        handle = self._handle()
+        self.shape: tuple[int, ...] = tuple(int(n) for n in handle.shape)
+        self.dtype: np.dtype = np.dtype(handle.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Read and decompress a region."""
+        return np.asarray(self._handle()[key])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole array."""
+        return np.asarray(self[:], dtype)
+
+    def __getstate__(self) -> Path:
+        """Worker processes open handles of their own."""
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)  # type: ignore[misc]
+
+    def _handle(self) -> Any:
+        handle = getattr(self._local, "handle", None)
+        if handle is None:
+            import blosc2
+
+            try:
+                handle = blosc2.open(str(self.path), mode="r", dparams={"nthreads": 1})
+            except (OSError, RuntimeError, ValueError) as error:
+                raise StorageError(f"{self.path}: cannot be read ({error}). Delete its folder and preprocess again.") from error
+            self._local.handle = handle
+        return handle
+
+
+def _optional(path: Path) -> ChunkedArray | None:
+    return ChunkedArray(path) if path.exists() else None
+
+
+def compact(image: np.ndarray) -> np.ndarray:
+    """The image in float16, or as it is where a channel would overflow or lose more than :data:`ACCEPTED_LOSS`."""
+    half = np.empty(image.shape, np.float16)
+    for channel, out in zip(image, half, strict=True):
+        std = float(channel.std())
+        squares = 0.0
+        for rows, out_rows in zip(channel, out, strict=True):
+            with np.errstate(over="ignore"):
+                out_rows[...] = rows
+            loss = (out_rows.astype(np.float32) - rows).ravel()
+            squares += float(loss @ loss)
+        if not math.sqrt(squares / channel.size) <= ACCEPTED_LOSS * std and squares > 0:
+            return image
+    return half
+
+
+def foreground_index(labels: np.ndarray, generator: np.random.Generator) -> dict[int, np.ndarray]:
+    """Per label index that occurs (background apart) a random sample of its voxels ``(n, 3)``, without replacement."""
+    dtype = np.int16 if max(labels.shape) <= np.iinfo(np.int16).max else np.int32
+    places = np.flatnonzero(labels)
+    values = labels.ravel()[places]
+    counts = np.bincount(values)
+    places = places[np.argsort(values, kind="stable")]
+    ends = np.cumsum(counts)
+    result = {}
+    for label in np.flatnonzero(counts):
+        total = int(counts[label])
+        wanted = max(min(MIN_FOREGROUND_VOXELS, total), math.ceil(total * FOREGROUND_SHARE))
+        chosen = np.sort(generator.choice(total, wanted, replace=False, shuffle=False)) + (ends[label] - total)
+        result[int(label)] = np.stack(np.unravel_index(places[chosen], labels.shape), 1).astype(dtype)
+    return result
+
+
+def _save(path: Path, array: np.ndarray, patch_size: tuple[int, ...] | None) -> None:
+    import blosc2
+
+    chunks, blocks = chunk_shapes(array.shape, array.dtype.itemsize, patch_size)
+    # shuffled bytes of float16 shrink by a third more than unshuffled ones and decompress as fast
+    compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+    compressed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=compression, dparams={"nthreads": 1})
+    # written by ourselves: blosc2 hides why a write failed, and a full disk must be told from a defect
+    path.write_bytes(compressed.to_cframe())
+
+
+def chunk_shapes(shape: Sequence[int], itemsize: int, patch_size: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks of about the patch's shape and blocks of half its edges, within their limits of bytes; one channel each.
+
+    >>> chunk_shapes((1, 300, 300, 300), 2, (128, 128, 128))
+    ((1, 128, 128, 128), (1, 32, 32, 64))
+    """
+    patch = tuple(patch_size or DEFAULT_CHUNK)
+    patch = (1,) * (3 - len(patch)) + patch
+    spatial = [min(n, p) for n, p in zip(shape[-3:], patch, strict=True)]
+    lead = (1,) * (len(shape) - 3)
+    return (*lead, *_shrunk(spatial, CHUNK_BYTES // itemsize)), (*lead, *_shrunk(spatial, BLOCK_BYTES // itemsize))
+
+
+def _shrunk(shape: Sequence[int], max_voxels: int) -> tuple[int, ...]:
+    edges = list(shape)
+    while math.prod(edges) > max_voxels:
+        longest = edges.index(max(edges))  # the first of equals: rows stay long, which compresses better
+        edges[longest] = -(-edges[longest] // 2)
+    return tuple(edges)

@@ -1,0 +1,336 @@
+"""Write the report of a work folder: read what it holds so far into a :class:`ReportInput`, and hand that to the page.
+
+In: a work folder, and the dataset for the pictures. Out: ``report.html``. What is not there yet stays empty; what is there but
+cannot be read becomes a warning on the page, never a gap that looks like "nothing happened".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from medseg3d.errors import CaseFailure, InputError, MedsegError
+from medseg3d.plan import Plan
+from medseg3d.records import read_json, read_record, to_plain
+from medseg3d.reporting.page import (
+    DatasetFacts,
+    FoldResult,
+    LabelFacts,
+    Picture,
+    ReportInput,
+    Score,
+    build_report,
+    case_rows,
+    configuration_names,
+)
+from medseg3d.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    from medseg3d.dataset import Dataset
+    from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.fingerprint import Fingerprint
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def write_report(root: Path, work: Path, output: Path, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
+    """Write the page of the dataset in ``root`` and its work folder to ``output``; what is not there yet, the page says.
+
+    Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
+    """
+    from medseg3d.dataset import open_dataset
+
+    folder = WorkFolder(work)
+    dataset, found = None, list(warnings)
+    try:
+        dataset = open_dataset(root, channels=folder.read_plan().channels if folder.plan.exists() else None)
+    except MedsegError as error:
+        found.append(f"The dataset could not be opened for the pictures: {error}")
+    return build_report(replace(read_work(folder, dataset=dataset, failures=failures, warnings=found), output=output))
+
+
+def read_work(
+    work: WorkFolder,
+    *,
+    dataset: Dataset | None = None,
+    failures: Sequence[CaseFailure] = (),
+    warnings: Sequence[str] = (),
+) -> ReportInput:
+    """Everything the report shows, from the files of a work folder.
+
+    With ``dataset`` the worst, median and best validation cases are drawn, which reads their images. ``failures`` and
+    ``warnings`` of the caller stand before those found here.
+    """
+    from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
+    from medseg3d.fingerprint import Fingerprint
+    from medseg3d.version import __version__
+
+    troubles: list[str] = []
+    fingerprint = _read(work.fingerprint, Fingerprint, "fingerprint", troubles)
+    plan = _read(work.plan, Plan, "plan", troubles)
+    folds, evaluations = _read_folds(work, troubles)
+    test = _read(work.predictions / "metrics.json", Evaluation, RECORD_KIND, troubles)
+    selected, selection_notes = _read_selection(work.selection, troubles)
+    if test is not None:
+        evaluations.append(test)
+    skipped = sum(int(record.get("skipped_iterations") or 0) for fold in folds for record in fold.history)
+    if skipped:
+        troubles.append(f"{skipped} training steps were skipped because their loss or gradient was not finite.")
+    for evaluation in evaluations:
+        if evaluation.missing_predictions:
+            names = ", ".join(evaluation.missing_predictions)
+            troubles.append(f"Not predicted, and so not part of the means: {names}.")
+    report = ReportInput(
+        output=work.report,
+        dataset=plan.dataset if plan else fingerprint.dataset if fingerprint else work.root.resolve().parent.name,
+        work=str(work.root),
+        facts=dataset_facts(fingerprint, plan, num_test=len(dataset.test) if dataset else None) if fingerprint else None,
+        plan=plan,
+        explanations=_explanations(plan, fingerprint, troubles) if plan and fingerprint else (),
+        folds=folds,
+        selected=selected,
+        selection_notes=selection_notes,
+        test_scores=scores_of(test) if test else None,
+        nsd_tolerance_mm=_tolerance(evaluations, troubles),
+        timings=_read_timings(work.timings, troubles),
+        failures=_unique([*failures, *(fingerprint.failures if fingerprint else ()), *(f for e in evaluations for f in e.failures)]),
+        made_by=f"medseg3d {__version__}",
+    )
+    pictures = draw_cases(report, work, dataset, troubles) if dataset and plan else ()
+    return replace(report, pictures=pictures, warnings=tuple(dict.fromkeys([*warnings, *troubles])))
+
+
+def _explanations(plan: Plan, fingerprint: Fingerprint, troubles: list[str]) -> tuple[dict[str, Any], ...]:
+    """Why each number of the plan is what it is: the planner's rules are asked again, nothing of it is stored."""
+    from medseg3d.planning import explain, load_planner, summarize
+
+    try:
+        summary = summarize(fingerprint, plan.labels, modality_reason=plan.modality_reason)
+        return tuple(to_plain(explanation) for explanation in explain(plan, summary, load_planner(plan.planner)))
+    except MedsegError as error:
+        troubles.append(f"The plan cannot be explained: {error}")
+        return ()
+
+
+def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
+    """The report's scores of an evaluation; labels that neither side holds stay, with None."""
+    return tuple(
+        Score(
+            case=case.case,
+            label=label.name,
+            dice=label.dice,
+            hd95_mm=label.hd95_mm,
+            nsd=label.nsd,
+            is_missed=label.presence == "only_reference",
+            is_invented=label.presence == "only_prediction",
+        )
+        for case in evaluation.cases
+        for label in case.labels
+    )
+
+
+def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int | None = None) -> DatasetFacts:
+    """The dataset at a glance; labels are named by the plan, by their values without one."""
+    names = dict(zip(plan.labels.values, plan.labels.names, strict=True)) if plan else {}
+    values = [value for value in names if value != fingerprint.background] if names else list(fingerprint.label_values)
+    orientations: dict[str, int] = {}
+    for case in fingerprint.cases:
+        orientations[case.orientation] = orientations.get(case.orientation, 0) + 1
+    labels = []
+    for value in values:
+        mine = [case.labels[value] for case in fingerprint.cases if value in case.labels]
+        labels.append(
+            LabelFacts(
+                name=names.get(value, f"label {value}"),
+                value=value,
+                num_cases=len(mine),
+                volumes_ml=tuple(label.volume_mm3 / 1000 for label in mine),
+                components=tuple(label.components for label in mine),
+            )
+        )
+    return DatasetFacts(
+        channels=fingerprint.channel_names,
+        shapes=tuple(case.shape for case in fingerprint.cases),
+        spacings=tuple(case.spacing for case in fingerprint.cases),
+        orientations=orientations,
+        labels=tuple(labels),
+        num_test=num_test,
+    )
+
+
+def draw_cases(report: ReportInput, work: WorkFolder, dataset: Dataset, troubles: list[str]) -> tuple[Picture, ...]:
+    """Pictures of the worst, second worst, median and best validation case of the first configuration that has scores."""
+    for configuration in configuration_names(report):
+        folds = [fold for fold in report.folds if fold.configuration == configuration]
+        rows = [row for row in case_rows(folds) if row["mean"] is not None]
+        if rows:
+            break
+    else:
+        return ()
+    pictures = []
+    for place, role in picture_roles(len(rows)):
+        row = rows[place]
+        try:
+            png = draw_case(row["case"], work.validation(configuration, row["fold"]), dataset, report.plan)
+        except MedsegError as error:
+            troubles.append(f"No picture of {row['case']}: {error}")
+            continue
+        pictures.append(Picture(case=row["case"], role=role, png=png, dice=row["mean"]))
+    return tuple(pictures)
+
+
+def picture_roles(num_cases: int) -> list[tuple[int, str]]:
+    """Places in the list of cases, worst first, that are worth a picture, and what they are called.
+
+    >>> picture_roles(1)
+    [(0, 'the only case')]
+    >>> picture_roles(9)
+    [(0, 'worst'), (1, 'second worst'), (4, 'median'), (8, 'best')]
+    """
+    if num_cases == 1:
+        return [(0, "the only case")]
+    roles: dict[int, str] = {0: "worst", num_cases - 1: "best"}
+    if num_cases >= 3:
+        roles.setdefault(num_cases // 2, "median")
+    if num_cases >= 5:
+        roles.setdefault(1, "second worst")
+    return sorted(roles.items())
+
+
+def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> bytes:
+    """The picture of a training case and its prediction in ``folder``; raises :class:`InputError` where one is missing."""
+    from medseg3d.dataset import read_case
+    from medseg3d.geometry import to_canonical
+    from medseg3d.images import read_image
+    from medseg3d.labels import as_integers
+    from medseg3d.reporting.figures import case_figure
+
+    cases = {case.name: case for case in dataset.training}
+    if name not in cases:
+        raise InputError(f"the dataset in {dataset.root} has no training case of this name any more.")
+    raw = read_case(cases[name])
+    path = folder / f"{name}.nii.gz"
+    prediction = as_integers(to_canonical(read_image(path).array, raw.orientation), str(path))
+    labels = plan.labels if plan else dataset.labels
+    values = dict(zip(labels.values[1:], labels.names[1:], strict=True)) if labels else {}
+    return case_figure(raw.image[0], raw.labels, prediction, spacing=raw.spacing, labels=values)
+
+
+def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult, ...], list[Evaluation]]:
+    from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
+
+    results, evaluations = [], []
+    for folder in sorted((work.root / "models").glob("*/fold_*"), key=lambda path: (path.parent.name, path.name.zfill(12))):
+        configuration, fold = folder.parent.name, folder.name.removeprefix("fold_")
+        history = read_history(folder / "history.jsonl", troubles)
+        evaluation = _read(work.validation(configuration, fold) / "metrics.json", Evaluation, RECORD_KIND, troubles)
+        if evaluation is not None:
+            evaluations.append(evaluation)
+        if not history and evaluation is None:
+            continue
+        results.append(
+            FoldResult(
+                configuration=configuration,
+                fold=fold,
+                history=tuple(history),
+                scores=scores_of(evaluation) if evaluation is not None else None,
+                is_finished=_is_finished(folder, len(history), has_metrics=evaluation is not None),
+            )
+        )
+    return tuple(results), evaluations
+
+
+def _is_finished(folder: Path, num_epochs: int, *, has_metrics: bool) -> bool:
+    """Whether the training came to its end: it was measured, or as many epochs are done as its state asks for."""
+    if has_metrics:
+        return True
+    try:
+        state = read_json(folder / "training.json")
+    except InputError:
+        return False
+    state = state.get("state", state) if isinstance(state, dict) else {}
+    hours, epochs = state.get("hours"), state.get("epochs")
+    if hours is not None:
+        return float(state.get("elapsed_seconds") or 0.0) >= float(hours) * 3600
+    return isinstance(epochs, int) and num_epochs >= epochs
+
+
+def read_history(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
+    """The records of ``history.jsonl``; lines that cannot be read are told in ``troubles``. The last line of an epoch counts."""
+    if not path.exists():
+        return []
+    records: dict[float, dict[str, Any]] = {}
+    broken = []
+    for line_number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            broken.append(line_number)
+            continue
+        epoch = record.get("epoch") if isinstance(record, dict) else None
+        if isinstance(epoch, int | float) and math.isfinite(epoch):
+            records[float(epoch)] = record
+        else:
+            broken.append(line_number)
+    if broken:
+        troubles.append(f"{path}: some lines cannot be read and are left out: {', '.join(map(str, broken))}.")
+    return [records[epoch] for epoch in sorted(records)]
+
+
+def _read_selection(path: Path, troubles: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from medseg3d.selection import Selection
+
+    selection = _read(path, Selection, "selection", troubles)
+    if selection is None:
+        return (), ()
+    notes = [selection.reason, *selection.notes]
+    accepted = [decision for decision in selection.postprocessing.decisions if decision.accepted]
+    notes += [f"Postprocessing, {d.step.operation.replace('_', ' ')} ({d.label}): {d.reason}" for d in accepted]
+    if accepted:
+        notes.append("The cross-validation below is measured before postprocessing; predictions of new images get it.")
+    return selection.configurations, tuple(note[:1].upper() + note[1:] for note in notes)
+
+
+def _read_timings(path: Path, troubles: list[str]) -> dict[str, float]:
+    """Stage → seconds of ``timings.json``, which holds them under ``seconds``."""
+    if not path.exists():
+        return {}
+    try:
+        seconds = read_json(path).get("seconds")
+        return {str(stage): float(value) for stage, value in seconds.items()}
+    except (InputError, AttributeError, TypeError, ValueError) as error:
+        troubles.append(f"{path}: the times cannot be read ({error}).")
+        return {}
+
+
+def _read(path: Path, record_type: type[T], kind: str, troubles: list[str]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return read_record(path, record_type, kind)
+    except InputError as error:
+        logger.warning("%s", error)
+        troubles.append(str(error))
+        return None
+
+
+def _tolerance(evaluations: Sequence[Evaluation], troubles: list[str]) -> float | None:
+    """The tolerance of all surface scores; folds with different ones cannot be pooled, which is told."""
+    tolerances = sorted({evaluation.tolerance_mm for evaluation in evaluations})
+    if len(tolerances) > 1:
+        found = ", ".join(f"{t:g}" for t in tolerances)
+        troubles.append(f"NSD was measured with different tolerances ({found} mm); its means over folds mix them.")
+        return None
+    return tolerances[0] if tolerances else None
+
+
+def _unique(failures: Sequence[CaseFailure]) -> tuple[CaseFailure, ...]:
+    return tuple(dict.fromkeys(failures))

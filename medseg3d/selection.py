@@ -1,0 +1,184 @@
+"""Dice per case of every candidate → the selection: which configuration or pair predicts, why, and with which postprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medseg3d.errors import InputError
+from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
+from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+
+MIN_GAIN_OF_PAIR = 1e-3
+"""Mean Dice that a pair must add: it costs twice the time of prediction."""
+MIN_CASES_FOR_PAIR = 5
+"""With fewer cases an interval says little, and the simpler model stays."""
+TIE = 1e-6
+"""Means that differ by less are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One configuration, or a pair of them averaged, and its validation.
+
+    ``folds``: the finished folds per configuration; ``dice``: the mean foreground Dice per validated case, None where
+    neither prediction nor reference has any label (:meth:`medseg3d.evaluation.metrics.Evaluation.dice_per_case`).
+    """
+
+    configurations: tuple[str, ...]
+    folds: Mapping[str, tuple[str, ...]]
+    dice: Mapping[str, float | None]
+
+    @property
+    def name(self) -> str:
+        """The configurations joined by a plus."""
+        return " + ".join(self.configurations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateResult:
+    """A candidate on the common cases (``dice``, what decides) and on all its own cases (``own_dice``).
+
+    ``gain`` is the paired difference to the best single configuration on the common cases; None for that one itself.
+    """
+
+    name: str
+    configurations: tuple[str, ...]
+    folds: dict[str, tuple[str, ...]]
+    dice: Interval
+    own_dice: Interval
+    gain: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The chosen ``configurations`` (one, or two to be averaged) with the ``folds`` that were finished, and why.
+
+    ``candidates`` are sorted by mean Dice on the common cases, the best first; ``cases`` are those common cases.
+    """
+
+    configurations: tuple[str, ...]
+    folds: dict[str, tuple[str, ...]]
+    reason: str
+    candidates: tuple[CandidateResult, ...]
+    cases: tuple[str, ...]
+    postprocessing: Postprocessing = NO_POSTPROCESSING
+    notes: tuple[str, ...] = ()
+
+
+def select(candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0) -> Selection:
+    """Choose by the mean foreground Dice over the cases that all candidates were validated on.
+
+    Of single configurations the highest mean wins; ties go to ``recommended``, then to the earlier one. The best pair is taken
+    instead only if it gains more than ``MIN_GAIN_OF_PAIR`` and the 95 % bootstrap interval of its gain per case is above 0.
+    Where a reference is empty, a candidate that predicts nothing counts as 1 on that case, so that it stands above one that
+    invents something; cases that are empty for all are left out. Where no case is common to all, single configurations are
+    compared on their own cases and a note says so. Raises :class:`InputError` without candidates.
+    """
+    if not candidates or not any(len(c.configurations) == 1 for c in candidates):
+        raise InputError("No configuration has a finished fold with validation. Run medseg3d train --fold 0 first.")
+    ordered = sorted(candidates, key=lambda c: (len(c.configurations), c.name != recommended))  # stable: simpler first
+    cases = _common_cases(ordered)
+    notes = _notes(ordered, cases)
+    singles = [c for c in ordered if len(c.configurations) == 1]
+    pairs = [c for c in ordered if len(c.configurations) > 1] if cases else []
+    best = _highest(singles, cases)
+    chosen, reason = best, _reason_of_single(best, singles, cases)
+    if pairs:
+        pair = _highest(pairs, cases)
+        gain = _gain(pair, best, cases, seed)
+        if _is_worth_it(gain):
+            chosen = pair
+            reason = f"{pair.name} gains {_signed(gain)} mean Dice over {best.name}, the best single configuration"
+        else:
+            reason += f"; {pair.name} is not clearly better ({_signed(gain)}), and one configuration is simpler"
+    results = [
+        CandidateResult(
+            name=c.name,
+            configurations=c.configurations,
+            folds=dict(c.folds),
+            dice=interval_of(_values(c, cases), seed=seed),
+            own_dice=interval_of(_values(c, _own_cases(c)), seed=seed),
+            gain=_gain(c, best, cases, seed) if c is not best and cases else None,
+        )
+        for c in ordered
+    ]
+    results.sort(key=lambda r: -(r.dice.mean if r.dice.mean is not None else r.own_dice.mean or 0.0))
+    return Selection(
+        configurations=chosen.configurations,
+        folds=dict(chosen.folds),
+        reason=f"{reason}.",
+        candidates=tuple(results),
+        cases=cases,
+        notes=notes,
+    )
+
+
+def pairs_of(configurations: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """All pairs of different configurations, in the given order.
+
+    >>> pairs_of(["2d", "3d_fullres", "3d_lowres"])
+    (('2d', '3d_fullres'), ('2d', '3d_lowres'), ('3d_fullres', '3d_lowres'))
+    """
+    return tuple((a, b) for i, a in enumerate(configurations) for b in configurations[i + 1 :])
+
+
+def _common_cases(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    common = set.intersection(*(set(c.dice) for c in candidates))
+    return tuple(sorted(case for case in common if any(c.dice[case] is not None for c in candidates)))
+
+
+def _own_cases(candidate: Candidate) -> tuple[str, ...]:
+    return tuple(case for case, dice in candidate.dice.items() if dice is not None)
+
+
+def _values(candidate: Candidate, cases: Sequence[str]) -> list[float]:
+    values = (candidate.dice[case] for case in cases)
+    return [1.0 if value is None else value for value in values]
+
+
+def _mean(candidate: Candidate, cases: Sequence[str]) -> float:
+    values = _values(candidate, cases or _own_cases(candidate))
+    return sum(values) / len(values) if values else 0.0
+
+
+def _highest(candidates: Sequence[Candidate], cases: Sequence[str]) -> Candidate:
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if _mean(candidate, cases) > _mean(best, cases) + TIE:
+            best = candidate
+    return best
+
+
+def _gain(candidate: Candidate, over: Candidate, cases: Sequence[str], seed: int) -> Interval:
+    return paired_difference(_values(candidate, cases), _values(over, cases), seed=seed)
+
+
+def _is_worth_it(gain: Interval) -> bool:
+    is_large = gain.mean is not None and gain.mean > MIN_GAIN_OF_PAIR
+    return is_large and gain.n >= MIN_CASES_FOR_PAIR and gain.low is not None and gain.low > 0
+
+
+def _signed(gain: Interval) -> str:
+    interval = f", 95 % interval {gain.low:+.4f} to {gain.high:+.4f}" if gain.low is not None and gain.high is not None else ""
+    return f"{gain.mean or 0.0:+.4f}{interval}, {gain.n} cases"
+
+
+def _reason_of_single(best: Candidate, singles: Sequence[Candidate], cases: Sequence[str]) -> str:
+    where = f"{len(cases)} common validation cases" if cases else f"its {len(_own_cases(best))} validation cases"
+    if len(singles) == 1:
+        return f"{best.name} is the only configuration with a finished fold (mean Dice {_mean(best, cases):.4f} on {where})"
+    return f"{best.name} has the highest mean Dice of the single configurations, {_mean(best, cases):.4f} on {where}"
+
+
+def _notes(candidates: Sequence[Candidate], cases: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if not cases:
+        notes.append(
+            "No validation case is common to all candidates: the configurations were compared on different cases, and pairs were "
+            "left out. Finish the same folds of each configuration, then run medseg3d select again."
+        )
+    most = max(len(c.dice) for c in candidates)
+    if cases and len(cases) < most:
+        notes.append(f"Compared on {len(cases)} cases that all candidates have; the most validated one has {most}.")
+    return tuple(notes)

@@ -1,0 +1,185 @@
+"""From the cases to the folds of a cross-validation: names in, training and validation names out."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.dataset import Split, read_splits
+from medseg3d.errors import DatasetError, InputError
+from medseg3d.records import write_record
+
+__all__ = [
+    "DEFAULT_SEED",
+    "Folds",
+    "Split",
+    "check_groups",
+    "groups_from_csv",
+    "groups_from_pattern",
+    "make_splits",
+    "read_splits",
+    "write_splits",
+]
+
+DEFAULT_SEED = 12345
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folds:
+    """The contents of ``splits.json``."""
+
+    folds: tuple[Split, ...]
+
+
+def make_splits(
+    case_names: Sequence[str],
+    *,
+    labels_present: Mapping[str, frozenset[int]],
+    group_of: Mapping[str, str],
+    num_folds: int = 5,
+    seed: int = DEFAULT_SEED,
+) -> tuple[tuple[Split, ...], tuple[str, ...]]:
+    """Folds and warnings; every case is validated in exactly one fold.
+
+    At most ``num_folds``, fewer where there are fewer groups. ``group_of`` names the group (the patient) of a case; a case that
+    it lacks is a group of its own; groups are never divided. ``labels_present`` (label values per case) spreads the classes over
+    the folds: groups with the rarest classes are placed first, each where its classes are scarcest. The same names and seed give
+    the same folds, whatever the order of the names. A single case is trained and validated on, with a warning.
+    """
+    names = sorted(set(case_names))
+    if not names:
+        raise InputError("No cases to make folds of.")
+    members: dict[str, list[str]] = {}
+    for name in names:
+        # A case without a group must not fall into a group that happens to have its name.
+        members.setdefault(f"group {group_of[name]}" if name in group_of else f"case {name}", []).append(name)
+    if len(members) == 1:
+        reason = "There is only one case" if len(names) == 1 else f"All {len(names)} cases belong to one group"
+        warning = f"{reason}: training and validation use the same images, so the measured quality says nothing of others."
+        return (Split(train=tuple(names), validation=tuple(names)),), (warning,)
+    count = max(2, min(num_folds, len(members)))
+    validation = _spread(members, labels_present, count, seed)
+    splits = tuple(
+        Split(train=tuple(n for n in names if n not in held_out), validation=tuple(n for n in names if n in held_out))
+        for held_out in validation
+    )
+    return splits, _warnings(splits, names, labels_present)
+
+
+def groups_from_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:
+    """The group of each case: the first capture group of the regular expression in its name, or the whole match without one.
+
+    Raises :class:`InputError` for a broken expression and for names that it does not match.
+
+    >>> groups_from_pattern(["p01_ED", "p01_ES", "p02_ED"], "^(p[0-9]+)_")
+    {'p01_ED': 'p01', 'p01_ES': 'p01', 'p02_ED': 'p02'}
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"The group pattern {pattern!r} is not a regular expression: {error}.") from None
+    found = {name: expression.search(name) for name in names}
+    groups = {name: (match[1] if expression.groups else match[0]) for name, match in found.items() if match}
+    without = sorted(name for name in names if groups.get(name) is None)
+    if without:
+        listed = ", ".join(without[:20]) + (f" and {len(without) - 20} more" if len(without) > 20 else "")
+        raise InputError(f"The group pattern {pattern!r} does not match {len(without)} of {len(names)} case names: {listed}.")
+    return groups
+
+
+def groups_from_csv(path: Path) -> dict[str, str]:
+    """The group of each case from a table with the columns ``case`` and ``group``; commas or semicolons between them.
+
+    Raises :class:`InputError` where the file or a column is missing, or a case has two groups.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a table with the columns case and group.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text table in UTF-8 ({error}).") from None
+    lines = text.splitlines()
+    delimiter = ";" if lines and ";" in lines[0] else ","
+    rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    columns = [column.strip().lower() for column in rows[0]] if rows else []
+    if "case" not in columns or "group" not in columns:
+        raise InputError(f"{path}: the columns are {', '.join(columns) or 'missing'}; expected case and group in the first line.")
+    case_column, group_column = columns.index("case"), columns.index("group")
+    groups: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) <= max(case_column, group_column) or not row[case_column].strip() or not row[group_column].strip():
+            raise InputError(f"{path}, line {number}: expected a case and its group, found {row}.")
+        case, group = row[case_column].strip(), row[group_column].strip()
+        if groups.setdefault(case, group) != group:
+            raise InputError(f"{path}, line {number}: {case} has two groups, {groups[case]} and {group}.")
+    return groups
+
+
+def write_splits(path: Path, splits: Sequence[Split]) -> Path:
+    """Write folds as ``splits.json``; :func:`read_splits` reads them back."""
+    return write_record(path, Folds(folds=tuple(splits)), "splits")
+
+
+def check_groups(group_of: Mapping[str, str], case_names: Sequence[str], source: str) -> None:
+    """Raise :class:`DatasetError` where a table of groups lacks cases of the dataset; others in it do no harm."""
+    missing = sorted(set(case_names) - set(group_of))
+    if missing:
+        raise DatasetError(f"{source}: cases without a group. Add them to the table.", missing)
+
+
+def _spread(members: Mapping[str, Sequence[str]], labels_present: Mapping[str, frozenset[int]], count: int, seed: int) -> list[set[str]]:
+    """Greedy: the group with the rarest class first, into the fold that lacks its classes and cases most."""
+    generator = np.random.default_rng(seed)
+    order = [sorted(members)[i] for i in generator.permutation(len(members))]
+    presence: dict[str, dict[int, int]] = {}
+    for group in order:
+        counts: dict[int, int] = {}
+        for name in members[group]:
+            for label in labels_present.get(name, frozenset()):
+                counts[label] = counts.get(label, 0) + 1
+        presence[group] = counts
+    totals: dict[int, int] = {}
+    for counts in presence.values():
+        for label, number in counts.items():
+            totals[label] = totals.get(label, 0) + number
+
+    def rarity(group: str) -> tuple[int, int]:
+        return (min((totals[label] for label in presence[group]), default=1 << 60), -len(members[group]))
+
+    folds: list[set[str]] = [set() for _ in range(count)]
+    held: list[dict[int, int]] = [{} for _ in range(count)]
+    goal = sum(len(names) for names in members.values()) / count
+    waiting = sorted(order, key=rarity)  # stable: ties stay in their random order
+    for place, group in enumerate(waiting):
+        empty = [k for k in range(count) if not folds[k]]
+        choices = empty if len(empty) >= len(waiting) - place else range(count)
+
+        def cost(k: int, group: str = group) -> tuple[bool, float, int, int]:
+            scarce = sum(number * held[k].get(label, 0) / totals[label] for label, number in presence[group].items())
+            return (len(folds[k]) + len(members[group]) > np.ceil(goal) and bool(folds[k]), scarce, len(folds[k]), k)
+
+        best = min(choices, key=cost)
+        folds[best].update(members[group])
+        for label, number in presence[group].items():
+            held[best][label] = held[best].get(label, 0) + number
+    return folds
+
+
+def _warnings(splits: Sequence[Split], names: Sequence[str], labels_present: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
+    labels = sorted({label for name in names for label in labels_present.get(name, frozenset())})
+    warnings = []
+    for k, split in enumerate(splits):
+        for side, cases in (("training", split.train), ("validation", split.validation)):
+            there = {label for name in cases for label in labels_present.get(name, frozenset())}
+            missing = [label for label in labels if label not in there]
+            if missing:
+                values = ", ".join(map(str, missing))
+                warnings.append(f"Fold {k}: no {side} case has the label value{'s' if len(missing) > 1 else ''} {values}.")
+    return tuple(warnings)

@@ -1,0 +1,136 @@
+"""Dice plus cross-entropy over the outputs of a network, with deep supervision, and the counts behind a pseudo-Dice.
+
+Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, n0, n1[, n2])`` of any integer type with values
+0 … num_classes - 1. Everything inside is float32. The formulas are nnU-Net 2.8.1's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMOOTH = 1e-5
+"""Added to numerator and denominator of the Dice, so that an absent class that is not predicted counts as right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """True positives, false positives and false negatives per class, int64 tensors ``(num_classes,)``, background first."""
+
+    true_positives: Tensor
+    false_positives: Tensor
+    false_negatives: Tensor
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of both together."""
+        return Counts(
+            true_positives=self.true_positives + other.true_positives,
+            false_positives=self.false_positives + other.false_positives,
+            false_negatives=self.false_negatives + other.false_negatives,
+        )
+
+    def dice(self) -> Tensor:
+        """Dice per class ``2 tp / (2 tp + fp + fn)``, float64; NaN for a class that is neither labelled nor predicted."""
+        doubled = 2.0 * self.true_positives.double()
+        return doubled / (doubled + self.false_positives + self.false_negatives)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """``total`` carries the gradient; ``dice`` (minus the mean Dice) and ``cross_entropy`` are its detached parts.
+
+    ``counts`` belongs to the arg-max of the finest logits, where it was asked for.
+    """
+
+    total: Tensor
+    dice: Tensor
+    cross_entropy: Tensor
+    counts: Counts | None = None
+
+
+def dice_cross_entropy(outputs: Tensor | Sequence[Tensor], labels: Tensor, *, batch_dice: bool, with_counts: bool = False) -> Loss:
+    """The weighted sum over outputs (finest first) of soft Dice loss and cross-entropy; a single tensor is one output.
+
+    Outputs may be coarser than the labels, which are then sampled at the nearest voxel. ``batch_dice`` pools the voxels of all
+    samples before dividing; otherwise every sample has its own Dice.
+    """
+    heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    dice = cross_entropy = torch.zeros((), device=labels.device)
+    for logits, weight in zip(heads, deep_supervision_weights(len(heads)), strict=True):
+        if weight:
+            target = downsample_labels(labels, logits.shape[2:])
+            dice_part, cross_entropy_part = _dice_and_cross_entropy(logits, target, batch_dice)
+            dice = dice + weight * dice_part
+            cross_entropy = cross_entropy + weight * cross_entropy_part
+    return Loss(
+        total=dice + cross_entropy,
+        dice=dice.detach(),
+        cross_entropy=cross_entropy.detach(),
+        counts=count_voxels(heads[0], labels) if with_counts else None,
+    )
+
+
+def deep_supervision_weights(num_heads: int) -> tuple[float, ...]:
+    """``1 / 2**i`` with the coarsest set to 0, then normalized to the sum 1; a single head has weight 1.
+
+    >>> deep_supervision_weights(3)
+    (0.6666666666666666, 0.3333333333333333, 0.0)
+    >>> deep_supervision_weights(1)
+    (1.0,)
+    """
+    if num_heads == 1:
+        return (1.0,)  # the rule would leave nothing: nnU-Net divides 0 by 0 for a network of two stages
+    weights = [0.5**head for head in range(num_heads - 1)]
+    return (*(weight / sum(weights) for weight in weights), 0.0)
+
+
+def downsample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels ``(batch, n0, …)`` at the nearest voxel of a coarser grid of the same extent (torch's ``nearest-exact``)."""
+    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        if size != wanted:
+            centers = (torch.arange(wanted, device=labels.device, dtype=torch.float64) + 0.5) * (size / wanted)
+            labels = labels.index_select(axis, centers.long().clamp_(max=size - 1))
+    return labels
+
+
+def count_voxels(logits: Tensor, labels: Tensor) -> Counts:
+    """Count the voxels of the arg-max of logits of the labels' size; no gradient."""
+    num_classes = logits.shape[1]
+    with torch.no_grad():
+        predicted = logits.argmax(1).flatten()
+        reference = labels.flatten().long()
+        pairs = torch.bincount(reference * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
+        hits = pairs.diagonal()
+        return Counts(true_positives=hits.clone(), false_positives=pairs.sum(0) - hits, false_negatives=pairs.sum(1) - hits)
+
+
+def _dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor]:
+    """Both losses from one log-softmax; the labels are never expanded to one channel per class.
+
+    Dice needs three sums per class: of the probabilities, of the labels, and of the probabilities where the label is the
+    class. The last comes from the probability of the true class alone, one number per voxel, added up by label.
+    """
+    # autocast would run the reductions in half precision
+    with torch.autocast(logits.device.type, enabled=False):
+        batch, num_classes = logits.shape[:2]
+        index = labels.reshape(batch, -1).long()
+        log_probabilities = F.log_softmax(logits.reshape(batch, num_classes, -1).float(), 1)
+        true_log_probability = log_probabilities.gather(1, index[:, None])[:, 0]
+        predicted = log_probabilities.exp().sum(2)
+        zeros = torch.zeros(batch, num_classes, device=logits.device)
+        overlap = zeros.scatter_add(1, index, true_log_probability.exp())
+        present = _count_labels(index, num_classes)
+        if batch_dice:
+            predicted, overlap, present = (sums.sum(0, keepdim=True) for sums in (predicted, overlap, present))
+        score = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH).clamp_min(1e-8)
+        return -score[:, 1:].mean(), -true_log_probability.mean()
+
+
+def _count_labels(index: Tensor, num_classes: int) -> Tensor:
+    """Voxels per sample and class: ``(batch, voxels)`` → float32 ``(batch, num_classes)``, counted exactly."""
+    offset = torch.arange(len(index), device=index.device)[:, None] * num_classes
+    return torch.bincount((index + offset).flatten(), minlength=len(index) * num_classes).view(len(index), num_classes).float()

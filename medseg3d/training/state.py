@@ -1,0 +1,154 @@
+"""The state of a training run on disk: ``last.safetensors`` holds all that a bit-equal continuation needs.
+
+Batches and augmentation are drawn from (seed, epoch, iteration) alone, so that beside weights and optimizer only the place in
+the run and the running numbers are kept. ``training.json`` is the same, without tensors, to be read by people.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from medseg3d.checkpoints import load_into, load_tensors, save_tensors
+from medseg3d.devices import Precision
+from medseg3d.errors import PlanMismatchError
+from medseg3d.files import write_text
+from medseg3d.records import from_plain, to_plain, write_record
+
+FORMAT_VERSION = 1
+LAST, BEST, STATE, HISTORY = "last.safetensors", "weights.safetensors", "training.json", "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """One line of ``history.jsonl``. Losses are means over the epoch; pseudo-Dice is over the validation patches, null for
+    labels that none of them holds; ``waiting_share`` is the share of the time in which the network waited for data."""
+
+    epoch: int
+    train_loss: float | None
+    validation_loss: float | None
+    pseudo_dice: dict[str, float | None]
+    pseudo_dice_mean: float | None
+    pseudo_dice_smoothed: float | None
+    learning_rate: float
+    seconds: float
+    waiting_share: float
+    iterations: int
+    skipped_iterations: int
+    is_best: bool
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """Where a run stands: the next step to take is ``iteration`` of ``epoch``."""
+
+    configuration: str
+    fold: str
+    seed: int
+    epochs: int
+    iterations_per_epoch: int | None
+    hours: float | None
+    batch_size: int
+    precision: Precision
+    plan_digest: str
+    epoch: int = 0
+    iteration: int = 0
+    elapsed_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    epoch_waiting: float = 0.0
+    loss_sum: float = 0.0
+    num_losses: int = 0
+    skipped: int = 0
+    skipped_total: int = 0
+    skipped_cases: dict[str, int] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int | None = None
+    smoothed: float | None = None
+    is_finished: bool = False
+
+
+def save_state(
+    folder: Path, state: TrainingState, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Write weights, optimizer and place in the run: one file, whole or not at all."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    plain = optimizer.state_dict()
+    numbers: dict[str, dict[str, float]] = {}
+    for index, slots in plain["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            elif value is not None:
+                numbers.setdefault(str(index), {})[name] = value
+    metadata: dict[str, object] = {
+        "format_version": FORMAT_VERSION,
+        "state": to_plain(state),
+        "optimizer_numbers": numbers,
+        "scaler": scaler.state_dict(),
+    }
+    save_tensors(folder / LAST, tensors, metadata)
+    write_record(folder / STATE, state, "training")
+
+
+def load_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]] | None:
+    """The saved run: its state, tensors and metadata; None where nothing was saved."""
+    path = folder / LAST
+    if not path.exists():
+        return None
+    tensors, metadata = load_tensors(path)
+    return from_plain(metadata["state"], TrainingState, str(path)), tensors, metadata
+
+
+def restore_state(
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, object],
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Fill network, optimizer and scaler from a saved run."""
+    path = folder / LAST
+    load_into(network, {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}, path)
+    numbers = metadata.get("optimizer_numbers")
+    slots: dict[int, dict[str, object]] = {}
+    for index, values in (numbers if isinstance(numbers, dict) else {}).items():
+        slots.setdefault(int(index), {}).update(values)
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    scaler_state = metadata.get("scaler")
+    if isinstance(scaler_state, dict) and scaler_state:
+        scaler.load_state_dict(scaler_state)
+
+
+def check_same_run(saved: TrainingState, asked: TrainingState, folder: Path) -> None:
+    """Raise :class:`PlanMismatchError` where the saved run had other settings that would change its meaning."""
+    for name in ("configuration", "fold", "seed", "batch_size", "plan_digest"):
+        if getattr(saved, name) != getattr(asked, name):
+            what = "the plan changed" if name == "plan_digest" else f"{name} was {getattr(saved, name)}, now {getattr(asked, name)}"
+            raise PlanMismatchError(
+                f"{folder}: holds a run with other settings ({what}). Give the old setting to continue it, or --restart to begin anew."
+            )
+
+
+def append_history(folder: Path, record: EpochRecord) -> None:
+    """Add a line to ``history.jsonl``; lines of epochs that are trained again after a resume are dropped."""
+    kept = [line for line in read_history(folder) if int(str(line["epoch"])) < record.epoch]
+    lines = [json.dumps(line) for line in [*kept, to_plain(record)]]
+    write_text(folder / HISTORY, "\n".join(lines) + "\n")
+
+
+def read_history(folder: Path) -> list[dict[str, object]]:
+    """The lines of ``history.jsonl``, empty where there is none."""
+    path = folder / HISTORY
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -1,0 +1,96 @@
+"""The work folder of a dataset: where each stage finds and leaves its files.
+
+```
+fingerprint.json  plan.json  splits.json
+preprocessed/<data>/<case>/…
+models/<configuration>/fold_<k>/  weights.safetensors  last.safetensors  training.json  history.jsonl  progress.png
+                                  validation/<case>.nii.gz  validation/metrics.json
+selection.json  predictions/  report.html  timings.json
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg3d.errors import InputError
+from medseg3d.plan import Plan
+from medseg3d.records import read_record
+
+DEFAULT_NAME = "medseg3d-work"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFolder:
+    """Paths below ``root``; nothing is made here."""
+
+    root: Path
+
+    @property
+    def fingerprint(self) -> Path:
+        """What the data is like."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        """What was decided."""
+        return self.root / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        """Which cases train and validate in each fold."""
+        return self.root / "splits.json"
+
+    @property
+    def selection(self) -> Path:
+        """The chosen configuration or pair, and the postprocessing."""
+        return self.root / "selection.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Label maps of the test images."""
+        return self.root / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds per stage."""
+        return self.root / "timings.json"
+
+    def store(self, data: str) -> Path:
+        """The preprocessed cases of the configurations that share ``data``."""
+        return self.root / "preprocessed" / data
+
+    def fold(self, configuration: str, fold: str) -> Path:
+        """A trained fold; ``fold`` is a number or ``all``."""
+        return self.root / "models" / configuration / f"fold_{fold}"
+
+    def weights(self, configuration: str, fold: str) -> Path:
+        """The best weights of a fold."""
+        return self.fold(configuration, fold) / "weights.safetensors"
+
+    def validation(self, configuration: str, fold: str) -> Path:
+        """Label maps and metrics of the cases that a fold was validated on."""
+        return self.fold(configuration, fold) / "validation"
+
+    def trained_folds(self, configuration: str) -> tuple[str, ...]:
+        """Folds with weights, in order, ``all`` last."""
+        folders = (self.root / "models" / configuration).glob("fold_*")
+        names = [folder.name.removeprefix("fold_") for folder in folders if (folder / "weights.safetensors").exists()]
+        return tuple(sorted(names, key=lambda name: (not name.isdigit(), name.zfill(4))))
+
+    def read_plan(self) -> Plan:
+        """The plan; raises :class:`InputError` saying how to make one."""
+        if not self.plan.exists():
+            raise InputError(f"{self.root}: there is no plan.json here. Run medseg3d plan first (with the same -w, if you gave one).")
+        return read_record(self.plan, Plan, "plan")
+
+
+def work_folder(dataset: Path, work: Path | None) -> WorkFolder:
+    """The work folder that belongs to a dataset, or the one that was named."""
+    return WorkFolder(work if work is not None else dataset / DEFAULT_NAME)

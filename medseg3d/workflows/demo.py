@@ -1,0 +1,23 @@
+"""``medseg3d demo DIR``: write the phantom dataset into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg3d.errors import DatasetError
+from medseg3d.phantom import make_phantom_dataset
+
+
+def demo(folder: Path, *, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:
+    """Write the phantom dataset into ``folder``, which is made if missing, and return it.
+
+    A phantom dataset that is already there is written again; raises :class:`DatasetError` where the folder holds anything else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not _is_phantom(folder):
+        raise DatasetError(f"{folder}: the folder is not empty and not a phantom dataset. Name a new folder.")
+    return make_phantom_dataset(folder, num_training=num_training, num_test=num_test, seed=seed)
+
+
+def _is_phantom(folder: Path) -> bool:
+    description = folder / "dataset.json"
+    return description.is_file() and '"name": "Phantom"' in description.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,79 @@
+"""``medseg3d doctor``: a dataset folder in, all that is wrong with it out; repairs what can be repaired without guessing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases, compare_cases, repair_label
+from medseg3d.dataset import Dataset, find_dataset, open_dataset
+from medseg3d.errors import DatasetError, InputError
+from medseg3d.events import Event, Listener, silent
+
+logger = logging.getLogger(__name__)
+
+
+def doctor(
+    root: Path,
+    *,
+    fix: bool,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    on: Listener = silent,
+) -> DoctorReport:
+    """Check all cases of a dataset; with ``fix``, repair labels that lie beside their image, and keep the originals.
+
+    A folder that is no dataset at all raises :class:`DatasetError`.
+    """
+    dataset, missing = find_dataset(root)
+    findings = [Finding(case=None, kind="dataset", severity="error", message=message) for message in missing]
+    if not missing:
+        findings.extend(_splits_findings(root))
+    total = len(dataset.training) + len(dataset.test)
+    checked: dict[str, list[CheckedCase]] = {"training": [], "test": []}
+    for part, group in (("training", dataset.training), ("test", dataset.test)):
+        for result in check_cases(group, dataset.labels, num_workers=num_workers, max_bytes=max_bytes):
+            checked[part].append(result)
+            on(Event(stage="doctor", done=len(checked["training"]) + len(checked["test"]), total=total))
+    findings.extend(compare_cases(dataset, checked["training"], checked["test"]))
+    repaired: list[str] = []
+    for part in ("training", "test"):
+        for result in sorted(checked[part], key=lambda case: case.name):
+            after = result
+            if fix and any(finding.fix for finding in result.findings):
+                after = _repaired(root, dataset, result, part, repaired)
+            findings.extend(after.findings)
+    return DoctorReport(
+        dataset=dataset.name,
+        num_training=len(dataset.training),
+        num_test=len(dataset.test),
+        findings=tuple(sorted(findings, key=lambda finding: (finding.case is not None, finding.case or ""))),
+        repaired=tuple(repaired),
+    )
+
+
+def _splits_findings(root: Path) -> list[Finding]:
+    try:
+        open_dataset(root)
+    except DatasetError as error:
+        messages = error.findings or (str(error),)
+    except InputError as error:
+        messages = (str(error),)
+    else:
+        return []
+    return [Finding(case=None, kind="splits", severity="error", message=message) for message in messages]
+
+
+def _repaired(root: Path, dataset: Dataset, result: CheckedCase, part: str, repaired: list[str]) -> CheckedCase:
+    case = next(c for c in (dataset.training if part == "training" else dataset.test) if c.name == result.name)
+    try:
+        message = repair_label(case, root=root)
+    except InputError as error:
+        logger.warning("%s", error)
+        return result
+    logger.info("%s", message)
+    repaired.append(message)
+    dataset_again, _ = find_dataset(root)  # a label in another format was replaced by a NIfTI file
+    cases = dataset_again.training if part == "training" else dataset_again.test
+    again = next((c for c in cases if c.name == result.name), case)
+    return check_case(again, dataset.labels)

@@ -1,0 +1,198 @@
+"""Predict: images → label maps on their own grids. Files are read and written while the network works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.dataset import Case, RawCase, prediction_cases, read_case
+from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
+from medseg3d.events import Event, Listener, silent
+from medseg3d.files import replacing
+from medseg3d.fingerprint import digest_of
+from medseg3d.geometry import from_canonical
+from medseg3d.images import write_label_map
+from medseg3d.model import Model, load_model
+from medseg3d.records import read_record, write_record
+from medseg3d.work_folder import work_folder
+
+RECORD = "predictions.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedCase:
+    """One output: which model made it from which input (digest of its files), and the seconds of each stage."""
+
+    model: str
+    input_digest: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """``predictions.json`` beside the outputs: how each was made, so that the next call knows what to keep."""
+
+    cases: dict[str, PredictedCase] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictResult:
+    """Files written, files kept from an earlier call, and cases that failed."""
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    failures: tuple[CaseFailure, ...]
+
+
+def predict(
+    source: Path | Sequence[Case],
+    output: Path,
+    *,
+    dataset: Path = Path(),
+    work: Path | None = None,
+    model: Path | None = None,
+    configuration: str | None = None,
+    folds: Sequence[str] | None = None,
+    tta: str = "auto",
+    step: float = 0.5,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    on: Listener = silent,
+) -> PredictResult:
+    """Predict a folder of images, one image, or cases of a dataset.
+
+    Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
+    A case that fails is listed, the others go on.
+    """
+    if not 0 < step <= 1:
+        raise InputError(f"--step {step}: expected a number above 0 and up to 1.")
+    if isinstance(source, Path) and not source.exists():
+        raise InputError(f"{source}: no such file or folder.")
+    loaded = load_model(
+        model if model is not None else work_folder(dataset, work).root,
+        configuration=configuration,
+        folds=folds,
+        device=device,
+        mirroring=tta != "off",
+        step=step,
+    )
+    cases = prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else source
+    targets = _targets(cases, source, output)
+    identity = f"{loaded.identity};tta={loaded.mirroring};step={step}"
+    record_file = next(iter(targets.values())).parent / RECORD
+    record = read_record(record_file, Predictions, "predictions") if record_file.exists() else Predictions()
+    kept, todo = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
+    written, failures, made = [], [], dict(record.cases)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        writing: list[tuple[str, Future[float]]] = []
+        upcoming: Future[tuple[RawCase, str, float]] | None = None
+        for index, case in enumerate(todo):
+            current = upcoming or reader.submit(_read, case)
+            upcoming = reader.submit(_read, todo[index + 1]) if index + 1 < len(todo) else None
+            on(Event(stage="predict", done=index, total=len(todo)))
+            try:
+                raw, digest, seconds_reading = current.result()
+                began = time.perf_counter()
+                values, chances = _predict_one(loaded, raw, probabilities=probabilities)
+            except InputError as error:
+                failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error)))
+                continue
+            except MemoryError:
+                failures.append(CaseFailure(case=case.name, stage="predict", reason="not enough memory for this image"))
+                continue
+            seconds = {"read": seconds_reading, "predict": time.perf_counter() - began}
+            target = targets[case.name]
+            writing.append((case.name, writer.submit(_write, target, values, chances, raw, loaded)))
+            made[case.name] = PredictedCase(model=identity, input_digest=digest, seconds=seconds)
+            written.append(target)
+            if len(writing) > 1:  # one file is being written while the next image is in the network
+                made = _collect(writing.pop(0), made, record_file)
+        for item in writing:
+            made = _collect(item, made, record_file)
+    if todo:
+        on(Event(stage="predict", done=len(todo), total=len(todo)))
+    return PredictResult(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
+
+
+def _predict_one(model: Model, raw: RawCase, *, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    indices, chances = model.predict_indices(raw, with_probabilities=probabilities)
+    return from_canonical(model.plan.labels.decode(indices), raw.orientation), chances
+
+
+def _read(case: Case) -> tuple[RawCase, str, float]:
+    began = time.perf_counter()
+    return read_case(case, with_label=False), digest_of(case), time.perf_counter() - began
+
+
+def _write(target: Path, values: np.ndarray, chances: np.ndarray | None, raw: RawCase, model: Model) -> float:
+    began = time.perf_counter()
+    write_label_map(target, values, raw.header)
+    if chances is not None:
+        with replacing(_probability_file(target)) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                probabilities=from_canonical(chances, raw.orientation).astype(np.float16),
+                values=np.asarray(model.plan.labels.values),
+            )
+    return time.perf_counter() - began
+
+
+def _collect(item: tuple[str, Future[float]], made: dict[str, PredictedCase], record_file: Path) -> dict[str, PredictedCase]:
+    name, future = item
+    entry = made[name]
+    finished = PredictedCase(model=entry.model, input_digest=entry.input_digest, seconds={**entry.seconds, "write": future.result()})
+    made = {**made, name: finished}
+    write_record(record_file, Predictions(cases=made), "predictions")
+    return made
+
+
+def _probability_file(target: Path) -> Path:
+    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + ".npz")
+
+
+def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:
+    if output.name.endswith((".nii.gz", ".nii")):
+        if len(cases) != 1:
+            raise InputError(f"{output}: names one file, but the input holds {len(cases)} cases. Name an output folder.")
+        return {cases[0].name: output}
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; name a folder, or a file that ends with .nii.gz.")
+    if isinstance(source, Path) and source.is_dir() and output.exists() and output.resolve() == source.resolve():
+        raise InputError(f"{output}: the output folder is the input folder; the images would be overwritten. Name another one.")
+    return {case.name: output / f"{case.name}.nii.gz" for case in cases}
+
+
+def _divide(
+    cases: Sequence[Case],
+    targets: dict[str, Path],
+    record: Predictions,
+    identity: str,
+    *,
+    overwrite: bool,
+    probabilities: bool,
+) -> tuple[list[Path], list[Case]]:
+    kept, todo, foreign = [], [], []
+    for case in cases:
+        target, entry = targets[case.name], record.cases.get(case.name)
+        inputs = {channel.path.resolve() for channel in case.channels}
+        if target.resolve() in inputs:
+            raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
+        complete = target.exists() and (not probabilities or _probability_file(target).exists())
+        if complete and entry is not None and entry.model == identity and entry.input_digest == digest_of(case):
+            kept.append(target)
+        elif target.exists() and not overwrite and (entry is None or entry.model != identity):
+            foreign.append(target)
+        else:
+            todo.append(case)
+    if foreign:
+        raise PlanMismatchError(
+            f"{len(foreign)} outputs exist that another model or another program made ({foreign[0]} …). "
+            "Name another output folder, or give --overwrite to replace them."
+        )
+    return kept, todo

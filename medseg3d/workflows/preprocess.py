@@ -1,0 +1,160 @@
+"""Preprocess: raw cases → the store of every wanted configuration. What is current is not done again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg3d.dataset import Case, Dataset, open_dataset, read_case
+from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
+from medseg3d.events import Event, Listener, silent
+from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries
+from medseg3d.fingerprint import digest_of
+from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
+from medseg3d.preprocessing.store import Store
+from medseg3d.work_folder import WorkFolder, work_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseWritten:
+    """One case that is in the store now; ``written``: the names of data that were made, without those that were current."""
+
+    name: str
+    written: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessResult:
+    """What preprocessing did: cases made anew, cases kept as they were, and those that failed; ``folders`` are the stores."""
+
+    configurations: tuple[str, ...]
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    failures: tuple[CaseFailure, ...]
+    folders: tuple[Path, ...]
+
+
+def preprocess(
+    root: Path,
+    work: Path | None = None,
+    *,
+    configurations: Sequence[str] | None = None,
+    jobs: int | None = None,
+    max_ram_gb: float | None = None,
+    on: Listener = silent,
+) -> PreprocessResult:
+    """Preprocess the training cases for the named configurations, all of the plan if none is named.
+
+    A case that fails is listed and the others go on. Raises :class:`InputError` for an unusable dataset or a missing plan, and
+    :class:`StorageError` where the disk is full; what is finished by then stays.
+    """
+    folder = work_folder(root, work)
+    plan = folder.read_plan()
+    wanted = [plan.configuration(name) for name in configurations or plan.configurations]
+    dataset = open_dataset(root, channels=plan.channels)
+    failures: list[CaseFailure] = []
+    made: list[str] = []
+    kept: list[str] = []
+    total = len(dataset.training)
+    on(Event(stage="preprocess", done=0, total=total))
+    done = preprocess_cases(dataset, plan, wanted, folder, jobs=jobs, max_ram_gb=max_ram_gb)
+    for number, case in enumerate(done, 1):
+        if case.failure is not None:
+            failures.append(case.failure)
+        elif case.result is not None:
+            (made if case.result.written else kept).append(case.item.name)
+        on(Event(stage="preprocess", done=number, total=total))
+    return PreprocessResult(
+        configurations=tuple(configuration.name for configuration in wanted),
+        made=tuple(sorted(made)),
+        kept=tuple(sorted(kept)),
+        failures=tuple(sorted(failures, key=lambda failure: failure.case)),
+        folders=tuple(dict.fromkeys(folder.store(configuration.data) for configuration in wanted)),
+    )
+
+
+def preprocess_cases(
+    dataset: Dataset,
+    plan: Plan,
+    configurations: Sequence[Configuration],
+    folder: WorkFolder,
+    *,
+    jobs: int | None = None,
+    max_ram_gb: float | None = None,
+) -> Iterator[Done[Case, CaseWritten]]:
+    """Yield the cases as they finish. A raw case is read once for all data it lacks; configurations that share data write it once."""
+    by_data = {configuration.data or configuration.name: configuration for configuration in reversed(configurations)}
+    stores = {data: Store(folder.store(data), patch_size=configuration.patch_size) for data, configuration in by_data.items()}
+    plan_parts = {data: data_digest(plan, configuration) for data, configuration in by_data.items()}
+    for store in stores.values():
+        store.remove_leftovers()
+
+    def work(case: Case) -> CaseWritten:
+        try:
+            files = digest_of(case)
+        except OSError as error:
+            raise ImageReadError(f"{case.name}: {error.filename or 'its files'} cannot be read ({error.strerror or error}).") from error
+        digests = {data: f"{files}-{part}" for data, part in plan_parts.items()}
+        lacking = [data for data, store in stores.items() if not store.is_current(case.name, digests[data])]
+        if lacking:
+            raw = read_case(case)
+            _check(raw.image.shape[0], raw.labels is not None, case, plan)
+            made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking])
+            for data, preprocessed in zip(lacking, made, strict=True):
+                stores[data].write(preprocessed, digests[data])
+            logger.info("Preprocessed %s for %s", case.name, ", ".join(lacking))
+        return CaseWritten(name=case.name, written=tuple(lacking))
+
+    workers = min(jobs or available_cores(), max(1, len(dataset.training)))
+    with ExitStack() as stack:
+        if workers > 1:
+            stack.enter_context(single_threaded_libraries())
+        yield from run_cases(
+            work,
+            dataset.training,
+            name_of=lambda case: case.name,
+            stage="preprocess",
+            bytes_of=lambda case: peak_bytes(case, plan, list(by_data.values())),
+            num_workers=workers,
+            max_bytes=memory_budget(max_ram_gb),
+        )
+
+
+def peak_bytes(case: Case, plan: Plan, configurations: Sequence[Configuration]) -> int:
+    """The memory that a case takes at its peak, predicted from the header of its first channel; 0 where that cannot be read.
+
+    Raw image and normalized copy (with the file's own array while it is read), the resampled image, and while one channel is resampled a
+    volume between the old and the new shape.
+    """
+    from medseg3d.images import read_header
+
+    try:
+        geometry = read_header(case.channels[0].path).geometry
+    except InputError:
+        return 0  # the reader will say what is wrong with it
+    raw = float(math.prod(geometry.shape))
+    volume_mm3 = raw * math.prod(geometry.spacing)
+    resampled = 0.0
+    for configuration in configurations:
+        # a 2D plan keeps the distance of slices: that of the coarsest axis is close enough for a prediction
+        spacing = configuration.spacing if len(configuration.spacing) == 3 else (max(geometry.spacing), *configuration.spacing)
+        resampled = max(resampled, volume_mm3 / math.prod(spacing))
+    num_channels = len(plan.channels)
+    return int(8 * num_channels * raw + 8 * raw + 4 * (num_channels + 1) * resampled + 4 * max(raw, resampled) + 4 * resampled)
+
+
+def _check(num_channels: int, has_labels: bool, case: Case, plan: Plan) -> None:
+    if num_channels != len(plan.channels):
+        raise ChannelCountError(
+            f"{case.name}: {num_channels} channels, but the plan was made for {len(plan.channels)} ({', '.join(plan.channels)}). "
+            "Correct the case, or plan again."
+        )
+    if not has_labels:
+        raise ImageReadError(f"{case.name}: a training case needs a label map, and this one has none.")

@@ -1,0 +1,158 @@
+"""Run: the whole chain on a dataset, ending in a report. What is finished already is not done again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medseg3d.dataset import open_dataset
+from medseg3d.errors import CaseFailure, InputError
+from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
+from medseg3d.evaluation.metrics import Evaluation, write_evaluation
+from medseg3d.events import Event, Listener, silent
+from medseg3d.records import read_record, write_record
+from medseg3d.reporting.report import write_report as write_report_page
+from medseg3d.selection import Selection
+from medseg3d.training.folds import Folds
+from medseg3d.training.train_fold import TrainingOptions
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.plan import plan
+from medseg3d.workflows.predict import predict
+from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.select import select
+from medseg3d.workflows.train import train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds that each stage took, added up over all calls."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What the chain gave: the choice, the measures of the test set (where it has labels), and the report."""
+
+    report: Path
+    selection: Selection | None
+    test: Evaluation | None
+    failures: tuple[CaseFailure, ...]
+
+
+def run(
+    dataset: Path | str,
+    *,
+    work: Path | None = None,
+    planner: str = "default",
+    gpu_memory_gb: float | None = None,
+    channels: Sequence[str] | None = None,
+    group_pattern: str | None = None,
+    groups: Path | None = None,
+    configurations: Sequence[str] | None = None,
+    folds: Sequence[str] | None = None,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    hours: float | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    max_ram_gb: float | None = None,
+    seed: int = 0,
+    on: Listener = silent,
+) -> RunResult:
+    """Plan, preprocess, train, select, predict ``imagesTs``, evaluate, report.
+
+    ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on.
+    """
+    root = Path(dataset)
+    folder = work_folder(root, work)
+    clock = _Clock(folder)
+    with clock.stage("plan"):
+        planned = plan(
+            root,
+            work,
+            planner=planner,
+            gpu_memory_gb=gpu_memory_gb,
+            channels=channels,
+            group_pattern=group_pattern,
+            groups=groups,
+            on=on,
+        )
+    for warning in planned.warnings:
+        on(Event(stage="plan", message=warning))
+    failures = list(planned.failures)
+    names = [planned.plan.configuration(name).name for name in configurations or [planned.plan.recommended]]
+    with clock.stage("preprocess"):
+        prepared = preprocess(root, work, configurations=names, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
+    failures += [failure for failure in prepared.failures if failure.case not in {f.case for f in failures}]
+    wanted = [(name, fold) for name in names for fold in folds or _all_folds(folder)]
+    options = TrainingOptions(epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed)
+    for name, fold in wanted:
+        with clock.stage(f"train {name} fold {fold}"):
+            train(root, work, configuration=name, fold=fold, device=device, options=options, on=on)
+    selection = None
+    if any(fold.isdigit() for _, fold in wanted):
+        with clock.stage("select"):
+            selection = select(root, work, device=device, on=on)
+    with clock.stage("predict"):
+        test, test_failures = _test(root, folder, work, device, on)
+    failures += test_failures
+    with clock.stage("report"):
+        page = write_report(root, folder)
+    return RunResult(report=page, selection=selection, test=test, failures=tuple(failures))
+
+
+def write_report(root: Path, folder: WorkFolder) -> Path:
+    """``report.html`` from what lies in the work folder."""
+    return write_report_page(root, folder.root, folder.report)
+
+
+def _all_folds(folder: WorkFolder) -> list[str]:
+    return [str(index) for index in range(len(read_record(folder.splits, Folds, "splits").folds))]
+
+
+def _test(
+    root: Path, folder: WorkFolder, work: Path | None, device: str, on: Listener
+) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
+    """Predict the test images where there are any, and measure them where they have labels."""
+    opened = open_dataset(root, channels=folder.read_plan().channels)
+    if not opened.test:
+        return None, ()
+    result = predict(opened.test, folder.predictions, dataset=root, work=work, device=device, overwrite=True, on=on)
+    failed = {failure.case for failure in result.failures}
+    pairs = [
+        Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label)
+        for case in opened.test
+        if case.label is not None and case.name not in failed
+    ]
+    if not pairs:
+        return None, result.failures
+    evaluation = evaluate_pairs(pairs, labels=folder.read_plan().labels)
+    write_evaluation(evaluation, folder.predictions / "metrics.json")
+    return evaluation, (*result.failures, *evaluation.failures)
+
+
+class _Clock:
+    """Adds the seconds of each stage to ``timings.json``."""
+
+    def __init__(self, folder: WorkFolder) -> None:
+        self._file = folder.timings
+        try:
+            self._seconds = dict(read_record(self._file, Timings, "timings").seconds)
+        except InputError:
+            self._seconds = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+            write_record(self._file, Timings(seconds=self._seconds), "timings")

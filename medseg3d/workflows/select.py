@@ -1,0 +1,107 @@
+"""Select: the best configuration or pair of configurations by cross-validation, then the postprocessing that helps it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.dataset import open_dataset
+from medseg3d.errors import InputError
+from medseg3d.evaluation.metrics import Evaluation, read_evaluation
+from medseg3d.events import Event, Listener, silent
+from medseg3d.images import read_image
+from medseg3d.model import load_models
+from medseg3d.plan import Plan
+from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
+from medseg3d.records import write_record
+from medseg3d.selection import Candidate, Selection, pairs_of
+from medseg3d.selection import select as choose
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.train import predict_and_measure, read_split, validate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A candidate's folds and their measures."""
+
+    names: tuple[str, ...]
+    folds: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+
+
+def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Listener = silent) -> Selection:
+    """Choose among all configurations with validated folds, and all pairs of them; written as ``selection.json``.
+
+    Works with whatever folds are finished. Raises :class:`InputError` where no fold is.
+    """
+    folder = work_folder(root, work)
+    plan = folder.read_plan()
+    measured = [m for name in plan.configurations if (m := _single(root, work, folder, name, device, on)) is not None]
+    if not measured:
+        raise InputError(f"{folder.root}: no fold with validation is finished. Run medseg3d train --fold 0 first.")
+    folds_of = {m.names[0]: m.folds for m in measured}
+    for pair in pairs_of(list(folds_of)):
+        common = tuple(fold for fold in folds_of[pair[0]] if fold in folds_of[pair[1]])
+        if common:
+            measured.append(_pair(root, folder, pair, common, device, on))
+    candidates = [
+        Candidate(
+            configurations=m.names,
+            folds=dict.fromkeys(m.names, m.folds),
+            dice={case: dice for evaluation in m.evaluations for case, dice in evaluation.dice_per_case().items()},
+        )
+        for m in measured
+    ]
+    selection = choose(candidates, recommended=plan.recommended)
+    best = next(m for m in measured if m.names == selection.configurations)
+    selection = replace(selection, postprocessing=choose_postprocessing(_validated(root, folder, plan, best), plan.labels))
+    write_record(folder.selection, selection, "selection")
+    return selection
+
+
+def _single(root: Path, work: Path | None, folder: WorkFolder, name: str, device: str, on: Listener) -> _Measured | None:
+    folds = tuple(fold for fold in folder.trained_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
+    if not folds:
+        return None
+    evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
+    return _Measured((name,), folds, evaluations)
+
+
+def _pair(root: Path, folder: WorkFolder, names: tuple[str, str], folds: tuple[str, ...], device: str, on: Listener) -> _Measured:
+    evaluations = []
+    for fold in folds:
+        target = folder.validation("+".join(names), fold)
+        newest = max(folder.weights(name, fold).stat().st_mtime for name in names)
+        metrics = target / "metrics.json"
+        if metrics.exists() and metrics.stat().st_mtime >= newest:
+            evaluations.append(read_evaluation(metrics))
+            continue
+        on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
+        model = load_models(folder, names, folds=[fold], device=device)
+        evaluations.append(predict_and_measure(root, model, read_split(folder, fold).validation, target, on=on))
+    return _Measured(names, folds, tuple(evaluations))
+
+
+def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> Iterator[ValidatedCase]:
+    """The validation cases of a candidate; each loads its predicted and reference indices when it is asked to."""
+    cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
+    for fold in best.folds:
+        target = folder.validation("+".join(best.names), fold)
+        for name in read_split(folder, fold).validation:
+            label = cases[name].label
+            if label is not None:
+                yield ValidatedCase(name=name, load=partial(_load, plan, target / f"{name}.nii.gz", label))
+
+
+def _load(plan: Plan, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        plan.labels.encode(read_image(predicted).array, str(predicted)),
+        plan.labels.encode(read_image(label).array, str(label)),
+    )

@@ -1,0 +1,86 @@
+"""Planner files: presets load, user files extend them, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg3d.errors import PlanError
+from medseg3d.planning import load_planner, planner_names
+from medseg3d.planning.planner import Planner
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_preset_loads_and_is_named_after_its_file() -> None:
+    assert {"default", "nnunet_plain", "nnunet_resenc_m", "nnunet_resenc_l", "nnunet_resenc_xl"} <= set(planner_names())
+    assert {"residual_m", "residual_l", "residual_xl"} <= set(planner_names())
+    for name in planner_names():
+        assert load_planner(name).name == name
+        assert load_planner(name).description
+
+
+def test_our_presets_keep_the_cap_of_the_batch() -> None:
+    for name in ("default", "residual_m", "residual_l", "residual_xl"):
+        assert load_planner(name).batch.max_dataset_share == 0.05
+
+
+def test_every_number_of_a_preset_has_a_reason_beside_it() -> None:
+    for path in (Path(__file__).parents[2] / "planners").glob("*.toml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            is_number = "=" in line and not line.startswith(("#", "extends", "description", "family"))
+            assert not is_number or "# " in line, f"{path.name}: {line}"
+
+
+def test_every_key_is_explained_in_the_readme() -> None:
+    text = (Path(__file__).parents[2] / "planners" / "README.md").read_text(encoding="utf-8")
+    for table, key in [(t, k) for t in Planner.__slots__ for k in getattr(type_of(t), "__slots__", ())]:
+        short = key.replace("_2d", "_3d").replace("image_", "*_").replace("label_", "*_").replace("logits_", "*_")
+        assert f"{table}.{short}" in text or f"`{table}.*`" in text or f"`{table}.{key}`" in text, f"{table}.{key}"
+
+
+def type_of(table: str) -> object:
+    return getattr(load_planner("default"), table)
+
+
+def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.toml", 'extends = "residual_l"\n[memory]\ngpu_memory_gb = 12\n')
+    mine, parent = load_planner(path), load_planner("residual_l")
+    assert mine.name == "mine"
+    assert mine.memory.gpu_memory_gb == 12
+    assert mine.memory.reference_3d == parent.memory.reference_3d
+    assert mine.network == parent.network
+    beside = load_planner(write(tmp_path / "child.toml", 'extends = "mine.toml"\n[batch]\nmin_size = 4\n'))
+    assert (beside.memory.gpu_memory_gb, beside.batch.min_size) == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "default"\nwidht = 3\n', "unknown key 'widht' in the file. It may hold .*network"),
+        (
+            'extends = "default"\n[network]\nbase_feature = 16\n',
+            r"unknown key 'base_feature' in \[network\]. It may hold base_features",
+        ),
+        ('extends = "default"\nnetwork = 3\n', "network must be a table"),
+        ('extends = "default"\n[network]\nfamily = "wide_net"\n', "'wide_net' is not one of plain_unet, residual_unet"),
+        ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', "spacing_step must be above 1"),
+        ('extends = "default"\n[training]\nepochs = "many"\n', "training.epochs"),
+        ('extends = "wrong.toml"\n', "extends itself"),
+        ('extends = "defualt"\n', "no planner 'defualt'. The presets are default"),
+        ("[batch]\nmin_size = 2\n", 'missing .*batch.max_dataset_share.* or says extends = "default"'),
+        ("[batch\n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        load_planner(write(tmp_path / "wrong.toml", text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no such planner file"):
+        load_planner(tmp_path / "absent.toml")

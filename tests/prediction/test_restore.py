@@ -1,0 +1,118 @@
+"""Restored label maps are the arg-max of plainly resampled logits, on the grid of the raw case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.transform import resize
+
+from medseg3d.axes import from_network_order
+from medseg3d.plan import Resampling
+from medseg3d.prediction import restore
+from medseg3d.preprocessing.preprocess_case import Restoration
+from medseg3d.preprocessing.resampling import coarse_axis
+
+FINE, COARSE = (1.0, 1.1, 0.9), (4.0, 1.0, 1.0)
+ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
+
+
+def restoration(cropped, resampled, *, order=(0, 1, 2), margin=(0, 0, 0), spacing=FINE, resampled_spacing=FINE) -> Restoration:
+    whole = [n + 2 * m for n, m in zip(cropped, margin, strict=True)]
+    original = [0, 0, 0]
+    for place, axis in enumerate(order):
+        original[axis] = whole[place]
+    return Restoration(
+        original_shape=tuple(original),
+        axis_order=order,
+        box=tuple((m, m + n) for n, m in zip(cropped, margin, strict=True)),
+        spacing=spacing,
+        resampled_shape=tuple(resampled),
+        resampled_spacing=resampled_spacing,
+        resampling=Resampling(),
+    )
+
+
+def plain_logits(logits: np.ndarray, record: Restoration) -> np.ndarray:
+    """All classes at full size in float64, on the crop."""
+    shape = record.cropped_shape
+    axis = coarse_axis(record.resampled_spacing, record.spacing, 3.0)
+    values = logits.astype(np.float64)
+    if axis is not None:
+        places = (np.arange(shape[axis]) + 0.5) * (values.shape[1 + axis] / shape[axis]) - 0.5
+        values = values.take(np.clip(np.floor(places + 0.5), 0, values.shape[1 + axis] - 1).astype(int), 1 + axis)
+    return np.stack([resize(channel, shape, 1, mode="edge", anti_aliasing=False) for channel in values])
+
+
+def on_raw_grid(crop: np.ndarray, record: Restoration) -> np.ndarray:
+    whole = np.zeros(record.permuted_shape, crop.dtype)
+    whole[tuple(slice(*pair) for pair in record.box)] = crop
+    return from_network_order(whole, record.axis_order)
+
+
+sizes = st.tuples(*[st.integers(1, 12)] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes, sizes, st.sampled_from(ORDERS), st.tuples(*[st.integers(0, 2)] * 3), st.sampled_from([FINE, COARSE]),
+    st.sampled_from([FINE, COARSE]), st.integers(1, 6), st.sampled_from([0.0, 5.0]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_restored_labels_are_the_argmax_of_resampled_logits(
+    cropped, resampled, order, margin, spacing, resampled_spacing, num_classes, spread, seed
+):
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(num_classes, *resampled)) + spread * generator.normal(size=(num_classes, 1, 1, 1))
+    logits = logits.astype(np.float16)
+    record = restoration(cropped, resampled, order=order, margin=margin, spacing=spacing, resampled_spacing=resampled_spacing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restore, "TILE", (3, 4, 5))
+        result = restore.restore_labels(logits, record)
+    plain = plain_logits(logits, record)
+    expected = on_raw_grid(plain.argmax(0), record)
+    best = np.sort(plain, axis=0)[::-1]
+    is_clear = best[0] - best[min(1, num_classes - 1)] > 1e-5
+    if num_classes == 1:
+        is_clear[:] = True
+    differs = result != expected
+    assert result.shape == record.original_shape
+    assert not (differs & on_raw_grid(is_clear, record)).any()
+    assert (result[~on_raw_grid(np.ones(record.cropped_shape, bool), record)] == 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes, sizes, st.sampled_from(ORDERS), st.sampled_from([FINE, COARSE]), st.integers(0, 2**32 - 1))
+def test_restored_probabilities_are_the_softmax_of_resampled_logits(cropped, resampled, order, spacing, seed):
+    logits = np.random.default_rng(seed).normal(size=(3, *resampled)).astype(np.float32) * 3
+    record = restoration(cropped, resampled, order=order, margin=(1, 0, 2), spacing=spacing)
+    result = restore.restore_probabilities(logits, record)
+    plain = np.exp(plain_logits(logits, record))
+    plain /= plain.sum(0)
+    expected = np.stack([on_raw_grid(channel, record) for channel in plain])
+    expected[0][expected.sum(0) == 0] = 1
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+def test_equal_logits_go_to_the_lowest_index():
+    logits = np.ones((4, 3, 3, 3), np.float32)
+    assert (restore.restore_labels(logits, restoration((7, 5, 9), (3, 3, 3))) == 0).all()
+
+
+def test_the_result_does_not_depend_on_threads_tiles_or_container(monkeypatch):
+    torch = pytest.importorskip("torch")
+    logits = np.random.default_rng(3).normal(size=(5, 9, 8, 7)).astype(np.float16)
+    record = restoration((17, 15, 13), (9, 8, 7))
+    expected = restore.restore_labels(logits, record, num_threads=1)
+    monkeypatch.setattr(restore, "TILE", (5, 5, 5))
+    for given_logits in (logits, torch.from_numpy(logits), torch.from_numpy(logits).float()):
+        np.testing.assert_array_equal(restore.restore_labels(given_logits, record, num_threads=3), expected)
+
+
+def test_more_than_256_classes_need_uint16():
+    logits = np.zeros((300, 2, 2, 2), np.float16)
+    logits[299] = 1
+    result = restore.restore_labels(logits, restoration((3, 3, 3), (2, 2, 2)))
+    assert result.dtype == np.uint16
+    assert (result == 299).all()

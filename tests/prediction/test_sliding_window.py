@@ -1,0 +1,69 @@
+"""The sliding window against what must hold for any shape, window and step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseg3d.devices import Device
+from medseg3d.errors import NotFiniteError
+from medseg3d.prediction.mirroring import mean_over_flips
+from medseg3d.prediction.sliding_window import importance_map, predict_logits, window_starts
+
+CPU = Device(device=torch.device("cpu"), precision="float32")
+sizes = st.integers(1, 23)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(sizes, sizes, sizes), st.tuples(*(st.integers(1, 12),) * 3), st.sampled_from([0.25, 0.5, 1.0]), st.sampled_from([(), (0, 2)])
+)
+def test_an_identity_network_returns_the_image(
+    shape: tuple[int, ...], window: tuple[int, ...], step: float, mirror_axes: tuple[int, ...]
+) -> None:
+    image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    before = image.clone()
+    logits = predict_logits([torch.nn.Identity()], image, case="x", window=window, device=CPU, step=step, mirror_axes=mirror_axes)
+    assert torch.allclose(logits, image, atol=1e-5)
+    assert torch.equal(image, before)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(sizes, sizes, sizes), st.tuples(*(st.integers(1, 12),) * 2))
+def test_an_identity_network_in_2d_returns_the_image(shape: tuple[int, ...], window: tuple[int, ...]) -> None:
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    logits = predict_logits([torch.nn.Identity()], image, case="x", window=window, device=CPU, mirror_axes=(0, 1))
+    assert torch.allclose(logits, image, atol=1e-5)
+
+
+@given(st.integers(1, 300), st.integers(1, 200), st.floats(0.1, 1.0))
+def test_windows_cover_every_voxel_and_stay_inside(size: int, window: int, step: float) -> None:
+    starts = window_starts(size, window, step)
+    covered = {voxel for start in starts for voxel in range(start, start + window)}
+    assert covered >= set(range(size))
+    assert starts[0] == 0
+    assert starts[-1] + window <= max(size, window)
+
+
+def test_folds_are_averaged() -> None:
+    image = torch.ones(1, 8, 8, 8)
+    networks = [torch.nn.Identity(), lambda x: 3 * x]
+    assert torch.allclose(predict_logits(networks, image, case="x", window=(8, 8, 8), device=CPU), 2 * image)  # type: ignore[arg-type]
+
+
+def test_mirroring_turns_the_logits_back() -> None:
+    batch = torch.randn(1, 1, 4, 5, 6)
+    assert torch.allclose(mean_over_flips(lambda x: 2 * x, batch, (0, 1, 2)), 2 * batch)
+
+
+def test_weights_are_highest_in_the_middle_and_never_zero() -> None:
+    weights = importance_map((16, 20, 24))
+    assert weights.min() > 0
+    assert weights[8, 10, 12] == weights.max() == 1
+
+
+def test_nan_logits_name_the_case() -> None:
+    with pytest.raises(NotFiniteError, match="case_7"):
+        predict_logits([lambda x: x * float("nan")], torch.ones(1, 4, 4, 4), case="case_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]

@@ -1,0 +1,163 @@
+"""The verbs end to end, through the command line, on a tiny dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medseg3d import load_model
+from medseg3d.checkpoints import load_tensors
+from medseg3d.cli import main
+
+
+def test_a_prediction_has_the_grid_and_the_label_values_of_its_dataset(trained: Path, tmp_path: Path) -> None:
+    assert main(["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(tmp_path / "out"), "-q"]) == 0
+    for image_file in sorted((trained / "imagesTs").iterdir()):
+        image = nibabel.load(image_file)
+        predicted = nibabel.load(tmp_path / "out" / image_file.name.replace("_0000", ""))
+        assert predicted.shape == image.shape
+        assert np.array_equal(predicted.affine, image.affine)
+        assert predicted.header["sform_code"] == image.header["sform_code"]
+        assert predicted.header["qform_code"] == image.header["qform_code"]
+        assert set(np.unique(predicted.dataobj)) <= {0, 3, 7}
+
+
+def test_the_python_interface_gives_the_same_voxels_as_the_command_line(trained: Path, tmp_path: Path) -> None:
+    image_file = next(iter(sorted((trained / "imagesTs").iterdir())))
+    assert main(["predict", str(trained), "-i", str(image_file), "-o", str(tmp_path / "one.nii.gz"), "-q"]) == 0
+    image = nibabel.load(image_file)
+    array = np.asarray(image.dataobj)
+    before = array.copy()
+    model = load_model(trained)
+    labels = model.predict(array, image.affine)
+    assert np.array_equal(labels, np.asarray(nibabel.load(tmp_path / "one.nii.gz").dataobj))
+    assert np.array_equal(array, before), "the input is never modified"
+
+
+def test_predictions_of_the_same_model_are_kept_and_foreign_files_are_not_overwritten(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(out), "--json"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["written"] == []
+    assert len(again["kept"]) == 2
+    (out / "predictions.json").unlink()
+    assert main(command) == 2
+    assert "--overwrite" in json.loads(capsys.readouterr().out)["message"]
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_label_map(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(out), "--probabilities", "-q"]) == 0
+    with np.load(out / "ball_6.npz") as file:
+        probabilities, values = file["probabilities"].astype(np.float32), file["values"]
+    labels = np.asarray(nibabel.load(out / "ball_6.nii.gz").dataobj)
+    assert probabilities.shape == (3, *labels.shape)
+    assert np.allclose(probabilities.sum(0), 1, atol=5e-3)
+    top_two = np.sort(probabilities, 0)[-2:]
+    clear = top_two[1] - top_two[0] > 2e-3  # float16 rounds closer ones together
+    assert clear.mean() > 0.5
+    assert np.array_equal(values[probabilities.argmax(0)][clear], labels[clear])
+
+
+def test_the_validation_of_a_fold_measures_its_cases(trained: Path) -> None:
+    folder = trained / "medseg3d-work/models/3d_fullres/fold_0"
+    splits = json.loads((trained / "medseg3d-work/splits.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "validation/metrics.json").read_text(encoding="utf-8"))
+    assert sorted(case["case"] for case in metrics["cases"]) == sorted(splits["folds"][0]["validation"])
+    assert (folder / "progress.png").stat().st_size > 1000
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["epoch"] for line in history] == [0, 1]
+    assert history[1]["learning_rate"] < history[0]["learning_rate"]
+
+
+def test_a_stopped_run_continues_to_the_same_bits(tiny: Path, trained: Path) -> None:
+    """SIGTERM in the middle of an epoch; the continued run ends with the weights of the uninterrupted one."""
+    work = tiny / "medseg3d-work"
+    shutil.copytree(trained / "medseg3d-work", work)
+    shutil.rmtree(work / "models")
+    command = [sys.executable, "-m", "medseg3d", "train", str(tiny), "--fold", "0", "--device", "cpu", "--iterations", "30"]
+    whole = Path(shutil.copytree(tiny, tiny.parent / "whole"))
+    main(["train", str(whole), "--fold", "0", "--device", "cpu", "--iterations", "30", "-q"])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.PIPE, encoding="utf-8")
+    fold = work / "models/3d_fullres/fold_0"
+    deadline = time.monotonic() + 120
+    while not (fold / "history.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert (fold / "weights.safetensors").exists(), "there is a usable model at any stop"
+    assert main([*command[3:], "-q"]) == 0
+    expected, _ = load_tensors(whole / "medseg3d-work/models/3d_fullres/fold_0/last.safetensors")
+    found, _ = load_tensors(fold / "last.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(expected[name].equal(found[name]) for name in expected)
+
+
+def test_run_ends_with_a_report_and_repeats_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(tiny), "--planner", str(tiny / "tiny.toml"), "--folds", "0", "--device", "cpu", "--json"]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    page = Path(result["report"])
+    assert "ball_6" in page.read_text(encoding="utf-8")
+    assert result["test"]["num_cases"] == 2
+    weights = tiny / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors"
+    stamps = weights.stat().st_mtime_ns, (tiny / "medseg3d-work/predictions/ball_6.nii.gz").stat().st_mtime_ns
+    assert main(command) == 0
+    assert stamps == (weights.stat().st_mtime_ns, (tiny / "medseg3d-work/predictions/ball_6.nii.gz").stat().st_mtime_ns)
+
+
+def test_two_configurations_are_selected_from_with_their_pair(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "run",
+        str(tiny),
+        "--planner",
+        str(tiny / "tiny.toml"),
+        "--folds",
+        "0",
+        "--device",
+        "cpu",
+        "-c",
+        "2d",
+        "3d_fullres",
+        "--json",
+    ]
+    assert main(command) == 0
+    selection = json.loads(capsys.readouterr().out)["selection"]
+    assert {tuple(candidate["configurations"]) for candidate in selection["candidates"]} == {
+        ("2d",),
+        ("3d_fullres",),
+        ("2d", "3d_fullres"),
+    }
+
+
+def test_evaluate_of_the_references_with_themselves_is_perfect(
+    tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = str(tiny_source / "labelsTr")
+    assert main(["evaluate", labels, labels, "-o", str(tmp_path / "metrics.json"), "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)
+    assert evaluation["foreground_dice"]["mean"] == 1.0
+    assert (tmp_path / "metrics.csv").exists()
+
+
+def test_all_cases_can_be_trained_on_without_validation(trained: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    assert main(["train", str(root), "--fold", "all", "--device", "cpu", "-q"]) == 0
+    assert main(["predict", str(root), "-i", str(root / "imagesTs"), "-o", str(tmp_path / "out"), "--fold", "all", "-q"]) == 0
