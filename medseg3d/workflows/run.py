@@ -104,13 +104,13 @@ def run(
         test, test_failures = _test(root, folder, work, device, on)
     failures += test_failures
     with clock.stage("report"):
-        page = write_report(root, folder)
+        page = write_report(root, folder, failures=failures, warnings=planned.warnings)
     return RunResult(report=page, selection=selection, test=test, failures=tuple(failures))
 
 
-def write_report(root: Path, folder: WorkFolder) -> Path:
-    """``report.html`` from what lies in the work folder."""
-    return write_report_page(root, folder.root, folder.report)
+def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
+    """``report.html`` from what lies in the work folder, with failures and warnings that are not written there."""
+    return write_report_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 
 def _all_folds(folder: WorkFolder) -> list[str]:

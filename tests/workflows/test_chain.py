@@ -91,9 +91,9 @@ def test_a_stopped_run_continues_to_the_same_bits(tiny: Path, trained: Path) -> 
     work = tiny / "medseg3d-work"
     shutil.copytree(trained / "medseg3d-work", work)
     shutil.rmtree(work / "models")
-    command = [sys.executable, "-m", "medseg3d", "train", str(tiny), "--fold", "0", "--device", "cpu", "--iterations", "30"]
+    command = [sys.executable, "-m", "medseg3d", "train", str(tiny), "--fold", "0", "--device", "cpu", "--iterations", "20"]
     whole = Path(shutil.copytree(tiny, tiny.parent / "whole"))
-    main(["train", str(whole), "--fold", "0", "--device", "cpu", "--iterations", "30", "-q"])
+    main(["train", str(whole), "--fold", "0", "--device", "cpu", "--iterations", "20", "-q"])
     process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.PIPE, encoding="utf-8")
     fold = work / "models/3d_fullres/fold_0"
     deadline = time.monotonic() + 120
@@ -115,7 +115,8 @@ def test_run_ends_with_a_report_and_repeats_nothing(tiny: Path, capsys: pytest.C
     assert main(command) == 0
     result = json.loads(capsys.readouterr().out)
     page = Path(result["report"])
-    assert "ball_6" in page.read_text(encoding="utf-8")
+    assert "Balls" in page.read_text(encoding="utf-8")
+    assert "data:image/png" in page.read_text(encoding="utf-8")
     assert result["test"]["num_cases"] == 2
     weights = tiny / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors"
     stamps = weights.stat().st_mtime_ns, (tiny / "medseg3d-work/predictions/ball_6.nii.gz").stat().st_mtime_ns

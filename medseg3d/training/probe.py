@@ -1,0 +1,83 @@
+"""Is bf16 safe and fast for training here? One step in a process of its own, because native code can crash or never end.
+
+``python -m medseg3d.training.probe NETWORK.json BATCH PATCH…`` prints ``{"float32": seconds, "bfloat16": seconds}``.
+torch 2.13's oneDNN, for one, crashes in the bf16 backward pass of a (1, 3, 3) convolution of 2x32x7x96x80 on processors with AMX.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from medseg3d.devices import Device
+from medseg3d.plan import Configuration, NetworkPlan
+from medseg3d.records import read_record, write_record
+
+logger = logging.getLogger(__name__)
+
+SLOWEST_RATIO = 5
+"""bf16 that takes so many times longer than float32 is taken to hang."""
+GRACE_SECONDS = 20.0
+"""Added to that limit: kernels are made in the first step."""
+
+
+def trusted_precision(device: Device, configuration: Configuration, batch_size: int) -> Device:
+    """The device as it is where a bf16 step ends well and is faster than float32, otherwise in float32, with a warning.
+
+    Only a CPU is asked: GPUs report their errors.
+    """
+    if device.device.type != "cpu" or device.precision != "bfloat16":
+        return device
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_record(Path(folder) / "network.json", configuration.network, "network")
+        command = [sys.executable, "-m", "medseg3d.training.probe", str(file), str(batch_size), *map(str, configuration.patch_size)]
+        finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if finished.returncode != 0:
+        logger.warning("A training step in bfloat16 fails on this processor for this network; training in float32.")
+        return device.in_float32()
+    seconds = json.loads(finished.stdout.splitlines()[-1])
+    logger.info("A step takes %.2g s in bfloat16, %.2g s in float32.", seconds["bfloat16"], seconds["float32"])
+    return device if seconds["bfloat16"] < seconds["float32"] else device.in_float32()
+
+
+def main(arguments: list[str]) -> int:
+    """Time a step in float32, then in bf16; ends with a non-zero code where bf16 does not end."""
+    file, batch_size, *patch_size = arguments
+    plan = read_record(Path(file), NetworkPlan, "network")
+    shape = (int(batch_size), *map(int, patch_size))
+    exact = _seconds_per_step(plan, shape, in_bf16=False)
+    faulthandler.dump_traceback_later(SLOWEST_RATIO * 2 * exact + GRACE_SECONDS, exit=True)
+    rounded = _seconds_per_step(plan, shape, in_bf16=True)
+    faulthandler.cancel_dump_traceback_later()
+    sys.stdout.write(json.dumps({"float32": exact, "bfloat16": rounded}) + "\n")
+    return 0
+
+
+def _seconds_per_step(plan: NetworkPlan, shape: tuple[int, ...], *, in_bf16: bool) -> float:
+    import torch
+
+    from medseg3d.networks.build import build_network
+    from medseg3d.training.losses import dice_cross_entropy
+
+    torch.manual_seed(0)
+    network = build_network(plan).train()
+    image = torch.randn(shape[0], plan.in_channels, *shape[1:])
+    labels = torch.randint(0, plan.num_classes, shape)
+    fastest = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            outputs = network(image)
+        dice_cross_entropy(outputs, labels, batch_dice=False).total.backward()  # type: ignore[no-untyped-call]
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
