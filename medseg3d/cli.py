@@ -343,7 +343,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from medseg3d.workflows.doctor import doctor
 
     with Console(options) as console:
-        report = doctor(options.dataset, fix=options.fix)
+        report = doctor(options.dataset, fix=options.fix, on=console.listen)
     return console.show_doctor(report)
 
 

@@ -286,7 +286,7 @@ def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
         if unknown:
             findings.append(f"fold {k} names cases that the dataset does not have: {_some(unknown)}")
         both = sorted(set(split.train) & set(split.validation))
-        if both and len(known) > 1:
+        if both and set(split.train) != set(split.validation):  # one patient alone is trained and measured on itself
             findings.append(f"fold {k} has cases in both train and validation: {_some(both)}")
         if not split.train or not split.validation:
             findings.append(f"fold {k} has no {'training' if not split.train else 'validation'} case")

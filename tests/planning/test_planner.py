@@ -18,7 +18,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_every_preset_loads_and_is_named_after_its_file() -> None:
     assert {"default", "nnunet_plain", "nnunet_resenc_m", "nnunet_resenc_l", "nnunet_resenc_xl"} <= set(planner_names())
-    assert {"residual_m", "residual_l", "residual_xl"} <= set(planner_names())
+    assert {"small", "residual_m", "residual_l", "residual_xl"} <= set(planner_names())
     for name in planner_names():
         assert load_planner(name).name == name
         assert load_planner(name).description

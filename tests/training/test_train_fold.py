@@ -1,0 +1,109 @@
+"""The training loop where things go wrong, and what it decides by itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg3d.checkpoints import load_tensors
+from medseg3d.devices import Device
+from medseg3d.errors import DivergedError
+from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.training import probe, train_fold
+from medseg3d.training.state import read_history
+from medseg3d.training.train_fold import StopRequest, TrainingOptions
+from medseg3d.work_folder import WorkFolder
+
+FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
+
+
+@pytest.fixture
+def material(trained: Path) -> tuple[Plan, Configuration, list[StoredCase]]:
+    work = WorkFolder(trained / "medseg3d-work")
+    plan = work.read_plan()
+    configuration = plan.configuration(None)
+    store = Store(work.store(configuration.data))
+    return plan, configuration, [store.read(name, in_memory=True) for name in store.names()]
+
+
+def run(material: tuple[Plan, Configuration, list[StoredCase]], folder: Path, **options: object) -> list[object]:
+    plan, configuration, cases = material
+    epochs = train_fold.train_fold(
+        plan,
+        configuration,
+        fold="0",
+        training=cases[:4],
+        validation=cases[4:],
+        folder=folder,
+        device=FLOAT32,
+        options=TrainingOptions(**options),  # type: ignore[arg-type]
+        plan_digest="x",
+        stop=StopRequest(),
+    )
+    return list(epochs)
+
+
+def test_the_same_seed_gives_the_same_bits(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(material, tmp_path / name, epochs=1, iterations=3, seed=seed)
+        weights.append(load_tensors(tmp_path / name / "last.safetensors")[0])
+    first, same, other = weights
+    assert all(first[name].equal(same[name]) for name in first)
+    assert not all(first[name].equal(other[name]) for name in first)
+
+
+def test_a_bad_batch_is_skipped_counted_and_named(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="medseg3d")
+    plan, configuration, cases = material
+    cases[0].image[:] = float("nan")
+    (record,) = run((plan, configuration, cases), tmp_path, epochs=1, iterations=8)
+    assert 0 < record.skipped_iterations < 8  # type: ignore[attr-defined]
+    assert cases[0].name in caplog.text
+    tensors, _ = load_tensors(tmp_path / "weights.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_training_on_nan_alone_stops_with_a_clear_error(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_fold, "MAX_BAD_STEPS_IN_A_ROW", 3)
+    for case in material[2]:
+        case.image[:] = float("nan")
+    with pytest.raises(DivergedError, match="3 steps in a row"):
+        run(material, tmp_path, epochs=1, iterations=8)
+
+
+def test_a_short_time_budget_gets_a_smaller_batch_and_ends(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="medseg3d")
+    plan, configuration, cases = material
+    run((plan, replace(configuration, batch_size=16), cases), tmp_path, hours=2 / 3600)
+    assert "instead of the plan's 16" in caplog.text
+    history = read_history(tmp_path)
+    assert history[-1]["learning_rate"] < history[0]["learning_rate"]  # type: ignore[operator]
+
+
+def test_bf16_that_crashes_the_process_is_replaced_by_float32(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(device=torch.device("cpu"), precision="bfloat16")
+    crashing = tmp_path / "python"
+    crashing.write_text(f"#!{sys.executable}\nimport os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n", encoding="utf-8")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(probe.sys, "executable", str(crashing))
+    assert probe.trusted_precision(device, material[1], 2).precision == "float32"
+
+
+def test_the_probe_times_both_precisions(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
+    device = Device(device=torch.device("cpu"), precision="bfloat16")
+    assert probe.trusted_precision(device, material[1], 2).precision == "bfloat16"
