@@ -43,7 +43,7 @@ def trusted_precision(device: Device, configuration: Configuration, batch_size: 
         return device.in_float32()
     seconds = json.loads(finished.stdout.splitlines()[-1])
     logger.info("A step takes %.2g s in bfloat16, %.2g s in float32.", seconds["bfloat16"], seconds["float32"])
-    return device  # never by the clock: the same seed would train in one precision today and in another tomorrow
+    return device  # never by the clock: the same seed must not train in one precision today and in another tomorrow
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Train one network on one fold: batches in, weights and a line per epoch out. The whole loop can be read here.
 
 Deterministic on the CPU: batches and augmentation are drawn from (seed, epoch, iteration) alone, and the state is saved whole
-after every epoch and when the run is stopped, so that a continued run gives the same bits as an uninterrupted one.
+after every epoch and when the run is stopped, so that on one core a continued run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
