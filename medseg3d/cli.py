@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg3d import __version__
-from medseg3d.errors import CasesFailedError, InterruptedBySignalError, MedsegError
+from medseg3d.errors import CaseFailure, CasesFailedError, InterruptedBySignalError, MedsegError
 
 if TYPE_CHECKING:
     from medseg3d.evaluation.metrics import Evaluation
@@ -305,6 +305,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     console.show_evaluation(evaluation, title="Evaluation")
     if evaluation.failures:
         raise CasesFailedError(f"{len(evaluation.failures)} cases could not be measured; the others are done:", evaluation.failures)
+    if evaluation.missing_predictions:
+        missing = [CaseFailure(case=case, stage="evaluate", reason="no prediction") for case in evaluation.missing_predictions]
+        raise CasesFailedError(f"{len(missing)} references have no prediction; the means are over the others:", missing)
     return EXIT_DONE
 
 

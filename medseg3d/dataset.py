@@ -168,8 +168,10 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
     _refuse_shared_study([path for path in files.values() if path.is_dir()], findings)
     numbered = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem))}
     is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
-    if num_channels == 1:
-        is_numbered = is_numbered and all(m[2] == "0000" for m in numbered.values())
+    if is_numbered and num_channels == 1:
+        numbers = {prefix: {m[2] for m in numbered.values() if m[1] == prefix} for prefix in {m[1] for m in numbered.values()}}
+        # one name with many numbers is a series of cases, the same numbers after several names are channels
+        is_numbered = len(numbers) > 1 and all("0000" in found for found in numbers.values()) or set().union(*numbers.values()) == {"0000"}
     if is_numbered:
         cases = _numbered_cases(files, num_channels, findings)
         logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
@@ -313,7 +315,7 @@ def _lists_its_files(root: Path, declared: Mapping[str, Any]) -> bool:
 
 
 def _open_decathlon(root: Path, declared: dict[str, Any], findings: list[str]) -> Dataset:
-    names, labels = _channel_names(declared, findings), _declared_labels(root, declared, findings)
+    names, labels = _channel_names(declared, findings), declared_labels(root, declared, findings)
     training = []
     for entry in declared["training"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not isinstance(entry.get("label"), str):
@@ -338,7 +340,7 @@ def _open_decathlon(root: Path, declared: dict[str, Any], findings: list[str]) -
 
 def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
     names = _channel_names(declared, findings) if declared is not None else None
-    labels = _declared_labels(root, declared, findings) if declared is not None else None
+    labels = declared_labels(root, declared, findings) if declared is not None else None
     if declared is not None and "dataset" in declared:
         training = _explicit_cases(root, declared["dataset"], names or (), findings)
     else:
@@ -355,7 +357,7 @@ def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: list[str
 
 def _open_folders(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
     names = _channel_names(declared, findings) if declared is not None else None
-    labels = _declared_labels(root, declared, findings) if declared is not None else None
+    labels = declared_labels(root, declared, findings) if declared is not None else None
     label_files = _files_by_case(root / "labels", findings, is_required=True)
     grouped, names = _grouped(root / "images", label_files, names, findings)
     training = _paired(grouped, label_files, root / "labels", findings)
@@ -534,7 +536,7 @@ def _channel_names(declared: dict[str, Any], findings: list[str]) -> tuple[str, 
     return tuple(str(name) for name in found)
 
 
-def _declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -> Labels | None:
+def declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -> Labels | None:
     """``labels``: {"background": 0, "liver": 1}, or the other way round in older files."""
     found = declared.get("labels")
     if not isinstance(found, dict) or not found:

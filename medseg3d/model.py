@@ -16,6 +16,7 @@ from medseg3d.checkpoints import load_network, read_card
 from medseg3d.dataset import Case, RawCase, prediction_cases, read_case
 from medseg3d.devices import Device, checked_precision, choose_device, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError, PlanMismatchError
+from medseg3d.files import file_digest
 from medseg3d.geometry import AS_STORED, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.plan import Configuration, Plan
@@ -179,7 +180,7 @@ def load_model(
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(card.plan.configuration(card.configuration), (network,))
-        return Model(card.plan, [member], chosen, mirroring=mirroring, step=step, identity=str(place.stat().st_mtime_ns))
+        return Model(card.plan, [member], chosen, mirroring=mirroring, step=step, identity=file_digest(place))
     if not place.exists():
         raise InputError(f"{place}: no such model. Name a work folder (the one that holds models/) or a weights.safetensors file.")
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
@@ -229,7 +230,7 @@ def load_models(
                     f"{file}: was trained with another plan than {work.plan}. Train again with --restart, or give -m {file}."
                 )
             networks.append(load_network(file, chosen.device)[0])
-            identity.append(f"{name}/{fold}/{file.stat().st_mtime_ns}")
+            identity.append(f"{name}/{fold}/{file_digest(file)}")
         members.append(Member(plan.configuration(name), tuple(networks)))
     return Model(
         plan,

@@ -257,6 +257,8 @@ def test_channel_numbers_are_taken_off_where_all_files_have_them(tmp_path) -> No
     put(tmp_path / "a_0000.nii.gz"), put(tmp_path / "b_0000.nii.gz")
     assert [case.name for case in prediction_cases(tmp_path, num_channels=1)] == ["a", "b"]
     put(tmp_path / "a_0001.nii.gz"), put(tmp_path / "b_0001.nii.gz")
+    with pytest.raises(DatasetError, match="a: 2 channels, expected 1"):
+        prediction_cases(tmp_path, num_channels=1)
     assert [len(case.channels) for case in prediction_cases(tmp_path, num_channels=2)] == [2, 2]
     (tmp_path / "b_0001.nii.gz").unlink()
     with pytest.raises(DatasetError, match="b: 1 channel, expected 2; missing 0001"):

@@ -171,7 +171,7 @@ def labels_beside(references: Path) -> Labels | None:
 
     Raises :class:`InputError` for a file that lists no labels, :class:`UnsupportedError` for regions and ignore labels.
     """
-    from medseg3d.dataset import _declared_labels
+    from medseg3d.dataset import declared_labels
 
     folder = references.parent if references.is_file() else references
     for place in (folder, folder.resolve().parent):
@@ -180,7 +180,7 @@ def labels_beside(references: Path) -> Labels | None:
             declared, findings = read_json(file), list[str]()
             if not isinstance(declared, dict):
                 raise InputError(f"{file}: expected a JSON object with the dataset's labels.")
-            labels = _declared_labels(place, declared, findings)
+            labels = declared_labels(place, declared, findings)
             if findings:
                 raise InputError(f"{file}: {'; '.join(findings)}.")
             return labels

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from medseg3d.errors import PlanError
 from medseg3d.networks import NETWORKS, build_network
-from medseg3d.networks.blocks import InstanceNorm, ResidualBlock
+from medseg3d.networks.blocks import InstanceNorm, ResidualBlock, convolution, transposed_convolution
 from medseg3d.plan import NetworkPlan
 
 FLAT_STRIDES = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2))
@@ -183,3 +183,25 @@ def test_bfloat16_comes_close_to_float32(family):
 def test_a_wrong_record_is_refused_with_what_is_wrong(change, message):
     with pytest.raises(PlanError, match=message):
         build_network(replace(small("plain_unet", isotropic(3, 1)), **change))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("own", "plain"),
+    [
+        (convolution(3, 4, (1, 3, 3), (1, 1, 1), bias=True), F.conv3d),
+        (convolution(3, 4, (1, 3, 5), (1, 2, 1), bias=False), F.conv3d),
+        (convolution(3, 4, (1, 1, 1), (1, 1, 1), bias=True), F.conv3d),
+        (transposed_convolution(3, 4, (1, 2, 3)), F.conv_transpose3d),
+    ],
+    ids=["flat", "flat strided", "pointwise", "flat transposed"],
+)
+def test_flat_kernels_give_the_numbers_of_torchs_3d_kernels(own, plain, layout):
+    x = torch.randn(2, 3, 5, 6, 8).contiguous(memory_format=layout).requires_grad_()
+    padding = {} if plain is F.conv_transpose3d else {"padding": own.padding}
+    found, expected = own(x), plain(x, own.weight, own.bias, stride=own.stride, **padding)
+    direction = torch.randn_like(expected)
+    parameters = [x, *own.parameters()]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(found, parameters, direction)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, parameters, direction), rtol=1e-4, atol=1e-4)
