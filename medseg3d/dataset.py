@@ -171,7 +171,9 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
     if is_numbered and num_channels == 1:
         numbers = {prefix: {m[2] for m in numbered.values() if m[1] == prefix} for prefix in {m[1] for m in numbered.values()}}
         # one name with many numbers is a series of cases, the same numbers after several names are channels
-        is_numbered = len(numbers) > 1 and all("0000" in found for found in numbers.values()) or set().union(*numbers.values()) == {"0000"}
+        is_numbered = (len(numbers) > 1 and all("0000" in found for found in numbers.values())) or set().union(*numbers.values()) == {
+            "0000"
+        }
     if is_numbered:
         cases = _numbered_cases(files, num_channels, findings)
         logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)

@@ -89,6 +89,10 @@ def line_chart(title: str, series: Sequence[Series], *, y_range: tuple[float, fl
     )
 
 
+NEGLIGIBLE = 1e-9
+"""A range narrower than this share of its values (or of 1) is drawn as a single value."""
+
+
 def ticks(low: float, high: float, *, integers: bool = False, count: int = 5) -> tuple[float, ...]:
     """Round numbers that enclose [low, high], about ``count`` steps of 1, 2, 2.5 or 5 times a power of ten.
 
@@ -97,7 +101,7 @@ def ticks(low: float, high: float, *, integers: bool = False, count: int = 5) ->
     >>> ticks(3, 3, integers=True)
     (3.0,)
     """
-    if high <= low:
+    if high - low <= NEGLIGIBLE * max(1.0, abs(low), abs(high)):
         if integers:
             return (float(low),)
         margin = abs(low) * 0.1 or 1.0
