@@ -132,7 +132,7 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _planning_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--planner", default="default", metavar="NAME|FILE.toml", help="rules to plan by (default: default)")
+    parser.add_argument("--planner", metavar="NAME|FILE.toml", help="rules to plan by (default: default; run keeps those of its plan)")
     parser.add_argument("--gpu-memory", type=_positive_float, metavar="GB", help="memory that a training step may take")
     parser.add_argument("--channels", type=lambda text: text.split(","), metavar="CT,…", help="modality of each channel")
     groups = parser.add_mutually_exclusive_group()
@@ -179,18 +179,17 @@ def _positive_float(text: str) -> float:
 
 def _plan(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.workflows.plan import plan, plan_from_fingerprint
+    from medseg3d.workflows.plan import DEFAULT_PLANNER, plan, plan_from_fingerprint
 
+    planner = options.planner or DEFAULT_PLANNER
     with Console(options) as console:
         if options.fingerprint is not None:
-            result = plan_from_fingerprint(
-                options.fingerprint, work=options.work, planner=options.planner, gpu_memory_gb=options.gpu_memory
-            )
+            result = plan_from_fingerprint(options.fingerprint, work=options.work, planner=planner, gpu_memory_gb=options.gpu_memory)
         else:
             result = plan(
                 options.dataset,
                 options.work,
-                planner=options.planner,
+                planner=planner,
                 gpu_memory_gb=options.gpu_memory,
                 channels=options.channels,
                 group_pattern=options.group_pattern,
@@ -257,6 +256,8 @@ def _train(options: argparse.Namespace) -> int:
                 on=console.listen,
             )
     console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
+    if evaluation is not None and evaluation.failures:
+        raise CasesFailedError(f"{len(evaluation.failures)} validation cases failed; the others are measured:", evaluation.failures)
     return EXIT_DONE
 
 

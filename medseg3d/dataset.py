@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -168,12 +168,7 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
     _refuse_shared_study([path for path in files.values() if path.is_dir()], findings)
     numbered = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem))}
     is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
-    if is_numbered and num_channels == 1:
-        numbers = {prefix: {m[2] for m in numbered.values() if m[1] == prefix} for prefix in {m[1] for m in numbered.values()}}
-        # one name with many numbers is a series of cases, the same numbers after several names are channels
-        is_numbered = (len(numbers) > 1 and all("0000" in found for found in numbers.values())) or set().union(*numbers.values()) == {
-            "0000"
-        }
+    is_numbered = is_numbered and _are_channels(numbered.values(), num_channels)
     if is_numbered:
         cases = _numbered_cases(files, num_channels, findings)
         logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
@@ -428,7 +423,8 @@ def _grouped(
     matches = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem)) and stem not in label_files}
     matched = {stem for stem, match in matches.items() if match[1] in label_files}
     if not matched & set(files) and not set(files) & set(label_files):
-        matched = set(matches)  # no label tells how the files are named
+        # no label tells how the files are named
+        matched = set(matches) if names is None or _are_channels(matches.values(), len(names)) else set()
     elif matched and not set(files) & set(label_files):
         matched = set(matches)  # all labelled files carry channel numbers, so the others do as well
     numbered = {stem: files[stem] for stem in matched}
@@ -443,6 +439,21 @@ def _grouped(
         if stem not in matched:
             grouped[stem] = _channels_of_file(path, len(names), findings)
     return dict(sorted(grouped.items())), names
+
+
+def _are_channels(matches: Iterable[re.Match[str]], num_channels: int) -> bool:
+    """Whether four digits at the end of names number channels: for a model of one channel they may number the cases.
+
+    One name with many numbers is a series of cases; the same numbers, from 0000 on, after several names are channels.
+    """
+    numbers: dict[str, set[str]] = {}
+    for match in matches:
+        numbers.setdefault(match[1], set()).add(match[2])
+    if num_channels > 1 or not numbers:
+        return True
+    if not all("0000" in found for found in numbers.values()):
+        return False
+    return len(numbers) > 1 or set().union(*numbers.values()) == {"0000"}
 
 
 def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: list[str]) -> dict[str, tuple[ChannelFile, ...]]:

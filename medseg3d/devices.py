@@ -49,13 +49,13 @@ class Device:
 
 
 def choose_device(name: str = "auto") -> Device:
-    """The device by name and its fast precision; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device by name and its fast precision; ``auto`` takes CUDA, or else the CPU; MPS only by name.
 
     bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Raises :class:`InputError` where the
     named device is missing.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -165,9 +165,9 @@ def make_fingerprint(
     num_workers: int | None = None,
     max_bytes: int | None = None,
     executor: Executor | None = None,
-    on_case: Callable[[str], None] | None = None,
+    on_case: Callable[[Sequence[CaseFingerprint]], None] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of all training cases; ``on_case`` hears the name of each case that is done.
+    """The fingerprint of all training cases; ``on_case`` is given all that are measured so far after each case.
 
     Cases of ``previous`` with the same digest and channels are taken over. Cases that cannot be read are listed in
     ``failures``; raises :class:`DatasetError` where none can be read, or none has a labelled voxel.
@@ -202,7 +202,7 @@ def make_fingerprint(
         if done.failure is not None:
             failures.append(done.failure)
         if on_case is not None:
-            on_case(done.item.name)
+            on_case(cases)
     if not cases:
         raise DatasetError(
             f"{dataset.root}: no training case could be read. Run medseg3d doctor to see what is wrong with the files.",
@@ -252,7 +252,8 @@ SMALL_FILE = 1 << 18
 def peak_bytes(case: Case) -> int:
     """The memory that :func:`fingerprint_case` takes at its peak, from the headers."""
     first = case.channels[0].path
-    if not first.is_file() or first.stat().st_size < SMALL_FILE:
+    has_voxels = first.is_file() and first.suffix.lower() not in (".mhd", ".nhdr")
+    if has_voxels and first.stat().st_size < SMALL_FILE:
         return 64 * SMALL_FILE
     from medseg3d.errors import InputError
     from medseg3d.images import read_header

@@ -5,6 +5,7 @@ The command line predicts through this class as well, so that both give the same
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from medseg3d.preprocessing.preprocess_case import Restoration, preprocess_case
 from medseg3d.records import read_record
 from medseg3d.selection import Selection
 from medseg3d.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,19 @@ def load_model(
     return load_models(work, names, folds=folds, device=device, mirroring=mirroring, step=step, postprocessing=postprocessing)
 
 
+def _usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
+    """All finished folds; where none is, those that have weights at all, with a warning.
+
+    A network trained on all cases would see nothing new from the folds, and the folds' mean is what was validated.
+    """
+    found = work.finished_folds(configuration)
+    if not found:
+        found = work.trained_folds(configuration)
+        if found:
+            logger.warning("%s: training of fold %s is not finished; its best weights so far are used.", configuration, ", ".join(found))
+    return tuple(fold for fold in found if fold != "all") or found
+
+
 def load_models(
     work: WorkFolder,
     names: Sequence[str],
@@ -214,8 +230,7 @@ def load_models(
     members, identity = [], []
     for name in names:
         available = work.trained_folds(plan.configuration(name).name)
-        # A network trained on all cases would see nothing new from the folds, and the folds' mean is what was validated.
-        wanted = tuple(folds) if folds else tuple(f for f in available if f != "all") or available
+        wanted = tuple(folds) if folds else _usual_folds(work, name)
         missing = [fold for fold in wanted if fold not in available]
         if missing or not wanted:
             raise InputError(

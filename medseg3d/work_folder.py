@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.plan import Plan
-from medseg3d.records import read_record
+from medseg3d.records import read_json, read_record
 
 DEFAULT_NAME = "medseg3d-work"
 
@@ -83,6 +83,15 @@ class WorkFolder:
         folders = (self.root / "models" / configuration).glob("fold_*")
         names = [folder.name.removeprefix("fold_") for folder in folders if (folder / "weights.safetensors").exists()]
         return tuple(sorted(names, key=lambda name: (not name.isdigit(), name.zfill(4))))
+
+    def finished_folds(self, configuration: str) -> tuple[str, ...]:
+        """Trained folds whose training came to its end; weights without a ``training.json`` were put there on purpose."""
+
+        def is_finished(fold: str) -> bool:
+            state = self.fold(configuration, fold) / "training.json"
+            return not state.exists() or bool(read_json(state).get("is_finished"))
+
+        return tuple(fold for fold in self.trained_folds(configuration) if is_finished(fold))
 
     def read_plan(self) -> Plan:
         """The plan; raises :class:`InputError` saying how to make one."""

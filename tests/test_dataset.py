@@ -244,6 +244,15 @@ def test_folds_that_do_not_fit_are_refused_with_all_findings(tmp_path) -> None:
         read_splits(tmp_path / "s.json", ["a"])
 
 
+def test_test_images_may_be_numbered_like_channels(tmp_path) -> None:
+    for k in (1, 2):
+        put(tmp_path / f"imagesTr/case_{k:04d}.nii.gz"), put(tmp_path / f"labelsTr/case_{k:04d}.nii.gz", np.ones(SHAPE, np.uint8))
+    for k in (41, 42):
+        put(tmp_path / f"imagesTs/case_{k:04d}.nii.gz")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}}', encoding="utf-8")
+    assert [case.name for case in open_dataset(tmp_path).test] == ["case_0041", "case_0042"]
+
+
 # ---- prediction
 
 

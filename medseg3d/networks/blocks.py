@@ -201,7 +201,7 @@ class SlicewiseConv3d(nn.Conv3d):
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, …)``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        slices = F.conv2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])  # type: ignore[arg-type]
+        slices = F.conv2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
         return _as_volumes(slices, len(x))
 
 
@@ -212,7 +212,7 @@ class SlicewiseConvTranspose3d(nn.ConvTranspose3d):
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, n1 * stride, n2 * stride)``."""
         if x.device.type != "cpu":
             return super().forward(x, output_size)
-        slices = F.conv_transpose2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:])  # type: ignore[arg-type]
+        slices = F.conv_transpose2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:])
         return _as_volumes(slices, len(x))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 
 import numpy as np
@@ -59,12 +59,34 @@ def predict_logits(
     step: float = 0.5,
     mirror_axes: Sequence[int] = (),
 ) -> torch.Tensor:
-    """Logits ``(K, n0, n1, n2)`` float32 on the device, the mean over ``networks`` (folds) and mirrorings.
+    """Logits ``(K, n0, n1, n2)`` float32, the mean over ``networks`` (folds) and mirrorings.
 
     ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A ``window`` of two entries belongs to a 2D
     network, which sees the slices along axis 0 one by one. Images smaller than the window are padded with 0 on both sides.
+    Where the device's memory does not hold the logits of the volume, they are added up in main memory and returned there.
     Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite.
     """
+    predict = partial(_predict_logits, networks, image, case=case, window=window, device=device, step=step, mirror_axes=mirror_axes)
+    try:
+        return predict(results=device.device)
+    except torch.OutOfMemoryError:
+        logger.warning("%s: the logits do not fit the memory of %s; adding them up in main memory.", case, device.device)
+    torch.cuda.empty_cache()  # outside the handler, whose traceback still holds the tensors
+    return predict(results=torch.device("cpu"))
+
+
+def _predict_logits(
+    networks: Sequence[torch.nn.Module],
+    image: torch.Tensor,
+    *,
+    case: str,
+    window: Sequence[int],
+    device: Device,
+    step: float,
+    mirror_axes: Sequence[int],
+    results: torch.device,
+) -> torch.Tensor:
+    """The logits, added up on the device ``results``."""
     is_2d = len(window) == 2
     size = (1, *window) if is_2d else tuple(window)
     padded, inner = _padded(image, size)
@@ -75,12 +97,12 @@ def predict_logits(
             window_starts(padded.shape[3], size[2], step),
         )
     )
-    weights = importance_map(tuple(window)).to(device.device)
+    weights = importance_map(tuple(window)).to(results)
     if is_2d:
         weights = weights[None]
     per_batch = max(1, WINDOW_BATCH_VOXELS // int(np.prod(size)) // 4)
     total: torch.Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[1:], device=device.device)
+    weight_sum = torch.zeros(padded.shape[1:], device=results)
     with torch.inference_mode():
         for first in range(0, len(starts), per_batch):
             group = starts[first : first + per_batch]
@@ -94,13 +116,13 @@ def predict_logits(
             if is_2d:
                 logits = logits[:, :, None]
             if total is None:
-                total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=device.device)
+                total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=results)
             for box, window_logits in zip(boxes, logits, strict=True):
-                total[(slice(None), *box)] += window_logits * weights
+                total[(slice(None), *box)] += window_logits.to(results) * weights
                 weight_sum[box] += weights
-    if total is None:
-        raise NotFiniteError(f"{case}: the image is empty.")
-    return (total / weight_sum)[(slice(None), *inner)]
+        if total is None:
+            raise NotFiniteError(f"{case}: the image is empty.")
+        return total.div_(weight_sum)[(slice(None), *inner)]
 
 
 def _mean_logits(networks: Sequence[torch.nn.Module], batch: torch.Tensor, device: Device, mirror_axes: Sequence[int]) -> torch.Tensor:

@@ -12,15 +12,18 @@ A case is written in a hidden folder and renamed when it is whole. All arrays ar
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import secrets
 import shutil
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,13 +72,16 @@ class Store:
             temporary.mkdir(parents=True)
             try:
                 self._write_files(temporary, case, digest)
-                if target.exists():
-                    doomed = self.folder / f".{secrets.token_hex(4)}.old.{case.name}"
+                doomed = self.folder / f".{secrets.token_hex(4)}.old.{case.name}"
+                with suppress(FileNotFoundError):
                     os.replace(target, doomed)
+                try:
                     os.replace(temporary, target)
-                    shutil.rmtree(doomed, ignore_errors=True)
-                else:
-                    os.replace(temporary, target)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    logger.info("%s: another process has written this case meanwhile.", target)
+                shutil.rmtree(doomed, ignore_errors=True)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -117,16 +123,27 @@ class Store:
         return tuple(sorted(p.parent.name for p in self.folder.glob("*/case.json") if not p.parent.name.startswith(".")))
 
     def remove_leftovers(self) -> None:
-        """Delete what a crash has left; only while nobody else writes here."""
-        for path in self.folder.glob(".*.tmp.*"):
+        """Delete what a crash has left; what is younger than an hour may be another process at work, and stays."""
+        for path in filter(_is_abandoned, self.folder.glob(".*.tmp.*")):
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".*.old.*"):
+        for path in filter(_is_abandoned, self.folder.glob(".*.old.*")):
             # a crash between the two renames of a replacement: the old case is whole, and better than none
             target = self.folder / path.name.split(".old.", 1)[1]
             if target.exists() or not (path / "case.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 os.replace(path, target)
+
+
+ABANDONED_SECONDS = 3600.0
+"""Writing one case takes minutes at most, so a temporary folder that has not changed for an hour belongs to nobody."""
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:  # its process has just finished it
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ __all__ = [
     "Folds",
     "Split",
     "check_groups",
+    "fit_splits",
     "groups_from_csv",
     "groups_from_pattern",
     "make_splits",
@@ -69,6 +70,51 @@ def make_splits(
         for held_out in validation
     )
     return splits, _warnings(splits, names, labels_present)
+
+
+def fit_splits(
+    splits: Sequence[Split], *, measured: Sequence[str], all_names: Sequence[str]
+) -> tuple[tuple[Split, ...], tuple[str, ...]] | None:
+    """Older folds for the cases that are there now, with warnings; None where they must be made anew.
+
+    Cases that the dataset no longer has (``all_names``) are dropped; one that merely cannot be read keeps its place. A newly
+    ``measured`` case is validated in the fold with the fewest validation cases and trained in the others. Folds that train and
+    validate on the same cases, or that lose all cases of one side, are made anew. Raises :class:`DatasetError` where a fold
+    trains on some of its validation cases.
+    """
+    leaking = [
+        f"fold {k} has {', '.join(sorted(both)[:5])} in both train and validation"
+        for k, split in enumerate(splits)
+        if (both := set(split.train) & set(split.validation)) and set(split.train) != set(split.validation)
+    ]
+    if leaking:
+        raise DatasetError("splits.json: the folds cannot be used. Correct the file, or delete it to have folds made.", leaking)
+    known = set(all_names)
+    placed = {name for split in splits for name in (*split.train, *split.validation)}
+    gone, new = sorted(placed - known), sorted(set(measured) - placed)
+    if not gone and not new:
+        return tuple(splits), ()
+    train = [[name for name in split.train if name in known] for split in splits]
+    validation = [[name for name in split.validation if name in known] for split in splits]
+    if any(set(t) & set(v) for t, v in zip(train, validation, strict=True)):
+        return None
+    for name in new:
+        home = min(range(len(splits)), key=lambda k: len(validation[k]))
+        for k in range(len(splits)):
+            (validation if k == home else train)[k].append(name)
+    if not all(train) or not all(validation):
+        return None
+    warnings = []
+    if gone:
+        warnings.append(f"{len(gone)} cases are no longer in the dataset and leave the folds: {', '.join(gone[:5])}.")
+    if new:
+        warnings.append(
+            f"{len(new)} new cases join the folds ({', '.join(new[:5])}). Where several cases belong to one patient, give --groups or "
+            "--group-pattern, which makes all folds anew."
+        )
+    warnings.append("Folds that were trained before hold other cases now: train them again with medseg3d train --fold K --restart.")
+    fitted = tuple(Split(train=tuple(t), validation=tuple(v)) for t, v in zip(train, validation, strict=True))
+    return fitted, tuple(warnings)
 
 
 def groups_from_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:

@@ -34,9 +34,9 @@ class Counts:
         )
 
     def dice(self) -> Tensor:
-        """Dice per class ``2 tp / (2 tp + fp + fn)``, float64; NaN for a class that is neither labelled nor predicted."""
-        doubled = 2.0 * self.true_positives.double()
-        return doubled / (doubled + self.false_positives + self.false_negatives)
+        """Dice per class ``2 tp / (2 tp + fp + fn)``, float64 on the CPU; NaN for a class that is neither labelled nor predicted."""
+        hits, wrong = self.true_positives.cpu().double(), (self.false_positives + self.false_negatives).cpu()
+        return 2 * hits / (2 * hits + wrong)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +92,8 @@ def downsample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
     """Labels ``(batch, n0, …)`` at the nearest voxel of a coarser grid of the same extent (torch's ``nearest-exact``)."""
     for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
         if size != wanted:
-            centers = (torch.arange(wanted, device=labels.device, dtype=torch.float64) + 0.5) * (size / wanted)
-            labels = labels.index_select(axis, centers.long().clamp_(max=size - 1))
+            centers = (2 * torch.arange(wanted, device=labels.device) + 1) * size // (2 * wanted)
+            labels = labels.index_select(axis, centers)
     return labels
 
 
@@ -121,8 +121,10 @@ def _dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) ->
         log_probabilities = F.log_softmax(logits.reshape(batch, num_classes, -1).float(), 1)
         true_log_probability = log_probabilities.gather(1, index[:, None])[:, 0]
         predicted = log_probabilities.exp().sum(2)
-        zeros = torch.zeros(batch, num_classes, device=logits.device)
-        overlap = zeros.scatter_add(1, index, true_log_probability.exp())
+        # row by row, then over the rows: one float32 sum over millions of voxels would round each addend to a tenth
+        rows = index.reshape(batch, -1, logits.shape[-1])
+        zeros = torch.zeros(batch, rows.shape[1], num_classes, device=logits.device)
+        overlap = zeros.scatter_add(2, rows, true_log_probability.exp().reshape(rows.shape)).sum(1)
         present = _count_labels(index, num_classes)
         if batch_dice:
             predicted, overlap, present = (sums.sum(0, keepdim=True) for sums in (predicted, overlap, present))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,8 @@ def trusted_precision(device: Device, configuration: Configuration, batch_size: 
         file = write_record(Path(folder) / "network.json", configuration.network, "network")
         command = [sys.executable, "-m", "medseg3d.training.probe", str(file), str(batch_size), *map(str, configuration.patch_size)]
         finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if finished.returncode == -signal.SIGINT:  # Ctrl-C reaches the child as well: that says nothing of bf16
+        raise KeyboardInterrupt
     if finished.returncode != 0:
         logger.warning("A training step in bfloat16 fails on this processor for this network; training in float32.")
         return device.in_float32()

@@ -133,7 +133,11 @@ def check_same_run(saved: TrainingState, asked: TrainingState, folder: Path) -> 
     """Raise :class:`PlanMismatchError` where the saved run had other settings that would change its meaning."""
     for name in ("configuration", "fold", "seed", "batch_size", "plan_digest"):
         if getattr(saved, name) != getattr(asked, name):
-            what = "the plan changed" if name == "plan_digest" else f"{name} was {getattr(saved, name)}, now {getattr(asked, name)}"
+            what = (
+                "the plan or the cases of the fold changed"
+                if name == "plan_digest"
+                else f"{name} was {getattr(saved, name)}, now {getattr(asked, name)}"
+            )
             raise PlanMismatchError(
                 f"{folder}: holds a run with other settings ({what}). Give the old setting to continue it, or --restart to begin anew."
             )

@@ -1,7 +1,7 @@
 """Train one network on one fold: batches in, weights and a line per epoch out. The whole loop can be read here.
 
 Deterministic on the CPU: batches and augmentation are drawn from (seed, epoch, iteration) alone, and the state is saved whole
-after every epoch and when the run is stopped, so that on one core a continued run gives the same bits as an uninterrupted one.
+after every epoch and when the run is stopped, so that a continued run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 
 from medseg3d.checkpoints import ModelCard, load_matching, load_tensors, save_weights
 from medseg3d.devices import Device, checked_precision, use_all_cores
-from medseg3d.errors import DivergedError
+from medseg3d.errors import DivergedError, PlanMismatchError
+from medseg3d.execution import available_cores
 from medseg3d.networks.build import build_network
 from medseg3d.patches.augmentation import Batch, augment, augmentation_policy
 from medseg3d.patches.loading import PatchLoader
@@ -30,6 +31,9 @@ from medseg3d.training.probe import trusted_precision
 from medseg3d.training.schedule import poly
 from medseg3d.training.state import (
     BEST,
+    HISTORY,
+    LAST,
+    STATE,
     EpochRecord,
     TrainingState,
     append_history,
@@ -140,7 +144,8 @@ class _Run:
         torch.manual_seed(options.seed)
         self.network = build_network(configuration.network).to(device.device)
         self.optimizer = _optimizer(self.network, settings)
-        self.scaler = torch.amp.GradScaler(device.device.type, enabled=device.precision == "float16")
+        self.scaler = _scaler(device)
+        torch.backends.cudnn.benchmark = device.device.type == "cuda"  # patches all have one size
         self.policy = augmentation_policy(
             configuration.patch_size,
             num_channels=configuration.network.in_channels,
@@ -167,8 +172,9 @@ class _Run:
             if self.options.batch_size is None:
                 self.state = replace(self.state, batch_size=state.batch_size)  # it may have been fitted to the hours
             check_same_run(state, self.state, self.folder)
-            restore_state(self.folder, tensors, metadata, self.network, self.optimizer, self.scaler)
             self.device = replace(self.device, precision=state.precision)
+            self.scaler = _scaler(self.device)
+            restore_state(self.folder, tensors, metadata, self.network, self.optimizer, self.scaler)
             self.state = replace(
                 state,
                 epochs=self.state.epochs,
@@ -180,12 +186,18 @@ class _Run:
         if init is not None:
             tensors, _ = load_tensors(init)
             unused, missing = load_matching(self.network, tensors)
+            if len(unused) == len(tensors):
+                raise PlanMismatchError(f"{init}: none of its tensors fits this network. Name a weights.safetensors of the same family.")
             logger.info("Weights from %s; not used: %s; not found: %s.", init, unused or "none", missing or "none")
+        if self.options.restart:
+            for name in (LAST, BEST, STATE, HISTORY):
+                (self.folder / name).unlink(missing_ok=True)
         batch = self._loader(training).make_batch(0, 0)
         image, labels = augment(batch, self.policy, self.device.device)
         self.device = trusted_precision(self.device, self.configuration, self.state.batch_size)
         self.device = checked_precision(self.network, image[:1], self.device)
         self.state = replace(self.state, precision=self.device.precision)
+        self.scaler = _scaler(self.device)
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:
             self._fit_batch_to_hours(image, labels, self.options.hours * 3600)
 
@@ -271,18 +283,18 @@ class _Run:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            return math.nan
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return value
+        is_finite = bool(torch.isfinite(norm))
+        if is_finite or self.scaler.is_enabled():  # the scaler skips the step itself, and must hear of it to lower its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return value if is_finite else math.nan
 
     def _count_bad_step(self, batch: Batch, bad_in_a_row: list[str]) -> None:
         counts = dict(self.state.skipped_cases)
         for name in batch.names:
             counts[name] = counts.get(name, 0) + 1
         self.state = replace(self.state, skipped=self.state.skipped + 1, skipped_total=self.state.skipped_total + 1, skipped_cases=counts)
-        logger.warning("Skipped a step with a NaN or infinite loss; cases of the batch: %s.", ", ".join(batch.names))
+        logger.warning("Skipped a step with a NaN or infinite loss or gradient; cases of the batch: %s.", ", ".join(batch.names))
         if len(bad_in_a_row) >= MAX_BAD_STEPS_IN_A_ROW * len(batch.names):
             raise DivergedError(
                 f"Training diverged: {MAX_BAD_STEPS_IN_A_ROW} steps in a row gave a NaN or infinite loss "
@@ -388,6 +400,7 @@ class _Run:
             group["lr"] = poly(self.settings.learning_rate, progress, self.settings.poly_exponent)
 
     def _loader(self, cases: Sequence[StoredCase], *, is_validation: bool = False) -> PatchLoader:
+        is_gpu = self.device.device.type == "cuda"
         return PatchLoader(
             cases,
             patch_size=self.configuration.patch_size,
@@ -396,7 +409,9 @@ class _Run:
             stream=VALIDATION_STREAM if is_validation else 0,
             foreground_share=self.settings.foreground_oversampling,
             policy=None if is_validation else self.policy,
-            pin_memory=self.device.device.type == "cuda",
+            prefetch=6 if is_gpu else 3,
+            num_threads=min(4, available_cores()) if is_gpu else 1,  # a CPU needs its cores for the network
+            pin_memory=is_gpu,
         )
 
 
@@ -406,6 +421,11 @@ def _left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
         return None
     axis = plan.axis_order.index(2) - (3 - configuration.dimensions)
     return axis if axis >= 0 else None
+
+
+def _scaler(device: Device) -> torch.amp.GradScaler:
+    """Scales losses in float16, where small gradients would vanish; does nothing otherwise."""
+    return torch.amp.GradScaler(device.device.type, enabled=device.precision == "float16")
 
 
 def _optimizer(network: torch.nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from pathlib import Path
 
+from medseg3d.evaluation.evaluate_case import default_tolerance_mm
 from medseg3d.evaluation.evaluate_folders import evaluate_folders
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.fingerprint import Fingerprint
 from medseg3d.labels import Labels
+from medseg3d.records import read_record
+from medseg3d.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,17 @@ def evaluate(
         message = f"{len(evaluation.extra_predictions)} predictions have no reference: {_listed(evaluation.extra_predictions)}"
         on(Event(stage="evaluate", message=message))
     return evaluation
+
+
+def work_tolerance_mm(folder: WorkFolder) -> float | None:
+    """One tolerance of the surface Dice for all folds and the test set: the median of the training cases' own default.
+
+    None where the work folder has no fingerprint, or none with a case.
+    """
+    if not folder.fingerprint.exists():
+        return None
+    cases = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
+    return statistics.median(default_tolerance_mm(case.spacing, case.shape) for case in cases) if cases else None
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg3d.dataset import Dataset, open_dataset, read_splits
+from medseg3d.dataset import Dataset, open_dataset
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
+from medseg3d.execution import memory_budget
 from medseg3d.fingerprint import (
+    CaseFingerprint,
     Fingerprint,
     infer_labels,
     infer_modality,
@@ -21,10 +24,15 @@ from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import Explanation, explain, load_planner, make_plan, read_nnunet_fingerprint, summarize
 from medseg3d.records import read_json, read_record, write_record
-from medseg3d.training.folds import Folds, check_groups, groups_from_csv, groups_from_pattern, make_splits
+from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits
 from medseg3d.work_folder import WorkFolder, work_folder
 
 logger = logging.getLogger(__name__)
+DEFAULT_PLANNER = "default"
+NAMED_CHANNELS = "named by dataset.json or --channels"
+"""Why a plan took its channels' modalities, where they were not guessed."""
+SECONDS_BETWEEN_SAVES = 60.0
+"""Cases measured since are measured again after a power cut; writing the fingerprint takes a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +51,22 @@ def plan(
     root: Path,
     work: Path | None = None,
     *,
-    planner: str = "default",
+    planner: str = DEFAULT_PLANNER,
     gpu_memory_gb: float | None = None,
     channels: Sequence[str] | None = None,
     group_pattern: str | None = None,
     groups: Path | None = None,
+    jobs: int | None = None,
+    max_ram_gb: float | None = None,
     on: Listener = silent,
 ) -> PlanResult:
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset."""
     rules = load_planner(planner)
     dataset = open_dataset(root, channels=channels)
     folder = work_folder(root, work)
-    fingerprint = _measure(dataset, folder, on)
+    fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
     labels, warnings = _labels(dataset, fingerprint)
-    channel_names, reason = dataset.channel_names, "named by dataset.json or --channels"
+    channel_names, reason = dataset.channel_names, NAMED_CHANNELS
     if not dataset.has_named_channels:
         channel_names, reason = infer_modality(fingerprint)
     fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
@@ -77,7 +87,7 @@ def plan(
 
 
 def plan_from_fingerprint(
-    file: Path, *, work: Path | None = None, planner: str = "default", gpu_memory_gb: float | None = None
+    file: Path, *, work: Path | None = None, planner: str = DEFAULT_PLANNER, gpu_memory_gb: float | None = None
 ) -> PlanResult:
     """Plan without images, from our ``fingerprint.json`` or nnU-Net's ``dataset_fingerprint.json``; written only with ``work``."""
     document = read_json(file)
@@ -94,21 +104,32 @@ def plan_from_fingerprint(
     return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path)
 
 
-def _measure(dataset: Dataset, folder: WorkFolder, on: Listener) -> Fingerprint:
+def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb: float | None, on: Listener) -> Fingerprint:
     previous = None
     if folder.fingerprint.exists():
         try:
             previous = read_record(folder.fingerprint, Fingerprint, "fingerprint")
         except InputError as error:
             logger.warning("%s; measuring all cases again.", error)
-    total, done = len(dataset.training), 0
+    total, done, saved = len(dataset.training), 0, time.monotonic()
+    older = {case.name: case for case in previous.cases} if previous else {}
 
-    def count(name: str) -> None:
-        nonlocal done
+    def keep(measured: Sequence[CaseFingerprint]) -> None:
+        nonlocal done, saved
         done += 1
         on(Event(stage="fingerprint", done=done, total=total))
+        if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:  # a run that is killed does not begin anew
+            cases = (older | {case.name: case for case in measured}).values()
+            background = dataset.labels.values[0] if dataset.labels else 0
+            partial = Fingerprint(
+                dataset=dataset.name, channel_names=dataset.channel_names, background=background, cases=tuple(cases), intensities=()
+            )
+            write_record(folder.fingerprint, partial, "fingerprint")
+            saved = time.monotonic()
 
-    return make_fingerprint(dataset, previous=previous, on_case=count)
+    fingerprint = make_fingerprint(dataset, previous=previous, num_workers=jobs, max_bytes=memory_budget(max_ram_gb), on_case=keep)
+    write_record(folder.fingerprint, fingerprint, "fingerprint")
+    return fingerprint
 
 
 def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Labels, tuple[str, ...]]:
@@ -138,10 +159,18 @@ def _folds(
 ) -> tuple[Folds, tuple[str, ...]]:
     """The folds that are there already, those that came with the dataset, or new ones: in this order."""
     names = tuple(case.name for case in fingerprint.cases)
+    renewed: tuple[str, ...] = ()
     if folder.splits.exists() and group_pattern is None and groups is None:
-        return Folds(folds=read_splits(folder.splits, names)), ()
+        kept = fit_splits(read_record(folder.splits, Folds, "splits").folds, measured=names, all_names=[c.name for c in dataset.training])
+        if kept is not None:
+            splits, warnings = kept
+            if dataset.declared_splits not in (None, splits):
+                differs = f"{folder.splits} has other folds than the dataset's own file, and is used; delete it to take those."
+                warnings = (*warnings, differs)
+            return Folds(folds=splits), warnings
+        renewed = ("The cases changed so much that the folds were made anew; train all of them again with --restart.",)
     if dataset.declared_splits is not None and group_pattern is None and groups is None:
-        return Folds(folds=dataset.declared_splits), ()
+        return Folds(folds=dataset.declared_splits), renewed
     group_of = {}
     if group_pattern is not None:
         group_of = groups_from_pattern(names, group_pattern)
@@ -150,4 +179,4 @@ def _folds(
         check_groups(group_of, names, str(groups))
     present = {case.name: frozenset(case.labels) for case in fingerprint.cases}
     made, warnings = make_splits(names, labels_present=present, group_of=group_of)
-    return Folds(folds=made), warnings
+    return Folds(folds=made), (*renewed, *warnings)

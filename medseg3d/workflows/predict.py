@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from medseg3d.dataset import Case, RawCase, prediction_cases, read_case
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
@@ -35,7 +36,7 @@ class PredictedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """``predictions.json`` beside the outputs: how each was made, so that the next call knows what to keep."""
+    """``predictions.json`` beside the outputs: how each was made, by file name, so that the next call knows what to keep."""
 
     cases: dict[str, PredictedCase] = field(default_factory=dict)
 
@@ -88,9 +89,10 @@ def predict(
     record_file = next(iter(targets.values())).parent / RECORD
     record = read_record(record_file, Predictions, "predictions") if record_file.exists() else Predictions()
     kept, todo = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
-    written, failures, made = [], [], dict(record.cases)
+    written, failures = [], []
+    outputs = _Outputs(record_file, record, loaded, identity)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        writing: list[tuple[str, Future[float]]] = []
+        writing: list[Future[None]] = []
         upcoming: Future[tuple[RawCase, str, float]] | None = None
         for index, case in enumerate(todo):
             current = upcoming or reader.submit(_read, case)
@@ -103,18 +105,18 @@ def predict(
             except InputError as error:
                 failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error)))
                 continue
-            except MemoryError:
+            except (MemoryError, torch.OutOfMemoryError):
                 failures.append(CaseFailure(case=case.name, stage="predict", reason="not enough memory for this image"))
                 continue
             seconds = {"read": seconds_reading, "predict": time.perf_counter() - began}
             target = targets[case.name]
-            writing.append((case.name, writer.submit(_write, target, values, chances, raw, loaded)))
-            made[case.name] = PredictedCase(model=identity, input_digest=digest, seconds=seconds)
+            # the writer records what it has written: a run that is stopped here still finishes and records the file at hand
+            writing.append(writer.submit(outputs.write, target, values, chances, raw, digest, seconds))
             written.append(target)
             if len(writing) > 1:  # one file is being written while the next image is in the network
-                made = _collect(writing.pop(0), made, record_file)
-        for item in writing:
-            made = _collect(item, made, record_file)
+                writing.pop(0).result()
+        for future in writing:
+            future.result()
     if todo:
         on(Event(stage="predict", done=len(todo), total=len(todo)))
     return PredictResult(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
@@ -130,26 +132,30 @@ def _read(case: Case) -> tuple[RawCase, str, float]:
     return read_case(case, with_label=False), digest_of(case), time.perf_counter() - began
 
 
-def _write(target: Path, values: np.ndarray, chances: np.ndarray | None, raw: RawCase, model: Model) -> float:
-    began = time.perf_counter()
-    write_label_map(target, values, raw.header)
-    if chances is not None:
-        with replacing(_probability_file(target)) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                probabilities=from_canonical(chances, raw.orientation).astype(np.float16),
-                values=np.asarray(model.plan.labels.values),
-            )
-    return time.perf_counter() - began
+class _Outputs:
+    """Writes label maps (and probabilities) and records each in ``predictions.json`` once it is whole; used by one thread."""
 
+    def __init__(self, record_file: Path, record: Predictions, model: Model, identity: str) -> None:
+        self.record_file, self.model, self.identity = record_file, model, identity
+        self.cases = dict(record.cases)
 
-def _collect(item: tuple[str, Future[float]], made: dict[str, PredictedCase], record_file: Path) -> dict[str, PredictedCase]:
-    name, future = item
-    entry = made[name]
-    finished = PredictedCase(model=entry.model, input_digest=entry.input_digest, seconds={**entry.seconds, "write": future.result()})
-    made = {**made, name: finished}
-    write_record(record_file, Predictions(cases=made), "predictions")
-    return made
+    def write(
+        self, target: Path, values: np.ndarray, chances: np.ndarray | None, raw: RawCase, digest: str, seconds: dict[str, float]
+    ) -> None:
+        """Write the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
+        began = time.perf_counter()
+        _probability_file(target).unlink(missing_ok=True)
+        write_label_map(target, values, raw.header)
+        if chances is not None:
+            with replacing(_probability_file(target)) as temporary, temporary.open("wb") as stream:
+                np.savez_compressed(
+                    stream,
+                    probabilities=from_canonical(chances, raw.orientation).astype(np.float16),
+                    values=np.asarray(self.model.plan.labels.values),
+                )
+        spent = {**seconds, "write": time.perf_counter() - began}
+        self.cases[target.name] = PredictedCase(model=self.identity, input_digest=digest, seconds=spent)
+        write_record(self.record_file, Predictions(cases=self.cases), "predictions")
 
 
 def _probability_file(target: Path) -> Path:
@@ -179,7 +185,7 @@ def _divide(
 ) -> tuple[list[Path], list[Case]]:
     kept, todo, foreign = [], [], []
     for case in cases:
-        target, entry = targets[case.name], record.cases.get(case.name)
+        target, entry = targets[case.name], record.cases.get(targets[case.name].name)
         inputs = {channel.path.resolve() for channel in case.channels}
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")

@@ -14,17 +14,19 @@ from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.planning import planner_names
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_report as write_report_page
 from medseg3d.selection import Selection
 from medseg3d.training.folds import Folds
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder, work_folder
-from medseg3d.workflows.plan import plan
+from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.plan import DEFAULT_PLANNER, NAMED_CHANNELS, plan
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import train
+from medseg3d.workflows.train import refuse_cascade, train
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def run(
     dataset: Path | str,
     *,
     work: Path | None = None,
-    planner: str = "default",
+    planner: str | None = None,
     gpu_memory_gb: float | None = None,
     channels: Sequence[str] | None = None,
     group_pattern: str | None = None,
@@ -68,26 +70,33 @@ def run(
 ) -> RunResult:
     """Plan, preprocess, train, select, predict ``imagesTs``, evaluate, report.
 
-    ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on.
+    ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on. Without
+    ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
     """
     root = Path(dataset)
     folder = work_folder(root, work)
     clock = _Clock(folder)
+    if planner is None and folder.plan.exists():
+        planner, gpu_memory_gb, channels = _earlier_choices(folder, gpu_memory_gb, channels)
     with clock.stage("plan"):
         planned = plan(
             root,
             work,
-            planner=planner,
+            planner=planner or DEFAULT_PLANNER,
             gpu_memory_gb=gpu_memory_gb,
             channels=channels,
             group_pattern=group_pattern,
             groups=groups,
+            jobs=jobs,
+            max_ram_gb=max_ram_gb,
             on=on,
         )
     for warning in planned.warnings:
         on(Event(stage="plan", message=warning))
     failures = list(planned.failures)
     names = [planned.plan.configuration(name).name for name in configurations or [planned.plan.recommended]]
+    for name in names:
+        refuse_cascade(planned.plan.configuration(name))
     with clock.stage("preprocess"):
         prepared = preprocess(root, work, configurations=names, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
     failures += [failure for failure in prepared.failures if failure.case not in {f.case for f in failures}]
@@ -95,7 +104,9 @@ def run(
     options = TrainingOptions(epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed)
     for name, fold in wanted:
         with clock.stage(f"train {name} fold {fold}"):
-            train(root, work, configuration=name, fold=fold, device=device, options=options, on=on)
+            evaluation = train(root, work, configuration=name, fold=fold, device=device, options=options, on=on)
+        known = {failure.case for failure in failures}
+        failures += [failure for failure in (evaluation.failures if evaluation else ()) if failure.case not in known]
     selection = None
     if any(fold.isdigit() for _, fold in wanted):
         with clock.stage("select"):
@@ -106,6 +117,17 @@ def run(
     with clock.stage("report"):
         page = write_report(root, folder, failures=failures, warnings=planned.warnings)
     return RunResult(report=page, selection=selection, test=test, failures=tuple(failures))
+
+
+def _earlier_choices(
+    folder: WorkFolder, gpu_memory_gb: float | None, channels: Sequence[str] | None
+) -> tuple[str, float | None, Sequence[str] | None]:
+    """Planner, memory and channels of the plan in the work folder, where they are not given now."""
+    before = folder.read_plan()
+    if before.planner not in planner_names():
+        raise InputError(f"{folder.plan}: was made with a planner file ({before.planner}.toml). Give --planner with that file again.")
+    named = before.channels if before.modality_reason == NAMED_CHANNELS else None
+    return before.planner, gpu_memory_gb or before.gpu_memory_gb, channels or named
 
 
 def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
@@ -133,7 +155,7 @@ def _test(
     ]
     if not pairs:
         return None, result.failures
-    evaluation = evaluate_pairs(pairs, labels=folder.read_plan().labels)
+    evaluation = evaluate_pairs(pairs, labels=folder.read_plan().labels, tolerance_mm=work_tolerance_mm(folder))
     write_evaluation(evaluation, folder.predictions / "metrics.json")
     return evaluation, (*result.failures, *evaluation.failures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,18 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg3d.dataset import open_dataset
-from medseg3d.errors import InputError
+from medseg3d.dataset import describe, label_values, open_dataset, orientation_on_grid
+from medseg3d.errors import GeometryMismatchError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.fingerprint import Fingerprint
+from medseg3d.geometry import GeometryDifference, orientation_of, to_canonical
 from medseg3d.images import read_image
 from medseg3d.model import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
-from medseg3d.records import write_record
+from medseg3d.records import read_record, write_record
 from medseg3d.selection import Candidate, Selection, pairs_of
 from medseg3d.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.train import predict_and_measure, read_split, validate
 
 logger = logging.getLogger(__name__)
@@ -61,13 +65,26 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     ]
     selection = choose(candidates, recommended=plan.recommended)
     best = next(m for m in measured if m.names == selection.configurations)
-    selection = replace(selection, postprocessing=choose_postprocessing(_validated(root, folder, plan, best), plan.labels))
+    chosen = choose_postprocessing(_validated(root, folder, plan, best), plan.labels, max_bytes_per_case=_largest_case_bytes(folder))
+    selection = replace(selection, postprocessing=chosen)
     write_record(folder.selection, selection, "selection")
     return selection
 
 
+BYTES_PER_VOXEL = 20
+"""Prediction and reference as indices (up to 8 bytes each while they are encoded), a mask and its objects."""
+
+
+def _largest_case_bytes(folder: WorkFolder) -> int:
+    """What postprocessing takes for the largest case of the dataset."""
+    if not folder.fingerprint.exists():
+        return 0
+    cases = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
+    return BYTES_PER_VOXEL * max((math.prod(case.shape) for case in cases), default=0)
+
+
 def _single(root: Path, work: Path | None, folder: WorkFolder, name: str, device: str, on: Listener) -> _Measured | None:
-    folds = tuple(fold for fold in folder.trained_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
+    folds = tuple(fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
     if not folds:
         return None
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
@@ -85,7 +102,8 @@ def _pair(root: Path, folder: WorkFolder, names: tuple[str, str], folds: tuple[s
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device)
-        evaluations.append(predict_and_measure(root, model, read_split(folder, fold).validation, target, on=on))
+        validation = read_split(folder, fold).validation
+        evaluations.append(predict_and_measure(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
     return _Measured(names, folds, tuple(evaluations))
 
 
@@ -101,7 +119,14 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> I
 
 
 def _load(plan: Plan, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Both as label indices in canonical axes; the label may be stored with other axes than the image."""
+    prediction, reference = read_image(predicted), read_image(label)
+    grid = prediction.header.geometry
+    orientation = orientation_of(grid.matrix)
+    turned = orientation_on_grid(reference.header.geometry, grid, orientation)
+    if isinstance(turned, GeometryDifference):
+        raise GeometryMismatchError(f"{label}: is not on the grid of its prediction: {describe(turned)}.")
     return (
-        plan.labels.encode(read_image(predicted).array, str(predicted)),
-        plan.labels.encode(read_image(label).array, str(label)),
+        plan.labels.encode(to_canonical(label_values(predicted, prediction.array), orientation), str(predicted)),
+        plan.labels.encode(to_canonical(label_values(label, reference.array), turned), str(label)),
     )

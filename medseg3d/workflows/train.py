@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.dataset import Case, Split, open_dataset
 from medseg3d.devices import choose_device
-from medseg3d.errors import InputError, InterruptedBySignalError, PlanMismatchError
+from medseg3d.errors import CaseFailure, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
@@ -28,6 +29,7 @@ from medseg3d.training.folds import Folds
 from medseg3d.training.state import EpochRecord, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.evaluate import work_tolerance_mm
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FIGURES = 20.0
@@ -54,6 +56,7 @@ def train(
     folder = work_folder(root, work)
     plan = folder.read_plan()
     chosen = plan.configuration(configuration)
+    refuse_cascade(chosen)
     split = read_split(folder, fold)
     training, validation = _stored(folder, plan, chosen, split)
     target = folder.fold(chosen.name, fold)
@@ -68,18 +71,28 @@ def train(
             folder=target,
             device=choose_device(device),
             options=options,
-            plan_digest=plan_digest(plan, chosen),
+            plan_digest=plan_digest(plan, chosen, split),
             stop=stop,
             init=init,
             on_step=lambda epoch, step, steps: on(Event(stage=f"train {chosen.name} fold {fold}, epoch {epoch}", done=step, total=steps)),
         )
         _follow(epochs, plan, chosen, fold, target, on)
     if stop.signal_number is not None:
-        raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. Run the same command again to go on.")
+        again = " without --restart" if options.restart else ""
+        advice = f"Run the same command again{again} to go on."
+        raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. {advice}")
     if not split.validation or fold == ALL_CASES:
         on(Event(stage="validate", message="Trained on all cases: there is nothing to validate on, so the quality is not known."))
         return None
     return validate(root, work, configuration=chosen.name, fold=fold, device=device, keep_finished=True, on=on)
+
+
+def refuse_cascade(configuration: Configuration) -> None:
+    """Raise :class:`UnsupportedError` for the second stage of a cascade, whose first stage's output no network here reads yet."""
+    if configuration.previous_stage is not None:
+        raise UnsupportedError(
+            f"{configuration.name}: training the cascade is not supported yet. Train 3d_fullres, {configuration.previous_stage} or 2d."
+        )
 
 
 def validate(
@@ -108,22 +121,32 @@ def validate(
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device)
-    return predict_and_measure(root, model, split.validation, target, on=on)
+    return predict_and_measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
 
 
-def predict_and_measure(root: Path, model: Model, names: tuple[str, ...], target: Path, *, on: Listener) -> Evaluation:
-    """Label maps and ``metrics.json`` of training cases, in ``target``."""
+def predict_and_measure(
+    root: Path, model: Model, names: tuple[str, ...], target: Path, *, tolerance_mm: float | None, on: Listener
+) -> Evaluation:
+    """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on."""
     cases = {case.name: case for case in open_dataset(root, channels=model.plan.channels).training}
     missing = [name for name in names if name not in cases]
     if missing:
         raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
     pairs: list[Pair] = []
+    failures: list[CaseFailure] = []
     for index, name in enumerate(names):
         output = target / f"{name}.nii.gz"
-        model.predict_case(cases[name], output)
+        try:
+            model.predict_case(cases[name], output)
+        except InputError as error:
+            logger.error("%s: validate failed: %s", name, error)
+            failures.append(CaseFailure(case=name, stage="validate", reason=str(error)))
+            output.unlink(missing_ok=True)
+            continue
         pairs.append(Pair(case=name, prediction=output, reference=_label_of(cases[name])))
         on(Event(stage="validate", done=index + 1, total=len(names)))
-    evaluation = evaluate_pairs(pairs, labels=model.plan.labels)
+    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm)
+    evaluation = replace(evaluation, failures=(*failures, *evaluation.failures))
     write_evaluation(evaluation, target / "metrics.json")
     return evaluation
 
@@ -146,9 +169,14 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
     return splits.folds[int(fold)]
 
 
-def plan_digest(plan: Plan, configuration: Configuration) -> str:
-    """Changes when anything changes that makes another network or other data of a configuration."""
-    parts = {"configuration": to_plain(configuration), "labels": to_plain(plan.labels), "axis_order": plan.axis_order}
+def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
+    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, or the fold's cases."""
+    parts = {
+        "configuration": to_plain(configuration),
+        "labels": to_plain(plan.labels),
+        "axis_order": plan.axis_order,
+        "split": to_plain(split),
+    }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.05
-"""Time between two samples of memory: short against the allocations that matter, long against the cost of a sample."""
+"""Least time between two samples of memory: short against the allocations that matter."""
+MAX_SAMPLING_SHARE = 0.01
+"""Sampling walks the page tables of the measured program and locks them meanwhile: at most this share of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +88,14 @@ class _Sampler(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        while not self.stopped.wait(SAMPLE_SECONDS):
-            total = 0
+        pause = SAMPLE_SECONDS
+        while not self.stopped.wait(pause):
+            began, total = time.perf_counter(), 0
             for pid in _processes_of(self.session):
                 total += _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
                 self.largest_single_kib = max(self.largest_single_kib, _kib(Path(f"/proc/{pid}/status"), "VmHWM:"))
             self.largest_sum_kib = max(self.largest_sum_kib, total)
+            pause = max(SAMPLE_SECONDS, (time.perf_counter() - began) / MAX_SAMPLING_SHARE)
 
     def stop(self) -> None:
         self.stopped.set()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
+from medseg3d.prediction import sliding_window
 from medseg3d.prediction.mirroring import mean_over_flips
 from medseg3d.prediction.sliding_window import importance_map, predict_logits, window_starts
 
@@ -67,3 +68,21 @@ def test_weights_are_highest_in_the_middle_and_never_zero() -> None:
 def test_nan_logits_name_the_case() -> None:
     with pytest.raises(NotFiniteError, match="case_7"):
         predict_logits([lambda x: x * float("nan")], torch.ones(1, 4, 4, 4), case="case_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+
+
+def test_logits_that_the_device_cannot_hold_are_added_up_in_main_memory(monkeypatch, caplog) -> None:
+    image = torch.randn(1, 9, 8, 7)
+    expected = predict_logits([torch.nn.Identity()], image, case="x", window=(4, 4, 4), device=CPU)
+    inner, calls = sliding_window._predict_logits, []
+
+    def full(*arguments, **options):
+        calls.append(options["results"])
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("full")
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(sliding_window, "_predict_logits", full)
+    found = predict_logits([torch.nn.Identity()], image, case="scan_7", window=(4, 4, 4), device=CPU)
+    assert torch.equal(found, expected)
+    assert calls == [torch.device("cpu")] * 2
+    assert "scan_7" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -100,7 +101,26 @@ def test_what_a_crash_left_is_removed_and_the_last_whole_case_kept(tmp_path, cas
     store.write(case, "old")
     (tmp_path / "case_1").rename(tmp_path / ".00.old.case_1")
     (tmp_path / ".00.tmp.case_1").mkdir()
+    for left in tmp_path.iterdir():
+        os.utime(left, (0, 0))
+    (tmp_path / ".01.tmp.case_2").mkdir()
     store.remove_leftovers()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".01.tmp.case_2", "case_1"], "another process may be writing case_2"
+
+
+def test_a_case_that_another_process_wrote_meanwhile_is_no_error(tmp_path, case, monkeypatch):
+    store = Store(tmp_path)
+    rename = os.replace
+
+    def late(source, target):
+        if Path(target).name == "case_1" and ".tmp." in Path(source).name:
+            monkeypatch.setattr(os, "replace", rename)
+            Store(tmp_path).write(case, "theirs")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    store.write(case, "ours")
+    assert store.is_current("case_1", "theirs")
     assert [p.name for p in tmp_path.iterdir()] == ["case_1"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medseg3d.dataset import read_splits
 from medseg3d.errors import DatasetError, InputError
-from medseg3d.training.folds import check_groups, groups_from_csv, groups_from_pattern, make_splits, write_splits
+from medseg3d.training.folds import Split, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits, write_splits
 
 CASES = st.dictionaries(
     st.text("abcxyz", min_size=1, max_size=4),
@@ -61,6 +61,24 @@ def test_another_seed_gives_other_folds() -> None:
     names = [f"{k:02d}" for k in range(30)]
     made = {make_splits(names, labels_present={}, group_of={}, seed=seed)[0] for seed in range(5)}
     assert len(made) == 5
+
+
+def test_older_folds_take_in_new_cases_and_let_go_of_removed_ones() -> None:
+    names = [f"{k:02d}" for k in range(10)]
+    splits, _ = make_splits(names, labels_present={}, group_of={})
+    assert fit_splits(splits, measured=names, all_names=names) == (splits, ())
+    assert fit_splits(splits, measured=names[1:], all_names=names) == (splits, ()), "a case that cannot be read keeps its place"
+    fitted, warnings = fit_splits(splits, measured=[*names[1:], "new"], all_names=[*names[1:], "new"])
+    assert sorted(name for split in fitted for name in split.validation) == [*names[1:], "new"]
+    assert all(sorted((*split.train, *split.validation)) == [*names[1:], "new"] for split in fitted)
+    assert max(len(split.validation) for split in fitted) == 2
+    assert "00" in warnings[0]
+    assert "--restart" in warnings[-1]
+    leaking = (Split(train=("a", "b"), validation=("b", "c")),)
+    with pytest.raises(DatasetError, match="fold 0 has b in both"):
+        fit_splits(leaking, measured=list("abc"), all_names=list("abc"))
+    single, _ = make_splits(["a"], labels_present={}, group_of={})
+    assert fit_splits(single, measured=["a", "b"], all_names=["a", "b"]) is None
 
 
 def test_a_class_of_one_case_is_missing_where_that_case_is_validated() -> None:

@@ -104,3 +104,12 @@ def test_pooled_dice_of_an_absent_class_is_nan_and_of_a_missed_one_zero():
     assert dice[0] == pytest.approx(24 / 28)
     assert dice[1] == 0
     assert dice[2] != dice[2]
+
+
+def test_sums_over_millions_of_voxels_do_not_round_them_away():
+    labels = torch.ones(1, 2048, 2048, dtype=torch.long)
+    logits = torch.zeros(1, 2, 2048, 2048)
+    logits[:, 1] = 3.0
+    share = torch.sigmoid(torch.tensor(3.0, dtype=torch.float64))
+    loss = dice_cross_entropy(logits, labels, batch_dice=False)
+    assert float(loss.dice) == pytest.approx(float(-2 * share / (1 + share)), abs=1e-4)

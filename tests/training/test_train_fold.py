@@ -12,7 +12,7 @@ import torch
 
 from medseg3d.checkpoints import load_tensors
 from medseg3d.devices import Device
-from medseg3d.errors import DivergedError
+from medseg3d.errors import DivergedError, PlanMismatchError
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.training import probe, train_fold
@@ -107,3 +107,27 @@ def test_bf16_that_crashes_the_process_is_replaced_by_float32(
 def test_the_probe_times_both_precisions(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
     device = Device(device=torch.device("cpu"), precision="bfloat16")
     assert probe.trusted_precision(device, material[1], 2).precision == "bfloat16"
+
+
+def test_a_restart_leaves_nothing_of_the_old_run(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
+    run(material, tmp_path, epochs=2, iterations=1)
+    plan, configuration, cases = material
+    stop = StopRequest()
+    stop.set(15)
+    options = TrainingOptions(epochs=2, iterations=2, restart=True)
+    arguments = {"training": cases[:4], "validation": cases[4:], "folder": tmp_path, "device": FLOAT32, "options": options}
+    assert list(train_fold.train_fold(plan, configuration, fold="0", plan_digest="x", stop=stop, **arguments)) == []  # type: ignore[arg-type]
+    assert read_history(tmp_path) == []
+    assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_weights_of_another_family_are_refused(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
+    run(material, tmp_path / "a", epochs=1, iterations=1)
+    plan, configuration, cases = material
+    arguments = {"training": cases[:4], "validation": cases[4:], "folder": tmp_path / "b", "device": FLOAT32}
+    state = tmp_path / "a/last.safetensors"  # its tensors have other names
+    epochs = train_fold.train_fold(
+        plan, configuration, fold="0", plan_digest="x", stop=StopRequest(), options=TrainingOptions(epochs=1), init=state, **arguments
+    )  # type: ignore[arg-type]
+    with pytest.raises(PlanMismatchError, match=r"weights\.safetensors"):
+        list(epochs)

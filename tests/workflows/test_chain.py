@@ -18,6 +18,8 @@ import pytest
 from medseg3d import load_model
 from medseg3d.checkpoints import load_tensors
 from medseg3d.cli import main
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.run import _earlier_choices
 
 
 def test_a_prediction_has_the_grid_and_the_label_values_of_its_dataset(trained: Path, tmp_path: Path) -> None:
@@ -162,3 +164,91 @@ def test_all_cases_can_be_trained_on_without_validation(trained: Path, tmp_path:
     root = Path(shutil.copytree(trained, tmp_path / "Balls"))
     assert main(["train", str(root), "--fold", "all", "--device", "cpu", "-q"]) == 0
     assert main(["predict", str(root), "-i", str(root / "imagesTs"), "-o", str(tmp_path / "out"), "--fold", "all", "-q"]) == 0
+
+
+def retrained(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def test_changed_folds_are_not_mixed_with_an_older_training(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = retrained(trained, tmp_path)
+    file = root / "medseg3d-work/splits.json"
+    splits = json.loads(file.read_text(encoding="utf-8"))
+    splits["folds"][0], splits["folds"][1] = splits["folds"][1], splits["folds"][0]
+    file.write_text(json.dumps(splits), encoding="utf-8")
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu"]) == 2
+    message = capsys.readouterr().err
+    assert "cases of the fold changed" in message
+    assert "--restart" in message
+
+
+def test_a_new_case_joins_the_folds_and_a_removed_one_leaves_them(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = retrained(trained, tmp_path)
+    for kind in ("imagesTr/ball_{}_0000.nii.gz", "labelsTr/ball_{}.nii.gz"):
+        shutil.copy(root / kind.format(1), root / kind.format(9))
+        (root / kind.format(0)).unlink()
+    assert main(["plan", str(root), "--planner", str(root / "tiny.toml")]) == 0
+    printed = capsys.readouterr()
+    assert "ball_9" in printed.out + printed.err
+    splits = json.loads((root / "medseg3d-work/splits.json").read_text(encoding="utf-8"))["folds"]
+    assert {name for split in splits for name in split["validation"]} == {f"ball_{k}" for k in (1, 2, 3, 4, 5, 9)}
+
+
+def test_a_fold_that_was_stopped_is_left_out_of_the_ensemble(trained: Path, tmp_path: Path) -> None:
+    root = retrained(trained, tmp_path)
+    folder = root / "medseg3d-work/models/3d_fullres"
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    state = json.loads((folder / "fold_1/training.json").read_text(encoding="utf-8"))
+    (folder / "fold_1/training.json").write_text(json.dumps(state | {"is_finished": False}), encoding="utf-8")
+    assert len(load_model(root).members[0].networks) == 1
+    assert len(load_model(root, folds=["0", "1"]).members[0].networks) == 2
+    (folder / "fold_0/weights.safetensors").unlink()
+    assert len(load_model(root).members[0].networks) == 1, "better an unfinished one than none"
+
+
+def test_a_validation_case_that_cannot_be_read_does_not_stop_the_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = retrained(trained, tmp_path)
+    splits = json.loads((root / "medseg3d-work/splits.json").read_text(encoding="utf-8"))["folds"]
+    bad, *others = splits[0]["validation"]
+    (root / f"imagesTr/{bad}_0000.nii.gz").write_bytes(b"no image")
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "--validate"]) == 3
+    assert bad in capsys.readouterr().err
+    metrics = json.loads((root / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").read_text(encoding="utf-8"))
+    assert [case["case"] for case in metrics["cases"]] == sorted(others)
+
+
+def test_the_second_stage_of_a_cascade_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = retrained(trained, tmp_path)
+    file = root / "medseg3d-work/plan.json"
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    cascade = plan["configurations"]["3d_fullres"] | {"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"}
+    plan["configurations"]["3d_cascade_fullres"] = cascade
+    file.write_text(json.dumps(plan), encoding="utf-8")
+    assert main(["train", str(root), "-c", "3d_cascade_fullres", "--fold", "0"]) == 2
+    assert "not supported" in capsys.readouterr().err
+
+
+def test_single_outputs_in_one_folder_are_told_apart_by_their_file(trained: Path, tmp_path: Path) -> None:
+    images = sorted((trained / "imagesTs").iterdir())
+    for folder, image in zip(("A", "B"), images, strict=True):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder / "ct.nii.gz")
+        command = ["predict", str(trained), "-i", str(tmp_path / folder / "ct.nii.gz"), "-o", str(tmp_path / f"out/{folder}.nii.gz"), "-q"]
+        assert main([*command, "--probabilities"]) == 0
+    record = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
+    assert sorted(record["cases"]) == ["A.nii.gz", "B.nii.gz"]
+    assert main([*command, "--overwrite", "--tta", "off"]) == 0
+    assert not (tmp_path / "out/B.npz").exists(), "probabilities of an earlier call must not stay beside new labels"
+    assert (tmp_path / "out/A.npz").exists()
+
+
+def test_run_keeps_the_choices_of_an_earlier_plan(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "--planner", "small", "--gpu-memory", "3", "-q"]) == 0
+    assert _earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None) == ("small", 3.0, ("MRI",))
+    assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
+    assert main(["run", str(tiny)]) == 2
+    assert "--planner" in capsys.readouterr().err
