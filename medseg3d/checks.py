@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from medseg3d import images
-from medseg3d.dataset import Case, Dataset, describe, label_values, orientation_on_grid
+from medseg3d.dataset import Case, Dataset
 from medseg3d.errors import ImageReadError, InputError, LabelValueError
 from medseg3d.execution import run_cases
 from medseg3d.files import replacing
@@ -30,6 +30,7 @@ from medseg3d.geometry import (
 )
 from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels, unique_values
+from medseg3d.reading import describe, label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
 

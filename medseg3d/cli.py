@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -48,51 +49,57 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medseg3d",
         description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
-        epilog="Every command takes the dataset's folder, the current folder if left out. Start with: medseg3d run DATASET",
+        epilog="All but evaluate and demo take the dataset's folder, the current folder if left out. Start with: medseg3d run DATASET",
     )
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     run = _dataset_command(commands, "run", _run, "the whole chain, ending in a report page")
     _planning_options(run)
-    _compute_options(run)
-    _configuration_option(run)
+    _device_option(run)
+    _jobs_options(run)
+    _seed_option(run)
+    _configuration_option(run, default="the recommended one")
     run.add_argument("--folds", nargs="+", metavar="K", help="folds to train (default: all)")
     _training_length_options(run)
 
     plan = _dataset_command(commands, "plan", _plan, "measure the dataset and decide spacing, patch, batch and network")
     _planning_options(plan)
+    _jobs_options(plan)
     plan.add_argument("--explain", action="store_true", help="for every number: the rule, its inputs, what would change it")
     plan.add_argument("--fingerprint", type=Path, metavar="FILE", help="plan without images, from our fingerprint.json or nnU-Net's")
 
     preprocess = _dataset_command(commands, "preprocess", _preprocess, "crop, normalize and resample all cases")
-    _configuration_option(preprocess)
-    _compute_options(preprocess)
+    _configuration_option(preprocess, default="all of the plan")
+    _jobs_options(preprocess)
 
     train = _dataset_command(commands, "train", _train, "train one fold; run it again to go on where it stopped")
-    _configuration_option(train, several=False)
+    _configuration_option(train, default="the recommended one", several=False)
     train.add_argument("--fold", required=True, metavar="K|all", help="which fold; all trains on every case without validation")
     _training_length_options(train)
     train.add_argument("--batch-size", type=_positive_int, metavar="N", help="default: the plan's")
     train.add_argument("--restart", action="store_true", help="begin anew instead of going on")
     train.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (weights.safetensors)")
-    _compute_options(train)
+    _device_option(train)
+    _seed_option(train)
 
     select = _dataset_command(commands, "select", _select, "choose the best configuration or pair, and the postprocessing")
-    _compute_options(select)
+    _device_option(select)
 
     predict = _dataset_command(commands, "predict", _predict, "label maps for new images")
     predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
     predict.add_argument("-m", "--model", type=Path, help="a work folder or a weights.safetensors file")
-    _configuration_option(predict, several=False)
+    _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
-    predict.add_argument("--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto)")
+    predict.add_argument(
+        "--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto, which is on for now)"
+    )
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
-    _compute_options(predict)
+    _device_option(predict)
 
     evaluate = commands.add_parser("evaluate", help="measure label maps against references", description="Measure label maps.")
     evaluate.add_argument("predictions", type=Path, help="a folder of label maps")
@@ -140,20 +147,31 @@ def _planning_options(parser: argparse.ArgumentParser) -> None:
     groups.add_argument("--groups", type=Path, metavar="FILE.csv", help="columns case,group: cases of a group stay in one fold")
 
 
-def _configuration_option(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+def _configuration_option(parser: argparse.ArgumentParser, *, default: str, several: bool = True) -> None:
     parser.add_argument(
         "-c",
         "--configuration",
         nargs="+" if several else None,
         metavar="CONFIGURATION",
-        help="2d, 3d_fullres, 3d_lowres … (default: the recommended one)",
+        help=f"2d, 3d_fullres, 3d_lowres … (default: {default})",
     )
 
 
-def _compute_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where networks run")
-    parser.add_argument("--jobs", type=_positive_int, metavar="N", help="cases at once (default: the cores)")
-    parser.add_argument("--max-ram", type=_positive_float, metavar="GB", help="memory for case-wise work (default: 60 %% of the free)")
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|mps",
+        help="where networks run, cuda:1 for the second GPU (default: a GPU if any)",
+    )
+
+
+def _jobs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=_positive_int, metavar="N", help="cases measured or preprocessed at once (default: the cores)")
+    parser.add_argument("--max-ram", type=_positive_float, metavar="GB", help="memory that these may take (default: 60 %% of the free)")
+
+
+def _seed_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
 
@@ -164,16 +182,18 @@ def _training_length_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
-    return value
+    return int(text)
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0, without a unit")
     return value
 
 
@@ -194,6 +214,8 @@ def _plan(options: argparse.Namespace) -> int:
                 channels=options.channels,
                 group_pattern=options.group_pattern,
                 groups=options.groups,
+                jobs=options.jobs,
+                max_ram_gb=options.max_ram,
                 on=console.listen,
             )
     console.show_plan(result, explain=options.explain)
@@ -381,7 +403,7 @@ def _set_up_logging(options: argparse.Namespace) -> None:
 def _print_error(error: MedsegError, *, as_json: bool) -> None:
     if isinstance(error, InterruptedBySignalError):
         print(str(error), file=sys.stderr)
-    elif as_json:
+    elif as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
         print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
     else:
         print(f"medseg3d: {error}", file=sys.stderr)

@@ -88,6 +88,7 @@ class Console:
                     "plan": to_plain(result.plan),
                     "explanations": [to_plain(e) for e in result.explanations] if explain else None,
                     "warnings": list(result.warnings),
+                    "failures": _failure_dicts(result.failures),
                     "path": None if result.path is None else str(result.path),
                 }
             )
@@ -209,11 +210,12 @@ class Console:
             return 2 if errors else 0
         for finding in sorted(report.findings, key=lambda f: ("error", "fixable", "warning", "note").index(f.severity)):
             self._lines([f"{finding.severity:8} {finding.case or 'dataset'}: {finding.message}"])
+        self._lines([f"repaired {message}" for message in report.repaired])
         fixed = [finding for finding in report.findings if finding.severity == "fixable"]
         if not report.findings:
-            self._lines(["Nothing is wrong with this dataset."])
+            self._lines(["Nothing else is wrong with this dataset." if report.repaired else "Nothing is wrong with this dataset."])
         elif fixed:
-            self._lines([f"{len(fixed)} findings can be repaired: run medseg3d doctor --fix."])
+            self._lines([f"{len(fixed)} findings can be repaired: run the same command with --fix."])
         return 2 if errors else 0
 
     def _lines(self, lines: Sequence[str]) -> None:

@@ -7,16 +7,13 @@ fingerprint by the digest of their files. All lists over axes are canonical (S, 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,48 +23,17 @@ from medseg3d.cropping import nonzero_box
 from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, StorageError
 from medseg3d.execution import run_cases
 from medseg3d.geometry import code_of
-from medseg3d.labels import Labels, left_right_pairs, unique_values
+from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
+from medseg3d.labels import Labels, unique_values
 
 if TYPE_CHECKING:
-    from medseg3d.dataset import Case, Dataset, RawCase
+    from medseg3d.dataset import Case, Dataset
+    from medseg3d.reading import RawCase
 
 logger = logging.getLogger(__name__)
 
 
 # --- records
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IntensityStatistics:
-    """Grey values of ``count`` voxels. All but the three quantiles are exact; for those see :class:`Histogram`."""
-
-    mean: float
-    std: float
-    median: float
-    minimum: float
-    maximum: float
-    percentile_00_5: float
-    percentile_99_5: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """A sparse histogram of float32 values that merges exactly: keys of bins and their counts.
-
-    A key is the sign and the upper bits of a float32 (see :func:`keys_of`), so bins are ``2**-11`` of the value wide on any
-    scale, and integers up to 4096 have a bin of their own. ``bins`` is the text form: the differences of the sorted keys, then
-    the counts, as little-endian 64-bit integers, transposed to byte planes (the high ones are zeros), zlib, base64.
-    """
-
-    bins: str
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted keys and their counts, both int64."""
-        planes = np.frombuffer(zlib.decompress(base64.b64decode(self.bins)), np.uint8)
-        numbers = np.ascontiguousarray(planes.reshape(8, -1).T).view("<i8").ravel().astype(np.int64)
-        half = numbers.size // 2
-        return np.cumsum(numbers[:half]), numbers[half:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +143,7 @@ def make_fingerprint(
     known = {case.name: case for case in previous.cases} if previous and usable else {}
 
     def work(case: Case) -> CaseFingerprint:
-        from medseg3d.dataset import read_case
+        from medseg3d.reading import read_case
 
         digest = digest_of(case)
         old = known.get(case.name)
@@ -338,129 +304,6 @@ def merge(
     )
 
 
-# --- intensities
-
-MANTISSA_BITS = 11
-"""Bits of the mantissa that tell bins apart: bins are 2^-11 of the value wide, and integers up to 4096 are exact."""
-BINS_PER_STD = 8
-"""log2 of the bins per standard deviation of a case. Values near zero need no relative precision: bins are never narrower than
-std / 2^(8+1), so that a case of float values takes kilobytes, and integers stay exact while std is below 512 (CT: 100 to 500)."""
-DROPPED_BITS = 23 - MANTISSA_BITS
-CHUNK = 1 << 20
-"""Voxels that are converted to 64 bits at a time."""
-
-
-def describe_values(values: np.ndarray) -> tuple[Histogram, IntensityStatistics | None]:
-    """Histogram and statistics of float32 ``values`` (any number, one axis); no statistics for no values.
-
-    A quantile is too near to zero by at most ``2**-11`` of its value or std / 2^8 of the case it lies in, whichever is larger.
-    """
-    values = np.ascontiguousarray(values, np.float32).ravel()
-    if values.size == 0:
-        return _pack(np.empty(0, np.int64), np.empty(0, np.int64)), None
-    mean = float(values.mean(dtype=np.float64))
-    squares = 0.0
-    for start in range(0, values.size, CHUNK):
-        difference = values[start : start + CHUNK].astype(np.float64) - mean
-        squares += float(difference @ difference)
-    minimum, maximum = float(values.min()), float(values.max())
-    std = math.sqrt(squares / values.size)
-    keys, counts = _count(keys_of(values, std))
-    statistics = _statistics(keys, counts, mean=mean, std=std, minimum=minimum, maximum=maximum)
-    return _pack(keys, counts), statistics
-
-
-def keys_of(values: np.ndarray, std: float) -> np.ndarray:
-    """The int32 bin of each float32 value; keys grow with the values.
-
-    Values are cut towards zero to a multiple of the power of two below ``std / 2**8``; then the bits of a float32 are
-    read as sign and magnitude (as integers these grow with the value) and the lower mantissa bits are dropped.
-    """
-    if std > 0:
-        # the power of two is kept where float32 can multiply by it without overflow or loss
-        exponent = min(max(math.frexp(std)[1] - 1 - BINS_PER_STD, -100), 100)
-        width = np.float32(2.0**exponent)
-        values = np.trunc(values / width) * width
-    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
-    magnitude = (bits & 0x7FFFFFFF) >> DROPPED_BITS
-    return np.where(bits < 0, -magnitude, magnitude)
-
-
-def values_of(keys: np.ndarray) -> np.ndarray:
-    """The float64 value of each bin: its edge nearest to zero, so that integers come back exactly."""
-    magnitude = (np.abs(keys).astype(np.int32) << DROPPED_BITS).view(np.float32).astype(np.float64)
-    return np.where(keys < 0, -magnitude, magnitude)
-
-
-def merge_intensities(parts: Sequence[tuple[Histogram, IntensityStatistics | None]]) -> IntensityStatistics | None:
-    """Statistics of all values together; None where there are no values at all.
-
-    Mean and std merge by Chan, Golub & LeVeque's formula; the histograms add up exactly.
-    """
-    counted = [(histogram, statistics) for histogram, statistics in parts if statistics is not None]
-    if not counted:
-        return None
-    statistics = [part for _, part in counted]
-    total = sum(part.count for part in statistics)
-    mean = math.fsum(part.mean * part.count for part in statistics) / total
-    squares = math.fsum(part.count * (part.std**2 + (part.mean - mean) ** 2) for part in statistics)
-    arrays = [histogram.arrays() for histogram, _ in counted]
-    keys, places = np.unique(np.concatenate([a[0] for a in arrays]), return_inverse=True)
-    counts = np.zeros(keys.size, np.int64)
-    np.add.at(counts, places, np.concatenate([a[1] for a in arrays]))
-    return _statistics(
-        keys,
-        counts,
-        mean=mean,
-        std=math.sqrt(squares / total),
-        minimum=min(part.minimum for part in statistics),
-        maximum=max(part.maximum for part in statistics),
-    )
-
-
-def _statistics(keys: np.ndarray, counts: np.ndarray, *, mean: float, std: float, minimum: float, maximum: float) -> IntensityStatistics:
-    low, median, high = (min(max(q, minimum), maximum) for q in quantiles(keys, counts, (0.005, 0.5, 0.995)))
-    return IntensityStatistics(
-        mean=mean,
-        std=std,
-        median=median,
-        minimum=minimum,
-        maximum=maximum,
-        percentile_00_5=low,
-        percentile_99_5=high,
-        count=int(counts.sum()),
-    )
-
-
-def quantiles(keys: np.ndarray, counts: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
-    """Quantiles of a histogram with numpy's linear interpolation between the two neighboring voxels."""
-    ends = np.cumsum(counts)
-    values = values_of(keys)
-    result = []
-    for share in shares:
-        position = share * (int(ends[-1]) - 1)
-        below, above = (values[np.searchsorted(ends, rank, side="right")] for rank in (math.floor(position), math.ceil(position)))
-        result.append(float(below + (above - below) * (position - math.floor(position))))
-    return tuple(result)
-
-
-def _count(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted distinct keys and how often each occurs; counting beats sorting unless the keys are few and far apart."""
-    low, high = int(keys.min()), int(keys.max())
-    if high - low > 16 * keys.size:
-        found, counts = np.unique(keys, return_counts=True)
-        return found.astype(np.int64), counts.astype(np.int64)
-    dense = np.bincount(keys - low)
-    found = np.flatnonzero(dense)
-    return found + low, dense[found]
-
-
-def _pack(keys: np.ndarray, counts: np.ndarray) -> Histogram:
-    numbers = np.concatenate([np.diff(keys, prepend=0), counts]).astype("<i8")
-    planes = np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 8).T)
-    return Histogram(bins=base64.b64encode(zlib.compress(planes.tobytes(), 1)).decode("ascii"))
-
-
 # --- labels
 
 
@@ -520,110 +363,6 @@ def infer_labels(fingerprint: Fingerprint) -> Labels:
     values = fingerprint.label_values
     return Labels(names=("background", *(f"label_{value}" for value in values)), values=(fingerprint.background, *values))
 
-
-# --- left and right
-
-MIRROR_RATIO = 0.35
-"""A pair lies mirrored where its centers differ along S and A by less than this share of what they differ along R, in mm.
-Kidneys, adrenal glands, lungs, ribs and halves of the brain stay below 0.3; the ventricles of a heart, which lies askew, come to
-0.5, and they are no mirror images of each other."""
-VOLUME_RATIO = 2.5
-"""A pair may differ by this factor in volume, as the median over cases; a diseased kidney is still a kidney."""
-AGREEMENT = 0.9
-"""Share of the cases in which the left one must lie on the same side."""
-
-
-def left_right_pairs_by_position(fingerprint: Fingerprint, labels: Labels) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
-    """The pairs of label indices (left, right) that mirroring must not mix, and warnings.
-
-    These are the pairs by name whose positions do not contradict: their centers lie mirrored and their volumes are alike, or no
-    case holds both. A left one that lies on the right is worth a warning, but is a pair all the same. Labels that lie mirrored
-    without names that say so are only mentioned.
-    """
-    named = labels.pairs or left_right_pairs(labels.names)
-    pairs: list[tuple[int, int]] = []
-    warnings: list[str] = []
-    middles: list[float] = []
-    always_swapped: list[str] = []
-    for left, right in named:
-        both = _cases_with(fingerprint, labels, left, right)
-        title = f"{labels.names[left]} / {labels.names[right]}"
-        if both and not _is_mirrored(both):
-            warnings.append(
-                f"{title}: a pair by name, but in the images the two do not lie mirrored or differ in size; "
-                "they are treated like any two labels."
-            )
-            continue
-        pairs.append((left, right))
-        middles += [(a.center[2] + b.center[2]) / 2 for _, a, b in both]
-        swapped = [case.name for case, one, other in both if one.center[2] > other.center[2]]
-        if swapped and len(swapped) >= AGREEMENT * len(both):
-            always_swapped.append(title)
-        elif swapped:
-            warnings.append(
-                f"{title}: in {len(swapped)} of {len(both)} cases the left one lies on the right side by the header "
-                f"({_some(swapped)}), in the others on the left. Check the orientation of these files."
-            )
-    if always_swapped:
-        warnings.append(
-            f"What is named left lies on the right side by the headers: {_some(always_swapped)}. "
-            "Either the names or the headers are swapped; training does not suffer."
-        )
-    warnings += _unnamed_pairs(fingerprint, labels, {i for pair in named for i in pair}, float(np.median(middles or [0.5])))
-    return tuple(pairs), tuple(warnings)
-
-
-Both = list[tuple[CaseFingerprint, LabelStatistics, LabelStatistics]]
-"""The cases that hold two labels, with the statistics of both."""
-
-
-def _cases_with(fingerprint: Fingerprint, labels: Labels, first: int, second: int) -> Both:
-    one, other = labels.values[first], labels.values[second]
-    return [(case, case.labels[one], case.labels[other]) for case in fingerprint.cases if one in case.labels and other in case.labels]
-
-
-def _is_mirrored(both: Both) -> bool:
-    """Medians over cases, so that one odd case does not decide."""
-    s, a, r = np.median(
-        [np.abs(np.subtract(first.center, second.center)) * np.multiply(case.shape, case.spacing) for case, first, second in both],
-        axis=0,
-    )
-    ratio = float(np.median([math.log(first.volume_mm3 / second.volume_mm3) for _, first, second in both]))
-    return bool(max(s, a) < MIRROR_RATIO * r and abs(ratio) < math.log(VOLUME_RATIO))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first five, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-UNNAMED_TOLERANCE = 0.04
-"""Without names to go by, a pair must lie mirrored this exactly (share of the extent), in each case."""
-UNNAMED_CASES = 3
-"""Fewer cases show nothing: two labels of one image may lie mirrored by chance."""
-
-
-def _unnamed_pairs(fingerprint: Fingerprint, labels: Labels, named: set[int], middle: float) -> list[str]:
-    warnings = []
-    for first, second in combinations([index for index in labels.foreground if index not in named], 2):
-        both = _cases_with(fingerprint, labels, first, second)
-        if len(both) < UNNAMED_CASES or not _is_mirrored(both):
-            continue
-        exact = all(
-            abs((a.center[2] + b.center[2]) / 2 - middle) < UNNAMED_TOLERANCE
-            and max(abs(a.center[0] - b.center[0]), abs(a.center[1] - b.center[1])) < UNNAMED_TOLERANCE
-            and max(a.voxels, b.voxels) < 1.25 * min(a.voxels, b.voxels)
-            for _, a, b in both
-        )
-        if exact and len({a.center[2] < b.center[2] for _, a, b in both}) == 1:
-            warnings.append(
-                f"{labels.names[first]} / {labels.names[second]}: the two lie mirrored in all {len(both)} cases. If they "
-                "are left and right of the same, say so in their names: mirroring in training must not mix them."
-            )
-    return warnings
-
-
-# --- modality
 
 CT_MINIMUM = -500.0
 """Hounsfield units: air is -1000, and no other modality stores whole numbers that far below zero."""

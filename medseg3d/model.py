@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from medseg3d.checkpoints import load_network, read_card
-from medseg3d.dataset import Case, RawCase, prediction_cases, read_case
+from medseg3d.dataset import Case, prediction_cases
 from medseg3d.devices import Device, checked_precision, choose_device, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError, PlanMismatchError
 from medseg3d.files import file_digest
@@ -25,6 +25,7 @@ from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_pos
 from medseg3d.prediction.restore import restore_labels, restore_probabilities
 from medseg3d.prediction.sliding_window import predict_logits
 from medseg3d.preprocessing.preprocess_case import Restoration, preprocess_case
+from medseg3d.reading import RawCase, read_case
 from medseg3d.records import read_record
 from medseg3d.selection import Selection
 from medseg3d.work_folder import WorkFolder
@@ -190,9 +191,11 @@ def load_model(
     plan = work.read_plan()
     postprocessing = NO_POSTPROCESSING
     names = [configuration] if configuration else []
-    if not names and work.selection.exists():
+    if work.selection.exists():
         selection = read_record(work.selection, Selection, "selection")
-        names, postprocessing = list(selection.configurations), selection.postprocessing
+        names = names or list(selection.configurations)
+        if names == list(selection.configurations):  # it was validated with these and no others
+            postprocessing = selection.postprocessing
     if not names:
         trained = [name for name in plan.configurations if work.trained_folds(name)]
         names = [plan.recommended] if plan.recommended in trained else trained[:1]

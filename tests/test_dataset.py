@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medseg3d.dataset import Case, ChannelFile, Split, open_dataset, prediction_cases, read_case, read_splits
+from medseg3d.dataset import Case, ChannelFile, Split, open_dataset, prediction_cases, read_splits
 from medseg3d.errors import (
     ChannelCountError,
     DatasetError,
@@ -22,6 +22,7 @@ from medseg3d.errors import (
 )
 from medseg3d.geometry import AS_STORED
 from medseg3d.images import write_image
+from medseg3d.reading import read_case
 
 SHAPE = (4, 5, 6)
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])

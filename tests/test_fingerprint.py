@@ -13,28 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medseg3d.dataset import Case, ChannelFile, Dataset, RawCase
+from medseg3d.dataset import Case, ChannelFile, Dataset
 from medseg3d.errors import DatasetError, ImageReadError
 from medseg3d.fingerprint import (
     CaseFingerprint,
     Fingerprint,
     LabelStatistics,
     describe_labels,
-    describe_values,
     digest_of,
     fingerprint_case,
     infer_labels,
     infer_modality,
-    keys_of,
-    left_right_pairs_by_position,
     make_fingerprint,
     merge,
-    merge_intensities,
-    values_of,
 )
 from medseg3d.geometry import geometry_of, orientation_of
 from medseg3d.images import ImageHeader
+from medseg3d.intensities import describe_values, keys_of, merge_intensities, values_of
+from medseg3d.label_pairs import left_right_pairs_by_position
 from medseg3d.labels import Labels
+from medseg3d.reading import RawCase
 from medseg3d.records import read_record, write_record
 
 SPACING = (3.0, 1.0, 0.5)
@@ -275,7 +273,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_unchanged_cases_are_not_read_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import medseg3d.dataset as module
+    import medseg3d.reading as module
 
     read: list[str] = []
     real = module.read_case

@@ -120,20 +120,20 @@ def evaluate_files(pair: Pair, *, labels: Labels | None, tolerance_mm: float | N
 
     Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
     """
-    from medseg3d import dataset, images
+    from medseg3d import images, reading
 
     prediction, reference = images.read_image(pair.prediction), images.read_image(pair.reference)
     grid = reference.header.geometry
     orientation = geometry.orientation_of(grid.matrix)
     # A prediction may store the same voxels with other axes than its reference: both are turned to canonical axes.
-    turned = dataset.orientation_on_grid(prediction.header.geometry, grid, orientation)
+    turned = reading.orientation_on_grid(prediction.header.geometry, grid, orientation)
     if isinstance(turned, geometry.GeometryDifference):
         raise GeometryMismatchError(
-            f"{pair.case}: the prediction is not on the reference's grid: {dataset.describe(turned)}, allowed is "
-            f"{dataset.GRID_TOLERANCE_VOXELS} voxel. Predict from the image of the reference, or resample the prediction."
+            f"{pair.case}: the prediction is not on the reference's grid: {reading.describe(turned)}, allowed is "
+            f"{reading.GRID_TOLERANCE_VOXELS} voxel. Predict from the image of the reference, or resample the prediction."
         )
-    predicted = geometry.to_canonical(dataset.label_values(pair.prediction, prediction.array), turned)
-    referenced = geometry.to_canonical(dataset.label_values(pair.reference, reference.array), orientation)
+    predicted = geometry.to_canonical(reading.label_values(pair.prediction, prediction.array), turned)
+    referenced = geometry.to_canonical(reading.label_values(pair.reference, reference.array), orientation)
     return evaluate_case(
         predicted,
         referenced,

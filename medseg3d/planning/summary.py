@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.fingerprint import IntensityStatistics
+from medseg3d.intensities import IntensityStatistics
 from medseg3d.labels import Labels, left_right_pairs
 from medseg3d.records import read_json
 

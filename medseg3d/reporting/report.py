@@ -205,10 +205,10 @@ def picture_roles(num_cases: int) -> list[tuple[int, str]]:
 
 def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> bytes:
     """The picture of a training case and its prediction in ``folder``; raises :class:`InputError` where one is missing."""
-    from medseg3d.dataset import read_case
     from medseg3d.geometry import to_canonical
     from medseg3d.images import read_image
     from medseg3d.labels import as_integers
+    from medseg3d.reading import read_case
     from medseg3d.reporting.figures import case_figure
 
     cases = {case.name: case for case in dataset.training}

@@ -175,10 +175,11 @@ class _Run:
             self.device = replace(self.device, precision=state.precision)
             self.scaler = _scaler(self.device)
             restore_state(self.folder, tensors, metadata, self.network, self.optimizer, self.scaler)
+            is_length_given = self.options.epochs is not None or self.options.hours is not None
             self.state = replace(
                 state,
-                epochs=self.state.epochs,
-                hours=self.state.hours,
+                epochs=self.state.epochs if is_length_given else state.epochs,
+                hours=self.state.hours if is_length_given else state.hours,
                 iterations_per_epoch=self.options.iterations or state.iterations_per_epoch,
             )
             logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)

@@ -12,14 +12,8 @@ from medseg3d.dataset import Dataset, open_dataset
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
-from medseg3d.fingerprint import (
-    CaseFingerprint,
-    Fingerprint,
-    infer_labels,
-    infer_modality,
-    left_right_pairs_by_position,
-    make_fingerprint,
-)
+from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint
+from medseg3d.label_pairs import left_right_pairs_by_position
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import Explanation, explain, load_planner, make_plan, read_nnunet_fingerprint, summarize

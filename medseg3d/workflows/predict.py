@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg3d.dataset import Case, RawCase, prediction_cases, read_case
+from medseg3d.dataset import Case, prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import replacing
@@ -19,6 +19,7 @@ from medseg3d.fingerprint import digest_of
 from medseg3d.geometry import from_canonical
 from medseg3d.images import write_label_map
 from medseg3d.model import Model, load_model
+from medseg3d.reading import RawCase, read_case
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import work_folder
 

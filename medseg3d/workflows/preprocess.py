@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg3d.dataset import Case, Dataset, open_dataset, read_case
+from medseg3d.dataset import Case, Dataset, open_dataset
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries
@@ -17,6 +17,7 @@ from medseg3d.fingerprint import digest_of
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
 from medseg3d.preprocessing.store import Store
+from medseg3d.reading import read_case
 from medseg3d.work_folder import WorkFolder, work_folder
 
 logger = logging.getLogger(__name__)

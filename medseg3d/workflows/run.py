@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg3d.dataset import open_dataset
+from medseg3d.devices import choose_device
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
@@ -74,6 +75,8 @@ def run(
     ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
     """
     root = Path(dataset)
+    open_dataset(root, channels=channels)  # says what is wrong with the folder before anything is written into it
+    choose_device(device)
     folder = work_folder(root, work)
     clock = _Clock(folder)
     if planner is None and folder.plan.exists():
@@ -131,7 +134,12 @@ def _earlier_choices(
 
 
 def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
-    """``report.html`` from what lies in the work folder, with failures and warnings that are not written there."""
+    """``report.html`` from what lies in the work folder, with failures and warnings that are not written there.
+
+    Raises :class:`InputError` where there is no work folder.
+    """
+    if not folder.root.is_dir():
+        raise InputError(f"{folder.root}: there is no work folder here, so nothing to report. Run medseg3d run or plan first.")
     return write_report_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 

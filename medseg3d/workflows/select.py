@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg3d.dataset import describe, label_values, open_dataset, orientation_on_grid
+from medseg3d.dataset import open_dataset
 from medseg3d.errors import GeometryMismatchError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
@@ -21,6 +21,7 @@ from medseg3d.images import read_image
 from medseg3d.model import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
+from medseg3d.reading import describe, label_values, orientation_on_grid
 from medseg3d.records import read_record, write_record
 from medseg3d.selection import Candidate, Selection, pairs_of
 from medseg3d.selection import select as choose

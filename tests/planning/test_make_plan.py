@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg3d.errors import PlanError
-from medseg3d.fingerprint import IntensityStatistics
+from medseg3d.intensities import IntensityStatistics
 from medseg3d.labels import Labels, left_right_pairs
 from medseg3d.plan import Plan, total_stride
 from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan

@@ -252,3 +252,15 @@ def test_run_keeps_the_choices_of_an_earlier_plan(tiny: Path, capsys: pytest.Cap
     assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
     assert main(["run", str(tiny)]) == 2
     assert "--planner" in capsys.readouterr().err
+
+
+def test_a_finished_fold_is_not_trained_on_by_a_call_that_names_no_length(trained: Path, tmp_path: Path) -> None:
+    root = retrained(trained, tmp_path)
+    file = root / "medseg3d-work/plan.json"
+    fold = root / "medseg3d-work/models/3d_fullres/fold_0"
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "--epochs", "3", "-q"]) == 0
+    stamp = (fold / "last.safetensors").stat().st_mtime_ns
+    assert json.loads(file.read_text(encoding="utf-8"))["configurations"]["3d_fullres"]["training"]["epochs"] == 2
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0
+    assert (fold / "last.safetensors").stat().st_mtime_ns == stamp
+    assert len((fold / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 3

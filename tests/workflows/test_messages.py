@@ -149,3 +149,46 @@ def test_a_run_with_other_settings_is_not_continued_silently(trained: Path, tmp_
     root = Path(shutil.copytree(trained, tmp_path / "Balls"))
     assert main(["train", str(root), "--fold", "0", "--seed", "5", "--epochs", "3", "--device", "cpu"]) == 2
     assert "--restart" in message_of(capsys)
+
+
+def test_a_file_or_a_misspelled_folder_is_named_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    assert main(["run", str(tmp_path / "scan.nii.gz")]) == 2
+    assert "is a file" in message_of(capsys)
+    assert main(["run", str(tmp_path / "typo")]) == 2
+    assert "no such folder" in message_of(capsys)
+    assert main(["report", str(tmp_path / "typo")]) == 2
+    assert "nothing to report" in message_of(capsys)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_wrong_device_is_refused_before_anything_is_measured(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(tiny), "--device", "abacus"]) == 2
+    assert "abacus" in message_of(capsys)
+    assert not (tiny / "medseg3d-work").exists()
+
+
+def test_a_damaged_image_beside_an_image_without_a_label_is_no_defect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images/a.nii.gz").write_bytes(b"")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "images/b.nii.gz")
+    assert main(["plan", str(tmp_path)]) == 2
+    message = message_of(capsys)
+    assert "a" in message
+    assert "image without a label" in message
+
+
+def test_json_is_one_document_also_where_cases_fail(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(tiny / "imagesTr/ball_2_0000.nii.gz", change=with_nan)
+    assert main(["plan", str(tiny), "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert [failure["case"] for failure in document["failures"]] == ["ball_2"]
+
+
+@pytest.mark.parametrize("words", [["--hours", "abc"], ["--gpu-memory", "8GB"], ["--hours", "-1"], ["--epochs", "0.5"]])
+def test_options_that_are_no_numbers_say_what_is_expected(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", *words])
+    assert stopped.value.code == 2
+    assert "expected a" in capsys.readouterr().err

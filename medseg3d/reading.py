@@ -1,0 +1,181 @@
+"""One case from its files into memory: read, checked, and turned to canonical axes.
+
+Channels and label must lie on one grid; a file that holds the same grid with other axes (flipped, permuted) is turned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d import images
+from medseg3d.dataset import Case
+from medseg3d.errors import GeometryMismatchError, NotFiniteError
+from medseg3d.geometry import (
+    Geometry,
+    GeometryDifference,
+    Orientation,
+    canonical_geometry,
+    canonical_spacing,
+    compare,
+    orientation_of,
+    to_canonical,
+)
+from medseg3d.images import Image, ImageHeader
+from medseg3d.labels import as_integers
+
+GRID_TOLERANCE_VOXELS = 0.1
+"""Two files share a grid when no corner lies further apart: above rounding in headers, below what a voxel could notice."""
+LABEL_ROUNDING = 1e-4
+"""Float labels this close to a whole number are that number: files whose labels were stored with a slope come back so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawCase:
+    """One case in memory, axes canonical.
+
+    ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
+    ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray | None
+    spacing: tuple[float, float, float]
+    orientation: Orientation
+    header: ImageHeader
+
+
+def read_case(case: Case, *, with_label: bool = True) -> RawCase:
+    """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
+
+    A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
+    what is wrong, naming the case.
+    """
+    first, *others = _read_channels(case)
+    geometry = first.header.geometry
+    orientation = orientation_of(geometry.matrix)
+    if not others:  # without a copy, where the file holds float32 in canonical order
+        stack = np.ascontiguousarray(_float32(to_canonical(first.array, orientation)))[None]
+        _check_finite(case, 0, stack[0], first.array)
+    else:
+        stack = np.empty((len(case.channels), *canonical_geometry(geometry, orientation).shape[::-1]), np.float32)
+        for index, image in enumerate((first, *others)):
+            turned = orientation_on_grid(image.header.geometry, geometry, orientation)
+            if isinstance(turned, GeometryDifference):
+                raise GeometryMismatchError(
+                    f"{case.name}: channel {index} ({case.channels[index].path.name}) lies on another grid than channel 0: "
+                    f"{describe(turned)}. Resample all channels of a case onto one grid."
+                )
+            stack[index] = _float32(to_canonical(image.array, turned))
+            _check_finite(case, index, stack[index], image.array)
+    labels = None
+    if with_label and case.label is not None:
+        labels = _read_label(case, case.label, geometry, orientation)
+    return RawCase(
+        name=case.name,
+        image=stack,
+        labels=labels,
+        spacing=canonical_spacing(geometry, orientation),
+        orientation=orientation,
+        header=first.header,
+    )
+
+
+def describe(difference: GeometryDifference) -> str:
+    """Shapes, spacings and offset of two grids, the second against the first, in words."""
+
+    def times(values: Sequence[float]) -> str:
+        return " x ".join(f"{v:g}" for v in values)
+
+    if not difference.is_same_shape:
+        return (
+            f"shape {times(difference.shapes[1])} at {times(difference.spacings[1])} mm "
+            f"against {times(difference.shapes[0])} at {times(difference.spacings[0])} mm"
+        )
+    return (
+        f"corners up to {difference.corner_offset_mm:.3g} mm ({difference.corner_offset_voxels:.3g} voxels) apart; spacing "
+        f"{times(difference.spacings[1])} against {times(difference.spacings[0])} mm, origin shifted by "
+        f"({', '.join(f'{o:.4g}' for o in difference.origin_offset_mm)}) mm"
+    )
+
+
+def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
+    """How far two grids lie apart, whatever the order and direction of their axes; of both readings the closer one."""
+    as_stored = compare(image, other)
+    if as_stored.is_same_grid(GRID_TOLERANCE_VOXELS):
+        return as_stored
+    turned = compare(*(canonical_geometry(grid, orientation_of(grid.matrix)) for grid in (image, other)))
+    if turned.is_same_shape and (not as_stored.is_same_shape or turned.corner_offset_mm < as_stored.corner_offset_mm):
+        return turned
+    return as_stored
+
+
+def label_values(path: Path, array: np.ndarray) -> np.ndarray:
+    """The integers of a label file; floats within 1e-4 of a whole number are rounded, all others refused.
+
+    Raises :class:`LabelValueError`. Goes slice by slice, so that a float file takes no second float copy.
+    """
+    if array.dtype.kind != "f":
+        return as_integers(array, str(path))
+    result = np.empty(array.shape, np.int32, order="F")
+    for k in range(array.shape[-1]):
+        slab = array[..., k]
+        rounded = np.rint(slab)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            far = ~(np.abs(slab - rounded) <= LABEL_ROUNDING)  # True for NaN
+        result[..., k] = as_integers(slab[far] if far.any() else rounded, str(path))
+    return result
+
+
+def _read_channels(case: Case) -> list[Image]:
+    """The volumes of all channels; neighbors in one 4D file are decompressed once."""
+    found: list[Image] = []
+    for path, channels in itertools.groupby(case.channels, key=lambda channel: channel.path):
+        found.extend(images.read_volumes(path, [channel.volume for channel in channels]))
+    return found
+
+
+def orientation_on_grid(geometry: Geometry, reference: Geometry, orientation: Orientation) -> Orientation | GeometryDifference:
+    """The orientation that brings a file onto the reference's canonical grid, or how far it lies from it."""
+    if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
+        return orientation
+    difference = grid_difference(reference, geometry)
+    return orientation_of(geometry.matrix) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
+
+
+def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:
+    label = images.read_image(path)
+    turned = orientation_on_grid(label.header.geometry, geometry, orientation)
+    if isinstance(turned, GeometryDifference):
+        advice = (
+            "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."
+            if turned.is_same_shape
+            else "Resample the label onto the image's grid, or run medseg3d doctor --fix."
+        )
+        raise GeometryMismatchError(
+            f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
+        )
+    return np.ascontiguousarray(to_canonical(label_values(path, label.array), turned))
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused by the next check
+        return array.astype(np.float32, copy=False)
+
+
+def _check_finite(case: Case, channel: int, canonical: np.ndarray, stored: np.ndarray) -> None:
+    """Summing is enough to find a NaN or an infinity, and takes no memory."""
+    if stored.dtype.kind != "f" or np.isfinite(canonical.sum(dtype=np.float64)):
+        return
+    with np.errstate(over="ignore"):
+        wrong = ~np.isfinite(stored.astype(np.float32))
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise NotFiniteError(
+        f"{case.name}: channel {channel} ({case.channels[channel].path.name}) has {int(wrong.sum())} NaN or infinite voxels of "
+        f"{wrong.size}, the first at (x, y, z) = {place}. Replace them, for instance by the background's value."
+    )
