@@ -9,6 +9,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def run_measured(
 
     The peak is the larger of two: the greatest sampled sum over all processes of the command's session, each counted by its
     proportional share (PSS: a page that n processes share counts once), and the kernel's own high-water mark of the largest
-    single process, which no sampling can miss. Raises :class:`CommandFailedError` for an exit code outside ``accepted``.
+    single process, taken when the command ends, which no sampling can miss. Raises :class:`CommandFailedError` for an exit code outside ``accepted``.
     """
     words = tuple(str(word) for word in command)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -67,14 +68,16 @@ def run_measured(
         sampler = _Sampler(process.pid)
         sampler.start()
         try:
-            exit_code = process.wait()
+            _, status, usage = os.wait4(process.pid, 0)
+            exit_code = process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             seconds = time.perf_counter() - start
             sampler.stop()
     if exit_code not in accepted:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise CommandFailedError(f"{' '.join(words)}\nended with exit code {exit_code}; the end of {log}:\n{tail}")
-    return Measured(command=words, seconds=seconds, peak_mib=sampler.peak_mib, exit_code=exit_code)
+    largest = usage.ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+    return Measured(command=words, seconds=seconds, peak_mib=max(largest, sampler.peak_mib or 0), exit_code=exit_code)
 
 
 class _Sampler(threading.Thread):
