@@ -24,7 +24,7 @@ MAX_SAMPLING_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One finished command. ``peak_mib`` is None where the system has no ``/proc``."""
+    """One finished command."""
 
     command: tuple[str, ...]
     seconds: float
@@ -48,7 +48,8 @@ def run_measured(
 
     The peak is the larger of two: the greatest sampled sum over all processes of the command's session, each counted by its
     proportional share (PSS: a page that n processes share counts once), and the kernel's own high-water mark of the largest
-    single process, taken when the command ends, which no sampling can miss. Raises :class:`CommandFailedError` for an exit code outside ``accepted``.
+    single process, taken when the command ends, which no sampling can miss. Raises :class:`CommandFailedError` for an exit
+    code outside ``accepted``.
     """
     words = tuple(str(word) for word in command)
     log.parent.mkdir(parents=True, exist_ok=True)
