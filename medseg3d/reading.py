@@ -115,6 +115,28 @@ def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
     return as_stored
 
 
+def read_label_maps(prediction: Path, reference: Path, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """Two label maps as integers (S, A, R) on the reference's canonical grid, and its spacing in mm.
+
+    A prediction may store the same voxels with other axes than its reference. Raises :class:`GeometryMismatchError` with the
+    offset in mm where the two files do not lie on one grid.
+    """
+    predicted, referenced = images.read_image(prediction), images.read_image(reference)
+    grid = referenced.header.geometry
+    orientation = orientation_of(grid.matrix)
+    turned = orientation_on_grid(predicted.header.geometry, grid, orientation)
+    if isinstance(turned, GeometryDifference):
+        raise GeometryMismatchError(
+            f"{case}: the prediction is not on the reference's grid: {describe(turned)}, allowed is {GRID_TOLERANCE_VOXELS} voxel. "
+            "Predict from the image of the reference, or resample the prediction."
+        )
+    return (
+        to_canonical(label_values(prediction, predicted.array), turned),
+        to_canonical(label_values(reference, referenced.array), orientation),
+        canonical_spacing(grid, orientation),
+    )
+
+
 def label_values(path: Path, array: np.ndarray) -> np.ndarray:
     """The integers of a label file; floats within 1e-4 of a whole number are rounded, all others refused.
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg3d import geometry
-from medseg3d.errors import CaseFailure, GeometryMismatchError, InputError
+from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
 from medseg3d.events import Event, Listener, silent
@@ -120,24 +119,13 @@ def evaluate_files(pair: Pair, *, labels: Labels | None, tolerance_mm: float | N
 
     Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
     """
-    from medseg3d import images, reading
+    from medseg3d.reading import read_label_maps
 
-    prediction, reference = images.read_image(pair.prediction), images.read_image(pair.reference)
-    grid = reference.header.geometry
-    orientation = geometry.orientation_of(grid.matrix)
-    # A prediction may store the same voxels with other axes than its reference: both are turned to canonical axes.
-    turned = reading.orientation_on_grid(prediction.header.geometry, grid, orientation)
-    if isinstance(turned, geometry.GeometryDifference):
-        raise GeometryMismatchError(
-            f"{pair.case}: the prediction is not on the reference's grid: {reading.describe(turned)}, allowed is "
-            f"{reading.GRID_TOLERANCE_VOXELS} voxel. Predict from the image of the reference, or resample the prediction."
-        )
-    predicted = geometry.to_canonical(reading.label_values(pair.prediction, prediction.array), turned)
-    referenced = geometry.to_canonical(reading.label_values(pair.reference, reference.array), orientation)
+    predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case)
     return evaluate_case(
         predicted,
         referenced,
-        spacing=geometry.canonical_spacing(grid, orientation),
+        spacing=spacing,
         labels=labels or labels_found(predicted, referenced),
         tolerance_mm=tolerance_mm,
         name=pair.case,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from medseg3d.axes import CANONICAL
-from medseg3d.plan import Configuration, Normalization, Plan
+from medseg3d.plan import Configuration, Normalization, Plan, TrainingPlan
 from medseg3d.planning.make_plan import Derivation, Design, derive
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.summary import DatasetSummary
@@ -146,7 +146,7 @@ def _configuration(
             configuration=configuration.name, quantity=quantity, value=str(value), rule=rule, inputs=inputs, changes_it=changes_it
         )
 
-    name, network, topology = configuration.name, configuration.network, design.topology
+    name = configuration.name
     names = [_axis_names(plan)[axis] for axis in plan.axis_order][3 - configuration.dimensions :]
     where = f"axes {' '.join(names)}"
     yield reason(
@@ -168,6 +168,22 @@ def _configuration(
         "Other cases, or another spacing.",
     )
     yield from _patch(reason, configuration, design, plan, planner)
+    yield from _topology(reason, configuration, design, plan, planner)
+    yield _batch(reason, configuration, design, plan, summary, planner)
+    yield reason(
+        "batch dice",
+        "over the whole batch" if configuration.batch_dice else "per sample",
+        "2d: over the batch, as single slices often lack a label. 3d_fullres: over the batch only if 3d_lowres exists, as its "
+        "patches then see small parts of a case. 3d_lowres: per sample.",
+        f"3d_lowres is {'planned' if '3d_lowres' in plan.configurations else 'not planned'}.",
+        "Whether 3d_lowres is planned.",
+    )
+    yield from _data(reason, configuration, plan, summary, planner, names)
+    yield _training(reason, configuration.training)
+
+
+def _topology(reason: Reason, configuration: Configuration, design: Design, plan: Plan, planner: Planner) -> Iterator[Explanation]:
+    network = configuration.network
     rule = planner.patch
     yield reason(
         "strides",
@@ -179,7 +195,7 @@ def _configuration(
             "caught up."
         ),
         f"Patch {_times(configuration.patch_size)}, spacing {_times(configuration.spacing, 4)} mm: {len(network.strides)} "
-        f"stages, total stride {_times(topology.divisor)}.",
+        f"stages, total stride {_times(design.topology.divisor)}.",
         "A larger patch, another ratio of spacings, patch.min_feature_map_edge or patch.lone_axis_factor of the planner.",
     )
     yield reason(
@@ -208,15 +224,11 @@ def _configuration(
         f"Channels {', '.join(plan.channels)}; {len(network.features)} stages.",
         "Another planner, network.encoder_blocks or network.decoder_blocks.",
     )
-    yield _batch(reason, configuration, design, plan, summary, planner)
-    yield reason(
-        "batch dice",
-        "over the whole batch" if configuration.batch_dice else "per sample",
-        "2d: over the batch, as single slices often lack a label. 3d_fullres: over the batch only if 3d_lowres exists, as its "
-        "patches then see small parts of a case. 3d_lowres: per sample.",
-        f"3d_lowres is {'planned' if '3d_lowres' in plan.configurations else 'not planned'}.",
-        "Whether 3d_lowres is planned.",
-    )
+
+
+def _data(
+    reason: Reason, configuration: Configuration, plan: Plan, summary: DatasetSummary, planner: Planner, axes: Sequence[str]
+) -> Iterator[Explanation]:
     for channel, normalization in zip(plan.channels, configuration.normalization, strict=True):
         yield reason(
             f"normalization of {channel}",
@@ -243,17 +255,20 @@ def _configuration(
     )
     yield reason(
         "mirror axes",
-        " ".join(names[axis] for axis in configuration.mirror_axes) or "none",
+        " ".join(axes[axis] for axis in configuration.mirror_axes) or "none",
         "Images are mirrored along all axes in training and prediction, but never from left to right where labels come in left "
         "and right pairs.",
         f"{len(plan.labels.pairs)} pairs of left and right labels.",
         "Other names of the labels.",
     )
-    training = configuration.training
-    yield reason(
+
+
+def _training(reason: Reason, training: TrainingPlan) -> Explanation:
+    momentum = f", momentum {training.momentum:g}" if training.optimizer == "sgd" else ""
+    return reason(
         "training",
         f"{training.epochs} epochs of {training.iterations_per_epoch} iterations, {training.optimizer} with learning rate "
-        f"{training.learning_rate:g}, momentum {training.momentum:g}, weight decay {training.weight_decay:g}, loss "
+        f"{training.learning_rate:g}{momentum}, weight decay {training.weight_decay:g}, loss "
         f"{training.loss}, "
         f"{training.foreground_oversampling:.0%} of the patches on foreground, gradients clipped at {training.gradient_clip:g}",
         "The planner's numbers, the same for all datasets; the learning rate falls as (1 - progress) ** "

@@ -64,7 +64,8 @@ def predict_logits(
     ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A ``window`` of two entries belongs to a 2D
     network, which sees the slices along axis 0 one by one. Images smaller than the window are padded with 0 on both sides.
     Where the device's memory does not hold the logits of the volume, they are added up in main memory and returned there.
-    Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite.
+    Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite, and ``MemoryError`` where the device cannot
+    even hold the windows.
     """
     predict = partial(_predict_logits, networks, image, case=case, window=window, device=device, step=step, mirror_axes=mirror_axes)
     try:
@@ -72,7 +73,10 @@ def predict_logits(
     except torch.OutOfMemoryError:
         logger.warning("%s: the logits do not fit the memory of %s; adding them up in main memory.", case, device.device)
     torch.cuda.empty_cache()  # outside the handler, whose traceback still holds the tensors
-    return predict(results=torch.device("cpu"))
+    try:
+        return predict(results=torch.device("cpu"))
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{case}: not even one batch of windows fits the memory of {device.device}; use --device cpu.") from error
 
 
 def _predict_logits(

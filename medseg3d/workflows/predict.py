@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
@@ -89,16 +88,16 @@ def predict(
     identity = f"{loaded.identity};tta={loaded.mirroring};step={step}"
     record_file = next(iter(targets.values())).parent / RECORD
     record = read_record(record_file, Predictions, "predictions") if record_file.exists() else Predictions()
-    kept, todo = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
+    kept, pending = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
     written, failures = [], []
     outputs = _Outputs(record_file, record, loaded, identity)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         writing: list[Future[None]] = []
         upcoming: Future[tuple[RawCase, str, float]] | None = None
-        for index, case in enumerate(todo):
+        for index, case in enumerate(pending):
             current = upcoming or reader.submit(_read, case)
-            upcoming = reader.submit(_read, todo[index + 1]) if index + 1 < len(todo) else None
-            on(Event(stage="predict", done=index, total=len(todo)))
+            upcoming = reader.submit(_read, pending[index + 1]) if index + 1 < len(pending) else None
+            on(Event(stage="predict", done=index, total=len(pending)))
             try:
                 raw, digest, seconds_reading = current.result()
                 began = time.perf_counter()
@@ -106,8 +105,8 @@ def predict(
             except InputError as error:
                 failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error)))
                 continue
-            except (MemoryError, torch.OutOfMemoryError):
-                failures.append(CaseFailure(case=case.name, stage="predict", reason="not enough memory for this image"))
+            except MemoryError as error:
+                failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error) or "not enough memory for this image"))
                 continue
             seconds = {"read": seconds_reading, "predict": time.perf_counter() - began}
             target = targets[case.name]
@@ -118,8 +117,8 @@ def predict(
                 writing.pop(0).result()
         for future in writing:
             future.result()
-    if todo:
-        on(Event(stage="predict", done=len(todo), total=len(todo)))
+    if pending:
+        on(Event(stage="predict", done=len(pending), total=len(pending)))
     return PredictResult(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
 
 
@@ -184,7 +183,7 @@ def _divide(
     overwrite: bool,
     probabilities: bool,
 ) -> tuple[list[Path], list[Case]]:
-    kept, todo, foreign = [], [], []
+    kept, pending, foreign = [], [], []
     for case in cases:
         target, entry = targets[case.name], record.cases.get(targets[case.name].name)
         inputs = {channel.path.resolve() for channel in case.channels}
@@ -196,10 +195,10 @@ def _divide(
         elif target.exists() and not overwrite and (entry is None or entry.model != identity):
             foreign.append(target)
         else:
-            todo.append(case)
+            pending.append(case)
     if foreign:
         raise PlanMismatchError(
             f"{len(foreign)} outputs exist that another model or another program made ({foreign[0]} …). "
             "Name another output folder, or give --overwrite to replace them."
         )
-    return kept, todo
+    return kept, pending

@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from medseg3d.dataset import open_dataset
-from medseg3d.errors import GeometryMismatchError, InputError
+from medseg3d.errors import InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.fingerprint import Fingerprint
-from medseg3d.geometry import GeometryDifference, orientation_of, to_canonical
-from medseg3d.images import read_image
 from medseg3d.model import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
-from medseg3d.reading import describe, label_values, orientation_on_grid
+from medseg3d.reading import read_label_maps
 from medseg3d.records import read_record, write_record
 from medseg3d.selection import Candidate, Selection, pairs_of
 from medseg3d.selection import select as choose
@@ -116,18 +114,10 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> I
         for name in read_split(folder, fold).validation:
             label = cases[name].label
             if label is not None:
-                yield ValidatedCase(name=name, load=partial(_load, plan, target / f"{name}.nii.gz", label))
+                yield ValidatedCase(name=name, load=partial(_load, plan, name, target / f"{name}.nii.gz", label))
 
 
-def _load(plan: Plan, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
+def _load(plan: Plan, name: str, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
     """Both as label indices in canonical axes; the label may be stored with other axes than the image."""
-    prediction, reference = read_image(predicted), read_image(label)
-    grid = prediction.header.geometry
-    orientation = orientation_of(grid.matrix)
-    turned = orientation_on_grid(reference.header.geometry, grid, orientation)
-    if isinstance(turned, GeometryDifference):
-        raise GeometryMismatchError(f"{label}: is not on the grid of its prediction: {describe(turned)}.")
-    return (
-        plan.labels.encode(to_canonical(label_values(predicted, prediction.array), orientation), str(predicted)),
-        plan.labels.encode(to_canonical(label_values(label, reference.array), turned), str(label)),
-    )
+    prediction, reference, _ = read_label_maps(predicted, label, name)
+    return plan.labels.encode(prediction, str(predicted)), plan.labels.encode(reference, str(label))

@@ -23,10 +23,10 @@ from medseg3d.execution import memory_budget
 from medseg3d.model import Model, load_models
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
-from medseg3d.records import read_record, to_plain
+from medseg3d.records import read_json, read_record, to_plain
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.folds import Folds
-from medseg3d.training.state import EpochRecord, read_history
+from medseg3d.training.state import STATE, EpochRecord, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
@@ -115,13 +115,26 @@ def validate(
     target = folder.validation(chosen.name, fold)
     metrics = target / "metrics.json"
     weights = folder.weights(chosen.name, fold)
-    if keep_finished and metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime:
-        return read_evaluation(metrics)
     split = read_split(folder, fold)
+    _check_trained_on(folder.fold(chosen.name, fold), plan_digest(plan, chosen, split))
+    if keep_finished and metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime:
+        evaluation = read_evaluation(metrics)
+        if not evaluation.failures:  # a case that failed may be mended by now
+            return evaluation
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device)
     return predict_and_measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
+
+
+def _check_trained_on(folder: Path, digest: str) -> None:
+    """Raise :class:`PlanMismatchError` where a fold was trained with another plan or on other cases than are planned now."""
+    state = folder / STATE
+    if state.exists() and read_json(state).get("plan_digest") != digest:
+        raise PlanMismatchError(
+            f"{folder}: was trained with another plan or other cases than are planned now, so its validation would not be honest. "
+            "Train this fold again with --restart."
+        )
 
 
 def predict_and_measure(
@@ -138,7 +151,7 @@ def predict_and_measure(
         output = target / f"{name}.nii.gz"
         try:
             model.predict_case(cases[name], output)
-        except InputError as error:
+        except (InputError, MemoryError) as error:
             logger.error("%s: validate failed: %s", name, error)
             failures.append(CaseFailure(case=name, stage="validate", reason=str(error)))
             output.unlink(missing_ok=True)

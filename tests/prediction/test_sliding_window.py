@@ -86,3 +86,12 @@ def test_logits_that_the_device_cannot_hold_are_added_up_in_main_memory(monkeypa
     assert torch.equal(found, expected)
     assert calls == [torch.device("cpu")] * 2
     assert "scan_7" in caplog.text
+
+
+def test_windows_that_the_device_cannot_hold_are_a_memory_error(monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(sliding_window, "_predict_logits", full)
+    with pytest.raises(MemoryError, match="scan_7"):
+        predict_logits([torch.nn.Identity()], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)

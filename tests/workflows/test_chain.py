@@ -180,6 +180,8 @@ def test_changed_folds_are_not_mixed_with_an_older_training(trained: Path, tmp_p
     message = capsys.readouterr().err
     assert "cases of the fold changed" in message
     assert "--restart" in message
+    assert main(["select", str(root), "--device", "cpu"]) == 2, "measures of an older fold must not be chosen by"
+    assert "--restart" in capsys.readouterr().err
 
 
 def test_a_new_case_joins_the_folds_and_a_removed_one_leaves_them(
@@ -219,6 +221,10 @@ def test_a_validation_case_that_cannot_be_read_does_not_stop_the_others(
     assert bad in capsys.readouterr().err
     metrics = json.loads((root / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").read_text(encoding="utf-8"))
     assert [case["case"] for case in metrics["cases"]] == sorted(others)
+    shutil.copy(trained / f"imagesTr/{bad}_0000.nii.gz", root / f"imagesTr/{bad}_0000.nii.gz")
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0, "a mended case is measured without being asked"
+    metrics = json.loads((root / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").read_text(encoding="utf-8"))
+    assert [case["case"] for case in metrics["cases"]] == sorted([bad, *others])
 
 
 def test_the_second_stage_of_a_cascade_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

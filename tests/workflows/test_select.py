@@ -23,6 +23,7 @@ def test_postprocessing_is_chosen_on_one_grid_however_the_label_is_stored(tmp_pa
     plan = SimpleNamespace(labels=Labels(names=("background", "a"), values=(0, 3)))
     predicted, reference = _load(
         plan,  # type: ignore[arg-type]
+        "x",
         tmp_path / "predicted.nii.gz",
         tmp_path / "label.nii.gz",
     )
