@@ -6,7 +6,9 @@ what training knew about the model.
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,14 +78,19 @@ def load_matching(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) ->
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, object]) -> None:
     """Tensors and JSON metadata in one safetensors file, whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            str(temporary),
-            {METADATA_KEY: json.dumps(metadata)},
-        )
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                str(temporary),
+                {METADATA_KEY: json.dumps(metadata)},
+            )
+        except SafetensorError as error:  # it hides the system's error number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from medseg3d.checkpoints import load_tensors
 from medseg3d.devices import Device
-from medseg3d.errors import DivergedError, PlanMismatchError
+from medseg3d.errors import DivergedError, PlanMismatchError, StorageError
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.training import probe, train_fold
@@ -104,7 +105,7 @@ def test_bf16_that_crashes_the_process_is_replaced_by_float32(
     assert probe.trusted_precision(device, material[1], 2).precision == "float32"
 
 
-def test_the_probe_times_both_precisions(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
+def test_the_probe_trusts_a_step_that_ends(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
     device = Device(device=torch.device("cpu"), precision="bfloat16")
     assert probe.trusted_precision(device, material[1], 2).precision == "bfloat16"
 
@@ -131,3 +132,18 @@ def test_weights_of_another_family_are_refused(material: tuple[Plan, Configurati
     )  # type: ignore[arg-type]
     with pytest.raises(PlanMismatchError, match=r"weights\.safetensors"):
         list(epochs)
+
+
+def test_a_full_disk_while_weights_are_saved_is_one_message(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:  # what safetensors says on a full file system
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    run(material, tmp_path, epochs=1, iterations=2)
+    kept = (tmp_path / "last.safetensors").read_bytes()
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(material, tmp_path, epochs=2, iterations=2)
+    assert (tmp_path / "last.safetensors").read_bytes() == kept
+    assert not list(tmp_path.glob(".*"))
