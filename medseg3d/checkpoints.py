@@ -21,17 +21,37 @@ from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
 
 METADATA_KEY = "medseg3d"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: one plan only."""
+ONLY_DOMAIN = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a weights file says about itself: enough to use it without any other file."""
+    """What a weights file says about itself: enough to use it without any other file.
 
-    plan: Plan
-    configuration: str
+    ``plans`` and the names of the ``configurations`` are by domain; the network of one dataset has a single domain, named "".
+    """
+
+    plans: dict[str, Plan]
+    configurations: dict[str, str]
     fold: str
     facts: dict[str, float | int | str | None] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the only dataset."""
+        return self.plans[ONLY_DOMAIN]
+
+    @property
+    def configuration(self) -> str:
+        """The configuration of the only dataset."""
+        return self.configurations[ONLY_DOMAIN]
+
+    @property
+    def is_universal(self) -> bool:
+        """The file holds a network of several datasets."""
+        return ONLY_DOMAIN not in self.plans
 
 
 def save_weights(path: Path, network: torch.nn.Module, card: ModelCard) -> Path:
@@ -43,6 +63,11 @@ def save_weights(path: Path, network: torch.nn.Module, card: ModelCard) -> Path:
 def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, ModelCard]:
     """A network in eval mode and its card; raises :class:`InputError` for a broken file."""
     card = read_card(path)
+    if card.is_universal:
+        raise InputError(
+            f"{path}: holds a universal network for {', '.join(card.plans)}. Name the work folder with --domain, or the weights of one "
+            "of its datasets (WORK/domains/NAME/models)."
+        )
     network = build_network(card.plan.configuration(card.configuration).network)
     tensors, _ = load_tensors(path)
     load_into(network, tensors, path)

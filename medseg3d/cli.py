@@ -78,8 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--fold", required=True, metavar="K|all", help="which fold; all trains on every case without validation")
     _training_length_options(train)
     train.add_argument("--batch-size", type=_positive_int, metavar="N", help="default: the plan's")
-    train.add_argument("--restart", action="store_true", help="begin anew instead of going on")
-    train.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
+    goal = train.add_mutually_exclusive_group()
+    goal.add_argument("--restart", action="store_true", help="begin anew instead of going on")
+    goal.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
+    goal.add_argument("--find-lr", action="store_true", help="only try learning rates from small to large and suggest one")
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (weights.safetensors)")
     _device_option(train)
     _seed_option(train)
@@ -248,6 +250,8 @@ def _train(options: argparse.Namespace) -> int:
     from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.train import train, validate
 
+    if options.find_lr:
+        return _find_lr(options)
     evaluation: Evaluation | None
     with Console(options) as console:
         if options.validate:
@@ -280,6 +284,25 @@ def _train(options: argparse.Namespace) -> int:
     console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
     if evaluation is not None and evaluation.failures:
         raise CasesFailedError(f"{len(evaluation.failures)} validation cases failed; the others are measured:", evaluation.failures)
+    return EXIT_DONE
+
+
+def _find_lr(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.find_learning_rate import find_lr
+
+    with Console(options) as console:
+        found = find_lr(
+            options.dataset,
+            options.work,
+            configuration=options.configuration,
+            fold=options.fold,
+            device=options.device,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            on=console.listen,
+        )
+    console.show_learning_rate(found)
     return EXIT_DONE
 
 

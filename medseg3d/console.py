@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medseg3d.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.selection import Selection
+    from medseg3d.workflows.find_learning_rate import LearningRateResult
     from medseg3d.workflows.plan import PlanResult
     from medseg3d.workflows.predict import PredictResult
     from medseg3d.workflows.preprocess import PreprocessResult
@@ -153,6 +154,18 @@ class Console:
         scored = sorted((d, c) for c, d in evaluation.dice_per_case().items() if d is not None)
         if len(scored) > 1:
             self._lines(["Worst cases: " + ", ".join(f"{case} {dice:.3f}" for dice, case in scored[:SHOWN_CASES])])
+
+    def show_learning_rate(self, result: LearningRateResult) -> None:
+        """The suggested learning rate beside the plan's, where training diverged, and where the figure lies."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(result))
+            return
+        curve = result.curve
+        suggested = "none: the loss never fell by more than its noise" if curve.suggested is None else f"{curve.suggested:.2g}"
+        diverged = "did not diverge" if curve.diverged is None else f"diverged from {curve.diverged:.2g}"
+        self._lines([f"Suggested learning rate: {suggested} (plan {result.planned:.2g}; {diverged}).", f"Figure: {result.figure}"])
 
     def show_selection(self, selection: Selection) -> None:
         """What was chosen, and why."""

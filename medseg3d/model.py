@@ -20,6 +20,7 @@ from medseg3d.errors import ChannelCountError, InputError, PlanMismatchError
 from medseg3d.files import file_digest
 from medseg3d.geometry import AS_STORED, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
+from medseg3d.networks.build import output_size
 from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
 from medseg3d.prediction.restore import restore_labels, restore_probabilities
@@ -142,6 +143,7 @@ class Model:
             image,
             case=raw.name,
             window=configuration.patch_size,
+            output=output_size(configuration.network, configuration.patch_size),
             device=self.device,
             step=self.step,
             mirror_axes=configuration.mirror_axes if self.mirroring else (),

@@ -68,9 +68,36 @@ class NetworkPlan:
     options: dict[str, Option] = field(default_factory=dict)
 
 
+LossName = Literal[
+    "dice_ce",
+    "dice",
+    "dice_squared",
+    "generalized_dice",
+    "dice_focal",
+    "tversky",
+    "focal_tversky",
+    "lovasz",
+    "weighted_ce",
+    "ohem",
+    "boundary",
+    "cldice",
+    "surface",
+]
+"""What training minimizes; the formulas stand in :mod:`medseg3d.training.loss_functions`."""
+
+ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
+"""How the learning rate runs; the formulas stand in :mod:`medseg3d.training.schedule`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise."""
+    """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise.
+
+    ``loss_options`` are numbers of the loss (``alpha`` and ``beta`` of Tversky, …). ``warmup`` is the share of the run in which
+    the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
+    ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
+    says how a universal network draws its next dataset: in turn, or in proportion to the number of training cases.
+    """
 
     epochs: int = 1000
     iterations_per_epoch: int = 250
@@ -79,11 +106,16 @@ class TrainingPlan:
     learning_rate: float = 0.01
     momentum: float = 0.99
     weight_decay: float = 3e-5
-    schedule: Literal["poly"] = "poly"
+    schedule: ScheduleName = "poly"
     poly_exponent: float = 0.9
+    warmup: float = 0.0
+    cycles: int = 1
+    layer_learning_rates: dict[str, float] = field(default_factory=dict)
     gradient_clip: float = 12.0
-    loss: Literal["dice_ce"] = "dice_ce"
+    loss: LossName = "dice_ce"
+    loss_options: dict[str, float] = field(default_factory=dict)
     foreground_oversampling: float = 0.33
+    domain_sampling: Literal["round_robin", "proportional"] = "round_robin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

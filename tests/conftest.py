@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -82,3 +84,10 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDSEG3D_DATA names no folder of datasets")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _usual_log_level() -> Iterator[None]:
+    """A command with ``-q`` or ``-v`` sets the level of the whole process; the next test begins without it."""
+    yield
+    logging.getLogger("medseg3d").setLevel(logging.NOTSET)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from medseg3d.networks.build import NETWORKS, build_network
+from medseg3d.networks.build import NETWORKS, build_network, output_size
 
-__all__ = ["NETWORKS", "build_network"]
+__all__ = ["NETWORKS", "build_network", "output_size"]

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from medseg3d.errors import PlanError
+from medseg3d.networks import classic_unet, plain_unet, residual_unet, u2net, vnet
 from medseg3d.networks.blocks import initialize
-from medseg3d.networks.plain_unet import PlainUNet
-from medseg3d.networks.residual_unet import ResidualUNet
+from medseg3d.networks.family import Family, Size
 from medseg3d.plan import NetworkPlan
 
-NETWORKS: dict[str, Callable[[NetworkPlan], nn.Module]] = {"plain_unet": PlainUNet, "residual_unet": ResidualUNet}
-"""The families by their name in a plan; each is built from the whole record."""
+NETWORKS: dict[str, Family] = {
+    family.name: family for family in (plain_unet.FAMILY, residual_unet.FAMILY, classic_unet.FAMILY, vnet.FAMILY, u2net.FAMILY)
+}
+"""The families by their name in a plan: one file each."""
+
+
+def family_of(plan: NetworkPlan) -> Family:
+    """The family that a plan names; raises :class:`PlanError` for an unknown one."""
+    if plan.family not in NETWORKS:
+        raise PlanError(f"network.family is {plan.family!r}; known families: {', '.join(sorted(NETWORKS))}.")
+    return NETWORKS[plan.family]
+
+
+def checked_plan(plan: NetworkPlan) -> NetworkPlan:
+    """The plan with every option of its family filled in; raises :class:`PlanError` for what cannot be built."""
+    completed = family_of(plan).completed(plan)
+    _check_lengths(plan)
+    return completed
+
+
+def output_size(plan: NetworkPlan, patch_size: Size) -> Size:
+    """The middle part of a patch that gets logits: all of it, but for networks without padding."""
+    return family_of(plan).output_size(plan, tuple(patch_size))
 
 
 def build_network(plan: NetworkPlan, *, generator: torch.Generator | None = None) -> nn.Module:
@@ -24,12 +45,20 @@ def build_network(plan: NetworkPlan, *, generator: torch.Generator | None = None
     can be switched, a list of logits at the decoder stages' own sizes, finest first. Raises :class:`PlanError` for an
     unknown family, for options that the family does not know, and for lists whose lengths do not belong together.
     """
-    if plan.family not in NETWORKS:
-        raise PlanError(f"network.family is {plan.family!r}; known families: {', '.join(sorted(NETWORKS))}.")
-    if plan.options:
-        raise PlanError(f"network.options: {plan.family} takes no options, found {', '.join(sorted(plan.options))}. Remove them.")
-    _check_lengths(plan)
-    network = NETWORKS[plan.family](plan)
+    network = family_of(plan).build(checked_plan(plan))
+    initialize(network, generator)
+    return network
+
+
+def build_universal(plans: Mapping[str, NetworkPlan], *, generator: torch.Generator | None = None) -> u2net.U2Net:
+    """One 3D U2-Net for several datasets, initialized; ``forward(x, domain)`` gives the logits of one of them.
+
+    Raises :class:`PlanError` where a plan is of another family, or the plans do not agree.
+    """
+    others = [f"{name}: {plan.family}" for name, plan in plans.items() if plan.family != u2net.FAMILY.name]
+    if others:
+        raise PlanError(f"Only u2net serves several datasets, found {', '.join(others)}. Plan them with --planner universal.")
+    network = u2net.U2Net({name: checked_plan(plan) for name, plan in plans.items()})
     initialize(network, generator)
     return network
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvStack, Decoder
+from medseg3d.networks.family import Family
+from medseg3d.networks.style import style_of
 from medseg3d.plan import NetworkPlan
 
 
@@ -18,8 +20,9 @@ class PlainUNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.deep_supervision = plan.deep_supervision
+        style = style_of(plan.options)
         self.encoder = nn.ModuleList(
-            ConvStack(in_channels, out_channels, kernel_size, stride, num_blocks)
+            ConvStack(in_channels, out_channels, kernel_size, stride, num_blocks, style)
             for in_channels, out_channels, kernel_size, stride, num_blocks in zip(
                 (plan.in_channels, *plan.features[:-1]),
                 plan.features,
@@ -29,7 +32,7 @@ class PlainUNet(nn.Module):
                 strict=True,
             )
         )
-        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes)
+        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits; a list of them while training with deep supervision."""
@@ -40,3 +43,6 @@ class PlainUNet(nn.Module):
         all_heads = self.training and self.deep_supervision
         logits = self.decoder(skips, all_heads=all_heads)
         return logits if all_heads else logits[0]
+
+
+FAMILY = Family(name="plain_unet", build=PlainUNet)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock, Decoder, ResidualStack
+from medseg3d.networks.family import Family
+from medseg3d.networks.style import style_of
 from medseg3d.plan import NetworkPlan
 
 
@@ -18,10 +20,11 @@ class ResidualUNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.deep_supervision = plan.deep_supervision
+        style = style_of(plan.options)
         unit = (1,) * plan.dimensions
-        self.stem = ConvBlock(plan.in_channels, plan.features[0], plan.kernel_sizes[0], unit)
+        self.stem = ConvBlock(plan.in_channels, plan.features[0], plan.kernel_sizes[0], unit, style)
         self.encoder = nn.ModuleList(
-            ResidualStack(in_channels, out_channels, kernel_size, stride, num_blocks)
+            ResidualStack(in_channels, out_channels, kernel_size, stride, num_blocks, style)
             for in_channels, out_channels, kernel_size, stride, num_blocks in zip(
                 (plan.features[0], *plan.features[:-1]),
                 plan.features,
@@ -31,7 +34,7 @@ class ResidualUNet(nn.Module):
                 strict=True,
             )
         )
-        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes)
+        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits; a list of them while training with deep supervision."""
@@ -43,3 +46,6 @@ class ResidualUNet(nn.Module):
         all_heads = self.training and self.deep_supervision
         logits = self.decoder(skips, all_heads=all_heads)
         return logits if all_heads else logits[0]
+
+
+FAMILY = Family(name="residual_unet", build=ResidualUNet)

@@ -182,19 +182,21 @@ def _rotation(angle: float, axis: int, dimensions: int) -> np.ndarray:
     return matrix
 
 
-def crop_box(box: Box, matrix: Sequence[Sequence[float]], shape: Sequence[int]) -> tuple[Box, tuple[float, ...]]:
+def crop_box(box: Box, matrix: Sequence[Sequence[float]], shape: Sequence[int] | None) -> tuple[Box, tuple[float, ...]]:
     """The part of a volume of ``shape`` that a transformed patch touches, and the patch's center in voxels of that part.
 
     ``box`` is where the patch would lie untransformed. Axes before the matrix's are left as they are; along the others the
-    part ends at the volume's border, beyond which interpolation finds zeros.
+    part ends at the volume's border, beyond which interpolation finds zeros; nowhere where ``shape`` is None.
     """
     lead = len(box.size) - len(matrix)
     start, size, center = list(box.start[:lead]), list(box.size[:lead]), []
     for axis, row in enumerate(matrix):
         half = sum(abs(weight) * (edge - 1) / 2 for weight, edge in zip(row, box.size[lead:], strict=True))
         middle = box.start[lead + axis] + (box.size[lead + axis] - 1) / 2
-        first = min(max(math.floor(middle - half), 0), shape[lead + axis] - 1)
-        last = min(max(math.ceil(middle + half), first), shape[lead + axis] - 1)
+        first, last = math.floor(middle - half), math.ceil(middle + half)
+        if shape is not None:
+            first = min(max(first, 0), shape[lead + axis] - 1)
+            last = min(max(last, first), shape[lead + axis] - 1)
         start.append(first)
         size.append(last - first + 1)
         center.append(middle - first)

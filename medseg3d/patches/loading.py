@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -14,11 +14,41 @@ from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, 
 from medseg3d.patches.sampling import Box, Patch, PatchSource, generator, is_forced, place_patch, read_patch
 
 
+class BatchReader:
+    """Batches made ahead of time by threads, in order; counts the seconds that the consumer waited."""
+
+    def __init__(self, *, prefetch: int, num_threads: int) -> None:
+        self.prefetch, self.num_threads = max(1, prefetch), max(1, num_threads)
+        self.waited_seconds = 0.0
+
+    def read(self, make: Callable[[int], Batch], first: int, last: int) -> Generator[Batch, None, None]:
+        """``make(first)`` … ``make(last - 1)``; an error is raised at the batch that it belongs to. Leaving early ends the threads."""
+        self.waited_seconds = 0.0
+        upcoming = iter(range(first, last))
+        pending: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="patches")
+        try:
+            for _ in range(first, last):
+                while len(pending) < self.prefetch and (following := next(upcoming, None)) is not None:
+                    pending.append(pool.submit(make, following))
+                asked = time.perf_counter()
+                batch = pending.popleft().result()
+                # the place that this batch leaves is filled before the consumer computes
+                if (following := next(upcoming, None)) is not None:
+                    pending.append(pool.submit(make, following))
+                self.waited_seconds += time.perf_counter() - asked
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 class PatchLoader:
     """Batches of patches from stored cases.
 
     Batch ``iteration`` of ``epoch`` is a function of ``(seed, stream, epoch, iteration)`` and the cases alone: threads,
-    prefetching and where a run was resumed change nothing. ``stream`` keeps loaders of one run apart (0 training, 1
+    prefetching and where a run was resumed change nothing. ``margin`` voxels on either side of a patch, per axis of it, are
+    context that the network gives no logits for: the patch is placed by what lies within them, and the volume goes on beyond its
+    borders as its mirror image. ``stream`` keeps loaders of one run apart (0 training, 1
     validation). With ``policy`` None there is no augmentation. The cases must allow slicing from ``num_threads`` threads.
     """
 
@@ -31,6 +61,7 @@ class PatchLoader:
         seed: int,
         stream: int = 0,
         foreground_share: float = 0.33,
+        margin: Sequence[int] = (),
         policy: AugmentationPolicy | None = None,
         prefetch: int = 3,
         num_threads: int = 1,
@@ -42,43 +73,29 @@ class PatchLoader:
         self.seed = seed
         self.stream = stream
         self.foreground_share = foreground_share
+        self.margin = (*(0,) * (3 - len(margin)), *margin)
         self.policy = policy
-        self.prefetch = max(1, prefetch)
-        self.num_threads = max(1, num_threads)
+        self.reader = BatchReader(prefetch=prefetch, num_threads=num_threads)
         self.pin_memory = pin_memory
-        self.waited_seconds = 0.0
         self.total_seconds = 0.0
 
     @property
     def waiting_share(self) -> float:
         """The share of the last epoch's time in which the consumer waited for data, 0 … 1."""
-        return self.waited_seconds / self.total_seconds if self.total_seconds else 0.0
+        return self.reader.waited_seconds / self.total_seconds if self.total_seconds else 0.0
 
     def batches(self, epoch: int, num_iterations: int, *, first: int = 0) -> Generator[Batch, None, None]:
         """The batches ``first`` … ``num_iterations - 1`` of an epoch, in order.
 
         An error while reading is raised here, at the batch that it belongs to. Leaving the loop early ends the threads.
         """
-        self.waited_seconds = self.total_seconds = 0.0
-        begin = time.perf_counter()
-        upcoming = iter(range(first, num_iterations))
-        pending: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="patches")
+        began = time.perf_counter()
         try:
-            for _ in range(first, num_iterations):
-                while len(pending) < self.prefetch and (following := next(upcoming, None)) is not None:
-                    pending.append(pool.submit(self.make_batch, epoch, following))
-                asked = time.perf_counter()
-                batch = pending.popleft().result()
-                # the place that this batch leaves is filled before the consumer computes
-                if (following := next(upcoming, None)) is not None:
-                    pending.append(pool.submit(self.make_batch, epoch, following))
-                self.waited_seconds += time.perf_counter() - asked
+            for batch in self.reader.read(lambda iteration: self.make_batch(epoch, iteration), first, num_iterations):
                 yield batch
-                self.total_seconds = time.perf_counter() - begin
+                self.total_seconds = time.perf_counter() - began
         finally:
-            self.total_seconds = time.perf_counter() - begin
-            pool.shutdown(wait=True, cancel_futures=True)
+            self.total_seconds = time.perf_counter() - began
 
     def make_batch(self, epoch: int, iteration: int) -> Batch:
         """One batch, made on the calling thread."""
@@ -91,7 +108,7 @@ class PatchLoader:
             case = self.cases[int(rng.integers(len(self.cases)))]
             forced = is_forced(sample, batch_size=self.batch_size, iteration=iteration, share=self.foreground_share)
             shape = tuple(case.labels.shape)
-            box = place_patch(shape, self.patch_size, foreground=case.foreground if forced else None, rng=rng)
+            box = self._place(shape, case.foreground if forced else None, rng)
             draw = draw_augmentation(self.policy, rng) if self.policy else AugmentationDraw()
             names.append(case.name)
             draws.append(draw)
@@ -99,7 +116,7 @@ class PatchLoader:
                 patches.append(self._read(case, box))
                 crops.append(None)
             else:
-                larger, center = crop_box(box, draw.matrix, shape)
+                larger, center = crop_box(box, draw.matrix, None if any(self.margin) else shape)
                 crop = self._read(case, larger)
                 crops.append(
                     SpatialCrop(
@@ -124,9 +141,16 @@ class PatchLoader:
             crops=tuple(crops) if self.policy else (),
         )
 
+    def _place(self, shape: tuple[int, ...], foreground: Mapping[int, np.ndarray] | None, rng: np.random.Generator) -> Box:
+        """A box for a patch; its inner part, within the margin, lies as if the margin were not there."""
+        inner = [n - 2 * m for n, m in zip(self.patch_size, self.margin[-len(self.patch_size) :], strict=True)]
+        box = place_patch(shape, inner, foreground=foreground, rng=rng)
+        start = tuple(s - m for s, m in zip(box.start, self.margin, strict=True))
+        return Box(start=start, size=tuple(n + 2 * m for n, m in zip(box.size, self.margin, strict=True)))
+
     def _read(self, case: PatchSource, box: Box) -> Patch:
         is_masked = self.policy is not None and bool(self.policy.masked_channels)
-        return read_patch(case.image, case.labels, box, outside=case.outside, mark_outside=is_masked)
+        return read_patch(case.image, case.labels, box, outside=case.outside, mark_outside=is_masked, is_reflected=any(self.margin))
 
     def _in_patch_axes(self, array: np.ndarray) -> np.ndarray:
         """Without the slice axis where the patch is 2D."""

@@ -108,11 +108,39 @@ def place_patch(
     return Box(start=tuple(start), size=size)
 
 
-def read_patch(image: Any, labels: Any, box: Box, *, outside: Any = None, mark_outside: bool = False) -> Patch:
+def reflected(start: int, size: int, length: int) -> np.ndarray:
+    """The voxels of an axis of ``length`` that ``start`` … ``start + size - 1`` mean when the axis is mirrored at its ends.
+
+    >>> reflected(-2, 6, 3).tolist()
+    [2, 1, 0, 1, 2, 1]
+    """
+    if length == 1:
+        return np.zeros(size, np.int64)
+    period = 2 * (length - 1)
+    place = np.arange(start, start + size) % period
+    return np.minimum(place, period - place)
+
+
+def _read_reflected(image: Any, labels: Any, box: Box, outside: Any, mark_outside: bool) -> Patch:
+    """As :func:`read_patch`, with the volume mirrored at its borders."""
+    places = [reflected(start, size, n) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)]
+    inside = tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
+    take = np.ix_(*(place - place.min() for place in places))
+    patch_labels = np.asarray(labels[inside]).astype(np.int16)
+    if mark_outside and outside is not None:
+        patch_labels[(patch_labels == 0) & np.asarray(outside[inside])] = OUTSIDE
+    some_image = np.asarray(image[(slice(None), *inside)])
+    return Patch(image=np.stack([channel[take] for channel in some_image]).astype(np.float32), labels=patch_labels[take])
+
+
+def read_patch(image: Any, labels: Any, box: Box, *, outside: Any = None, mark_outside: bool = False, is_reflected: bool = False) -> Patch:
     """The voxels of a box; beyond the volume the image is 0 and the label is background.
 
-    With ``mark_outside`` the label is ``OUTSIDE`` beyond the volume, and where it is background and ``outside`` is true.
+    With ``mark_outside`` the label is ``OUTSIDE`` beyond the volume, and where it is background and ``outside`` is true. With
+    ``is_reflected`` the volume goes on beyond its borders as its mirror image (the overlap-tile strategy of U-Net).
     """
+    if is_reflected:
+        return _read_reflected(image, labels, box, outside, mark_outside)
     inside = tuple(
         slice(min(max(0, start), n), min(max(0, start + size), n)) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)
     )

@@ -8,6 +8,16 @@ from dataclasses import dataclass
 
 from medseg3d.axes import CANONICAL
 from medseg3d.plan import Configuration, Normalization, Plan, TrainingPlan
+from medseg3d.planning.loss_rules import (
+    ELONGATED,
+    OFTEN_ABSENT,
+    SMALL_FOREGROUND,
+    TINY_FOREGROUND,
+    UNEVEN_LABELS,
+    LossFacts,
+    check_loss,
+    suggest_loss,
+)
 from medseg3d.planning.make_plan import Derivation, Design, derive
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.summary import DatasetSummary
@@ -85,6 +95,7 @@ def _dataset(plan: Plan, summary: DatasetSummary, planner: Planner, derivation: 
         changes_it="Other names of the labels.",
     )
     yield _lowres(summary, planner, derivation)
+    yield _loss(plan.configuration(None).training, summary.loss_facts)
     yield Explanation(
         configuration="dataset",
         quantity="recommended configuration",
@@ -124,6 +135,42 @@ def _lowres(summary: DatasetSummary, planner: Planner, derivation: Derivation) -
         ),
         inputs=inputs,
         changes_it="More GPU memory (a larger patch), smaller cases, or lowres.patch_share of the planner.",
+    )
+
+
+def _loss(training: TrainingPlan, facts: LossFacts | None) -> Explanation:
+    """The planner's loss stays; what the dataset's labels would suggest stands beside it."""
+    options = check_loss(training.loss, training.loss_options)
+    value = ", ".join([training.loss, *(f"{name} {number:.4g}" for name, number in options.items())])
+    if facts is None:
+        inputs = "The fingerprint does not describe the labels (nnU-Net's never does), so no loss is suggested."
+    else:
+        inputs = _loss_inputs(facts)
+        suggested, why = suggest_loss(facts)
+        if suggested != training.loss:
+            value, inputs = f"{value}; suggested: {suggested}", f"{inputs} {why}"
+    return Explanation(
+        configuration="dataset",
+        quantity="loss",
+        value=value,
+        rule=(
+            "The planner's, the same for all datasets; the dataset only suggests one. "
+            f"cldice: elongation of a label from {ELONGATED:g} on (a ball has 2.1). "
+            f"dice_focal: at most {100 * TINY_FOREGROUND:g} % of the voxels labelled; or a label absent from "
+            f"{100 * OFTEN_ABSENT:g} % of the cases or more, with at most {100 * SMALL_FOREGROUND:g} % labelled; or the largest label "
+            f"{UNEVEN_LABELS:g} times as large as the smallest or more. dice_ce otherwise."
+        ),
+        inputs=inputs,
+        changes_it="training.loss and training.loss_options of the planner; other labels change what is suggested.",
+    )
+
+
+def _loss_inputs(facts: LossFacts) -> str:
+    elongation = "unknown" if facts.elongation is None else f"{facts.elongation:.1f}"
+    return (
+        f"{100 * facts.foreground_share:.3g} % of the voxels of a median case are labelled; the largest label is "
+        f"{facts.label_volume_ratio:,.1f} times as large as the smallest; the rarest label is absent from "
+        f"{100 * facts.absent_share:.0f} % of the cases; elongation of the longest label: {elongation}."
     )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
-from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
-from medseg3d.planning.memory import feature_map_elements
-from medseg3d.planning.planner import BatchRule, NetworkRule, Planner
+from medseg3d.plan import Configuration, Normalization, Plan
+from medseg3d.planning.budget import MemoryBudget, memory_budget_of, network_plan_of, stages_of
+from medseg3d.planning.planner import BatchRule, Planner
 from medseg3d.planning.spacing import TargetSpacing, axis_order, median_shape, target_spacing
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology, derive_topology
@@ -80,7 +80,8 @@ def make_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: float
 class Design:
     """How the patch, the network and the batch of one configuration came about; network order.
 
-    ``estimate`` and ``reference`` are feature-map elements per patch; ``batch_by_memory`` and ``batch_cap`` are the two bounds of
+    ``topology.patch_size`` is the final one. ``estimate`` and ``reference`` are feature-map elements per patch, or, where
+    ``is_traced``, bytes of a step with the smallest batch; ``batch_by_memory`` and ``batch_cap`` are the two bounds of
     which the smaller one, but at least the planner's minimum, became ``batch_size``. ``shrunk_axes`` has one axis per shrink
     step.
     """
@@ -99,6 +100,7 @@ class Design:
     batch_by_memory: int
     batch_cap: int
     batch_size: int
+    is_traced: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +166,7 @@ def design_configuration(
     that is largest relative to it, step by step, until the network's feature maps fit. Rules: nnU-Net 2.8.1
     ``get_plans_for_configuration``.
     """
-    memory, network, is_3d = planner.memory, planner.network, len(spacing) == 3
-    reference = (memory.reference_3d if is_3d else memory.reference_2d) * (gpu_memory_gb / memory.reference_gpu_memory_gb)
-    reference_batch = memory.reference_batch_3d if is_3d else memory.reference_batch_2d
+    network, is_3d = planner.network, len(spacing) == 3
 
     def topology_of(size: Sequence[float]) -> Topology:
         rule = planner.patch
@@ -176,53 +176,39 @@ def design_configuration(
             min_edge=rule.min_feature_map_edge,
             lone_axis_factor=rule.lone_axis_factor,
             kernel_edge=network.kernel_edge,
+            max_stages=network.max_stages,
         )
 
-    def estimate_of(topology: Topology) -> int:
-        features, encoder_blocks, decoder_blocks = _stages(network, topology.num_stages, is_3d=is_3d)
-        return feature_map_elements(
-            network.family,
-            patch_size=topology.patch_size,
-            strides=topology.strides,
-            features=features,
-            encoder_blocks=encoder_blocks,
-            decoder_blocks=decoder_blocks,
-            num_classes=summary.num_label_entries,
-        )
-
-    def fits(estimate: int) -> bool:
-        if memory.fit == "reference_batch":
-            return estimate <= reference
-        # The order of the operations is nnU-Net's: another one could round to the other side.
-        return estimate / reference_batch * planner.batch.min_size <= reference
-
+    budget = memory_budget_of(planner, summary, gpu_memory_gb=gpu_memory_gb, is_3d=is_3d)
     initial = _initial_patch(spacing, shape, planner.patch.initial_edge_3d if is_3d else planner.patch.initial_edge_2d)
     topology = topology_of(initial)
-    estimate = first_estimate = estimate_of(topology)
+    estimate = first_estimate = budget.estimate(topology)
     shrunk_axes: list[int] = []
-    while not fits(estimate):
-        axis, size = _shrink(topology.patch_size, shape, topology.divisor, topology_of)
+    while not budget.fits(estimate):
+        axis, size = _shrink(topology.patch_size, shape, topology.divisor, topology_of, budget, estimate)
         shrunk_axes.append(axis)
         topology = topology_of(size)
-        estimate = estimate_of(topology)
-    batch_by_memory = round(reference / estimate * reference_batch)
-    features, encoder_blocks, decoder_blocks = _stages(network, topology.num_stages, is_3d=is_3d)
-    batch_cap = _batch_cap(dataset_voxels, topology.patch_size, planner.batch)
+        estimate = budget.estimate(topology)
+    batch_by_memory = budget.batch_size(topology, estimate)
+    features, encoder_blocks, decoder_blocks = stages_of(network, topology.num_stages, is_3d=is_3d)
+    final = replace(topology, patch_size=budget.patch_size(topology))
+    batch_cap = _batch_cap(dataset_voxels, final.patch_size, planner.batch)
     return Design(
         spacing=tuple(spacing),
         median_shape=tuple(shape),
         initial_patch=initial,
-        topology=topology,
+        topology=final,
         features=features,
         encoder_blocks=encoder_blocks,
         decoder_blocks=decoder_blocks,
         estimate=estimate,
         first_estimate=first_estimate,
-        reference=reference,
+        reference=budget.reference,
         shrunk_axes=tuple(shrunk_axes),
         batch_by_memory=batch_by_memory,
         batch_cap=batch_cap,
         batch_size=max(min(batch_by_memory, batch_cap), planner.batch.min_size),
+        is_traced=budget.is_traced,
     )
 
 
@@ -235,7 +221,12 @@ def _initial_patch(spacing: Sequence[float], shape: Sequence[float], edge: int) 
 
 
 def _shrink(
-    patch: tuple[int, ...], shape: Sequence[float], divisor: tuple[int, ...], topology_of: Callable[[Sequence[float]], Topology]
+    patch: tuple[int, ...],
+    shape: Sequence[float],
+    divisor: tuple[int, ...],
+    topology_of: Callable[[Sequence[float]], Topology],
+    budget: MemoryBudget,
+    estimate: int,
 ) -> tuple[int, tuple[int, ...]]:
     """The axis to shorten, the largest relative to the median case, and the shortened patch.
 
@@ -249,22 +240,11 @@ def _shrink(
         size = patch[axis] - shorter.divisor[axis]
         if size >= 1:
             return axis, _with(patch, axis, size)
-    raise PlanError("Not even a patch of one voxel fits the GPU memory. Give more with --gpu-memory, or choose a smaller network.")
+    raise PlanError(budget.refusal(estimate))
 
 
 def _with(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
     return (*values[:axis], value, *values[axis + 1 :])
-
-
-def _stages(network: NetworkRule, num_stages: int, *, is_3d: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Features (doubling up to the maximum), encoder blocks and decoder blocks; the last number of blocks repeats."""
-    most = network.max_features_3d if is_3d else network.max_features_2d
-    features = tuple(min(most, network.base_features * 2**stage) for stage in range(num_stages))
-    return features, _repeated(network.encoder_blocks, num_stages), _repeated(network.decoder_blocks, num_stages - 1)
-
-
-def _repeated(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    return (numbers + numbers[-1:] * count)[:count]
 
 
 def _batch_cap(dataset_voxels: float, patch_size: Sequence[int], rule: BatchRule) -> int:
@@ -304,18 +284,8 @@ def _search_lowres(fullres: Design, summary: DatasetSummary, planner: Planner, *
 def _configuration(name: str, design: Design, derivation: Derivation, summary: DatasetSummary, planner: Planner) -> Configuration:
     dimensions: Literal[2, 3] = 2 if name == "2d" else 3
     normalization = normalizations(summary, planner)
-    network = NetworkPlan(
-        family=planner.network.family,
-        dimensions=dimensions,
-        in_channels=len(summary.channel_names),
-        num_classes=summary.labels.num_classes,
-        features=design.features,
-        kernel_sizes=design.topology.kernel_sizes,
-        strides=design.topology.strides,
-        encoder_blocks=design.encoder_blocks,
-        decoder_blocks=design.decoder_blocks,
-        deep_supervision=planner.network.deep_supervision,
-        options=dict(planner.network.options),
+    network = network_plan_of(
+        planner.network, summary, topology=design.topology, dimensions=dimensions, num_classes=summary.labels.num_classes
     )
     return Configuration(
         name=name,

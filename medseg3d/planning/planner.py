@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
+from medseg3d.planning.loss_rules import check_loss
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.records import from_plain, read_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpacingRule:
-    """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`."""
+    """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`.
+
+    ``resolution_multiplier`` is the rho of MobileNets: that many times the voxels along each axis, strides derived again.
+    """
 
     percentile: float
     coarse_percentile: float
     anisotropy_threshold: float
     single_slice_first: bool
+    resolution_multiplier: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,7 @@ class PatchRule:
 class NetworkRule:
     """The family and its widths and depths; the last entry of ``encoder_blocks`` and ``decoder_blocks`` repeats.
 
+    ``width_multiplier`` is the alpha of MobileNets, a factor on all features. ``max_stages`` is a cap on the depth, 0 for none.
     ``options`` are handed to the family as they are.
     """
 
@@ -44,6 +50,8 @@ class NetworkRule:
     base_features: int
     max_features_3d: int
     max_features_2d: int
+    width_multiplier: float
+    max_stages: int
     kernel_edge: int
     encoder_blocks: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
@@ -213,10 +221,25 @@ def _missing_keys(numbers: Mapping[str, Any], record: type) -> Iterator[str]:
     types = get_type_hints(record)
     for f in fields(record):
         if f.name not in numbers:
-            if f.name != "options":
+            if f.default_factory is MISSING:  # tables of options may be left out
                 yield f.name
         elif is_dataclass(types[f.name]):
             yield from (f"{f.name}.{key}" for key in _missing_keys(numbers[f.name], types[f.name]))
+
+
+def _family_problems(network: NetworkRule) -> Iterator[str]:
+    """What is wrong with the family and its options; those of the closed formula are known without torch."""
+    if network.family in FEATURE_MAPS and not network.options:
+        return
+    from medseg3d.networks.build import NETWORKS
+
+    if network.family not in NETWORKS:
+        yield f"network.family {network.family!r} is not one of {', '.join(sorted(NETWORKS))}"
+        return
+    try:
+        NETWORKS[network.family].completed_options(network.options)
+    except PlanError as error:
+        yield str(error)
 
 
 def _check(planner: Planner, path: Path) -> None:
@@ -225,11 +248,16 @@ def _check(planner: Planner, path: Path) -> None:
     wrong = [
         sentence
         for sentence, is_wrong in (
-            (f"network.family {network.family!r} is not one of {', '.join(FEATURE_MAPS)}", network.family not in FEATURE_MAPS),
+            *((problem, True) for problem in _family_problems(network)),
             (
                 "network.base_features and max_features must be at least 1",
                 min(network.base_features, network.max_features_2d, network.max_features_3d) < 1,
             ),
+            (
+                "network.width_multiplier and spacing.resolution_multiplier must be above 0",
+                min(network.width_multiplier, planner.spacing.resolution_multiplier) <= 0,
+            ),
+            ("network.max_stages must be at least 2, or 0 for no cap", network.max_stages < 0 or network.max_stages == 1),
             ("network.kernel_edge must be odd and positive", network.kernel_edge < 1 or network.kernel_edge % 2 == 0),
             (
                 "network.encoder_blocks and decoder_blocks must hold at least one number, each at least 1",
@@ -268,5 +296,9 @@ def _check(planner: Planner, path: Path) -> None:
         )
         if is_wrong
     ]
+    try:
+        check_loss(planner.training.loss, planner.training.loss_options)
+    except PlanError as error:
+        wrong.append(str(error).removesuffix("."))
     if wrong:
         raise PlanError(f"{path}: {'; '.join(wrong)}.")

@@ -33,7 +33,7 @@ def target_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], 
 
     Thick: the coarsest axis exceeds ``anisotropy_threshold`` times the next. Few: it has fewer than 1/threshold of the voxels of
     the others. Then resampling to the median would interpolate away slices of the finer cases. Rule: nnU-Net 2.8.1
-    ``determine_fullres_target_spacing``.
+    ``determine_fullres_target_spacing``. In the end all axes are divided by ``resolution_multiplier``.
     """
     all_spacings = np.asarray(spacings, np.float64)
     target = np.percentile(all_spacings, rule.percentile, 0)
@@ -48,6 +48,7 @@ def target_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], 
         refined = np.percentile(all_spacings[:, coarse], rule.coarse_percentile)
         # The epsilon keeps this axis the coarsest one, and with it the order of the axes.
         target[coarse] = next_coarsest + 1e-5 if refined < next_coarsest else refined
+    target = target / rule.resolution_multiplier
     return TargetSpacing(
         spacing=tuple(float(s) for s in target),  # type: ignore[arg-type]
         median=median,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,11 @@ import numpy as np
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.intensities import IntensityStatistics
 from medseg3d.labels import Labels, left_right_pairs
+from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.records import read_json
 
 if TYPE_CHECKING:
-    from medseg3d.fingerprint import Fingerprint
+    from medseg3d.fingerprint import CaseFingerprint, Fingerprint
 
 Triple = tuple[float, float, float]
 
@@ -28,7 +30,9 @@ class DatasetSummary:
 
     ``num_cases`` is the number of training cases, of which a foreign fingerprint may list fewer. ``intensities`` are those of the
     foreground over all cases, one per channel, empty where unknown. ``num_label_entries`` counts everything in the list of
-    labels, an ignore label too: nnU-Net counts so when it predicts memory.
+    labels, an ignore label too: nnU-Net counts so when it predicts memory. ``class_shares`` are the mean over cases of each
+    class's share of the voxels, background first, with the sum 1, and 0 for a label that no case has. Both they and
+    ``loss_facts`` are None where the labels were not measured, as in nnU-Net's fingerprint.
     """
 
     dataset: str
@@ -44,6 +48,8 @@ class DatasetSummary:
     digest: str
     modality_reason: str = ""
     notes: tuple[str, ...] = ()
+    loss_facts: LossFacts | None = None
+    class_shares: tuple[float, ...] | None = None
 
 
 def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str = "", num_cases: int | None = None) -> DatasetSummary:
@@ -65,7 +71,48 @@ def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str 
         orientation="canonical",
         digest=_digest(identity),
         modality_reason=modality_reason or "The channels are named by the dataset.",
+        loss_facts=_loss_facts(cases, labels),
+        class_shares=_class_shares(cases, labels),
     )
+
+
+def _loss_facts(cases: Sequence[CaseFingerprint], labels: Labels) -> LossFacts | None:
+    """What the choice of a loss depends on; None where no case has a label.
+
+    A label that no case has is left out: no loss could teach it. Volumes and elongations are medians over the cases that have the
+    label.
+    """
+    entries = [[case.labels[value] for case in cases if value in case.labels] for value in labels.values[1:]]
+    present = [of_label for of_label in entries if of_label]
+    if not present:
+        return None
+    volumes = [float(np.median([entry.volume_mm3 for entry in of_label])) for of_label in present]
+    return LossFacts(
+        foreground_share=float(np.median([sum(_shares(case, labels)) for case in cases])),
+        label_volume_ratio=max(volumes) / min(volumes),
+        absent_share=1 - min(map(len, present)) / len(cases),
+        elongation=max(filter(None, (_median_elongation(cases, value) for value in labels.values[1:])), default=None),
+    )
+
+
+def _median_elongation(cases: Sequence[CaseFingerprint], value: int) -> float | None:
+    """None where no case tells it. Single slices do not count: one voxel thick, a disk is as long as a tube."""
+    entries = [case.labels[value] for case in cases if value in case.labels and min(case.shape) > 1]
+    known = [entry.elongation for entry in entries if entry.elongation is not None]
+    return float(np.median(known)) if known else None
+
+
+def _class_shares(cases: Sequence[CaseFingerprint], labels: Labels) -> tuple[float, ...] | None:
+    """The mean over cases of each class's share of the voxels, background first; None where no case has a label."""
+    shares = np.mean([_shares(case, labels) for case in cases], axis=0)
+    return (max(0.0, float(1 - shares.sum())), *map(float, shares)) if shares.any() else None
+
+
+def _shares(case: CaseFingerprint, labels: Labels) -> list[float]:
+    """The share of each foreground label in the voxels of the cropped case, in the order of the labels."""
+    voxels = [case.labels[value].voxels if value in case.labels else 0 for value in labels.values[1:]]
+    total = max(math.prod(case.cropped_shape), sum(voxels))  # labels may lie outside the crop box, where the image is zero
+    return [count / total for count in voxels]
 
 
 def read_nnunet_fingerprint(path: Path) -> DatasetSummary:

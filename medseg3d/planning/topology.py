@@ -26,14 +26,21 @@ class Topology:
 
 
 def derive_topology(
-    spacing: Sequence[float], size: Sequence[float], *, min_edge: int = 4, lone_axis_factor: int = 3, kernel_edge: int = 3
+    spacing: Sequence[float],
+    size: Sequence[float],
+    *,
+    min_edge: int = 4,
+    lone_axis_factor: int = 3,
+    kernel_edge: int = 3,
+    max_stages: int = 0,
 ) -> Topology:
     """Pool the axes whose spacing is within a factor 2 of the finest one that still can be halved, until none can.
 
-    ``size`` is in voxels and may be fractional (a median of an even number of cases). An axis can be halved while it has
-    ``2 * min_edge`` voxels; one axis alone only while it has ``lone_axis_factor * min_edge``. An axis is convolved with
+    ``size`` is in voxels and may be fractional (a median of an even number of cases). An axis can be halved while it has ``2 *
+    min_edge`` voxels; one axis alone only while it has ``lone_axis_factor * min_edge``. An axis is convolved with
     ``kernel_edge`` as soon as its spacing is within a factor 2 of the finest, until then with 1; the last stage always with
-    ``kernel_edge``. The patch is padded up to a multiple of the total stride. Rule: nnU-Net 2.8.1 ``get_pool_and_conv_props``.
+    ``kernel_edge``. At most ``max_stages`` stages, 0 for any. The patch is padded up to a multiple of the total stride. Rule:
+    nnU-Net 2.8.1 ``get_pool_and_conv_props``.
 
     >>> derive_topology((3.6, 0.62, 0.62), (20, 320, 256)).divisor
     (4, 64, 64)
@@ -43,6 +50,8 @@ def derive_topology(
     kernel = [1] * len(spacing)
     strides, kernels = [(1,) * len(spacing)], []
     while pooled := _axes_to_pool(current_spacing, current_size, min_edge, lone_axis_factor):
+        if max_stages and len(strides) == max_stages:
+            break
         finest = min(current_spacing)
         kernel = [kernel_edge if k > 1 or s / finest < SIMILAR_SPACING else 1 for k, s in zip(kernel, current_spacing, strict=True)]
         kernels.append(tuple(kernel))

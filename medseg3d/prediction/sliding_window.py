@@ -12,6 +12,7 @@ import torch
 
 from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
+from medseg3d.patches.sampling import reflected
 from medseg3d.prediction.mirroring import mean_over_flips
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def predict_logits(
     case: str,
     window: Sequence[int],
     device: Device,
+    output: Sequence[int] | None = None,
     step: float = 0.5,
     mirror_axes: Sequence[int] = (),
 ) -> torch.Tensor:
@@ -63,11 +65,23 @@ def predict_logits(
 
     ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A ``window`` of two entries belongs to a 2D
     network, which sees the slices along axis 0 one by one. Images smaller than the window are padded with 0 on both sides.
+    ``output`` is the middle part of the window that the networks give logits for, all of it if None; then what they see beyond
+    the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
     Where the device's memory does not hold the logits of the volume, they are added up in main memory and returned there.
     Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite, and ``MemoryError`` where the device cannot
     even hold the windows.
     """
-    predict = partial(_predict_logits, networks, image, case=case, window=window, device=device, step=step, mirror_axes=mirror_axes)
+    predict = partial(
+        _predict_logits,
+        networks,
+        image,
+        case=case,
+        window=tuple(window),
+        output=tuple(output or window),
+        device=device,
+        step=step,
+        mirror_axes=mirror_axes,
+    )
     try:
         return predict(results=device.device)
     except torch.OutOfMemoryError:
@@ -84,7 +98,8 @@ def _predict_logits(
     image: torch.Tensor,
     *,
     case: str,
-    window: Sequence[int],
+    window: tuple[int, ...],
+    output: tuple[int, ...],
     device: Device,
     step: float,
     mirror_axes: Sequence[int],
@@ -92,21 +107,24 @@ def _predict_logits(
 ) -> torch.Tensor:
     """The logits, added up on the device ``results``."""
     is_2d = len(window) == 2
-    size = (1, *window) if is_2d else tuple(window)
-    padded, inner = _padded(image, size)
+    size = (1, *window) if is_2d else window
+    given = (1, *output) if is_2d else output
+    margin = tuple((n - g) // 2 for n, g in zip(size, given, strict=True))
+    padded, inner = _padded(image, given) if not any(margin) else _reflected(image, given, margin)
+    covered = tuple(n - 2 * m for n, m in zip(padded.shape[1:], margin, strict=True))
     starts = list(
         product(
-            range(padded.shape[1]) if is_2d else window_starts(padded.shape[1], size[0], step),
-            window_starts(padded.shape[2], size[1], step),
-            window_starts(padded.shape[3], size[2], step),
+            range(covered[0]) if is_2d else window_starts(covered[0], given[0], step),
+            window_starts(covered[1], given[1], step),
+            window_starts(covered[2], given[2], step),
         )
     )
-    weights = importance_map(tuple(window)).to(results)
+    weights = importance_map(output).to(results)
     if is_2d:
         weights = weights[None]
     per_batch = max(1, WINDOW_BATCH_VOXELS // int(np.prod(size)) // 4)
     total: torch.Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[1:], device=results)
+    weight_sum = torch.zeros(covered, device=results)
     with torch.inference_mode():
         for first in range(0, len(starts), per_batch):
             group = starts[first : first + per_batch]
@@ -120,8 +138,9 @@ def _predict_logits(
             if is_2d:
                 logits = logits[:, :, None]
             if total is None:
-                total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=results)
-            for box, window_logits in zip(boxes, logits, strict=True):
+                total = torch.zeros((logits.shape[1], *covered), device=results)
+            for start, window_logits in zip(group, logits, strict=True):
+                box = tuple(slice(s, s + n) for s, n in zip(start, given, strict=True))
                 total[(slice(None), *box)] += window_logits.to(results) * weights
                 weight_sum[box] += weights
         if total is None:
@@ -147,3 +166,13 @@ def _padded(image: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, tup
     padded = image.new_zeros((image.shape[0], *(have + m for m, have in zip(missing, image.shape[1:], strict=True))))
     padded[(slice(None), *inner)] = image
     return padded, inner
+
+
+def _reflected(image: torch.Tensor, given: Sequence[int], margin: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """The image, mirrored at its borders to at least ``given`` voxels and ``margin`` more on either side; where it lies in ``given``."""
+    missing = [max(0, n - have) for n, have in zip(given, image.shape[1:], strict=True)]
+    inner = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
+    for axis, (more, m) in enumerate(zip(missing, margin, strict=True), start=1):
+        have = image.shape[axis]
+        image = image.index_select(axis, torch.from_numpy(reflected(-(more // 2) - m, have + more + 2 * m, have)))
+    return image, inner

@@ -1,5 +1,7 @@
 """Dice plus cross-entropy over the outputs of a network, with deep supervision, and the counts behind a pseudo-Dice.
 
+Other losses than this one stand in :mod:`medseg3d.training.loss_functions`.
+
 Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, n0, n1[, n2])`` of any integer type with values
 0 … num_classes - 1. Everything inside is float32. The formulas are nnU-Net 2.8.1's.
 """
@@ -43,35 +45,70 @@ class Counts:
 class Loss:
     """``total`` carries the gradient; ``dice`` (minus the mean Dice) and ``cross_entropy`` are its detached parts.
 
-    ``counts`` belongs to the arg-max of the finest logits, where it was asked for.
+    Losses other than ``dice_ce`` have no such parts. ``counts`` belongs to the arg-max of the finest logits, where it was asked for.
     """
 
     total: Tensor
-    dice: Tensor
-    cross_entropy: Tensor
+    dice: Tensor | None = None
+    cross_entropy: Tensor | None = None
     counts: Counts | None = None
 
 
 def dice_cross_entropy(outputs: Tensor | Sequence[Tensor], labels: Tensor, *, batch_dice: bool, with_counts: bool = False) -> Loss:
     """The weighted sum over outputs (finest first) of soft Dice loss and cross-entropy; a single tensor is one output.
 
-    Outputs may be coarser than the labels, which are then sampled at the nearest voxel. ``batch_dice`` pools the voxels of all
-    samples before dividing; otherwise every sample has its own Dice.
+    The labels of each output are those of :func:`supervise`. ``batch_dice`` pools the voxels of all samples before dividing;
+    otherwise every sample has its own Dice.
     """
-    heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    heads = supervise(outputs, labels)
     dice = cross_entropy = torch.zeros((), device=labels.device)
-    for logits, weight in zip(heads, deep_supervision_weights(len(heads)), strict=True):
-        if weight:
-            target = downsample_labels(labels, logits.shape[2:])
-            dice_part, cross_entropy_part = _dice_and_cross_entropy(logits, target, batch_dice)
-            dice = dice + weight * dice_part
-            cross_entropy = cross_entropy + weight * cross_entropy_part
+    for head in heads:
+        dice_part, cross_entropy_part = dice_and_cross_entropy(head.logits, head.labels, batch_dice)
+        dice = dice + head.weight * dice_part
+        cross_entropy = cross_entropy + head.weight * cross_entropy_part
     return Loss(
         total=dice + cross_entropy,
         dice=dice.detach(),
         cross_entropy=cross_entropy.detach(),
-        counts=count_voxels(heads[0], labels) if with_counts else None,
+        counts=count_voxels(heads[0].logits, heads[0].labels) if with_counts else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """One output: its logits ``(batch, class, n0, …)``, the labels on the same grid ``(batch, n0, …)``, its weight in the sum."""
+
+    logits: Tensor
+    labels: Tensor
+    weight: float
+
+
+def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> list[Head]:
+    """The outputs that count (finest first) with their weights and labels; a single tensor is one output.
+
+    Where the finest output is smaller than the labels, as networks of valid convolutions make it, it lies in their middle, and
+    they are cropped to it. Coarser outputs cover the same extent: for them the labels are sampled at the nearest voxel. Raises
+    ValueError where the finest output is larger than the labels.
+    """
+    heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inside = center_crop(labels, heads[0].shape[2:])
+    return [
+        Head(logits=logits, labels=downsample_labels(inside, logits.shape[2:]), weight=weight)
+        for logits, weight in zip(heads, deep_supervision_weights(len(heads)), strict=True)
+        if weight
+    ]
+
+
+def center_crop(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The middle of labels ``(batch, n0, …)``, ``shape`` along the axes after the batch; of an odd rest, more is cut off at the end.
+
+    Raises ValueError where ``shape`` exceeds the labels.
+    """
+    if any(wanted > size for size, wanted in zip(labels.shape[1:], shape, strict=True)):
+        raise ValueError(f"Logits of {tuple(shape)} voxels do not lie inside labels of {tuple(labels.shape[1:])}.")
+    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        labels = labels.narrow(axis, (size - wanted) // 2, wanted)
+    return labels
 
 
 def deep_supervision_weights(num_heads: int) -> tuple[float, ...]:
@@ -108,8 +145,8 @@ def count_voxels(logits: Tensor, labels: Tensor) -> Counts:
         return Counts(true_positives=hits.clone(), false_positives=pairs.sum(0) - hits, false_negatives=pairs.sum(1) - hits)
 
 
-def _dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor]:
-    """Both losses from one log-softmax; the labels are never expanded to one channel per class.
+def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor]:
+    """Minus the mean Dice of the foreground, and the cross-entropy, of one output; the labels are never expanded to one channel per class.
 
     Dice needs three sums per class: of the probabilities, of the labels, and of the probabilities where the label is the
     class. The last comes from the probability of the true class alone, one number per voxel, added up by label.
@@ -129,7 +166,12 @@ def _dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) ->
         if batch_dice:
             predicted, overlap, present = (sums.sum(0, keepdim=True) for sums in (predicted, overlap, present))
         score = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH).clamp_min(1e-8)
-        return -score[:, 1:].mean(), -true_log_probability.mean()
+        return -foreground(score).mean(), -true_log_probability.mean()
+
+
+def foreground(per_class: Tensor) -> Tensor:
+    """``(batch, class, …)`` without the background, which is class 0; a single class stays."""
+    return per_class[:, 1:] if per_class.shape[1] > 1 else per_class
 
 
 def _count_labels(index: Tensor, num_classes: int) -> Tensor:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.checkpoints import load_into, load_tensors, save_tensors
+from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.devices import Precision
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
 from medseg3d.records import from_plain, to_plain, write_record
 
-FORMAT_VERSION = 1
 LAST, BEST, STATE, HISTORY = "last.safetensors", "weights.safetensors", "training.json", "history.jsonl"
 
 
@@ -44,7 +43,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """Where a run stands: the next step to take is ``iteration`` of ``epoch``."""
+    """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain."""
 
     configuration: str
     fold: str
@@ -52,7 +51,7 @@ class TrainingState:
     epochs: int
     iterations_per_epoch: int | None
     hours: float | None
-    batch_size: int
+    batch_sizes: tuple[int, ...]
     precision: Precision
     plan_digest: str
     epoch: int = 0
@@ -131,7 +130,7 @@ def restore_state(
 
 def check_same_run(saved: TrainingState, asked: TrainingState, folder: Path) -> None:
     """Raise :class:`PlanMismatchError` where the saved run had other settings that would change its meaning."""
-    for name in ("configuration", "fold", "seed", "batch_size", "plan_digest"):
+    for name in ("configuration", "fold", "seed", "batch_sizes", "plan_digest"):
         if getattr(saved, name) != getattr(asked, name):
             what = (
                 "the plan or the cases of the fold changed"

@@ -21,14 +21,16 @@ from medseg3d.checkpoints import ModelCard, load_matching, load_tensors, save_we
 from medseg3d.devices import Device, checked_precision, use_all_cores
 from medseg3d.errors import DivergedError, PlanMismatchError
 from medseg3d.execution import available_cores
-from medseg3d.networks.build import build_network
-from medseg3d.patches.augmentation import Batch, augment, augmentation_policy
-from medseg3d.patches.loading import PatchLoader
+from medseg3d.networks.u2net import U2Net
+from medseg3d.patches.augmentation import Batch, augment
+from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.preprocessing.store import StoredCase
-from medseg3d.training.losses import Counts, dice_cross_entropy
+from medseg3d.training.domains import NO_NAME, TrainingDomain, build_for, draw_domain, freeze_all_but, patch_loader, run_network, to_device
+from medseg3d.training.loss_functions import supervised_loss
+from medseg3d.training.losses import Counts
 from medseg3d.training.probe import trusted_precision
-from medseg3d.training.schedule import poly
+from medseg3d.training.schedule import learning_rate, parameter_groups
 from medseg3d.training.state import (
     BEST,
     HISTORY,
@@ -57,8 +59,6 @@ MIN_STEPS_IN_A_TIME_BUDGET = 2500
 """Ten epochs of 250: nnU-Net's plain network reaches 99 % of its final pseudo-Dice on Hippocampus by then."""
 MIN_BATCH = 2
 """The smallest batch of nnU-Net's plans."""
-VALIDATION_STREAM = 1
-"""Validation patches have random numbers of their own, and are those of epoch 0 every time, so that epochs can be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,49 +111,89 @@ def train_fold(
     ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their batches, and ``PlanMismatchError`` where ``folder`` holds a
     run with other settings.
     """
+    domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=configuration, training=training, validation=validation)
+    yield from train_domains(
+        [domain],
+        name=configuration.name,
+        fold=fold,
+        folder=folder,
+        device=device,
+        options=options,
+        plan_digest=plan_digest,
+        stop=stop,
+        init=init,
+        on_step=on_step,
+    )
+
+
+def train_domains(
+    domains: Sequence[TrainingDomain],
+    *,
+    name: str,
+    fold: str,
+    folder: Path,
+    device: Device,
+    options: TrainingOptions,
+    plan_digest: str,
+    stop: StopRequest,
+    init: Path | None = None,
+    added: str | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> Iterator[EpochRecord]:
+    """As :func:`train_fold`, for one network that serves several datasets; ``name`` is the configuration's.
+
+    The training numbers are those of the first domain's plan. With ``added``, the weights come from ``init``, everything but the
+    parts of the domain of that name keeps its bits, and only that domain is drawn and measured.
+    """
     use_all_cores()
-    run = _Run(plan, configuration, fold, folder, device, options, plan_digest)
-    run.resume_or_begin(training, init)
+    run = _Run(domains, name, fold, folder, device, options, plan_digest, added)
+    run.resume_or_begin(init)
     while not run.is_finished:
-        if not run.train_epoch(training, stop, on_step):
+        if not run.train_epoch(stop, on_step):
             run.save()
             return
-        yield run.finish_epoch(validation)
+        yield run.finish_epoch()
 
 
 class _Run:
     """The parts of a run: network, optimizer, scaler, and the state that says where it stands."""
 
     def __init__(
-        self, plan: Plan, configuration: Configuration, fold: str, folder: Path, device: Device, options: TrainingOptions, plan_digest: str
+        self,
+        domains: Sequence[TrainingDomain],
+        name: str,
+        fold: str,
+        folder: Path,
+        device: Device,
+        options: TrainingOptions,
+        plan_digest: str,
+        added: str | None,
     ) -> None:
-        settings = configuration.training
-        self.plan, self.configuration, self.folder, self.device, self.options = plan, configuration, folder, device, options
+        settings = domains[0].configuration.training
+        self.all_domains, self.folder, self.device, self.options, self.added = tuple(domains), folder, device, options, added
+        self.domains = tuple(domain for domain in domains if added in (None, domain.name))
         self.settings: TrainingPlan = settings
         self.state = TrainingState(
-            configuration=configuration.name,
+            configuration=name,
             fold=fold,
             seed=options.seed,
             epochs=options.epochs or settings.epochs,
             iterations_per_epoch=options.iterations or (None if options.hours else settings.iterations_per_epoch),
             hours=options.hours,
-            batch_size=options.batch_size or configuration.batch_size,
+            batch_sizes=tuple(options.batch_size or domain.configuration.batch_size for domain in self.domains),
             precision=device.precision,
             plan_digest=plan_digest,
         )
         torch.manual_seed(options.seed)
-        self.network = build_network(configuration.network).to(device.device)
-        self.optimizer = _optimizer(self.network, settings)
+        self.network = build_for(domains).to(device.device)
+        if added is not None:
+            freeze_all_but(self.network, added)
+        self.optimizer = optimizer_of(self.network, settings)
         self.scaler = _scaler(device)
-        torch.backends.cudnn.benchmark = device.device.type == "cuda"  # patches all have one size
-        self.policy = augmentation_policy(
-            configuration.patch_size,
-            num_channels=configuration.network.in_channels,
-            mirror_axes=configuration.mirror_axes,
-            masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
-            left_right_axis=_left_right_axis(plan, configuration),
-            label_pairs=plan.labels.pairs,
-        )
+        torch.backends.cudnn.benchmark = device.device.type == "cuda"  # patches of a domain all have one size
+        self.policies = [domain.policy() for domain in self.domains]
+        self.losses = [domain.loss() for domain in self.domains]
+        self._epoch_rate: float | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -162,7 +202,7 @@ class _Run:
             return True
         return state.epoch >= state.epochs
 
-    def resume_or_begin(self, training: Sequence[StoredCase], init: Path | None) -> None:
+    def resume_or_begin(self, init: Path | None) -> None:
         """Continue the run in the folder if there is one; otherwise check the precision on a first batch.
 
         ``init`` is a weights file to begin with: tensors of the same name and shape are taken, the others are listed."""
@@ -170,7 +210,7 @@ class _Run:
         if saved is not None:
             state, tensors, metadata = saved
             if self.options.batch_size is None:
-                self.state = replace(self.state, batch_size=state.batch_size)  # it may have been fitted to the hours
+                self.state = replace(self.state, batch_sizes=state.batch_sizes)  # they may have been fitted to the hours
             check_same_run(state, self.state, self.folder)
             self.device = replace(self.device, precision=state.precision)
             self.scaler = _scaler(self.device)
@@ -193,58 +233,75 @@ class _Run:
         if self.options.restart:
             for name in (LAST, BEST, STATE, HISTORY):
                 (self.folder / name).unlink(missing_ok=True)
-        batch = self._loader(training).make_batch(0, 0)
-        image, labels = augment(batch, self.policy, self.device.device)
-        self.device = trusted_precision(self.device, self.configuration, self.state.batch_size)
-        self.device = checked_precision(self.network, image[:1], self.device)
+        for index, domain in enumerate(self.domains):
+            batch = self._loader(index).make_batch(0, 0)
+            image, _ = augment(batch, self.policies[index], self.device.device)
+            self.device = trusted_precision(self.device, domain.configuration, self.state.batch_sizes[index])
+            if isinstance(self.network, U2Net):
+                self.network.domain = domain.name or self.network.domain
+            self.device = checked_precision(self.network, image[:1], self.device, is_trained=init is not None)
         self.state = replace(self.state, precision=self.device.precision)
         self.scaler = _scaler(self.device)
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:
-            self._fit_batch_to_hours(image, labels, self.options.hours * 3600)
+            sizes = tuple(self._batch_for_hours(index, self.options.hours * 3600) for index in range(len(self.domains)))
+            self.state = replace(self.state, batch_sizes=sizes)
 
-    def _fit_batch_to_hours(self, image: torch.Tensor, labels: torch.Tensor, seconds: float) -> None:
+    def _batch_for_hours(self, index: int, seconds: float) -> int:
         """A smaller batch where the planned one would leave too few steps: early on, steps count for more than their size."""
+        planned, domain = self.state.batch_sizes[index], self.domains[index]
+        image, labels = augment(self._loader(index).make_batch(0, 0), self.policies[index], self.device.device)
         durations = []
         for _ in range(TIMED_STEPS):
             began = time.perf_counter()
             with self.device.autocast():
-                outputs = self.network(image)
-            dice_cross_entropy(outputs, labels, batch_dice=self.configuration.batch_dice).total.backward()  # type: ignore[no-untyped-call]
+                outputs = run_network(self.network, image, domain)
+            supervised_loss(outputs, labels, self.losses[index]).total.backward()  # type: ignore[no-untyped-call]
             durations.append(time.perf_counter() - began)
         self.network.zero_grad(set_to_none=True)
-        affordable = seconds / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / len(image))
-        size = max(min(MIN_BATCH, self.state.batch_size), min(self.state.batch_size, int(affordable)))
-        if size < self.state.batch_size:
+        affordable = seconds / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / planned)
+        size = max(min(MIN_BATCH, planned), min(planned, int(affordable)))
+        if size < planned:
             logger.warning(
-                "A step takes %.2g s here, so the batch is %d instead of the plan's %d: that gives about %d steps in %.2g hours.",
+                "%sA step takes %.2g s here, so the batch is %d instead of the plan's %d: that gives about %d steps in %.2g hours.",
+                f"{domain.name}: " if domain.name else "",
                 min(durations),
                 size,
-                self.state.batch_size,
-                seconds / (min(durations) * size / self.state.batch_size),
+                planned,
+                seconds / (min(durations) * size / planned),
                 seconds / 3600,
             )
-            self.state = replace(self.state, batch_size=size)
+        return size
 
-    def train_epoch(self, training: Sequence[StoredCase], stop: StopRequest, on_step: Callable[[int, int, int], None] | None) -> bool:
+    def train_epoch(self, stop: StopRequest, on_step: Callable[[int, int, int], None] | None) -> bool:
         """Train to the end of the epoch; False where a stop request came first."""
         state = self.state
         planned = state.iterations_per_epoch or self.settings.iterations_per_epoch
-        self._set_learning_rate()
         self.network.train()
         bad_in_a_row: list[str] = []
-        loader = self._loader(training)
+        loaders = [self._loader(index) for index in range(len(self.domains))]
+        is_gpu = self.device.device.type == "cuda"
+        # a CPU needs its cores for the network
+        reader = BatchReader(prefetch=6 if is_gpu else 3, num_threads=min(4, available_cores()) if is_gpu else 1)
         began, start = time.perf_counter(), state
+
+        def domain_of(iteration: int) -> int:
+            return draw_domain(self.domains, seed=state.seed, epoch=state.epoch, iteration=iteration)
+
+        def make(iteration: int) -> Batch:
+            return loaders[domain_of(iteration)].make_batch(state.epoch, iteration)
+
         # closing: leaving the loop early must end the reading threads at once, not when the generator is collected
-        with closing(loader.batches(state.epoch, planned, first=state.iteration)) as batches:
+        with closing(reader.read(make, state.iteration, planned)) as batches:
             for batch in batches:
-                value = self._step(batch, self.state.epoch, self.state.iteration)
+                self._set_learning_rate(planned)
+                value = self._step(batch, domain_of(self.state.iteration), self.state.epoch, self.state.iteration)
                 elapsed = time.perf_counter() - began
                 self.state = replace(
                     self.state,
                     iteration=self.state.iteration + 1,
                     elapsed_seconds=start.elapsed_seconds + elapsed,
                     epoch_seconds=start.epoch_seconds + elapsed,
-                    epoch_waiting=start.epoch_waiting + loader.waited_seconds,
+                    epoch_waiting=start.epoch_waiting + reader.waited_seconds,
                 )
                 if math.isfinite(value):
                     bad_in_a_row = []
@@ -271,13 +328,13 @@ class _Run:
             state.iterations_per_epoch is None and state.epoch_seconds >= budget / EPOCHS_IN_A_TIME_BUDGET
         )
 
-    def _step(self, batch: Batch, epoch: int, iteration: int) -> float:
+    def _step(self, batch: Batch, index: int, epoch: int, iteration: int) -> float:
         torch.manual_seed(_step_seed(self.state.seed, epoch, iteration))  # dropout draws the same after a resume
-        image, labels = augment(batch, self.policy, self.device.device)
+        image, labels = augment(batch, self.policies[index], self.device.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self.device.autocast():
-            outputs = self.network(image)
-        loss = dice_cross_entropy(outputs, labels, batch_dice=self.configuration.batch_dice).total
+            outputs = run_network(self.network, image, self.domains[index])
+        loss = supervised_loss(outputs, labels, self.losses[index]).total
         value = float(loss.detach())
         if not math.isfinite(value):
             return value
@@ -303,17 +360,12 @@ class _Run:
                 "Look at these images with medseg3d doctor, or train with a lower learning rate (planner file, training.learning_rate)."
             )
 
-    def finish_epoch(self, validation: Sequence[StoredCase]) -> EpochRecord:
+    def finish_epoch(self) -> EpochRecord:
         """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
         began = time.perf_counter()
         state = self.state
-        validation_loss, counts = self._validate(validation, state.iteration)
+        validation_loss, per_label, mean = self._measure(state.iteration)
         seconds = time.perf_counter() - began
-        dice = counts.dice().tolist() if counts is not None else [math.nan] * self.plan.labels.num_classes
-        names = self.plan.labels.names
-        per_label = {names[index]: None if math.isnan(dice[index]) else dice[index] for index in self.plan.labels.foreground}
-        present = [value for value in per_label.values() if value is not None]
-        mean = float(np.mean(present)) if present else None
         smoothed = state.smoothed
         if mean is not None:
             smoothed = mean if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * mean
@@ -326,7 +378,7 @@ class _Run:
             pseudo_dice=per_label,
             pseudo_dice_mean=mean,
             pseudo_dice_smoothed=smoothed,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._epoch_rate or 0.0,
             seconds=state.epoch_seconds + seconds,
             waiting_share=state.epoch_waiting / max(state.epoch_seconds, 1e-9),
             iterations=state.iteration,
@@ -356,21 +408,38 @@ class _Run:
         append_history(self.folder, record)
         return record
 
-    def _validate(self, validation: Sequence[StoredCase], trained_iterations: int) -> tuple[float | None, Counts | None]:
-        if not validation:
+    def _measure(self, trained_iterations: int) -> tuple[float | None, dict[str, float | None], float | None]:
+        """Validation loss, pseudo-Dice of every label, and its mean: every domain counts the same, whatever its number of labels."""
+        losses: list[float] = []
+        per_label: dict[str, float | None] = {}
+        means: list[float] = []
+        for index, domain in enumerate(self.domains):
+            loss, counts = self._validate(index, max(1, trained_iterations // len(self.domains)))
+            losses += [] if loss is None else [loss]
+            labels = domain.plan.labels
+            dice = counts.dice().tolist() if counts is not None else [math.nan] * labels.num_classes
+            own = {domain.label(i): None if math.isnan(dice[i]) else dice[i] for i in labels.foreground}
+            present = [value for value in own.values() if value is not None]
+            means += [float(np.mean(present))] if present else []
+            per_label |= own
+        return (float(np.mean(losses)) if losses else None), per_label, (float(np.mean(means)) if means else None)
+
+    def _validate(self, index: int, trained_iterations: int) -> tuple[float | None, Counts | None]:
+        domain = self.domains[index]
+        if not domain.validation:
             return None, None
         share = self.settings.validation_iterations / self.settings.iterations_per_epoch
         num_iterations = max(1, min(self.settings.validation_iterations, math.ceil(trained_iterations * share)))
         self.network.eval()
         losses: list[float] = []
         counts: Counts | None = None
-        loader = self._loader(validation, is_validation=True)
+        loader = self._loader(index, is_validation=True)
         with torch.inference_mode(), closing(loader.batches(0, num_iterations)) as batches:
             for batch in batches:
-                image, labels = batch.image.to(self.device.device), batch.labels.to(self.device.device).long()
+                image, labels = to_device(batch, self.device.device)
                 with self.device.autocast():
-                    logits = self.network(image)
-                loss = dice_cross_entropy(logits, labels, batch_dice=self.configuration.batch_dice, with_counts=True)
+                    logits = run_network(self.network, image, domain)
+                loss = supervised_loss(logits, labels, self.losses[index], with_counts=True)
                 losses.append(float(loss.total))
                 if loss.counts is not None:
                     counts = loss.counts if counts is None else counts + loss.counts
@@ -389,39 +458,40 @@ class _Run:
             "pseudo_dice_smoothed": None if record is None else record.pseudo_dice_smoothed,
             "precision": self.state.precision,
         }
-        card = ModelCard(plan=self.plan, configuration=self.configuration.name, fold=self.state.fold, facts=facts)
+        plans = {domain.name: domain.plan for domain in self.all_domains}
+        names = {domain.name: domain.configuration.name for domain in self.all_domains}
+        card = ModelCard(plans=plans, configurations=names, fold=self.state.fold, facts=facts)
         save_weights(self.folder / BEST, self.network, card)
 
-    def _set_learning_rate(self) -> None:
+    def _progress(self, iteration_share: float = 0.0) -> float:
+        """The share of the run that is over, by epochs or by the time budget, whichever is further."""
         state = self.state
-        progress = state.epoch / state.epochs
-        if state.hours is not None:
-            progress = max(progress, state.elapsed_seconds / (state.hours * 3600))
+        progress = (state.epoch + iteration_share) / state.epochs
+        return progress if state.hours is None else max(progress, state.elapsed_seconds / (state.hours * 3600))
+
+    def _set_learning_rate(self, planned: int) -> None:
+        """Before every step; a plain polynomial moves once per epoch, as nnU-Net's does.
+
+        The clock is only read where hours are given: a continued run must repeat the numbers of an uninterrupted one.
+        """
+        is_plain = self.settings.schedule == "poly" and not self.settings.warmup
+        if is_plain and self.state.iteration and self._epoch_rate is not None:
+            rate = self._epoch_rate
+        else:
+            rate = learning_rate(self.settings, self._progress(0.0 if is_plain else self.state.iteration / planned))
+        self._epoch_rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = poly(self.settings.learning_rate, progress, self.settings.poly_exponent)
+            group["lr"] = rate * group["factor"]
 
-    def _loader(self, cases: Sequence[StoredCase], *, is_validation: bool = False) -> PatchLoader:
-        is_gpu = self.device.device.type == "cuda"
-        return PatchLoader(
-            cases,
-            patch_size=self.configuration.patch_size,
-            batch_size=self.state.batch_size,
+    def _loader(self, index: int, *, is_validation: bool = False) -> PatchLoader:
+        return patch_loader(
+            self.domains[index],
+            batch_size=self.state.batch_sizes[index],
             seed=self.state.seed,
-            stream=VALIDATION_STREAM if is_validation else 0,
-            foreground_share=self.settings.foreground_oversampling,
-            policy=None if is_validation else self.policy,
-            prefetch=6 if is_gpu else 3,
-            num_threads=min(4, available_cores()) if is_gpu else 1,  # a CPU needs its cores for the network
-            pin_memory=is_gpu,
+            on_gpu=self.device.device.type == "cuda",
+            policy=None if is_validation else self.policies[index],
+            is_validation=is_validation,
         )
-
-
-def _left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
-    """The patch axis that runs from left to right; None where the plan does not know, or a 2D slice does not have it."""
-    if plan.orientation != "canonical":
-        return None
-    axis = plan.axis_order.index(2) - (3 - configuration.dimensions)
-    return axis if axis >= 0 else None
 
 
 def _scaler(device: Device) -> torch.amp.GradScaler:
@@ -429,11 +499,13 @@ def _scaler(device: Device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.device.type, enabled=device.precision == "float16")
 
 
-def _optimizer(network: torch.nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:
+def optimizer_of(network: torch.nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:
+    """The plan's optimizer over what is trainable, with the learning rates of its layers."""
+    parameters = parameter_groups(network, settings)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

@@ -7,7 +7,7 @@ from medseg3d.planning.planner import SpacingRule
 from medseg3d.planning.spacing import median_shape, target_spacing
 from medseg3d.planning.topology import derive_topology
 
-RULE = SpacingRule(percentile=50, coarse_percentile=10, anisotropy_threshold=3.0, single_slice_first=True)
+RULE = SpacingRule(percentile=50, coarse_percentile=10, anisotropy_threshold=3.0, single_slice_first=True, resolution_multiplier=1.0)
 FEATURES_3D, FEATURES_2D = (32, 64, 128, 256, 320, 320), (32, 64, 128, 256, 512, 512, 512)
 
 

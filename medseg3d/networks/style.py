@@ -1,0 +1,115 @@
+"""What surrounds the convolutions of a network: normalization, activation, dropout; and how a convolution is built.
+
+Options of a plan go in, modules come out. Every family takes these options, with defaults of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, cast
+
+from torch import nn
+
+from medseg3d.errors import PlanError
+from medseg3d.networks.normalization import InstanceNorm
+from medseg3d.plan import Option
+
+NEGATIVE_SLOPE = 0.01
+"""Of the leaky ReLU and of the He initialization that belongs to it."""
+GROUPS = 8
+"""Channels per statistics of a group norm are ``channels / 8`` where 8 divides them, otherwise the largest divisor below."""
+
+NormName = Literal["instance", "batch", "group", "none"]
+ActivationName = Literal["leaky_relu", "relu", "prelu", "elu", "gelu", "silu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """The options that all families share.
+
+    ``separable``: a convolution is a depthwise and a pointwise one, with norm and activation after each (MobileNet, Howard et
+    al. 2017). ``dropout``: share of channels that are zeroed after a convolution. ``squeeze_excitation``: reduction of the
+    channel gate at the end of every block, 0 for none (Hu et al. 2018).
+    """
+
+    norm: NormName = "instance"
+    activation: ActivationName = "leaky_relu"
+    dropout: float = 0.0
+    separable: bool = False
+    squeeze_excitation: int = 0
+
+
+STYLE_OPTIONS: dict[str, Option] = {field.name: cast(Option, field.default) for field in fields(Style)}
+"""Names and defaults; a family lays its own defaults over them."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": ("instance", "batch", "group", "none"),
+    "activation": ("leaky_relu", "relu", "prelu", "elu", "gelu", "silu"),
+}
+
+
+def style_of(options: Mapping[str, Option]) -> Style:
+    """The style among a family's options, which may hold others; raises :class:`PlanError` for values that cannot be built."""
+    chosen = {**STYLE_OPTIONS, **{name: value for name, value in options.items() if name in STYLE_OPTIONS}}
+    wrong = [
+        f"{name} is {chosen[name]!r}, expected one of {', '.join(values)}" for name, values in CHOICES.items() if chosen[name] not in values
+    ]
+    dropout, reduction = chosen["dropout"], chosen["squeeze_excitation"]
+    if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout < 1:
+        wrong.append(f"dropout is {dropout!r}, expected a number from 0 to below 1")
+    if not isinstance(chosen["separable"], bool):
+        wrong.append(f"separable is {chosen['separable']!r}, expected true or false")
+    if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 0:
+        wrong.append(f"squeeze_excitation is {reduction!r}, expected a whole number, 0 for none")
+    if wrong:
+        raise PlanError(f"network.options: {'; '.join(wrong)}. Correct the planner file, or plan again.")
+    return Style(**chosen)  # type: ignore[arg-type]
+
+
+def norm_layer(style: Style, channels: int, dimensions: int) -> nn.Module:
+    """The normalization of ``channels`` feature maps."""
+    if style.norm == "instance":
+        return InstanceNorm(channels)
+    if style.norm == "batch":
+        return nn.BatchNorm2d(channels) if dimensions == 2 else nn.BatchNorm3d(channels)
+    if style.norm == "group":
+        return nn.GroupNorm(max(n for n in range(1, GROUPS + 1) if channels % n == 0), channels)
+    return nn.Identity()
+
+
+def activation_layer(style: Style, channels: int) -> nn.Module:
+    """The activation; in place where the backward pass allows it. A PReLU learns one slope per channel."""
+    match style.activation:
+        case "leaky_relu":
+            return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "prelu":
+            return nn.PReLU(channels)
+        case "elu":
+            return nn.ELU()
+        case "gelu":
+            return nn.GELU()
+        case "silu":
+            return nn.SiLU()
+
+
+def dropout_layer(style: Style, dimensions: int) -> nn.Module | None:
+    """Dropout of whole feature maps, None where the style has none."""
+    if not style.dropout:
+        return None
+    return nn.Dropout2d(style.dropout) if dimensions == 2 else nn.Dropout3d(style.dropout)
+
+
+def gate_layer(style: Style, channels: int, dimensions: int) -> nn.Module | None:
+    """MONAI's squeeze-and-excitation gate, None where the style has none."""
+    if not style.squeeze_excitation:
+        return None
+    from monai.networks.blocks import ChannelSELayer
+
+    return ChannelSELayer(dimensions, channels, r=min(style.squeeze_excitation, channels))
+
+
+def odd_padding(kernel_size: Sequence[int]) -> tuple[int, ...]:
+    """The padding that keeps the size at stride 1."""
+    return tuple((k - 1) // 2 for k in kernel_size)

@@ -1,0 +1,197 @@
+"""Whether a network fits the memory, and how many patches of it: a planner and a topology go in, estimates come out.
+
+The U-Nets of nnU-Net are counted by its closed formula, in feature-map elements, without torch. All other networks are traced:
+the real network is run on tensors without data (:mod:`medseg3d.networks.cost`), and the bytes of its training step are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+from medseg3d.plan import NetworkPlan
+from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
+from medseg3d.planning.planner import NetworkRule, Planner
+from medseg3d.planning.summary import DatasetSummary
+from medseg3d.planning.topology import Topology
+
+GIB = 2**30
+RESERVED_GB = 1.5
+"""GPU memory that is not for tensors: the CUDA context (0.5 GB), workspaces of convolutions, and fragments."""
+
+
+class MemoryBudget(Protocol):
+    """What the memory allows; ``estimate`` and ``reference`` are in one unit, elements or bytes."""
+
+    @property
+    def reference(self) -> float:
+        """How much there is."""
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the unit is bytes."""
+
+    def estimate(self, topology: Topology) -> int:
+        """How much a network of this topology takes."""
+
+    def fits(self, estimate: int) -> bool:
+        """Whether so much is there."""
+
+    def batch_size(self, topology: Topology, estimate: int) -> int:
+        """How many patches fit."""
+
+    def patch_size(self, topology: Topology) -> tuple[int, ...]:
+        """The patch that the network is given: the topology's, or more for a network that loses its border."""
+
+    def refusal(self, estimate: int) -> str:
+        """What to say where not even the smallest patch fits."""
+
+
+def memory_budget_of(planner: Planner, summary: DatasetSummary, *, gpu_memory_gb: float, is_3d: bool) -> MemoryBudget:
+    """The closed formula where the family has one and no option changes its feature maps, otherwise the trace."""
+    if planner.network.family in FEATURE_MAPS and not planner.network.options:
+        return _CountedElements(planner, summary, gpu_memory_gb, is_3d)
+    return _TracedBytes(planner, summary, gpu_memory_gb, is_3d)
+
+
+@dataclass(frozen=True)
+class _CountedElements:
+    """nnU-Net 2.8.1's proxy: feature-map elements per patch against a reference that was measured on a real GPU."""
+
+    planner: Planner
+    summary: DatasetSummary
+    gpu_memory_gb: float
+    is_3d: bool
+    is_traced = False
+
+    @cached_property
+    def reference(self) -> float:
+        memory = self.planner.memory
+        return (memory.reference_3d if self.is_3d else memory.reference_2d) * (self.gpu_memory_gb / memory.reference_gpu_memory_gb)
+
+    @property
+    def reference_batch(self) -> int:
+        memory = self.planner.memory
+        return memory.reference_batch_3d if self.is_3d else memory.reference_batch_2d
+
+    def estimate(self, topology: Topology) -> int:
+        features, encoder_blocks, decoder_blocks = stages_of(self.planner.network, topology.num_stages, is_3d=self.is_3d)
+        return feature_map_elements(
+            self.planner.network.family,
+            patch_size=topology.patch_size,
+            strides=topology.strides,
+            features=features,
+            encoder_blocks=encoder_blocks,
+            decoder_blocks=decoder_blocks,
+            num_classes=self.summary.num_label_entries,
+        )
+
+    def fits(self, estimate: int) -> bool:
+        if self.planner.memory.fit == "reference_batch":
+            return estimate <= self.reference
+        # The order of the operations is nnU-Net's: another one could round to the other side.
+        return estimate / self.reference_batch * self.planner.batch.min_size <= self.reference
+
+    def batch_size(self, topology: Topology, estimate: int) -> int:
+        return round(self.reference / estimate * self.reference_batch)
+
+    def patch_size(self, topology: Topology) -> tuple[int, ...]:
+        return topology.patch_size
+
+    def refusal(self, estimate: int) -> str:
+        return "Not even a patch of one voxel fits the GPU memory. Give more with --gpu-memory, or choose a smaller network."
+
+
+@dataclass(frozen=True)
+class _TracedBytes:
+    """Bytes of a training step with the smallest batch, counted on the real network."""
+
+    planner: Planner
+    summary: DatasetSummary
+    gpu_memory_gb: float
+    is_3d: bool
+    is_traced = True
+
+    @cached_property
+    def reference(self) -> float:
+        return max(0.0, self.gpu_memory_gb - RESERVED_GB) * GIB
+
+    def estimate(self, topology: Topology) -> int:
+        return self._bytes(topology, self.planner.batch.min_size)
+
+    def fits(self, estimate: int) -> bool:
+        return estimate <= self.reference
+
+    def batch_size(self, topology: Topology, estimate: int) -> int:
+        smallest = self.planner.batch.min_size
+        per_sample = self._bytes(topology, smallest + 1) - estimate
+        return smallest + int((self.reference - estimate) / max(1, per_sample))
+
+    def patch_size(self, topology: Topology) -> tuple[int, ...]:
+        from medseg3d.networks.build import family_of
+
+        plan = self._network(topology)
+        return family_of(plan).input_size(plan, topology.patch_size)
+
+    def refusal(self, estimate: int) -> str:
+        needed = estimate / GIB + RESERVED_GB
+        return (
+            f"{self.planner.network.family} does not fit {self.gpu_memory_gb:g} GB: a training step on the smallest patch takes "
+            f"{needed:.1f} GB ({RESERVED_GB:g} GB of it for the GPU's own use). Give --gpu-memory {needed:.1f} if there is so much, or a "
+            "planner file with a smaller network.width_multiplier or network.max_stages."
+        )
+
+    def _network(self, topology: Topology) -> NetworkPlan:
+        return network_plan_of(
+            self.planner.network,
+            self.summary,
+            topology=topology,
+            dimensions=3 if self.is_3d else 2,
+            num_classes=self.summary.num_label_entries,
+        )
+
+    def _bytes(self, topology: Topology, batch_size: int) -> int:
+        from medseg3d.networks.cost import step_cost
+
+        plan = self._network(topology)
+        return step_cost(plan, self.patch_size(topology), batch_size, optimizer=self.planner.training.optimizer).peak_bytes
+
+
+def network_plan_of(
+    rule: NetworkRule, summary: DatasetSummary, *, topology: Topology, dimensions: Literal[2, 3], num_classes: int
+) -> NetworkPlan:
+    """The network of a topology by the planner's numbers."""
+    features, encoder_blocks, decoder_blocks = stages_of(rule, topology.num_stages, is_3d=dimensions == 3)
+    return NetworkPlan(
+        family=rule.family,
+        dimensions=dimensions,
+        in_channels=len(summary.channel_names),
+        num_classes=num_classes,
+        features=features,
+        kernel_sizes=topology.kernel_sizes,
+        strides=topology.strides,
+        encoder_blocks=encoder_blocks,
+        decoder_blocks=decoder_blocks,
+        deep_supervision=rule.deep_supervision,
+        options=dict(rule.options),
+    )
+
+
+def stages_of(network: NetworkRule, num_stages: int, *, is_3d: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Features (doubling up to the maximum, times alpha), encoder blocks and decoder blocks; the last number of blocks repeats.
+
+    Decoder blocks are listed coarsest first; a shallower network lacks the coarsest stages, in a deeper one they repeat.
+    """
+    most = network.max_features_3d if is_3d else network.max_features_2d
+    features = tuple(max(1, int(network.width_multiplier * min(most, network.base_features * 2**stage))) for stage in range(num_stages))
+    return features, _repeated(network.encoder_blocks, num_stages), _decoder_blocks(network.decoder_blocks, num_stages - 1)
+
+
+def _repeated(numbers: Sequence[int], count: int) -> tuple[int, ...]:
+    return (tuple(numbers) + tuple(numbers[-1:]) * count)[:count]
+
+
+def _decoder_blocks(numbers: Sequence[int], count: int) -> tuple[int, ...]:
+    return (tuple(numbers[:1]) * count + tuple(numbers))[-count:] if count else ()

@@ -1,0 +1,146 @@
+"""What one network is trained on: a dataset, or several (domains) that take turns. Batches of the right one come out.
+
+A dataset of its own is a single domain without a name; everything then is as if there were no domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg3d.execution import available_cores
+from medseg3d.networks.build import build_network, build_universal, output_size
+from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
+from medseg3d.patches.loading import PatchLoader
+from medseg3d.patches.sampling import generator
+from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.store import StoredCase
+from medseg3d.training.loss_functions import LOSSES, LossFunction, LossSettings
+
+NO_NAME = ""
+"""Of the only domain of a network that serves one dataset."""
+VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
+"""Random numbers of their own beside those of the training patches, stream 0. Validation patches are those of epoch 0 every time, so
+that epochs can be compared."""
+CASES_COUNTED = 20
+"""Class weights come from the voxels of so many training cases: shares hardly change with more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingDomain:
+    """A dataset as training sees it: its plan and configuration, and the cases of the fold."""
+
+    name: str
+    plan: Plan
+    configuration: Configuration
+    training: Sequence[StoredCase]
+    validation: Sequence[StoredCase]
+
+    def label(self, index: int) -> str:
+        """The name of a label in lines and files; with the domain where there are several."""
+        label = self.plan.labels.names[index]
+        return f"{self.name}/{label}" if self.name else label
+
+    def policy(self) -> AugmentationPolicy:
+        """What augmentation may do to its patches."""
+        configuration = self.configuration
+        return augmentation_policy(
+            configuration.patch_size,
+            num_channels=configuration.network.in_channels,
+            mirror_axes=configuration.mirror_axes,
+            masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
+            left_right_axis=left_right_axis(self.plan, configuration),
+            label_pairs=self.plan.labels.pairs,
+        )
+
+    def margin(self) -> tuple[int, ...]:
+        """Voxels at each end of a patch that get no logits."""
+        patch = self.configuration.patch_size
+        given = output_size(self.configuration.network, patch)
+        return tuple((n - g) // 2 for n, g in zip(patch, given, strict=True))
+
+    def loss(self) -> LossFunction:
+        """The plan's loss for one output."""
+        training = self.configuration.training
+        return LOSSES[training.loss](
+            LossSettings(
+                num_classes=self.plan.labels.num_classes,
+                batch_dice=self.configuration.batch_dice,
+                options=dict(training.loss_options),
+                class_voxels=self._class_voxels() if training.loss == "weighted_ce" else None,
+            )
+        )
+
+    def _class_voxels(self) -> tuple[float, ...]:
+        counts = np.zeros(self.plan.labels.num_classes)
+        for case in self.training[:CASES_COUNTED]:
+            labels: Any = case.labels
+            counts += np.bincount(np.asarray(labels[:]).ravel(), minlength=len(counts))
+        return tuple(float(count) for count in counts)
+
+
+def left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
+    """The patch axis that runs from left to right; None where the plan does not know, or a 2D slice does not have it."""
+    if plan.orientation != "canonical":
+        return None
+    axis = plan.axis_order.index(2) - (3 - configuration.dimensions)
+    return axis if axis >= 0 else None
+
+
+def build_for(domains: Sequence[TrainingDomain]) -> nn.Module:
+    """The network of a dataset, or the universal one of several."""
+    if len(domains) == 1 and domains[0].name == NO_NAME:
+        return build_network(domains[0].configuration.network)
+    return build_universal({domain.name: domain.configuration.network for domain in domains})
+
+
+def run_network(network: nn.Module, image: Tensor, domain: TrainingDomain) -> Tensor | list[Tensor]:
+    """The outputs of a domain."""
+    outputs: Tensor | list[Tensor] = network(image, domain.name) if domain.name else network(image)
+    return outputs
+
+
+def patch_loader(
+    domain: TrainingDomain, *, batch_size: int, seed: int, on_gpu: bool, policy: AugmentationPolicy | None, is_validation: bool = False
+) -> PatchLoader:
+    """The batches of a domain: of its training cases, or of its validation cases with random numbers of their own."""
+    return PatchLoader(
+        domain.validation if is_validation else domain.training,
+        patch_size=domain.configuration.patch_size,
+        batch_size=batch_size,
+        seed=seed,
+        stream=VALIDATION_STREAM if is_validation else 0,
+        foreground_share=domain.configuration.training.foreground_oversampling,
+        margin=domain.margin(),
+        policy=policy,
+        prefetch=6 if on_gpu else 3,
+        num_threads=min(4, available_cores()) if on_gpu else 1,  # a CPU needs its cores for the network
+        pin_memory=on_gpu,
+    )
+
+
+def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, iteration: int) -> int:
+    """Which domain a step belongs to: in turn, or by chance in proportion to the training cases; a function of its arguments alone."""
+    if len(domains) == 1:
+        return 0
+    if domains[0].configuration.training.domain_sampling == "round_robin":
+        return iteration % len(domains)
+    shares = np.array([len(domain.training) for domain in domains], float)
+    return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
+
+
+def freeze_all_but(network: nn.Module, domain: str) -> None:
+    """Leave only the parts of one domain trainable: the shared tensors and the other domains' keep their bits."""
+    own = f"domains.{domain}."
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(own))
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and labels of a batch without augmentation."""
+    return batch.image.to(device), batch.labels.to(device).long()

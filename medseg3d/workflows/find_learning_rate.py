@@ -1,0 +1,114 @@
+"""Find a learning rate: the range test on a fold's training patches, drawn and measured as ``train`` does; a figure and its numbers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medseg3d.devices import checked_precision, choose_device, use_all_cores
+from medseg3d.errors import InputError
+from medseg3d.events import Event, Listener, silent
+from medseg3d.networks.build import build_network
+from medseg3d.patches.augmentation import augment
+from medseg3d.plan import Configuration
+from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.records import write_record
+from medseg3d.reporting.learning_rate_figure import learning_rate_figure
+from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.learning_rate_search import LearningRateCurve, find_learning_rate
+from medseg3d.training.loss_functions import supervised_loss
+from medseg3d.training.probe import trusted_precision
+from medseg3d.training.train_fold import optimizer_of
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.train import read_split, refuse_cascade
+
+logger = logging.getLogger(__name__)
+FIGURE, RECORD = "learning_rate.png", "learning_rate.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRateResult:
+    """What was found for a fold of ``configuration``, beside the plan's learning rate, and where figure and numbers lie."""
+
+    configuration: str
+    fold: str
+    planned: float
+    curve: LearningRateCurve
+    figure: Path
+    record: Path
+
+
+def find_lr(
+    root: Path,
+    work: Path | None = None,
+    *,
+    configuration: str | None = None,
+    fold: str = "0",
+    device: str = "auto",
+    batch_size: int | None = None,
+    num_steps: int = 100,
+    seed: int = 0,
+    on: Listener = silent,
+) -> LearningRateResult:
+    """Search from fresh weights; writes ``learning_rate.png`` and ``learning_rate.json`` into the fold's folder and nothing else there.
+
+    A trained fold stays as it is. Optimizer, gradient clip, augmentation and, unless it is given, the batch size are those of the
+    plan, and the precision is checked as in training. Raises :class:`InputError` where no case of the fold is preprocessed,
+    :class:`UnsupportedError` for a cascade's second stage, and what :func:`find_learning_rate` raises.
+    """
+    folder = work_folder(root, work)
+    plan = folder.read_plan()
+    chosen = plan.configuration(configuration)
+    refuse_cascade(chosen)
+    cases = _training_cases(folder, chosen, fold)
+    target = folder.fold(chosen.name, fold)
+    use_all_cores()
+    run_on = choose_device(device)
+    samples = batch_size or chosen.batch_size
+    torch.manual_seed(seed)
+    network = build_network(chosen.network).to(run_on.device)
+    domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=())
+    policy, loss = domain.policy(), domain.loss()
+    loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.device.type == "cuda", policy=policy)
+    image, _ = augment(loader.make_batch(0, 0), policy, run_on.device)
+    run_on = checked_precision(network, image[:1], trusted_precision(run_on, chosen, samples), is_trained=False)
+    # closing: a search that ends early must end the reading threads at once
+    with closing(loader.batches(0, num_steps)) as batches:
+        curve = find_learning_rate(
+            network,
+            optimizer_of(network, chosen.training),
+            (augment(batch, policy, run_on.device) for batch in batches),
+            lambda outputs, labels: supervised_loss(outputs, labels, loss).total,
+            run_on,
+            num_steps=num_steps,
+            gradient_clip=chosen.training.gradient_clip,
+            on_step=lambda step, steps: on(Event(stage=f"find learning rate of {chosen.name} fold {fold}", done=step, total=steps)),
+        )
+    logger.info("Found for %s fold %s: suggested %s, diverged at %s.", chosen.name, fold, curve.suggested, curve.diverged)
+    return LearningRateResult(
+        configuration=chosen.name,
+        fold=fold,
+        planned=chosen.training.learning_rate,
+        curve=curve,
+        figure=learning_rate_figure(
+            curve, target / FIGURE, planned=chosen.training.learning_rate, title=f"Learning rate search, {chosen.name}, fold {fold}"
+        ),
+        record=write_record(target / RECORD, curve, "learning_rate"),
+    )
+
+
+def _training_cases(folder: WorkFolder, configuration: Configuration, fold: str) -> list[StoredCase]:
+    """Those of the fold that are preprocessed, read from the disk patch by patch: a search draws too few to load them whole."""
+    store = Store(folder.store(configuration.data))
+    available = set(store.names())
+    cases = [store.read(name) for name in read_split(folder, fold).train if name in available]
+    if not cases:
+        raise InputError(
+            f"{folder.root}: no training case of fold {fold} is preprocessed for {configuration.name}. "
+            f"Run medseg3d preprocess -c {configuration.name} first."
+        )
+    return cases
