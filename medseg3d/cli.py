@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg3d import __version__
-from medseg3d.errors import CaseFailure, CasesFailedError, InterruptedBySignalError, MedsegError
+from medseg3d.errors import CaseFailure, CasesFailedError, InputError, InterruptedBySignalError, MedsegError
 
 if TYPE_CHECKING:
     from medseg3d.evaluation.metrics import Evaluation
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = _dataset_command(commands, "run", _run, "the whole chain, ending in a report page")
+    run = _dataset_command(commands, "run", _run, "the whole chain, ending in a report page", several=True)
     _planning_options(run)
     _device_option(run)
     _jobs_options(run)
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--folds", nargs="+", metavar="K", help="folds to train (default: all)")
     _training_length_options(run)
 
-    plan = _dataset_command(commands, "plan", _plan, "measure the dataset and decide spacing, patch, batch and network")
+    plan = _dataset_command(commands, "plan", _plan, "measure the dataset and decide spacing, patch, batch and network", several=True)
     _planning_options(plan)
     _jobs_options(plan)
     plan.add_argument("--explain", action="store_true", help="for every number: the rule, its inputs, what would change it")
@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = _dataset_command(commands, "train", _train, "train one fold; run it again to go on where it stopped")
     _configuration_option(train, default="the recommended one", several=False)
+    train.add_argument("--add-domain", type=Path, metavar="DATASET", help="train one more dataset on a universal network, with -w WORK")
     train.add_argument("--fold", required=True, metavar="K|all", help="which fold; all trains on every case without validation")
     _training_length_options(train)
     train.add_argument("--batch-size", type=_positive_int, metavar="N", help="default: the plan's")
@@ -87,11 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     _seed_option(train)
 
     select = _dataset_command(commands, "select", _select, "choose the best configuration or pair, and the postprocessing")
+    _domain_option(select)
     _device_option(select)
 
     predict = _dataset_command(commands, "predict", _predict, "label maps for new images")
     predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
+    _domain_option(predict)
     predict.add_argument("-m", "--model", type=Path, help="a work folder or a weights.safetensors file")
     _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
@@ -121,13 +124,17 @@ def build_parser() -> argparse.ArgumentParser:
     _common_options(demo)
 
     report = _dataset_command(commands, "report", _report, "write report.html again from what is there")
-    _ = report
+    _domain_option(report)
     return parser
 
 
-def _dataset_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+def _dataset_command(commands: Any, name: str, command: Command, help_text: str, *, several: bool = False) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    parser.add_argument("dataset", nargs="?", type=Path, default=Path(), metavar="DATASET", help="the dataset's folder (default: here)")
+    if several:
+        help_datasets = "the dataset's folder (default: here); several with --planner universal and -w"
+        parser.add_argument("datasets", nargs="*", type=Path, metavar="DATASET", help=help_datasets)
+    else:
+        parser.add_argument("dataset", nargs="?", type=Path, default=Path(), metavar="DATASET", help="the dataset's folder (default: here)")
     parser.add_argument("-w", "--work", type=Path, metavar="WORK", help="work folder (default: DATASET/medseg3d-work)")
     parser.set_defaults(command=command)
     _common_options(parser)
@@ -157,6 +164,10 @@ def _configuration_option(parser: argparse.ArgumentParser, *, default: str, seve
         metavar="CONFIGURATION",
         help=f"2d, 3d_fullres, 3d_lowres … (default: {default})",
     )
+
+
+def _domain_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--domain", metavar="NAME", help="which dataset of a universal work folder (default: that of DATASET)")
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +215,9 @@ def _plan(options: argparse.Namespace) -> int:
     from medseg3d.workflows.plan import DEFAULT_PLANNER, plan, plan_from_fingerprint
 
     planner = options.planner or DEFAULT_PLANNER
+    if _is_for_domains(options):
+        return _plan_domains(options)
+    options.dataset = options.datasets[0] if options.datasets else Path()
     with Console(options) as console:
         if options.fingerprint is not None:
             result = plan_from_fingerprint(options.fingerprint, work=options.work, planner=planner, gpu_memory_gb=options.gpu_memory)
@@ -226,10 +240,104 @@ def _plan(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _is_for_domains(options: argparse.Namespace) -> bool:
+    """Several datasets share a network: they are named, the planner is universal, or the work folder is."""
+    from medseg3d.universal import is_universal
+    from medseg3d.work_folder import WorkFolder
+
+    several = len(getattr(options, "datasets", ())) > 1
+    if not several and getattr(options, "planner", None) != "universal":
+        return options.work is not None and getattr(options, "domain", None) is None and is_universal(WorkFolder(options.work))
+    if options.work is None:
+        raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
+    if getattr(options, "channels", None) or getattr(options, "group_pattern", None) or getattr(options, "groups", None):
+        raise InputError("--channels, --group-pattern and --groups belong to one dataset; write channel names and folds into each dataset.")
+    return True
+
+
+def _plan_domains(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.universal import PLANNER, plan_universal
+
+    with Console(options) as console:
+        results = plan_universal(
+            _datasets(options),
+            options.work,
+            planner=options.planner or PLANNER,
+            gpu_memory_gb=options.gpu_memory,
+            jobs=options.jobs,
+            max_ram_gb=options.max_ram,
+            on=console.listen,
+        )
+    console.show_domains(results, lambda name, result: console.show_plan(result, explain=options.explain))
+    failures = [failure for result in results.values() for failure in result.failures]
+    if failures:
+        raise CasesFailedError(f"{len(failures)} cases cannot be used; the plans were made from the others:", failures)
+    return EXIT_DONE
+
+
+def _datasets(options: argparse.Namespace) -> list[Path]:
+    """Those that are named, or those of the universal work folder."""
+    if options.datasets:
+        return list(options.datasets)
+    from medseg3d.universal import read_universal
+    from medseg3d.work_folder import WorkFolder
+
+    return [Path(path) for path in read_universal(WorkFolder(options.work)).domains.values()]
+
+
+def _preprocess_domains(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.universal import preprocess_universal
+
+    with Console(options) as console:
+        results = preprocess_universal(options.work, jobs=options.jobs, max_ram_gb=options.max_ram, on=console.listen)
+    console.show_domains(results, lambda name, result: console.show_preprocessed(result))
+    failures = [failure for result in results.values() for failure in result.failures]
+    if failures:
+        raise CasesFailedError(f"{len(failures)} cases could not be preprocessed; the others are done:", failures)
+    return EXIT_DONE
+
+
+def _train_domains(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.training.train_fold import TrainingOptions
+    from medseg3d.workflows.universal import add_domain, train_universal
+
+    if options.validate or options.find_lr:
+        raise InputError("--validate and --find-lr work on one dataset: name its work folder, -w WORK/domains/NAME.")
+    if options.work is None:
+        raise InputError("--add-domain needs the universal work folder: name it with -w WORK.")
+    length = TrainingOptions(
+        epochs=options.epochs,
+        iterations=options.iterations,
+        hours=options.hours,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        restart=options.restart,
+    )
+    with Console(options) as console:
+        if options.add_domain is not None:
+            results = add_domain(
+                options.work, options.add_domain, fold=options.fold, device=options.device, options=length, on=console.listen
+            )
+        else:
+            results = train_universal(
+                options.work, fold=options.fold, device=options.device, options=length, init=options.init, on=console.listen
+            )
+    console.show_domains(results, lambda name, result: console.show_evaluation(result, title=f"Validation of {name}, fold {options.fold}"))
+    failures = [failure for result in results.values() for failure in result.failures]
+    if failures:
+        raise CasesFailedError(f"{len(failures)} validation cases failed; the others are measured:", failures)
+    return EXIT_DONE
+
+
 def _preprocess(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.preprocess import preprocess
 
+    if _is_for_domains(options):
+        return _preprocess_domains(options)
     with Console(options) as console:
         result = preprocess(
             options.dataset,
@@ -250,6 +358,8 @@ def _train(options: argparse.Namespace) -> int:
     from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.train import train, validate
 
+    if options.add_domain is not None or _is_for_domains(options):
+        return _train_domains(options)
     if options.find_lr:
         return _find_lr(options)
     evaluation: Evaluation | None
@@ -287,6 +397,13 @@ def _train(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _choose_domain(options: argparse.Namespace) -> None:
+    """Put a domain's own dataset and work folder in the place of the universal ones."""
+    from medseg3d.universal import resolve_domain
+
+    options.dataset, options.work = resolve_domain(options.work, options.dataset, options.domain)
+
+
 def _find_lr(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.find_learning_rate import find_lr
@@ -310,6 +427,14 @@ def _select(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.select import select
 
+    if _is_for_domains(options):
+        from medseg3d.workflows.universal import domains_of
+
+        with Console(options) as console:
+            chosen = {name: select(root, work, device=options.device, on=console.listen) for name, root, work in domains_of(options.work)}
+        console.show_domains(chosen, lambda name, selection: console.show_selection(selection))
+        return EXIT_DONE
+    _choose_domain(options)
     with Console(options) as console:
         result = select(options.dataset, options.work, device=options.device, on=console.listen)
     console.show_selection(result)
@@ -320,6 +445,7 @@ def _predict(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.predict import predict
 
+    _choose_domain(options)
     with Console(options) as console:
         result = predict(
             options.input,
@@ -361,6 +487,9 @@ def _run(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.run import run
 
+    if _is_for_domains(options):
+        return _run_domains(options)
+    options.dataset = options.datasets[0] if options.datasets else Path()
     with Console(options) as console:
         result = run(
             options.dataset,
@@ -387,6 +516,35 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _run_domains(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.universal import PLANNER, run_universal
+
+    if options.configuration:
+        raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
+    with Console(options) as console:
+        results = run_universal(
+            _datasets(options),
+            options.work,
+            planner=options.planner or PLANNER,
+            gpu_memory_gb=options.gpu_memory,
+            folds=options.folds,
+            epochs=options.epochs,
+            iterations=options.iterations,
+            hours=options.hours,
+            device=options.device,
+            jobs=options.jobs,
+            max_ram_gb=options.max_ram,
+            seed=options.seed,
+            on=console.listen,
+        )
+    console.show_domains(results, lambda name, result: console.show_run(result))
+    failures = [failure for result in results.values() for failure in result.failures]
+    if failures:
+        raise CasesFailedError(f"{len(failures)} cases failed; the others are done:", failures)
+    return EXIT_DONE
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.doctor import doctor
@@ -408,9 +566,17 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.work_folder import work_folder
+    from medseg3d.work_folder import WorkFolder, work_folder
     from medseg3d.workflows.run import write_report
 
+    if _is_for_domains(options):
+        from medseg3d.workflows.universal import domains_of
+
+        with Console(options) as console:
+            pages = {name: write_report(root, WorkFolder(work)) for name, root, work in domains_of(options.work)}
+        console.show_domains(pages, lambda name, page: console.say(f"The report lies in {page}"))
+        return EXIT_DONE
+    _choose_domain(options)
     with Console(options) as console:
         path = write_report(options.dataset, work_folder(options.dataset, options.work))
     console.say(f"The report lies in {path}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medseg3d.workflows.preprocess import PreprocessResult
     from medseg3d.workflows.run import RunResult
 
+Result = TypeVar("Result")
 SHOWN_CASES = 5
 FILE_WIDTH = 160
 """Columns where the output is no terminal: a table must not be cut off in a log file."""
@@ -51,6 +52,7 @@ class Console:
             disable=self._is_quiet or not self._err.is_terminal,
         )
         self._stage: tuple[str, TaskID] | None = None
+        self._collected: list[Any] | None = None
 
     def __enter__(self) -> Console:
         self._bars.start()
@@ -236,7 +238,22 @@ class Console:
             for line in lines:
                 self._out.print(line, markup=False)
 
+    def show_domains(self, results: Mapping[str, Result], show: Callable[[str, Result], None]) -> None:
+        """``show(domain, result)`` for every domain under its name; with ``--json`` one document with an entry for each."""
+        documents: dict[str, Any] = {}
+        for name, result in results.items():
+            self._lines([f"— {name} —"] if not self._is_json else [])
+            self._collected = []
+            show(name, result)
+            documents[name] = self._collected[-1] if self._collected else None
+        self._collected = None
+        if self._is_json:
+            self._print_json({"domains": documents})
+
     def _print_json(self, document: Any) -> None:
+        if self._collected is not None:
+            self._collected.append(document)
+            return
         sys.stdout.write(json.dumps(document, indent=2, default=_path_as_text) + "\n")
 
 

@@ -23,6 +23,7 @@ from medseg3d.errors import (
 from medseg3d.images import case_name
 from medseg3d.labels import Labels, left_right_pairs
 from medseg3d.records import from_plain, read_json
+from medseg3d.wording import counted, listed
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def open_dataset(root: Path, *, channels: Sequence[str] | None = None) -> Datase
     """
     dataset, findings = find_dataset(root, channels=channels)
     if findings:
-        raise DatasetError(f"{root}: the dataset cannot be used as it is ({_count(len(findings), 'finding')}).", findings)
+        raise DatasetError(f"{root}: the dataset cannot be used as it is ({counted(len(findings), 'finding')}).", findings)
     return replace(dataset, declared_splits=_declared_splits(root, [case.name for case in dataset.training]))
 
 
@@ -111,7 +112,7 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
         )
     if channels is not None:
         if len(channels) != len(dataset.channel_names):
-            given = f"{_count(len(channels), 'channel name')} given ({', '.join(channels)})"
+            given = f"{counted(len(channels), 'channel name')} given ({', '.join(channels)})"
             findings.append(f"{given}, the cases have {len(dataset.channel_names)}")
         dataset = replace(dataset, channel_names=tuple(channels), has_named_channels=True)
     if not dataset.training and not findings:
@@ -144,7 +145,7 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
     else:
         cases = {stem: _channels_of_file(path, num_channels, findings) for stem, path in files.items()}
     if findings:
-        raise DatasetError(f"{source}: these images cannot be predicted ({_count(len(findings), 'finding')}).", findings)
+        raise DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
     return tuple(Case(name=name, channels=cases[name]) for name in sorted(cases))
 
 
@@ -170,15 +171,15 @@ def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
     for k, split in enumerate(splits):
         unknown = sorted({*split.train, *split.validation} - known)
         if unknown:
-            findings.append(f"fold {k} names cases that the dataset does not have: {_some(unknown)}")
+            findings.append(f"fold {k} names cases that the dataset does not have: {listed(unknown)}")
         both = sorted(set(split.train) & set(split.validation))
         if both and set(split.train) != set(split.validation):  # one patient alone is trained and measured on itself
-            findings.append(f"fold {k} has cases in both train and validation: {_some(both)}")
+            findings.append(f"fold {k} has cases in both train and validation: {listed(both)}")
         if not split.train or not split.validation:
             findings.append(f"fold {k} has no {'training' if not split.train else 'validation'} case")
     missing = sorted(known - {name for split in splits for name in (*split.train, *split.validation)})
     if missing:
-        findings.append(f"in no fold: {_some(missing)}")
+        findings.append(f"in no fold: {listed(missing)}")
     if findings:
         raise DatasetError(f"{path}: the folds do not fit the dataset. Correct the file; without it, folds are made.", findings)
     return splits
@@ -276,13 +277,13 @@ def _dataset(
     )
 
 
-def _explicit_cases(root: Path, listed: object, names: tuple[str, ...], findings: list[str]) -> list[Case]:
+def _explicit_cases(root: Path, described: object, names: tuple[str, ...], findings: list[str]) -> list[Case]:
     """nnU-Net's ``dataset`` key: case → images and label, paths absolute or relative to the dataset folder."""
-    if not isinstance(listed, dict):
+    if not isinstance(described, dict):
         findings.append("dataset.json, dataset: expected an object of cases with images and label")
         return []
     cases = []
-    for name, entry in listed.items():
+    for name, entry in described.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or not isinstance(entry.get("label"), str):
             findings.append(f"dataset.json, dataset, {name}: expected images (a list) and label")
             continue
@@ -290,7 +291,7 @@ def _explicit_cases(root: Path, listed: object, names: tuple[str, ...], findings
         missing = [path for path in (*files, label) if not path.exists()]
         findings.extend(f"{name}: {path} is listed in dataset.json, but does not exist" for path in missing)
         if len(files) != len(names):
-            findings.append(f"{name}: {_count(len(files), 'channel')}, expected {len(names)} ({', '.join(names)})")
+            findings.append(f"{name}: {counted(len(files), 'channel')}, expected {len(names)} ({', '.join(names)})")
         cases.append(Case(name=str(name), channels=tuple(ChannelFile(path=path) for path in files), label=label))
     return cases
 
@@ -356,7 +357,7 @@ def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: list
             lacks = [f"{c:04d}" for c in sorted(expected - set(found))]
             extra = [f"{c:04d}" for c in sorted(set(found) - expected)]
             findings.append(
-                f"{name}: {_count(len(found), 'channel')}, expected {num_channels}"
+                f"{name}: {counted(len(found), 'channel')}, expected {num_channels}"
                 + (f"; missing {', '.join(lacks)}" if lacks else "")
                 + (f"; superfluous {', '.join(extra)}" if extra else "")
             )
@@ -369,7 +370,7 @@ def _channels_of_file(path: Path, num_channels: int, findings: list[str]) -> tup
         return (ChannelFile(path=path),)
     found = _num_volumes(path, findings)
     if found not in (0, num_channels):
-        findings.append(f"{case_name(path)}: {path.name} holds {_count(found, 'channel')}, expected {num_channels}")
+        findings.append(f"{case_name(path)}: {path.name} holds {counted(found, 'channel')}, expected {num_channels}")
     return tuple(ChannelFile(path=path, volume=volume) for volume in range(num_channels))
 
 
@@ -458,7 +459,7 @@ def declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -
             )
     wrong = [name for name, value in pairs if not _is_integer(value)]
     if wrong:
-        findings.append(f"dataset.json: the values of these labels are not integers: {_some(wrong)}")
+        findings.append(f"dataset.json: the values of these labels are not integers: {listed(wrong)}")
         return None
     named: dict[int, str] = {}
     for name, value in pairs:
@@ -530,13 +531,4 @@ def _refuse_shared_study(folders: Sequence[Path], findings: list[str]) -> None:
             by_study.setdefault(study, []).append(folder)
     for same in by_study.values():
         if len(same) > 1:
-            findings.append(f"{len(same)} series found in one study: {_some([f.name for f in same])}; name the folder of one")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
+            findings.append(f"{len(same)} series found in one study: {listed([f.name for f in same])}; name the folder of one")

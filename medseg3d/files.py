@@ -36,6 +36,20 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder and try a temporary file in it, so that hours of work do not end at a folder that cannot be written.
+
+    Raises :class:`StorageError`.
+    """
+    trial = folder / f".{secrets.token_hex(4)}.tmp"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(b"\0")
+        finally:
+            trial.unlink(missing_ok=True)
+
+
 def file_digest(path: Path) -> str:
     """A hexadecimal digest (BLAKE2b, 128 bit) of a file's content."""
     with path.open("rb") as stream:
@@ -44,7 +58,7 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only file system or a missing permission into :class:`StorageError`."""
+    """Turn a full disk, a place that cannot be written or a missing permission into :class:`StorageError`."""
     try:
         yield
     except OSError as error:
@@ -52,8 +66,29 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{path}: the disk is full. Everything finished so far is kept; free some space and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}). Name another work folder with -w, or change its permissions."
-            ) from error
-        raise
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None and error.errno == errno.ENOENT and _is_there(error.filename, path):
+            reason = "nothing can be made here"
+        if reason is None:
+            raise
+        raise StorageError(f"{path}: cannot be written ({reason}). Choose another folder, or change its permissions.") from error
+
+
+_REASONS = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the file system is read-only",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "links that lead in a circle",
+}
+
+
+def _is_there(missing: object, path: Path) -> bool:
+    """Whether what was "not found" is ``path``, its folder or a file in it: /proc and its like say so of all that is new.
+
+    Any other file that is not found has nothing to do with where to write.
+    """
+    return isinstance(missing, str) and bool({path, path.parent} & {Path(missing), Path(missing).parent, *path.parents} & _near(missing))

@@ -52,10 +52,17 @@ def plan(
     groups: Path | None = None,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
+    max_stages: int | None = None,
     on: Listener = silent,
 ) -> PlanResult:
-    """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset."""
+    """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
+
+    ``max_stages`` is a cap on the depth beside the planner's.
+    """
     rules = load_planner(planner)
+    if max_stages is not None:
+        stages = min(max_stages, rules.network.max_stages or max_stages)
+        rules = replace(rules, network=replace(rules.network, max_stages=stages))
     dataset = open_dataset(root, channels=channels)
     folder = work_folder(root, work)
     fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)

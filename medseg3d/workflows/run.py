@@ -115,7 +115,7 @@ def run(
         with clock.stage("select"):
             selection = select(root, work, device=device, on=on)
     with clock.stage("predict"):
-        test, test_failures = _test(root, folder, work, device, on)
+        test, test_failures = predict_test_set(root, folder, work, device, on)
     failures += test_failures
     with clock.stage("report"):
         page = write_report(root, folder, failures=failures, warnings=planned.warnings)
@@ -147,7 +147,7 @@ def _all_folds(folder: WorkFolder) -> list[str]:
     return [str(index) for index in range(len(read_record(folder.splits, Folds, "splits").folds))]
 
 
-def _test(
+def predict_test_set(
     root: Path, folder: WorkFolder, work: Path | None, device: str, on: Listener
 ) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
     """Predict the test images where there are any, and measure them where they have labels."""

@@ -58,10 +58,10 @@ def train(
     chosen = plan.configuration(configuration)
     refuse_cascade(chosen)
     split = read_split(folder, fold)
-    training, validation = _stored(folder, plan, chosen, split)
+    training, validation = stored_cases(folder, chosen, split)
     target = folder.fold(chosen.name, fold)
     _warn_about_memory(training)
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         epochs = train_fold(
             plan,
             chosen,
@@ -76,7 +76,7 @@ def train(
             init=init,
             on_step=lambda epoch, step, steps: on(Event(stage=f"train {chosen.name} fold {fold}, epoch {epoch}", done=step, total=steps)),
         )
-        _follow(epochs, plan, chosen, fold, target, on)
+        follow(epochs, f"{chosen.name}, fold {fold}", target, on)
     if stop.signal_number is not None:
         again = " without --restart" if options.restart else ""
         advice = f"Run the same command again{again} to go on."
@@ -193,7 +193,8 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _stored(folder: WorkFolder, plan: Plan, configuration: Configuration, split: Split) -> tuple[list[StoredCase], list[StoredCase]]:
+def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split) -> tuple[list[StoredCase], list[StoredCase]]:
+    """The preprocessed training and validation cases of a fold, in memory where they fit; raises :class:`InputError` for none."""
     store = Store(folder.store(configuration.data))
     available = set(store.names())
     missing = [name for name in (*split.train, *split.validation) if name not in available]
@@ -218,7 +219,8 @@ def _warn_about_memory(training: list[StoredCase]) -> None:
         logger.warning("Only %d training case(s): expect a network that knows these cases and little else.", len(training))
 
 
-def _follow(epochs: Iterator[EpochRecord], plan: Plan, configuration: Configuration, fold: str, target: Path, on: Listener) -> None:
+def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:
+    """Drive a training to its end: a line per epoch, ``progress.png``, TensorBoard."""
     board = _tensorboard(target)
     last_figure = 0.0
     for record in epochs:
@@ -226,11 +228,11 @@ def _follow(epochs: Iterator[EpochRecord], plan: Plan, configuration: Configurat
         if board is not None:
             board(record)
         if time.monotonic() - last_figure > SECONDS_BETWEEN_FIGURES:
-            progress_figure(read_history(target), target / "progress.png", title=f"{configuration.name}, fold {fold}")
+            progress_figure(read_history(target), target / "progress.png", title=title)
             last_figure = time.monotonic()
     history = read_history(target)
     if history:
-        progress_figure(history, target / "progress.png", title=f"{configuration.name}, fold {fold}")
+        progress_figure(history, target / "progress.png", title=title)
 
 
 def epoch_line(record: EpochRecord) -> str:
@@ -268,7 +270,7 @@ def _tensorboard(target: Path) -> Callable[[EpochRecord], None] | None:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """SIGINT and SIGTERM ask the loop to save and end; a second SIGINT ends at once. Only the main thread can listen."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():

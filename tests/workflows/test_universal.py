@@ -1,0 +1,203 @@
+"""Several datasets in one network: planned, trained together, used one by one, joined by another without forgetting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from medseg3d import load_model
+from medseg3d.checkpoints import load_tensors, read_card
+from medseg3d.cli import main
+from medseg3d.devices import Device
+from medseg3d.errors import InputError
+from medseg3d.training.domains import TrainingDomain, draw_domain
+from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
+from medseg3d.universal import read_universal, resolve_domain
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.universal import _training_domain
+
+PLANNER = """
+extends = "universal"
+description = "A universal network that trains a step in milliseconds."
+[network]
+base_features = 4
+max_features_3d = 8
+max_features_2d = 8
+[training]
+epochs = 1
+iterations_per_epoch = 4
+validation_iterations = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def datasets(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Balls as they are; flat ones of other labels; and small ones with two channels."""
+    folder = tmp_path_factory.mktemp("domains")
+    made = {name: Path(shutil.copytree(tiny_source, folder / name)) for name in ("Balls", "Flat", "Late")}
+    for file in [*made["Flat"].glob("images*/*"), *made["Flat"].glob("labels*/*")]:
+        image = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:, :, ::2], image.affine @ np.diag([1, 1, 4, 1])), file)
+    for file in made["Late"].glob("images*/*"):
+        shutil.copy(file, file.with_name(file.name.replace("_0000", "_0001")))
+    description = json.loads((made["Late"] / "dataset.json").read_text())
+    description["channel_names"] = {"0": "MRI", "1": "T2"}
+    (made["Late"] / "dataset.json").write_text(json.dumps(description))
+    (folder / "tiny.toml").write_text(PLANNER)
+    return made
+
+
+@pytest.fixture(scope="module")
+def work(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Balls and Flat, trained together on fold 0."""
+    root = tmp_path_factory.mktemp("universal") / "work"
+    planner = str(datasets["Balls"].parent / "tiny.toml")
+    assert main(["plan", str(datasets["Balls"]), str(datasets["Flat"]), "-w", str(root), "--planner", planner, "-q"]) == 0
+    assert main(["preprocess", "-w", str(root), "-q"]) == 0
+    assert main(["train", "-w", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0
+    return root
+
+
+def test_every_domain_becomes_an_ordinary_work_folder(work: Path, datasets: dict[str, Path], tmp_path: Path) -> None:
+    assert list(read_universal(WorkFolder(work)).domains) == ["Balls", "Flat"]
+    joint, _ = load_tensors(work / "models/universal/fold_0/weights.safetensors")
+    history = (work / "models/universal/fold_0/history.jsonl").read_text()
+    assert set(json.loads(history)["pseudo_dice"]) == {"Balls/shell", "Balls/core", "Flat/shell", "Flat/core"}
+    for name in ("Balls", "Flat"):
+        home = work / "domains" / name
+        own, _ = load_tensors(home / "models/3d_fullres/fold_0/weights.safetensors")
+        for key, tensor in own.items():
+            assert torch.equal(tensor, joint[key.replace("domains.only.", f"domains.{name}.")])
+        metrics = json.loads((home / "models/3d_fullres/fold_0/validation/metrics.json").read_text())
+        assert metrics["format"] == "medseg3d/metrics"
+        images = datasets[name] / "imagesTs"
+        out = tmp_path / name
+        assert main(["predict", str(datasets[name]), "-w", str(work), "-i", str(images), "-o", str(out), "-q"]) == 0
+        assert main(["predict", "-w", str(work), "--domain", name, "-i", str(images), "-o", str(out), "--json"]) == 0
+        for file in images.iterdir():
+            predicted = nibabel.load(out / file.name.replace("_0000", ""))
+            assert predicted.shape == nibabel.load(file).shape
+    assert main(["select", "-w", str(work), "--device", "cpu", "--json"]) == 0
+    assert (work / "domains/Flat/selection.json").exists()
+
+
+def test_a_domain_is_added_without_a_bit_of_the_others_changing(work: Path, datasets: dict[str, Path], tmp_path: Path) -> None:
+    grown = Path(shutil.copytree(work, tmp_path / "work"))
+    universal_weights = grown / "models/universal/fold_0/weights.safetensors"
+    before, _ = load_tensors(universal_weights)
+    image = nibabel.load(next(iter(sorted((datasets["Balls"] / "imagesTs").iterdir()))))
+    array = np.asarray(image.dataobj)
+    labels = load_model(grown / "domains/Balls").predict(array, image.affine)
+    command = ["train", "-w", str(grown), "--add-domain", str(datasets["Late"]), "--fold", "0", "--device", "cpu", "--epochs", "2", "-q"]
+    assert main(command) == 0
+    after, _ = load_tensors(universal_weights)
+    assert set(read_card(universal_weights).plans) == {"Balls", "Flat", "Late"}
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    added = [key for key in after if key not in before]
+    assert added
+    assert all(key.startswith("domains.Late.") for key in added)
+    again = load_model(grown / "domains/Balls").predict(array, image.affine)
+    assert np.array_equal(again, labels)
+    late = nibabel.load(datasets["Late"] / "labelsTs/ball_6.nii.gz")
+    two_channels = np.stack([np.asarray(nibabel.load(datasets["Late"] / f"imagesTs/ball_6_000{c}.nii.gz").dataobj) for c in (0, 1)])
+    assert load_model(grown / "domains/Late").predict(two_channels, late.affine).shape == late.shape
+    assert main(command) == 0  # nothing is trained again
+    assert json.loads((grown / "models/universal/fold_0/added/Late/training.json").read_text())["epoch"] == 2
+    moments, _ = load_tensors(grown / "models/universal/fold_0/added/Late/last.safetensors")
+    trained = [tensor for key, tensor in moments.items() if key.startswith("optimizer.") and key.endswith("exp_avg")]
+    assert len(trained) == len([key for key in added if not key.endswith("num_batches_tracked")])  # its own parts and nothing else
+    assert any(bool(tensor.any()) for tensor in trained)
+
+
+@pytest.mark.parametrize("added", [None, "Flat"])
+def test_a_stopped_training_of_domains_goes_on_with_the_same_bits(work: Path, tmp_path: Path, added: str | None) -> None:
+    folder = WorkFolder(work)
+    domains = [_training_domain(folder, read_universal(folder), name, "0") for name in ("Balls", "Flat")]
+    weights = work / "models/universal/fold_0/weights.safetensors"
+
+    def train(target: Path, stop_after: int) -> None:
+        stop, steps = StopRequest(), []
+
+        def count(*place: int) -> None:
+            steps.append(place)
+            if len(steps) == stop_after:
+                stop.set(15)
+
+        records = train_domains(
+            domains,
+            name="universal",
+            fold="0",
+            folder=target,
+            device=Device(device=torch.device("cpu"), precision="float32"),
+            options=TrainingOptions(epochs=2, iterations=3),
+            plan_digest="x",
+            stop=stop,
+            init=weights,
+            added=added,
+            on_step=count,
+        )
+        list(records)
+
+    train(tmp_path / "whole", 0)
+    for stop_after in (2, 3, 0):
+        train(tmp_path / "parts", stop_after)
+    whole, parts = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_domains_take_turns_or_are_drawn_in_proportion(work: Path) -> None:
+    def domain(name: str, cases: int, sampling: str) -> TrainingDomain:
+        plan = WorkFolder(work / "domains/Balls").read_plan()
+        configuration = plan.configuration(None)
+        configuration = replace(configuration, training=replace(configuration.training, domain_sampling=sampling))  # type: ignore[arg-type]
+        return TrainingDomain(name=name, plan=plan, configuration=configuration, training=[None] * cases, validation=())  # type: ignore[list-item]
+
+    turns = [draw_domain([domain("a", 9, "round_robin"), domain("b", 1, "round_robin")], seed=0, epoch=1, iteration=i) for i in range(4)]
+    assert turns == [0, 1, 0, 1]
+    shares = [
+        draw_domain([domain("a", 9, "proportional"), domain("b", 1, "proportional")], seed=0, epoch=1, iteration=i) for i in range(400)
+    ]
+    assert 20 <= sum(shares) <= 70
+    assert shares[:50] == [
+        draw_domain([domain("a", 9, "proportional"), domain("b", 1, "proportional")], seed=0, epoch=1, iteration=i) for i in range(50)
+    ]
+
+
+def test_what_is_unclear_is_refused_with_the_domains_named(
+    work: Path, datasets: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="serves Balls, Flat"):
+        resolve_domain(work, datasets["Late"], None)
+    assert main(["plan", str(datasets["Balls"]), str(datasets["Flat"])]) == 2
+    assert "name one with -w" in capsys.readouterr().err
+    assert (
+        main(["plan", str(datasets["Balls"]), str(datasets["Flat"]), "-w", str(work.parent / "other"), "--planner", "default", "-q"]) == 2
+    )
+    assert "only u2net serves several datasets" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "predict",
+                "-m",
+                str(work / "models/universal/fold_0/weights.safetensors"),
+                "-i",
+                str(datasets["Balls"] / "imagesTs"),
+                "-o",
+                str(work / "x"),
+            ]
+        )
+        == 2
+    )
+    assert "holds a universal network for Balls, Flat" in capsys.readouterr().err
+    assert main(["train", "-w", str(work), "--add-domain", str(datasets["Flat"]), "--fold", "0"]) == 2
+    assert "nothing to add" in capsys.readouterr().err
+    assert main(["train", "-w", str(work), "--add-domain", str(datasets["Late"]), "--fold", "1"]) == 2
+    assert "fold 1 of the common network is not trained yet" in capsys.readouterr().err
