@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,8 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
+        temporary.touch()
+        usual_mode = stat.S_IMODE(temporary.stat().st_mode)  # save_file puts a file of mode 0600 in its place
         try:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -116,6 +119,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         except SafetensorError as error:  # it hides the system's error number in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+        temporary.chmod(usual_mode)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:

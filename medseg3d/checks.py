@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,13 +29,14 @@ from medseg3d.geometry import (
     to_canonical,
 )
 from medseg3d.images import ImageHeader
-from medseg3d.labels import Labels, unique_values
+from medseg3d.labels import Labels, rare_labels, unique_values, value_counts
 from medseg3d.reading import describe, label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
 
 Severity = Literal["error", "fixable", "warning", "note"]
-"""``error`` stops training; ``fixable`` is mended by ``doctor --fix``; a ``warning`` deserves a look; a ``note`` is just that."""
+"""``error`` keeps a case out of training; ``fixable`` does not, and ``doctor --fix`` mends it; a ``warning`` deserves a look; a ``note``
+is just that. What ``--fix`` mends, errors among it, has a :attr:`Finding.fix`."""
 
 ROUNDING_VOXELS = 1e-2
 """Grids closer than this differ by the rounding of float32 headers only."""
@@ -66,7 +67,8 @@ class CheckedCase:
     """One case with its findings, and what is compared between cases.
 
     ``content`` is a digest of the voxels of all channels, whatever the file format and orientation; ``intensities`` are the 1st,
-    50th and 99th percentile per channel; ``values`` the label values found. Empty where the file could not be read.
+    50th and 99th percentile per channel; ``values`` the label values found, ``voxels`` how many voxels each has, without the
+    background, counted where no list of labels is declared. Empty where the file could not be read.
     """
 
     name: str
@@ -76,6 +78,7 @@ class CheckedCase:
     spacing: tuple[float, float, float] | None = None
     intensities: tuple[tuple[float, float, float], ...] = ()
     values: tuple[int, ...] = ()
+    voxels: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +93,12 @@ class DoctorReport:
 
     @property
     def num_errors(self) -> int:
-        """Findings that stop training."""
+        """Findings that keep a case out of training."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     @property
     def num_fixable(self) -> int:
-        """Findings that ``doctor --fix`` would mend."""
+        """Findings that ``doctor --fix`` would mend: all that are ``fixable``, and the errors that it can mend."""
         return sum(finding.fix is not None for finding in self.findings)
 
 
@@ -168,10 +171,11 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
             if canonical[finite].min() == canonical[finite].max():
                 found("constant", "warning", f"{where}: all voxels have the value {low:g}")
     values: tuple[int, ...] = ()
+    voxels: dict[int, int] = {}
     if case.label is not None:
-        values = _check_label(case.label, header, labels, found)
+        values, voxels = _check_label(case.label, header, labels, found)
     if header is None:
-        return CheckedCase(name=case.name, findings=tuple(findings), values=values)
+        return CheckedCase(name=case.name, findings=tuple(findings), values=values, voxels=voxels)
     return CheckedCase(
         name=case.name,
         findings=tuple(findings),
@@ -180,6 +184,7 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
         spacing=header.geometry.spacing,
         intensities=tuple(intensities),
         values=values,
+        voxels=voxels,
     )
 
 
@@ -252,17 +257,19 @@ def _bytes_of(case: Case) -> int:
         return 0
 
 
-def _check_label(path: Path, header: ImageHeader | None, labels: Labels | None, found: Callable[..., None]) -> tuple[int, ...]:
-    """Findings of a label file; returns its values."""
+def _check_label(
+    path: Path, header: ImageHeader | None, labels: Labels | None, found: Callable[..., None]
+) -> tuple[tuple[int, ...], dict[int, int]]:
+    """Findings of a label file; returns its values and, where none are declared, the number of voxels of each."""
     try:
         label = images.read_image(path)
         integers = label_values(path, label.array)
     except ImageReadError as error:
         found("unreadable", "error", str(error))
-        return ()
+        return (), {}
     except LabelValueError as error:
         found("label values", "error", str(error))
-        return ()
+        return (), {}
     values = tuple(unique_values(integers))
     if labels is not None:
         unknown = sorted(set(values) - set(labels.values))
@@ -272,7 +279,7 @@ def _check_label(path: Path, header: ImageHeader | None, labels: Labels | None, 
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
     if header is not None:
         _check_grid(path, label.header.geometry, header.geometry, integers, found)
-    return values
+    return values, value_counts(integers) if labels is None else {}
 
 
 def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray, found: Callable[..., None]) -> None:
@@ -281,7 +288,10 @@ def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray
     if not isinstance(turned, GeometryDifference):
         difference = compare(canonical_geometry(image, orientation), canonical_geometry(label, turned))
         if difference.corner_offset_voxels > ROUNDING_VOXELS:
-            message = f"the label ({path.name}) lies slightly beside the image: {describe(difference)}"
+            message = (
+                f"the label ({path.name}) lies slightly beside the image: {describe(difference)}; medseg3d doctor --fix gives it the "
+                "image's header"
+            )
             found("grid", "fixable", message, "give the label the image's header")
         return
     message = f"the label ({path.name}) lies on another grid than the image: {describe(turned)}"
@@ -403,6 +413,8 @@ def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator
     if dataset.labels is None:
         message = f"no dataset.json: the label values found are {there}"
         yield Finding(case=None, kind="label values", severity="note", message=message)
+        for warning in rare_labels({case.name: case.voxels for case in cases if case.values}):
+            yield Finding(case=None, kind="rare label", severity="warning", message=warning)
         return
     for name, value in zip(dataset.labels.names[1:], dataset.labels.values[1:], strict=True):
         if value not in there:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
 import math
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg3d import __version__
-from medseg3d.errors import CaseFailure, CasesFailedError, InputError, InterruptedBySignalError, MedsegError
+from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
+from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
     from medseg3d.evaluation.metrics import Evaluation
@@ -39,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on where it stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:  # a path that was named, met where nobody thought of it
+        reason = f"{error.filename or error}: {error.strerror}. Choose another file or folder, or change its permissions."
+        _print_error(InputError(reason), as_json=getattr(options, "json", False))
+        return InputError.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing more can be said
         return EXIT_DONE
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="medseg3d",
         description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
         epilog="All but evaluate and demo take the dataset's folder, the current folder if left out. Start with: medseg3d run DATASET",
@@ -61,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     _seed_option(run)
     _configuration_option(run, default="the recommended one")
     run.add_argument("--folds", nargs="+", metavar="K", help="folds to train (default: all)")
+    run.add_argument("--restart", action="store_true", help="train anew, where the plan or the cases changed since the last training")
     _training_length_options(run)
 
     plan = _dataset_command(commands, "plan", _plan, "measure the dataset and decide spacing, patch, batch and network", several=True)
@@ -95,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
     _domain_option(predict)
-    predict.add_argument("-m", "--model", type=Path, help="a work folder or a weights.safetensors file")
+    predict.add_argument("-m", "--model", type=Path, help="a work folder, a fold's folder or a weights.safetensors file")
     _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
     predict.add_argument(
@@ -109,7 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure label maps against references", description="Measure label maps.")
     evaluate.add_argument("predictions", type=Path, help="a folder of label maps")
     evaluate.add_argument("references", type=Path, help="a folder of reference label maps with the same names")
-    evaluate.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write metrics.json (and .csv beside it)")
+    evaluate.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a .json file (.csv beside it) or a folder (default: metrics.json in the folder of predictions; for two files none)",
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     evaluate.set_defaults(command=_evaluate)
     _common_options(evaluate)
@@ -126,6 +139,26 @@ def build_parser() -> argparse.ArgumentParser:
     report = _dataset_command(commands, "report", _report, "write report.html again from what is there")
     _domain_option(report)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only, and names the nearest one for an option that it does not know."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            nearest = [option for word in unknown if word.startswith("--") for option in self._nearest(word.split("=")[0])]
+            advice = f". Did you mean {' and '.join(nearest)}?" if nearest else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+        return options, unknown
+
+    def _nearest(self, word: str) -> list[str]:
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        longer = [option for option in known if option.startswith(word)]
+        return longer[:1] or difflib.get_close_matches(word, known, n=1)
 
 
 def _dataset_command(commands: Any, name: str, command: Command, help_text: str, *, several: bool = False) -> argparse.ArgumentParser:
@@ -148,7 +181,7 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _planning_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--planner", metavar="NAME|FILE.toml", help="rules to plan by (default: default; run keeps those of its plan)")
+    parser.add_argument("--planner", metavar="NAME|FILE.toml", help="rules to plan by (default: those of the present plan)")
     parser.add_argument("--gpu-memory", type=_positive_float, metavar="GB", help="memory that a training step may take")
     parser.add_argument("--channels", type=lambda text: text.split(","), metavar="CT,…", help="modality of each channel")
     groups = parser.add_mutually_exclusive_group()
@@ -214,29 +247,37 @@ def _plan(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.plan import DEFAULT_PLANNER, plan, plan_from_fingerprint
 
-    planner = options.planner or DEFAULT_PLANNER
     if _is_for_domains(options):
         return _plan_domains(options)
     options.dataset = options.datasets[0] if options.datasets else Path()
     with Console(options) as console:
         if options.fingerprint is not None:
-            result = plan_from_fingerprint(options.fingerprint, work=options.work, planner=planner, gpu_memory_gb=options.gpu_memory)
+            result = plan_from_fingerprint(
+                options.fingerprint,
+                work=options.work,
+                planner=options.planner or DEFAULT_PLANNER,
+                gpu_memory_gb=options.gpu_memory,
+                with_candidates=options.explain,
+            )
         else:
             result = plan(
                 options.dataset,
                 options.work,
-                planner=planner,
+                planner=options.planner,
                 gpu_memory_gb=options.gpu_memory,
                 channels=options.channels,
                 group_pattern=options.group_pattern,
                 groups=options.groups,
                 jobs=options.jobs,
                 max_ram_gb=options.max_ram,
+                with_candidates=options.explain,
                 on=console.listen,
             )
     console.show_plan(result, explain=options.explain)
     if result.failures:
-        raise CasesFailedError(f"{len(result.failures)} cases cannot be used; the plan was made from the others:", result.failures)
+        raise CasesFailedError(
+            f"{counted(len(result.failures), 'case')} cannot be used; the plan was made from the others:", result.failures
+        )
     return EXIT_DONE
 
 
@@ -267,12 +308,13 @@ def _plan_domains(options: argparse.Namespace) -> int:
             gpu_memory_gb=options.gpu_memory,
             jobs=options.jobs,
             max_ram_gb=options.max_ram,
+            with_candidates=options.explain,
             on=console.listen,
         )
     console.show_domains(results, lambda name, result: console.show_plan(result, explain=options.explain))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
-        raise CasesFailedError(f"{len(failures)} cases cannot be used; the plans were made from the others:", failures)
+        raise CasesFailedError(f"{counted(len(failures), 'case')} cannot be used; the plans were made from the others:", failures)
     return EXIT_DONE
 
 
@@ -295,7 +337,7 @@ def _preprocess_domains(options: argparse.Namespace) -> int:
     console.show_domains(results, lambda name, result: console.show_preprocessed(result))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
-        raise CasesFailedError(f"{len(failures)} cases could not be preprocessed; the others are done:", failures)
+        raise CasesFailedError(f"{counted(len(failures), 'case')} could not be preprocessed; the others are done:", failures)
     return EXIT_DONE
 
 
@@ -328,7 +370,7 @@ def _train_domains(options: argparse.Namespace) -> int:
     console.show_domains(results, lambda name, result: console.show_evaluation(result, title=f"Validation of {name}, fold {options.fold}"))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
-        raise CasesFailedError(f"{len(failures)} validation cases failed; the others are measured:", failures)
+        raise CasesFailedError(f"{counted(len(failures), 'validation case')} failed; the others are measured:", failures)
     return EXIT_DONE
 
 
@@ -349,7 +391,7 @@ def _preprocess(options: argparse.Namespace) -> int:
         )
     console.show_preprocessed(result)
     if result.failures:
-        raise CasesFailedError(f"{len(result.failures)} cases could not be preprocessed; the others are done:", result.failures)
+        raise CasesFailedError(f"{counted(len(result.failures), 'case')} could not be preprocessed; the others are done:", result.failures)
     return EXIT_DONE
 
 
@@ -393,7 +435,9 @@ def _train(options: argparse.Namespace) -> int:
             )
     console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
     if evaluation is not None and evaluation.failures:
-        raise CasesFailedError(f"{len(evaluation.failures)} validation cases failed; the others are measured:", evaluation.failures)
+        raise CasesFailedError(
+            f"{counted(len(evaluation.failures), 'validation case')} failed; the others are measured:", evaluation.failures
+        )
     return EXIT_DONE
 
 
@@ -464,7 +508,7 @@ def _predict(options: argparse.Namespace) -> int:
         )
     console.show_predicted(result)
     if result.failures:
-        raise CasesFailedError(f"{len(result.failures)} cases could not be predicted; the others are done:", result.failures)
+        raise CasesFailedError(f"{counted(len(result.failures), 'case')} could not be predicted; the others are done:", result.failures)
     return EXIT_DONE
 
 
@@ -476,10 +520,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         evaluation = evaluate(options.predictions, options.references, output=options.output, seed=options.seed, on=console.listen)
     console.show_evaluation(evaluation, title="Evaluation")
     if evaluation.failures:
-        raise CasesFailedError(f"{len(evaluation.failures)} cases could not be measured; the others are done:", evaluation.failures)
+        others = "the others are done" if evaluation.cases else "no other is left, so nothing is written"
+        raise CasesFailedError(f"{counted(len(evaluation.failures), 'case')} could not be measured; {others}:", evaluation.failures)
     if evaluation.missing_predictions:
-        missing = [CaseFailure(case=case, stage="evaluate", reason="no prediction") for case in evaluation.missing_predictions]
-        raise CasesFailedError(f"{len(missing)} references have no prediction; the means are over the others:", missing)
+        missing = evaluation.missing_predictions
+        message = f"{counted(len(missing), 'reference')} without a prediction; the means are over the others: {listed(missing)}."
+        raise CasesFailedError(message, ())
     return EXIT_DONE
 
 
@@ -508,11 +554,12 @@ def _run(options: argparse.Namespace) -> int:
             jobs=options.jobs,
             max_ram_gb=options.max_ram,
             seed=options.seed,
+            restart=options.restart,
             on=console.listen,
         )
     console.show_run(result)
     if result.failures:
-        raise CasesFailedError(f"{len(result.failures)} cases failed; the others are done:", result.failures)
+        raise CasesFailedError(f"{counted(len(result.failures), 'case')} failed; the others are done:", result.failures)
     return EXIT_DONE
 
 
@@ -536,12 +583,13 @@ def _run_domains(options: argparse.Namespace) -> int:
             jobs=options.jobs,
             max_ram_gb=options.max_ram,
             seed=options.seed,
+            restart=options.restart,
             on=console.listen,
         )
     console.show_domains(results, lambda name, result: console.show_run(result))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
-        raise CasesFailedError(f"{len(failures)} cases failed; the others are done:", failures)
+        raise CasesFailedError(f"{counted(len(failures), 'case')} failed; the others are done:", failures)
     return EXIT_DONE
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from medseg3d.events import Event
+from medseg3d.wording import counted
 
 if TYPE_CHECKING:
     from medseg3d.checks import DoctorReport
@@ -38,7 +39,7 @@ class Console:
     def __init__(self, options: argparse.Namespace) -> None:
         self._is_json: bool = options.json
         self._is_quiet: bool = options.quiet
-        self._out = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+        self._out = rich.console.Console(highlight=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self._err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -90,6 +91,7 @@ class Console:
                 {
                     "plan": to_plain(result.plan),
                     "explanations": [to_plain(e) for e in result.explanations] if explain else None,
+                    "candidates": [to_plain(c) for c in result.candidates] if explain else None,
                     "warnings": list(result.warnings),
                     "failures": _failure_dicts(result.failures),
                     "path": None if result.path is None else str(result.path),
@@ -130,12 +132,31 @@ class Console:
             self._out.print(f"  from: {e.inputs}", markup=False)
             self._out.print(f"  changes with: {e.changes_it}", markup=False)
 
+        self._candidates(result)
+
+    def _candidates(self, result: PlanResult) -> None:
+        """What other networks would take, the ones worth training first."""
+        if not result.candidates:
+            return
+        table = Table(title="Networks for this dataset (→ worth training; seconds per epoch as this machine would take them)")
+        for column in ("", "planner", "configuration", "parameters", "memory of a step", "G multiply-adds", "s per epoch", "disk", "why"):
+            table.add_column(column)
+        for c in result.candidates:
+            numbers = ("–",) * 5
+            if not c.problem:
+                seconds = "–" if c.seconds_per_epoch is None else f"{c.seconds_per_epoch:,.0f}"
+                work = f"{c.multiply_adds_per_step / 1e9:,.1f}"
+                numbers = (f"{c.parameters / 1e6:.1f} M", f"{c.memory_gb:.1f} GB", work, seconds, f"{c.disk_gb:.2f} GB")
+            table.add_row("→" if c.is_proposed else "", c.planner, c.configuration, *numbers, _escape(c.problem or c.reason))
+        self._out.print(table)
+
     def show_preprocessed(self, result: PreprocessResult) -> None:
         """How many cases were made and kept."""
         if self._is_json:
             self._print_json({"made": list(result.made), "kept": list(result.kept), "failures": _failure_dicts(result.failures)})
         else:
-            self._lines([f"{len(result.made)} cases preprocessed, {len(result.kept)} unchanged and kept, {len(result.failures)} failed."])
+            made = counted(len(result.made), "case")
+            self._lines([f"{made} preprocessed, {len(result.kept)} unchanged and kept, {len(result.failures)} failed."])
 
     def show_evaluation(self, evaluation: Evaluation | None, *, title: str) -> None:
         """A row per label with the number of cases beside each mean, then the worst cases."""
@@ -193,8 +214,12 @@ class Console:
                 }
             )
             return
-        where = f" in {result.written[0].parent}" if result.written else ""
-        self._lines([f"{len(result.written)} label maps written{where}, {len(result.kept)} kept from before."])
+        files = (*result.written, *result.kept)
+        if len(files) == 1:
+            self._lines([f"Label map {'written' if result.written else 'kept from before'}: {files[0]}"])
+            return
+        where = f" in {files[0].parent}" if files else ""
+        self._lines([f"{counted(len(result.written), 'label map')} written{where}, {len(result.kept)} kept from before."])
 
     def show_run(self, result: RunResult) -> None:
         """The measures of the test set where there are any, and where the report lies."""
@@ -216,7 +241,7 @@ class Console:
         self._lines([f"The report lies in {result.report}"])
 
     def show_doctor(self, report: DoctorReport) -> int:
-        """All findings, the errors first; returns the exit code: 2 where an error is left."""
+        """All findings, the errors first, and their number at the end; returns the exit code: 2 where an error is left."""
         from medseg3d.records import to_plain
 
         errors = [finding for finding in report.findings if finding.severity == "error"]
@@ -224,13 +249,16 @@ class Console:
             self._print_json(to_plain(report))
             return 2 if errors else 0
         for finding in sorted(report.findings, key=lambda f: ("error", "fixable", "warning", "note").index(f.severity)):
-            self._lines([f"{finding.severity:8} {finding.case or 'dataset'}: {finding.message}"])
+            line = f"{finding.severity:8} {finding.case or 'dataset'}: {finding.message}"
+            if not self._is_quiet:
+                self._out.print(line, markup=False)
+            elif finding.severity == "error":
+                self._err.print(line, markup=False)
         self._lines([f"repaired {message}" for message in report.repaired])
-        fixed = [finding for finding in report.findings if finding.severity == "fixable"]
-        if not report.findings:
-            self._lines(["Nothing else is wrong with this dataset." if report.repaired else "Nothing is wrong with this dataset."])
-        elif fixed:
-            self._lines([f"{len(fixed)} findings can be repaired: run the same command with --fix."])
+        cases = counted(report.num_training + report.num_test, "case")
+        self._lines([f"{cases} read, {counted(len(errors), 'error') if errors else 'no errors'}."])
+        if report.num_fixable:
+            self._lines([f"{counted(report.num_fixable, 'finding')} can be repaired: run the same command with --fix."])
         return 2 if errors else 0
 
     def _lines(self, lines: Sequence[str]) -> None:

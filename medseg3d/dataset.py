@@ -406,11 +406,21 @@ def _files_by_case(folder: Path, findings: list[str], *, is_required: bool = Fal
 def _image_files(folder: Path, findings: list[str]) -> dict[str, Path]:
     """The images of a folder by name without ending, sorted; two files of one name and formats that are not read are findings."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError as error:
+        findings.append(f"{folder}: cannot be looked into ({error.strerror})")
+        return files
+    for path in paths:
         reason = images.refusal(path)
+        try:
+            is_taken = not (reason and path.is_file()) and images.is_image(path)
+        except ImageReadError as error:
+            findings.append(str(error))
+            continue
         if reason and path.is_file():
             findings.append(f"{path}: {reason}")
-        elif images.is_image(path):
+        elif is_taken:
             name = case_name(path)
             if name in files:
                 findings.append(f"{name}: two files of this name, {files[name].name} and {path.name}; keep one")
@@ -524,7 +534,7 @@ def _refuse_shared_study(folders: Sequence[Path], findings: list[str]) -> None:
     for folder in folders:
         try:
             study = dicom.study_of(folder)
-        except ImageReadError as error:
+        except (ImageReadError, PermissionError) as error:
             findings.append(str(error))
             continue
         if study:

@@ -7,7 +7,8 @@ autocast type is fast there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 MAX_RELATIVE_DEVIATION = 0.05
 """Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their spread:
 bf16 keeps 8 bits (0.4 %) a number, and a healthy network loses about 1 % over its layers."""
+SPEED_RUNS = 5
+"""The first makes kernels; the fastest counts."""
 ROUNDINGS = 3
 """Mixed precision rounds after every operation, not once: so many times the effect of one rounding is nothing strange."""
 
@@ -111,6 +114,31 @@ def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Dev
 
 def _relative_deviation(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((exact - found).abs().mean() / exact.std().clamp_min(1e-6))
+
+
+def measure_speed(device: Device) -> tuple[float, float]:
+    """Multiply-adds of a 3D convolution, and bytes of feature maps that a norm and an activation pass, per second; takes a second."""
+    use_all_cores()
+    channels, edge = 32, 48
+    conv = torch.nn.Conv3d(channels, channels, 3, padding=1, device=device.device)
+    x = torch.randn(1, channels, edge, edge, edge, device=device.device).contiguous(memory_format=torch.channels_last_3d)
+    norm = torch.nn.InstanceNorm3d(channels, affine=True, device=device.device)
+
+    def seconds(run: Callable[[], object]) -> float:
+        best = float("inf")
+        with torch.no_grad(), device.autocast():
+            for _ in range(SPEED_RUNS):
+                began = time.perf_counter()
+                run()
+                if device.device.type == "cuda":
+                    torch.cuda.synchronize(device.device)
+                best = min(best, time.perf_counter() - began)
+        return best
+
+    stored = x.to(device.dtype)
+    multiply_adds = x.numel() * channels * 27 / seconds(lambda: conv(x))
+    moved = 4 * stored.numel() * stored.element_size() / seconds(lambda: torch.nn.functional.leaky_relu(norm(stored), 0.01))
+    return multiply_adds, moved
 
 
 def use_all_cores() -> None:

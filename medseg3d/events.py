@@ -15,6 +15,16 @@ class Event:
     total: int = 0
     message: str | None = None
 
+    def __str__(self) -> str:
+        """One line.
+
+        >>> print(Event(stage="fingerprint", done=3, total=8))
+        fingerprint: 3 of 8
+        """
+        if self.message is not None:
+            return self.message
+        return f"{self.stage}: {self.done} of {self.total}" if self.total else self.stage
+
 
 Listener = Callable[[Event], None]
 

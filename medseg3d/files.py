@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medseg3d.errors import StorageError
+from medseg3d.errors import InputError, StorageError
 
 
 @contextmanager
@@ -56,6 +56,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error to raise where a file that was named cannot be read: missing, a folder, or without the permission."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return InputError(f"{path}: no such file.")
+    reason = "it is a folder" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
+    return InputError(f"{path}: cannot be read ({reason}).")
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a place that cannot be written or a missing permission into :class:`StorageError`."""
@@ -91,4 +99,4 @@ def _is_there(missing: object, path: Path) -> bool:
 
     Any other file that is not found has nothing to do with where to write.
     """
-    return isinstance(missing, str) and bool({path, path.parent} & {Path(missing), Path(missing).parent, *path.parents} & _near(missing))
+    return isinstance(missing, str) and (Path(missing) in (path, *path.parents) or Path(missing).parent in (path, path.parent))

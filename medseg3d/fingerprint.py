@@ -187,7 +187,7 @@ def make_fingerprint(
 def digest_of(case: Case) -> str:
     """A digest of the bytes of a case's files as they lie on the disk: channels in order, then the label map.
 
-    Raises :class:`ImageReadError` for a missing file and :class:`StorageError` for one that the disk does not give.
+    Raises :class:`ImageReadError` for a file that is missing or may not be read, :class:`StorageError` for a disk that fails.
     """
     digest = hashlib.blake2b(digest_size=16)
     paths = list(dict.fromkeys(channel.path for channel in case.channels))
@@ -200,6 +200,8 @@ def digest_of(case: Case) -> str:
                         digest.update(block)
         except FileNotFoundError:
             raise ImageReadError(f"{case.name}: {path}: no such file.") from None
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            raise ImageReadError(f"{case.name}: {path}: cannot be read ({error.strerror}). Check the file and its permissions.") from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     digest.update(" ".join(f"{paths.index(channel.path)}:{channel.volume}" for channel in case.channels).encode())

@@ -6,7 +6,7 @@ The command line predicts through this class as well, so that both give the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,13 @@ from medseg3d.preprocessing.preprocess_case import Restoration, preprocess_case
 from medseg3d.reading import RawCase, read_case
 from medseg3d.records import read_record
 from medseg3d.selection import Selection
-from medseg3d.work_folder import WorkFolder
+from medseg3d.work_folder import Folds, WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
+
+
+MIN_VOLUME_OF_AXES = 0.1
+"""Of the box of the three unit axes, as for files: a sheared grid has less than 1, two axes that point the same way 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,13 @@ class Model:
         channels = np.asarray(array)
         if channels.ndim == 3:
             channels = channels[None]
-        if channels.ndim != 4:
-            raise InputError(f"An array of {channels.ndim} axes; expected (x, y, z) or (channel, x, y, z).")
-        geometry = geometry_of(channels.shape[1:], affine)
-        orientation = AS_STORED if self.plan.orientation == "as_stored" else orientation_of(np.asarray(affine))
+        if channels.ndim != 4 or 0 in channels.shape:
+            raise InputError(f"An array of shape {np.shape(array)}; expected (x, y, z) or (channel, x, y, z).")
+        if channels.dtype.kind not in "biuf":
+            raise InputError(f"An array of type {channels.dtype}; expected real numbers.")
+        matrix = _checked_affine(affine)
+        geometry = geometry_of(channels.shape[1:], matrix)
+        orientation = AS_STORED if self.plan.orientation == "as_stored" else orientation_of(matrix)
         image = np.ascontiguousarray(to_canonical(channels, orientation), np.float32)
         if not np.isfinite(image).all():
             raise InputError("The array holds NaN or infinite voxels; replace them before predicting.")
@@ -116,6 +123,12 @@ class Model:
         Several configurations are averaged as probabilities; the folds of one configuration as logits.
         """
         self._check_channels(raw)
+        if 1 in raw.image.shape[1:] and any(member.configuration.dimensions == 3 for member in self.members):
+            logger.warning(
+                "%s: has a single slice; the model was trained on volumes, so do not rely on this label map. Give the whole volume (of "
+                "DICOM files, the folder of the series).",
+                raw.name,
+            )
         dtype = self.plan.labels.index_dtype
         if len(self.members) == 1:
             logits, restoration = self._logits(raw, self.members[0])
@@ -167,22 +180,42 @@ class Model:
             )
 
 
+def _checked_affine(affine: np.ndarray) -> np.ndarray:
+    """4x4 float64; raises :class:`InputError` where it is no affine or its axes have no length or do not span the space."""
+    expected = "expected 4 x 4 numbers, voxel index to mm in RAS+, as nibabel's image.affine"
+    try:
+        matrix = np.asarray(affine, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"The affine is no array of numbers; {expected}.") from None
+    if matrix.shape != (4, 4):
+        raise InputError(f"The affine has the shape {matrix.shape}; {expected}.")
+    edges = np.sqrt((matrix[:3, :3] ** 2).sum(0))
+    if not np.isfinite(matrix).all() or not (edges > 0).all():
+        found = " x ".join(f"{edge:g}" for edge in edges)
+        raise InputError(f"The affine gives voxel edges of {found} mm; every axis needs a finite number above 0.")
+    if abs(np.linalg.det(matrix[:3, :3] / edges)) < MIN_VOLUME_OF_AXES:
+        raise InputError("Two axes of the affine point the same way; expected three that span the space.")
+    return matrix
+
+
 def load_model(
     path: Path | str,
     *,
     configuration: str | None = None,
-    folds: Sequence[str] | None = None,
+    folds: Folds = None,
     device: str = "auto",
     mirroring: bool = True,
     step: float = 0.5,
 ) -> Model:
-    """Load a work folder, or one ``weights.safetensors``.
+    """Load a work folder, or one ``weights.safetensors``, or a fold's folder that holds one.
 
     A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
     ``folds``), and the selected postprocessing. Raises :class:`InputError` where nothing is trained there.
     """
     place = Path(path)
     chosen = choose_device(device)
+    if (place / "weights.safetensors").is_file():
+        place = place / "weights.safetensors"
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(card.plan.configuration(card.configuration), (network,))
@@ -219,39 +252,63 @@ def _usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
     return tuple(fold for fold in found if fold != "all") or found
 
 
+def _common_plan(plans: Mapping[Path, Plan], names: Sequence[str]) -> Plan:
+    """The plan that weights were trained with; raises :class:`PlanMismatchError` where they were trained with different ones."""
+    (first, plan), *others = plans.items()
+    for file, other in others:
+        if not _fits(plan, other, names):
+            raise PlanMismatchError(
+                f"{file}: was trained with another plan than {first}, so they cannot predict together. Train one of them again with "
+                "--restart, or name the folds to use with --fold."
+            )
+    return plan
+
+
+def _fits(plan: Plan, other: Plan, names: Sequence[str]) -> bool:
+    """Both plans mean the same for the networks of these configurations."""
+    return (plan.labels, plan.axis_order, plan.orientation, plan.channels) == (
+        other.labels,
+        other.axis_order,
+        other.orientation,
+        other.channels,
+    ) and all(plan.configurations.get(name) == other.configurations.get(name) for name in names)
+
+
 def load_models(
     work: WorkFolder,
     names: Sequence[str],
     *,
-    folds: Sequence[str] | None = None,
+    folds: Folds = None,
     device: str = "auto",
     mirroring: bool = True,
     step: float = 0.5,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
 ) -> Model:
     """A model of the named configurations of a work folder, averaged. Raises as :func:`load_model`."""
-    plan = work.read_plan()
+    planned = work.read_plan()
     chosen = choose_device(device)
+    named = fold_names(folds)
     members, identity = [], []
+    plans: dict[Path, Plan] = {}
     for name in names:
-        available = work.trained_folds(plan.configuration(name).name)
-        wanted = tuple(folds) if folds else _usual_folds(work, name)
+        available = work.trained_folds(name)
+        wanted = named or _usual_folds(work, name)
         missing = [fold for fold in wanted if fold not in available]
         if missing or not wanted:
             raise InputError(
                 f"{work.root}: {name} has no finished fold {', '.join(missing) or 'at all'}; trained: {', '.join(available) or 'none'}."
             )
-        networks = []
-        for fold in wanted:
-            file = work.weights(name, fold)
-            card = read_card(file)
-            if card.plan.configurations.get(name) != plan.configurations[name] or card.plan.labels != plan.labels:
-                raise PlanMismatchError(
-                    f"{file}: was trained with another plan than {work.plan}. Train again with --restart, or give -m {file}."
-                )
-            networks.append(load_network(file, chosen.device)[0])
-            identity.append(f"{name}/{fold}/{file_digest(file)}")
-        members.append(Member(plan.configuration(name), tuple(networks)))
+        files = [work.weights(name, fold) for fold in wanted]
+        plans |= {file: read_card(file).plan for file in files}
+        members.append(Member(plans[files[0]].configuration(name), tuple(load_network(file, chosen.device)[0] for file in files)))
+        identity += [f"{name}/{fold}/{file_digest(file)}" for fold, file in zip(wanted, files, strict=True)]
+    plan = _common_plan(plans, names)
+    if not _fits(plan, planned, names):
+        logger.warning(
+            "%s was changed since %s was trained: the plan of the training is used. Train again with --restart to follow the new one.",
+            work.plan,
+            " and ".join(names),
+        )
     return Model(
         plan,
         members,

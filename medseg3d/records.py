@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medseg3d.errors import InputError
-from medseg3d.files import write_text
+from medseg3d.files import unreadable, write_text
 from medseg3d.version import __version__
 
 T = TypeVar("T")
@@ -65,8 +65,8 @@ def read_json(path: Path) -> Any:
     """Plain JSON; raises :class:`InputError` where the file is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
 
@@ -75,8 +75,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Plain TOML; raises :class:`InputError` where the file is missing or broken."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML ({error}).") from error
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from medseg3d.errors import InputError
 from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+from medseg3d.wording import counted
 
 MIN_GAIN_OF_PAIR = 1e-3
 """Mean Dice that a pair must add: it costs twice the time of prediction."""
@@ -165,7 +166,7 @@ def _signed(gain: Interval) -> str:
 
 
 def _reason_of_single(best: Candidate, singles: Sequence[Candidate], cases: Sequence[str]) -> str:
-    where = f"{len(cases)} common validation cases" if cases else f"its {len(_own_cases(best))} validation cases"
+    where = counted(len(cases), "common validation case") if cases else f"its {counted(len(_own_cases(best)), 'validation case')}"
     if len(singles) == 1:
         return f"{best.name} is the only configuration with a finished fold (mean Dice {_mean(best, cases):.4f} on {where})"
     return f"{best.name} has the highest mean Dice of the single configurations, {_mean(best, cases):.4f} on {where}"

@@ -11,6 +11,7 @@ selection.json  predictions/  report.html  timings.json
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record
 
 DEFAULT_NAME = "medseg3d-work"
+Folds = int | str | Iterable[int | str] | None
+"""Folds as a caller may name them: one or several, numbers or texts, ``all`` for the network of all cases; None where the code chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +106,19 @@ class WorkFolder:
 def work_folder(dataset: Path, work: Path | None) -> WorkFolder:
     """The work folder that belongs to a dataset, or the one that was named."""
     return WorkFolder(work if work is not None else dataset / DEFAULT_NAME)
+
+
+def fold_names(folds: Folds) -> tuple[str, ...] | None:
+    """Folds as the work folder names them, each once; None for none at all. Raises :class:`InputError` for what is no fold.
+
+    >>> fold_names([0, "1", "all"]), fold_names(0), fold_names([])
+    (('0', '1', 'all'), ('0',), None)
+    """
+    several = [folds] if isinstance(folds, str) or not isinstance(folds, Iterable) else list(folds)
+    names = []
+    for fold in several if folds is not None else ():
+        text = str(fold).strip()
+        if text != "all" and not (text.isascii() and text.isdecimal()):
+            raise InputError(f"Fold {text!r}: expected a number from 0 on, or all.")
+        names.append(text if text == "all" else str(int(text)))
+    return tuple(dict.fromkeys(names)) or None

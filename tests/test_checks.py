@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medseg3d.checks import DoctorReport, check_case, repair_label
+from medseg3d.cli import main
 from medseg3d.dataset import Case, ChannelFile, open_dataset
 from medseg3d.errors import InputError
 from medseg3d.images import read_header, read_image, write_image
@@ -55,10 +56,12 @@ def moved(offset: float) -> np.ndarray:
     return affine
 
 
-def test_a_sound_dataset_has_no_findings(root) -> None:
+def test_a_sound_dataset_has_no_findings(root, capsys) -> None:
     report = doctor(root, fix=False)
     assert report.findings == ()
     assert (report.num_training, report.num_errors) == (6, 0)
+    assert main(["doctor", str(root)]) == 0
+    assert capsys.readouterr().out == "6 cases read, no errors.\n"
 
 
 def test_all_kinds_of_faults_are_found_at_once(root) -> None:
@@ -107,7 +110,7 @@ def test_a_label_slightly_beside_its_image_is_given_the_images_header(root) -> N
     np.testing.assert_array_equal(read_image(root / "labelsTr" / "d.nii.gz").array, read_image(root / "labelsTr" / "c.nii.gz").array)
 
 
-def test_a_label_on_a_finer_grid_is_resampled_onto_its_image(root) -> None:
+def test_a_label_on_a_finer_grid_is_resampled_onto_its_image(root, capsys) -> None:
     path = root / "labelsTr" / "a.nii.gz"
     original = read_image(path).array
     fine = original.repeat(2, axis=0).repeat(2, axis=2)
@@ -116,6 +119,11 @@ def test_a_label_on_a_finer_grid_is_resampled_onto_its_image(root) -> None:
     change(path, fine, affine)
     report = doctor(root, fix=False)
     assert (report.num_errors, report.num_fixable) == (1, 1)
+    assert main(["doctor", str(root)]) == 2
+    printed = capsys.readouterr().out
+    assert printed.startswith("error ")
+    assert "--fix resamples it" in printed
+    assert "6 cases read, 1 error.\n1 finding can be repaired" in printed
     report = doctor(root, fix=True)
     assert report.findings == ()
     np.testing.assert_array_equal(read_image(path).array, original)
@@ -185,6 +193,26 @@ def test_a_label_that_no_case_has_is_pointed_out(root) -> None:
     (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     (finding,) = doctor(root, fix=False).findings
     assert "three (3) is declared" in finding.message
+
+
+def test_without_declared_labels_a_slip_of_the_mouse_is_pointed_out(root) -> None:
+    (root / "dataset.json").unlink()
+    values = read_image(root / "labelsTr" / "c.nii.gz").array.copy()
+    values[0, 0, :3] = 7
+    change(root / "labelsTr" / "c.nii.gz", values)
+    rare = [finding.message for finding in doctor(root, fix=False).findings if finding.kind == "rare label"]
+    assert len(rare) == 2, "label 2 has six voxels in all, label 7 is in one case"
+    assert "label value 7 occurs in 1 of 6 cases (c), with 3 voxels in all" in rare[1]
+    assert "dataset.json" in rare[1]
+
+
+def test_quiet_prints_the_errors_only(root, capsys) -> None:
+    (root / "imagesTr" / "a_0000.nii.gz").write_bytes(b"")
+    assert main(["doctor", str(root), "-q"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.split(": ")[0] == "error    a"
+    assert "warning" not in printed.err
 
 
 def test_wrong_folds_are_findings(root) -> None:

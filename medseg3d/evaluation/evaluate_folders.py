@@ -178,7 +178,7 @@ def labels_beside(references: Path) -> Labels | None:
 def labels_found(*label_maps: np.ndarray) -> Labels:
     """Labels from all values that occur in integer arrays, named after their values; 0 is the background."""
     values = (0, *sorted({value for array in label_maps for value in unique_values(array)} - {0}))
-    return Labels(names=tuple(f"label {value}" if value else "background" for value in values), values=values)
+    return Labels(names=tuple(f"label_{value}" if value else "background" for value in values), values=values)
 
 
 def _files_by_case(place: Path, role: str) -> dict[str, Path]:

@@ -5,7 +5,8 @@ The format is chosen by what the file is called: NIfTI (``nifti``), NRRD and Met
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +35,19 @@ def read_header(path: Path) -> ImageHeader:
 
     Raises :class:`ImageReadError` for what :func:`read_image` would refuse by its header.
     """
-    kind = _format_of(path)
-    if kind == "nifti":
-        from medseg3d.images import nifti
+    with _reading(path):
+        kind = _format_of(path)
+        if kind == "nifti":
+            from medseg3d.images import nifti
 
-        return nifti.read_header(path)
-    if kind == "dicom":
-        from medseg3d.images import dicom
+            return nifti.read_header(path)
+        if kind == "dicom":
+            from medseg3d.images import dicom
 
-        return dicom.read_header(path)
-    from medseg3d.images import itk
+            return dicom.read_header(path)
+        from medseg3d.images import itk
 
-    return itk.read_header(path, kind)
+        return itk.read_header(path, kind)
 
 
 def read_image(path: Path, *, volume: int | None = None) -> Image:
@@ -59,8 +61,8 @@ def read_image(path: Path, *, volume: int | None = None) -> Image:
 
 def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
     """Several volumes of one file, decompressed once; errors as :func:`read_image`."""
-    kind = _format_of(path)
-    try:
+    with _reading(path):
+        kind = _format_of(path)
         if kind == "nifti":
             from medseg3d.images import nifti
 
@@ -72,8 +74,6 @@ def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]
         from medseg3d.images import itk
 
         return tuple(itk.read_image(path, kind, volume=volume) for volume in volumes)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
@@ -97,20 +97,32 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 def is_image(path: Path) -> bool:
     """Whether a path looks like an image that can be read: by its ending, or a folder that holds DICOM files.
 
-    macOS' companions (``._name``) and hidden files are none.
+    macOS' companions (``._name``) and hidden files are none. Raises :class:`ImageReadError` for a folder that cannot be looked into.
     """
     if path.name.startswith("."):
         return False
-    if path.is_dir():
-        from medseg3d.images import dicom
+    with _reading(path):
+        if path.is_dir():
+            from medseg3d.images import dicom
 
-        return dicom.holds_series(path)
-    return ending_of(path) in FORMATS
+            return dicom.holds_series(path)
+        return ending_of(path) in FORMATS
 
 
 def refusal(path: Path) -> str | None:
     """Why a file that is an image of some kind is not read, and what to do; None for all others."""
     return None if path.name.startswith(".") else REFUSED_ENDINGS.get(ending_of(path))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What is wrong with one file or its permissions is an :class:`ImageReadError`, a failing disk a :class:`StorageError`."""
+    try:
+        yield
+    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ImageReadError(f"{error.filename or path}: cannot be read ({error.strerror}). Check the file and its permissions.") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def _format_of(path: Path) -> Format:

@@ -11,7 +11,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.geometry import geometry_of
-from medseg3d.images.header import Image, ImageHeader, homogeneous, volume_of
+from medseg3d.images.header import FORMATS, Image, ImageHeader, ending_of, homogeneous, volume_of
 from medseg3d.images.itk import LPS_TO_RAS, reason_of
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,9 @@ def read_image(path: Path, *, volume: int | None = None) -> Image:
 def _is_dicom(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_file():
         return False
-    if path.suffix.lower() == ".dcm":
-        return True
+    kind = FORMATS.get(ending_of(path))
+    if kind is not None:
+        return kind == "dicom"
     with path.open("rb") as file:
         file.seek(128)
         return file.read(4) == b"DICM"

@@ -129,12 +129,13 @@ def homogeneous(linear: np.ndarray, origin: np.ndarray) -> np.ndarray:
 def volume_of(num_volumes: int, volume: int | None) -> int:
     """The index of the wanted volume, 0 for 3D files.
 
-    Raises :class:`ValueError` with the reason where the file has several and none is named, or has not that many.
+    Raises :class:`ValueError` with the reason where the file has several and the dataset asks for none of them, or has not that many.
     """
     if volume is None:
         if num_volumes > 1:
             raise ValueError(
-                f"4D image with {num_volumes} volumes; a case needs one 3D file per channel. Split it, or name the volume to use"
+                f"4D image with {num_volumes} volumes where one is expected (a label, or an image of one channel). Split the file and "
+                "keep the volume that is meant"
             )
         return 0
     if not 0 <= volume < num_volumes:

@@ -6,9 +6,11 @@ the real network is run on tensors without data (:mod:`medseg3d.networks.cost`),
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import prod
 from typing import Literal, Protocol
 
 from medseg3d.plan import NetworkPlan
@@ -16,6 +18,7 @@ from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
 from medseg3d.planning.planner import NetworkRule, Planner
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology
+from medseg3d.records import from_plain, to_plain
 
 GIB = 2**30
 RESERVED_GB = 1.5
@@ -153,10 +156,46 @@ class _TracedBytes:
         )
 
     def _bytes(self, topology: Topology, batch_size: int) -> int:
-        from medseg3d.networks.cost import step_cost
+        """Of a step. Two traces per topology give a line over the patch's voxels, which is enough to know that far too much is taken;
+        near the limit and below it the patch itself is traced.
+        """
+        plan, patch = self._network(topology), self.patch_size(topology)
+        is_padded = patch == topology.patch_size
+        if is_padded:
+            samples = [tuple(edge * d for d in topology.divisor) for edge in SAMPLE_EDGES]
+        else:
+            samples = [self._input_size(plan, edge) for edge in UNPADDED_SAMPLE_EDGES]
+        (small, less), (large, more) = ((prod(n), self._traced(plan, n, batch_size)) for n in samples)
+        per_voxel = (more - less) / (large - small)
+        on_a_line = int(less + per_voxel * (prod(patch) - small))
+        if on_a_line * (PADDED_SHARE if is_padded else UNPADDED_SHARE) > self.reference:
+            return on_a_line
+        return self._traced(plan, patch, batch_size)
 
-        plan = self._network(topology)
-        return step_cost(plan, self.patch_size(topology), batch_size, optimizer=self.planner.training.optimizer).peak_bytes
+    def _traced(self, plan: NetworkPlan, patch_size: tuple[int, ...], batch_size: int) -> int:
+        return _traced_bytes(json.dumps(to_plain(plan), sort_keys=True), patch_size, batch_size, self.planner.training.optimizer)
+
+    def _input_size(self, plan: NetworkPlan, edge: int) -> tuple[int, ...]:
+        from medseg3d.networks.build import family_of
+
+        return family_of(plan).input_size(plan, (edge,) * plan.dimensions)
+
+
+SAMPLE_EDGES = (4, 8)
+"""Voxels per edge at the deepest stage of the patches that a padded network is traced with."""
+UNPADDED_SAMPLE_EDGES = (32, 64)
+"""Edges of the outputs that an unpadded network is traced with."""
+PADDED_SHARE, UNPADDED_SHARE = 0.85, 0.6
+"""No patch takes less than this share of what the line says: feature maps of padded networks grow in proportion to the voxels, those
+of unpadded ones, which lose their borders, do not."""
+
+
+@lru_cache(maxsize=512)
+def _traced_bytes(key: str, patch_size: tuple[int, ...], batch_size: int, optimizer: Literal["sgd", "adamw"]) -> int:
+    """Bytes of a step of the network whose record ``key`` is, as JSON; the search for a patch asks for the same topologies again."""
+    from medseg3d.networks.cost import step_cost
+
+    return step_cost(from_plain(json.loads(key), NetworkPlan, "network"), patch_size, batch_size, optimizer=optimizer).peak_bytes
 
 
 def network_plan_of(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from medseg3d.axes import CANONICAL
 from medseg3d.plan import Configuration, Normalization, Plan, TrainingPlan
+from medseg3d.planning.budget import GIB, RESERVED_GB
 from medseg3d.planning.loss_rules import (
     ELONGATED,
     OFTEN_ABSENT,
@@ -21,6 +22,7 @@ from medseg3d.planning.loss_rules import (
 from medseg3d.planning.make_plan import Derivation, Design, derive
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.summary import DatasetSummary
+from medseg3d.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,8 @@ def _dataset(plan: Plan, summary: DatasetSummary, planner: Planner, derivation: 
             f"of its voxels, that axis takes the {_percentile(rule.coarse_percentile)} instead, so that no case loses slices."
         ),
         inputs=(
-            f"{len(summary.spacings)} cases, {_percentile(rule.percentile)} {_times(target.median, 4)} mm; the coarsest axis has "
-            f"{coarse:.4g} mm; "
+            f"{counted(len(summary.spacings), 'case')}, {_percentile(rule.percentile)} {_times(target.median, 4)} mm; the coarsest axis "
+            f"has {coarse:.4g} mm; "
             f"thick slices: {_yes(target.has_anisotropic_spacing)}, few slices: {_yes(target.has_few_slices)}."
         ),
         changes_it="Cases with other spacings; percentile, coarse_percentile or anisotropy_threshold of the planner (spacing).",
@@ -211,7 +213,7 @@ def _configuration(
         f"{_times(configuration.median_shape)} voxels ({where})",
         "The median over cases of the shape after cropping to non-zero voxels and resampling to the spacing"
         + (", rounded." if name == "3d_lowres" else "; a half where the number of cases is even."),
-        f"{len(summary.cropped_shapes)} cases.",
+        f"{counted(len(summary.cropped_shapes), 'case')}.",
         "Other cases, or another spacing.",
     )
     yield from _patch(reason, configuration, design, plan, planner)
@@ -321,7 +323,7 @@ def _training(reason: Reason, training: TrainingPlan) -> Explanation:
         "The planner's numbers, the same for all datasets; the learning rate falls as (1 - progress) ** "
         f"{training.poly_exponent:g}, and each epoch "
         f"ends with {training.validation_iterations} validation batches.",
-        "None.",
+        "The planner alone: nothing of the dataset enters.",
         "training.* of the planner, or --epochs and --iterations of train.",
     )
 
@@ -330,7 +332,7 @@ def _patch(reason: Reason, configuration: Configuration, design: Design, plan: P
     is_3d = configuration.dimensions == 3
     edge = planner.patch.initial_edge_3d if is_3d else planner.patch.initial_edge_2d
     names = [_axis_names(plan)[axis] for axis in plan.axis_order][3 - configuration.dimensions :]
-    batch = _fitting_batch(configuration, planner)
+    batch = _fitting_batch(configuration, design, planner)
     steps = Counter(names[axis] for axis in design.shrunk_axes)
     yield reason(
         "initial patch",
@@ -343,8 +345,8 @@ def _patch(reason: Reason, configuration: Configuration, design: Design, plan: P
         "shrink steps",
         f"{len(design.shrunk_axes)}" + (f" ({', '.join(f'{n} along {axis}' for axis, n in steps.items())})" if steps else ""),
         f"While a batch of {batch} does not fit the memory, the axis that is longest relative to the median case loses one total stride.",
-        f"The initial patch, padded, has {design.first_estimate:,} feature-map elements; what fits a batch of {batch} is "
-        f"{_limit(design, configuration, planner):,.0f}.",
+        f"The initial patch, padded, takes {_amount(design, design.first_estimate)}; what fits a batch of {batch} is "
+        f"{_amount(design, _limit(design, configuration, planner))}.",
         "More GPU memory, a narrower network, fewer labels.",
     )
     yield reason(
@@ -369,15 +371,24 @@ def _batch(
         if design.batch_by_memory <= design.batch_cap
         else "the share of the dataset"
     )
+    if design.is_traced:
+        rule = (
+            f"As many patches as fit {plan.gpu_memory_gb:g} GB, {RESERVED_GB:g} GB of which the GPU keeps for itself, by the bytes "
+            "that a training step of the real network keeps"
+        )
+        inputs = f"A step with {batch.min_size} patches takes {_amount(design, design.estimate)}"
+    else:
+        rule = (
+            f"As many patches as the memory holds, where {reference_batch} patches of {design.reference:,.0f} feature-map elements "
+            f"fit {plan.gpu_memory_gb:g} GB"
+        )
+        inputs = f"One patch has {design.estimate:,} elements (with {summary.num_label_entries} labels)"
     return reason(
         "batch size",
         configuration.batch_size,
-        f"As many patches as the memory holds, where {reference_batch} patches of {design.reference:,.0f} feature-map elements "
-        f"fit {plan.gpu_memory_gb:g} GB; at most {batch.max_dataset_share:.0%} of all training voxels in one batch; at least "
-        f"{batch.min_size}.",
-        f"One patch has {design.estimate:,} elements (with {summary.num_label_entries} labels), so the memory allows "
-        f"{design.batch_by_memory}; the "
-        f"dataset allows {design.batch_cap}. Decided by {decided}.",
+        f"{rule}; at most {batch.max_dataset_share:.0%} of all training voxels in one batch; at least {batch.min_size}.",
+        f"{inputs}, so the memory allows {design.batch_by_memory or 'less than one'}; the dataset allows "
+        f"{design.batch_cap or 'less than one'}. Decided by {decided}.",
         {
             "the memory": "More GPU memory (--gpu-memory) or a smaller patch.",
             "the share of the dataset": "More cases, or batch.max_dataset_share of the planner.",
@@ -386,15 +397,21 @@ def _batch(
     )
 
 
-def _fitting_batch(configuration: Configuration, planner: Planner) -> int:
-    if planner.memory.fit == "min_batch":
+def _amount(design: Design, number: float) -> str:
+    return f"{number / GIB:.2f} GB" if design.is_traced else f"{number:,.0f} feature-map elements"
+
+
+def _fitting_batch(configuration: Configuration, design: Design, planner: Planner) -> int:
+    if design.is_traced or planner.memory.fit == "min_batch":
         return planner.batch.min_size
     return planner.memory.reference_batch_3d if configuration.dimensions == 3 else planner.memory.reference_batch_2d
 
 
 def _limit(design: Design, configuration: Configuration, planner: Planner) -> float:
+    if design.is_traced:
+        return design.reference
     reference_batch = planner.memory.reference_batch_3d if configuration.dimensions == 3 else planner.memory.reference_batch_2d
-    return design.reference * reference_batch / _fitting_batch(configuration, planner)
+    return design.reference * reference_batch / _fitting_batch(configuration, design, planner)
 
 
 def _normalization(normalization: Normalization) -> str:

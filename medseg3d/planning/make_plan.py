@@ -359,19 +359,18 @@ def _data_name(
 def _recommend(derivation: Derivation, planner: Planner) -> tuple[str, str]:
     """The configuration to train first, and why."""
     if "3d_fullres" not in derivation.designs:
-        return "2d", "2d, because the cases have a single slice, so that there is no third axis to learn from."
+        return "2d", "The cases have a single slice, so there is no third axis to learn from."
     rule, fullres = planner.recommend, derivation.designs["3d_fullres"]
     ratio, slices = fullres.spacing[0] / max(fullres.spacing[1:]), fullres.median_shape[0]
     if ratio > rule.thick_slice_ratio and slices < rule.few_slices:
         return "2d", (
-            f"2d, because slices are {ratio:.1f} times thicker than the pixels are wide (above {rule.thick_slice_ratio:g}) and a "
-            f"median case has {slices:g} of them (below {rule.few_slices}): neighboring slices show too different anatomy to be "
-            "convolved together."
+            f"Slices are {ratio:.1f} times as thick as the pixels are wide (more than {rule.thick_slice_ratio:g}) and a median case has "
+            f"{slices:g} of them (fewer than {rule.few_slices}): neighboring slices show too different anatomy to be convolved together."
         )
     reason = (
-        f"3d_fullres, because the cases are volumes whose slices are {ratio:.1f} times as thick as the pixels are wide and "
-        f"number {slices:g} in a median case; 2d is recommended only above {rule.thick_slice_ratio:g} and below "
-        f"{rule.few_slices} slices."
+        f"The cases are volumes: slices are {ratio:.1f} times as thick as the pixels are wide, and a median case has {slices:g} of them. "
+        f"2d is recommended only where slices are more than {rule.thick_slice_ratio:g} times as thick as pixels are wide and fewer than "
+        f"{rule.few_slices}."
     )
     if "3d_lowres" in derivation.designs and derivation.patch_share is not None:
         reason += (

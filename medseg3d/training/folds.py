@@ -12,7 +12,9 @@ import numpy as np
 
 from medseg3d.dataset import Split, read_splits
 from medseg3d.errors import DatasetError, InputError
+from medseg3d.files import unreadable
 from medseg3d.records import write_record
+from medseg3d.wording import counted, listed
 
 __all__ = [
     "DEFAULT_SEED",
@@ -106,11 +108,11 @@ def fit_splits(
         return None
     warnings = []
     if gone:
-        warnings.append(f"{len(gone)} cases are no longer in the dataset and leave the folds: {', '.join(gone[:5])}.")
+        warnings.append(f"{counted(len(gone), 'case')} no longer in the dataset, taken out of the folds: {listed(gone, most=5)}.")
     if new:
         warnings.append(
-            f"{len(new)} new cases join the folds ({', '.join(new[:5])}). Where several cases belong to one patient, give --groups or "
-            "--group-pattern, which makes all folds anew."
+            f"{counted(len(new), 'new case')} put into the folds ({listed(new, most=5)}). Where several cases belong to one patient, give "
+            "--groups or --group-pattern, which makes all folds anew."
         )
     warnings.append("Folds that were trained before hold other cases now: train them again with medseg3d train --fold K --restart.")
     fitted = tuple(Split(train=tuple(t), validation=tuple(v)) for t, v in zip(train, validation, strict=True))
@@ -147,6 +149,8 @@ def groups_from_csv(path: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a table with the columns case and group.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text table in UTF-8 ({error}).") from None
     lines = text.splitlines()
@@ -219,13 +223,25 @@ def _spread(members: Mapping[str, Sequence[str]], labels_present: Mapping[str, f
 
 
 def _warnings(splits: Sequence[Split], names: Sequence[str], labels_present: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
+    """A sentence per fold and side that lacks labels; where all of them lack the same one, a single sentence about that label."""
     labels = sorted({label for name in names for label in labels_present.get(name, frozenset())})
-    warnings = []
+    lacking: list[tuple[int, str, list[int]]] = []
     for k, split in enumerate(splits):
         for side, cases in (("training", split.train), ("validation", split.validation)):
             there = {label for name in cases for label in labels_present.get(name, frozenset())}
             missing = [label for label in labels if label not in there]
             if missing:
-                values = ", ".join(map(str, missing))
-                warnings.append(f"Fold {k}: no {side} case has the label value{'s' if len(missing) > 1 else ''} {values}.")
-    return tuple(warnings)
+                lacking.append((k, side, missing))
+    if len({label for _, _, missing in lacking for label in missing}) == 1:
+        label = lacking[0][2][0]
+        owners = [name for name in names if label in labels_present.get(name, frozenset())]
+        sides = [
+            f"no {side} case of {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)} has it"
+            for side in ("training", "validation")
+            if (folds := [str(k) for k, its_side, _ in lacking if its_side == side])
+        ]
+        return (f"The label value {label} is only in {listed(owners)}: {'; '.join(sides)}.",)
+    return tuple(
+        f"Fold {k}: no {side} case has the label value{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}."
+        for k, side, missing in lacking
+    )

@@ -148,6 +148,8 @@ def train_domains(
     use_all_cores()
     run = _Run(domains, name, fold, folder, device, options, plan_digest, added)
     run.resume_or_begin(init)
+    if run.is_finished:  # it was stopped, and the length that is asked for now is over already
+        run.end()
     while not run.is_finished:
         if not run.train_epoch(stop, on_step):
             run.save()
@@ -445,6 +447,12 @@ class _Run:
                     counts = loss.counts if counts is None else counts + loss.counts
         finite = [value for value in losses if math.isfinite(value)]
         return (float(np.mean(finite)) if finite else None), counts
+
+    def end(self) -> None:
+        """Write down that the run is finished, where that is not known yet."""
+        if not self.state.is_finished:
+            self.state = replace(self.state, is_finished=True)
+            self.save()
 
     def save(self) -> None:
         """Write the state; where there is no best model yet, the present weights are it."""

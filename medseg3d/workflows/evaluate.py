@@ -7,12 +7,14 @@ import statistics
 from pathlib import Path
 
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm
-from medseg3d.evaluation.evaluate_folders import evaluate_folders
+from medseg3d.evaluation.evaluate_folders import evaluate_folders, match_files
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.files import check_writable
 from medseg3d.fingerprint import Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.records import read_record
+from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -31,23 +33,26 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate two folders (or two files) and write ``output`` with a ``.csv`` beside it.
 
-    Without ``output`` nothing is written for single files; for folders it is ``metrics.json`` in the folder of predictions.
+    Without ``output`` nothing is written for single files; for folders it is ``metrics.json`` in the folder of predictions. Where
+    ``output`` is a folder, it is ``metrics.json`` in there. Nothing is written where no case could be measured.
     Cases that failed are in the result's ``failures``, those without a prediction in ``missing_predictions``: neither enters
     a mean.
     """
+    if output is None and predictions.is_dir():
+        output = predictions
+    if output is not None:
+        output = output / "metrics.json" if output.is_dir() else output
+        match_files(predictions, references)  # raises for folders that do not belong together, before a folder is made
+        check_writable(output.parent)
     evaluation = evaluate_folders(
         predictions, references, labels=labels, tolerance_mm=tolerance_mm, num_workers=num_workers, seed=seed, on=on
     )
-    if output is None and predictions.is_dir():
-        output = predictions / "metrics.json"
-    if output is not None:
+    if output is not None and evaluation.cases:
         path, table = write_evaluation(evaluation, output)
         logger.info("Wrote %s and %s", path, table)
-    if evaluation.missing_predictions:
-        message = f"{len(evaluation.missing_predictions)} references have no prediction: {_listed(evaluation.missing_predictions)}"
-        on(Event(stage="evaluate", message=message))
     if evaluation.extra_predictions:
-        message = f"{len(evaluation.extra_predictions)} predictions have no reference: {_listed(evaluation.extra_predictions)}"
+        extra = evaluation.extra_predictions
+        message = f"{counted(len(extra), 'prediction')} without a reference: {listed(extra)}"
         on(Event(stage="evaluate", message=message))
     return evaluation
 
@@ -61,7 +66,3 @@ def work_tolerance_mm(folder: WorkFolder) -> float | None:
         return None
     cases = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
     return statistics.median(default_tolerance_mm(case.spacing, case.shape) for case in cases) if cases else None
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")

@@ -12,11 +12,22 @@ from medseg3d.dataset import Dataset, open_dataset
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
+from medseg3d.files import check_writable
 from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint
 from medseg3d.label_pairs import left_right_pairs_by_position
-from medseg3d.labels import Labels
+from medseg3d.labels import Labels, rare_labels
 from medseg3d.plan import Plan
-from medseg3d.planning import Explanation, explain, load_planner, make_plan, read_nnunet_fingerprint, summarize
+from medseg3d.planning import (
+    DatasetSummary,
+    Explanation,
+    explain,
+    load_planner,
+    make_plan,
+    planner_names,
+    read_nnunet_fingerprint,
+    summarize,
+)
+from medseg3d.planning.candidates import Candidate, Speed, candidates
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits
 from medseg3d.work_folder import WorkFolder, work_folder
@@ -39,13 +50,14 @@ class PlanResult:
     failures: tuple[CaseFailure, ...] = ()
     folds: Folds | None = None
     path: Path | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 def plan(
     root: Path,
     work: Path | None = None,
     *,
-    planner: str = DEFAULT_PLANNER,
+    planner: str | None = None,
     gpu_memory_gb: float | None = None,
     channels: Sequence[str] | None = None,
     group_pattern: str | None = None,
@@ -53,18 +65,26 @@ def plan(
     jobs: int | None = None,
     max_ram_gb: float | None = None,
     max_stages: int | None = None,
+    with_candidates: bool = False,
+    num_datasets: int = 1,
     on: Listener = silent,
 ) -> PlanResult:
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
 
-    ``max_stages`` is a cap on the depth beside the planner's.
+    Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
+    ``max_stages`` is a cap on the depth beside the planner's. ``with_candidates`` also says what other networks would take, which
+    needs torch and some seconds; ``num_datasets`` of them could share a universal one.
     """
-    rules = load_planner(planner)
+    folder = work_folder(root, work)
+    if planner is None and folder.plan.exists():
+        planner, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
+    rules = load_planner(planner or DEFAULT_PLANNER)
     if max_stages is not None:
         stages = min(max_stages, rules.network.max_stages or max_stages)
         rules = replace(rules, network=replace(rules.network, max_stages=stages))
     dataset = open_dataset(root, channels=channels)
     folder = work_folder(root, work)
+    check_writable(folder.root)
     fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
     labels, warnings = _labels(dataset, fingerprint)
     channel_names, reason = dataset.channel_names, NAMED_CHANNELS
@@ -75,6 +95,7 @@ def plan(
     summary = summarize(fingerprint, labels, modality_reason=reason)
     made = make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
     folds, split_warnings = _folds(dataset, fingerprint, folder, group_pattern, groups)
+    split_warnings = (*split_warnings, *_stale_models(folder, made))
     write_record(folder.plan, made, "plan")
     write_record(folder.splits, folds, "splits")
     return PlanResult(
@@ -84,11 +105,46 @@ def plan(
         failures=fingerprint.failures,
         folds=folds,
         path=folder.plan,
+        candidates=_candidates(summary, made, num_datasets) if with_candidates else (),
     )
 
 
+def earlier_choices(
+    folder: WorkFolder, gpu_memory_gb: float | None, channels: Sequence[str] | None
+) -> tuple[str, float | None, Sequence[str] | None]:
+    """Planner, memory and channels of the plan in the work folder, where they are not given now."""
+    before = folder.read_plan()
+    if before.planner not in planner_names():
+        raise InputError(f"{folder.plan}: was made with a planner file ({before.planner}.toml). Give --planner with that file again.")
+    named = before.channels if before.modality_reason == NAMED_CHANNELS else None
+    return before.planner, gpu_memory_gb or before.gpu_memory_gb, channels or named
+
+
+def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:
+    """Says which trained configurations the new plan does not describe any more."""
+    if not folder.plan.exists():
+        return []
+    before = folder.read_plan()
+    changed = [
+        name
+        for name, configuration in before.configurations.items()
+        if folder.trained_folds(name) and (made.configurations.get(name), made.labels) != (configuration, before.labels)
+    ]
+    if not changed:
+        return []
+    return [
+        f"{', '.join(changed)}: trained with an earlier plan, which predict goes on using. To train by this plan, give --restart; to have "
+        f"the earlier plan back, plan with --planner {before.planner}."
+    ]
+
+
 def plan_from_fingerprint(
-    file: Path, *, work: Path | None = None, planner: str = DEFAULT_PLANNER, gpu_memory_gb: float | None = None
+    file: Path,
+    *,
+    work: Path | None = None,
+    planner: str = DEFAULT_PLANNER,
+    gpu_memory_gb: float | None = None,
+    with_candidates: bool = False,
 ) -> PlanResult:
     """Plan without images, from our ``fingerprint.json`` or nnU-Net's ``dataset_fingerprint.json``; written only with ``work``."""
     document = read_json(file)
@@ -102,7 +158,18 @@ def plan_from_fingerprint(
     rules = load_planner(planner)
     made = make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
     path = write_record(WorkFolder(work).plan, made, "plan") if work is not None else None
-    return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path)
+    proposed = _candidates(summary, made, 1) if with_candidates else ()
+    return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path, candidates=proposed)
+
+
+def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple[Candidate, ...]:
+    """What other networks would take on the device at hand."""
+    from medseg3d.devices import choose_device, measure_speed
+
+    device = choose_device("auto")
+    multiply_adds, moved = measure_speed(device)
+    speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved)
+    return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets)
 
 
 def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb: float | None, on: Listener) -> Fingerprint:
@@ -148,6 +215,9 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Labels, tuple[s
             findings,
         )
     pairs, warnings = left_right_pairs_by_position(fingerprint, labels)
+    if dataset.labels is None:
+        voxels = {case.name: {value: label.voxels for value, label in case.labels.items()} for case in fingerprint.cases}
+        warnings = (*warnings, *rare_labels(voxels))
     absent = [name for name, value in zip(labels.names, labels.values, strict=True) if value not in fingerprint.label_values]
     absent = [name for name in absent if name != labels.names[0]]
     if absent:

@@ -13,14 +13,15 @@ import numpy as np
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.files import replacing
+from medseg3d.files import check_writable, replacing
 from medseg3d.fingerprint import digest_of
 from medseg3d.geometry import from_canonical
-from medseg3d.images import write_label_map
+from medseg3d.images import ending_of, write_label_map
+from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.model import Model, load_model
 from medseg3d.reading import RawCase, read_case
 from medseg3d.records import read_record, write_record
-from medseg3d.work_folder import work_folder
+from medseg3d.work_folder import Folds, work_folder
 
 RECORD = "predictions.json"
 
@@ -58,7 +59,7 @@ def predict(
     work: Path | None = None,
     model: Path | None = None,
     configuration: str | None = None,
-    folds: Sequence[str] | None = None,
+    folds: Folds = None,
     tta: str = "auto",
     step: float = 0.5,
     probabilities: bool = False,
@@ -87,6 +88,7 @@ def predict(
     targets = _targets(cases, source, output)
     identity = f"{loaded.identity};tta={loaded.mirroring};step={step}"
     record_file = next(iter(targets.values())).parent / RECORD
+    check_writable(record_file.parent)
     record = read_record(record_file, Predictions, "predictions") if record_file.exists() else Predictions()
     kept, pending = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
     written, failures = [], []
@@ -163,10 +165,13 @@ def _probability_file(target: Path) -> Path:
 
 
 def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:
-    if output.name.endswith((".nii.gz", ".nii")):
+    ending = "" if output.is_dir() else ending_of(output)
+    if ending in (".nii.gz", ".nii"):
         if len(cases) != 1:
             raise InputError(f"{output}: names one file, but the input holds {len(cases)} cases. Name an output folder.")
         return {cases[0].name: output}
+    if ending in FORMATS or ending in REFUSED_ENDINGS:
+        raise InputError(f"{output}: label maps are written as NIfTI, not as {ending}. Name a file that ends with .nii.gz, or a folder.")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; name a folder, or a file that ends with .nii.gz.")
     if isinstance(source, Path) and source.is_dir() and output.exists() and output.resolve() == source.resolve():

@@ -15,19 +15,20 @@ from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
-from medseg3d.planning import planner_names
+from medseg3d.files import check_writable
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_report as write_report_page
 from medseg3d.selection import Selection
 from medseg3d.training.folds import Folds
 from medseg3d.training.train_fold import TrainingOptions
-from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.work_folder import Folds as FoldChoice
+from medseg3d.work_folder import WorkFolder, fold_names, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
-from medseg3d.workflows.plan import DEFAULT_PLANNER, NAMED_CHANNELS, plan
+from medseg3d.workflows.plan import plan
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import refuse_cascade, train
+from medseg3d.workflows.train import read_split, refuse_cascade, train
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,14 @@ class RunResult:
 def run(
     dataset: Path | str,
     *,
-    work: Path | None = None,
+    work: Path | str | None = None,
     planner: str | None = None,
     gpu_memory_gb: float | None = None,
-    channels: Sequence[str] | None = None,
+    channels: str | Sequence[str] | None = None,
     group_pattern: str | None = None,
-    groups: Path | None = None,
-    configurations: Sequence[str] | None = None,
-    folds: Sequence[str] | None = None,
+    groups: Path | str | None = None,
+    configurations: str | Sequence[str] | None = None,
+    folds: FoldChoice = None,
     epochs: int | None = None,
     iterations: int | None = None,
     hours: float | None = None,
@@ -67,6 +68,7 @@ def run(
     jobs: int | None = None,
     max_ram_gb: float | None = None,
     seed: int = 0,
+    restart: bool = False,
     on: Listener = silent,
 ) -> RunResult:
     """Plan, preprocess, train, select, predict ``imagesTs``, evaluate, report.
@@ -74,18 +76,19 @@ def run(
     ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on. Without
     ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
     """
-    root = Path(dataset)
+    root, work, groups = Path(dataset), None if work is None else Path(work), None if groups is None else Path(groups)
+    channels, configurations = ([name] if isinstance(name, str) else name for name in (channels, configurations))
+    folds = fold_names(folds)
     open_dataset(root, channels=channels)  # says what is wrong with the folder before anything is written into it
     choose_device(device)
     folder = work_folder(root, work)
+    check_writable(folder.root)
     clock = _Clock(folder)
-    if planner is None and folder.plan.exists():
-        planner, gpu_memory_gb, channels = _earlier_choices(folder, gpu_memory_gb, channels)
     with clock.stage("plan"):
         planned = plan(
             root,
             work,
-            planner=planner or DEFAULT_PLANNER,
+            planner=planner,
             gpu_memory_gb=gpu_memory_gb,
             channels=channels,
             group_pattern=group_pattern,
@@ -100,11 +103,15 @@ def run(
     names = [planned.plan.configuration(name).name for name in configurations or [planned.plan.recommended]]
     for name in names:
         refuse_cascade(planned.plan.configuration(name))
+    for fold in folds or ():
+        read_split(folder, fold)  # raises for one that is not there
     with clock.stage("preprocess"):
         prepared = preprocess(root, work, configurations=names, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
     failures += [failure for failure in prepared.failures if failure.case not in {f.case for f in failures}]
     wanted = [(name, fold) for name in names for fold in folds or _all_folds(folder)]
-    options = TrainingOptions(epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed)
+    options = TrainingOptions(
+        epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed, restart=restart
+    )
     for name, fold in wanted:
         with clock.stage(f"train {name} fold {fold}"):
             evaluation = train(root, work, configuration=name, fold=fold, device=device, options=options, on=on)
@@ -120,17 +127,6 @@ def run(
     with clock.stage("report"):
         page = write_report(root, folder, failures=failures, warnings=planned.warnings)
     return RunResult(report=page, selection=selection, test=test, failures=tuple(failures))
-
-
-def _earlier_choices(
-    folder: WorkFolder, gpu_memory_gb: float | None, channels: Sequence[str] | None
-) -> tuple[str, float | None, Sequence[str] | None]:
-    """Planner, memory and channels of the plan in the work folder, where they are not given now."""
-    before = folder.read_plan()
-    if before.planner not in planner_names():
-        raise InputError(f"{folder.plan}: was made with a planner file ({before.planner}.toml). Give --planner with that file again.")
-    named = before.channels if before.modality_reason == NAMED_CHANNELS else None
-    return before.planner, gpu_memory_gb or before.gpu_memory_gb, channels or named
 
 
 def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:

@@ -28,6 +28,7 @@ from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.folds import Folds
 from medseg3d.training.state import STATE, EpochRecord, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
+from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 
@@ -178,7 +179,7 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
     if fold == ALL_CASES:
         return Split(train=tuple(sorted({n for s in splits.folds for n in (*s.train, *s.validation)})), validation=())
     if not fold.isdigit() or int(fold) >= len(splits.folds):
-        raise InputError(f"--fold {fold}: there are folds 0 to {len(splits.folds) - 1}, and all.")
+        raise InputError(f"There is no fold {fold}; the folds are 0 to {len(splits.folds) - 1}, and all.")
     return splits.folds[int(fold)]
 
 
@@ -201,7 +202,7 @@ def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split)
     usable = [name for name in split.train if name in available]
     if missing:
         some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        message = f"{len(missing)} cases are not preprocessed for {configuration.name} ({some})"
+        message = f"{counted(len(missing), 'case')} not preprocessed for {configuration.name} ({some})"
         if not usable:
             raise InputError(f"{folder.root}: {message}. Run medseg3d preprocess -c {configuration.name} first.")
         logger.warning("%s; training without them.", message)
@@ -216,7 +217,7 @@ def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split)
 
 def _warn_about_memory(training: list[StoredCase]) -> None:
     if len(training) < 3:
-        logger.warning("Only %d training case(s): expect a network that knows these cases and little else.", len(training))
+        logger.warning("Only %s: expect a network that knows what it was shown and little else.", counted(len(training), "training case"))
 
 
 def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:

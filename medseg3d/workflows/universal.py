@@ -46,6 +46,7 @@ def plan_universal(
     gpu_memory_gb: float | None = None,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
+    with_candidates: bool = False,
     on: Listener = silent,
 ) -> dict[str, PlanResult]:
     """Plan each dataset by the same planner, in a work folder of its own within ``work``; the results by domain.
@@ -70,6 +71,8 @@ def plan_universal(
             gpu_memory_gb=gpu_memory_gb,
             jobs=jobs,
             max_ram_gb=max_ram_gb,
+            with_candidates=with_candidates,
+            num_datasets=len(datasets),
             on=on,
         )
     configuration = _common_configuration({name: result.plan for name, result in results.items()})
@@ -188,6 +191,7 @@ def run_universal(
     jobs: int | None = None,
     max_ram_gb: float | None = None,
     seed: int = 0,
+    restart: bool = False,
     on: Listener = silent,
 ) -> dict[str, RunResult]:
     """The whole chain for several datasets, ending in a report for each; the results by domain.
@@ -198,7 +202,9 @@ def run_universal(
     prepared = preprocess_universal(work, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
     most = max(len(result.folds.folds) if result.folds else 1 for result in planned.values())
     wanted = list(folds or map(str, range(most)))
-    options = TrainingOptions(epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed)
+    options = TrainingOptions(
+        epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed, restart=restart
+    )
     for fold in wanted:
         train_universal(work, fold=fold, device=device, options=options, on=on)
     results: dict[str, RunResult] = {}
@@ -370,9 +376,7 @@ def _recommending(made: Plan, configuration: str, home: WorkFolder) -> Plan:
     """The plan, written again with the common configuration recommended."""
     if configuration not in made.configurations:
         raise PlanError(f"{home.root}: the other datasets train {configuration}, which this one cannot: its cases are single slices.")
-    changed = replace(
-        made, recommended=configuration, recommended_reason=f"{configuration}, which all datasets of the universal network train."
-    )
+    changed = replace(made, recommended=configuration, recommended_reason="All datasets of the universal network train it.")
     write_record(home.plan, changed, "plan")
     return changed
 

@@ -122,13 +122,13 @@ def test_json_and_csv_hold_every_case_and_label_and_can_be_read_again(folders, t
     text = (tmp_path / "out" / "scores.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "scores.csv").read_text(encoding="utf-8"))))
-    assert [(row["case"], row["label"], float(row["dice"])) for row in rows] == [("a", "label 1", 1.0), ("b", "label 1", 0.75)]
+    assert [(row["case"], row["label"], float(row["dice"])) for row in rows] == [("a", "label_1", 1.0), ("b", "label_1", 0.75)]
 
 
 def test_the_table_states_n_beside_each_mean(folders):
     evaluation = evaluate_folders(*folders)
     rows = table_rows(evaluation)
-    assert rows[0][:2] == ("label 1", "0.875 (2)")
+    assert rows[0][:2] == ("label_1", "0.875 (2)")
     assert all(len(row) == len(table_header(evaluation)) for row in rows)
     assert "1 mm" in table_header(evaluation)[3]
 
@@ -137,6 +137,19 @@ def test_metrics_are_written_beside_the_predictions_by_default_and_do_not_distur
     first = evaluate(*folders)
     assert evaluate(*folders) == first
     assert (folders[0] / "metrics.json").exists()
+
+
+def test_a_folder_as_output_is_written_into(folders, tmp_path):
+    (tmp_path / "scores").mkdir()
+    evaluate(*folders, output=tmp_path / "scores")
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["metrics.csv", "metrics.json"]
+
+
+def test_nothing_is_written_where_no_case_could_be_measured(folders):
+    for prediction in folders[0].iterdir():
+        prediction.write_bytes(b"no image")
+    assert len(evaluate(*folders).failures) == 2
+    assert not (folders[0] / "metrics.json").exists()
 
 
 def test_two_single_files_are_a_pair_whatever_they_are_called(folders):

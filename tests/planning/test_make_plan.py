@@ -204,3 +204,16 @@ def test_planning_does_not_import_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_reasons_are_sentences_that_name_what_they_count() -> None:
+    summary = summary_of(num_cases=1)
+    plan = make_plan(summary, DEFAULT)
+    assert not plan.recommended_reason.startswith(plan.recommended)
+    assert (
+        "2d is recommended only where slices are more than 8 times as thick as pixels are wide and fewer than 12."
+        in plan.recommended_reason
+    )
+    inputs = [reason.inputs for reason in explain(plan, summary, DEFAULT)]
+    assert "None." not in inputs
+    assert any("the dataset allows less than one" in text for text in inputs)

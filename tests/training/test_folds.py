@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +36,8 @@ def test_every_case_is_validated_once_and_no_group_is_divided(cases, num_folds, 
     every = {label for labels in present.values() for label in labels}
     for k, split in enumerate(splits):
         missing = every - {label for name in split.train for label in present[name]}
-        assert bool(missing) == any(w.startswith(f"Fold {k}: no training") for w in warnings)
+        told = {k for w in warnings for found in re.findall(r"no training case of folds? ([\d, ]+) has it", w) for k in found.split(", ")}
+        assert bool(missing) == (str(k) in told or any(w.startswith(f"Fold {k}: no training") for w in warnings))
     again, _ = make_splits(sorted(cases, reverse=True), labels_present=present, group_of=group_of, num_folds=num_folds, seed=seed)
     assert again == splits
 
@@ -84,8 +87,11 @@ def test_older_folds_take_in_new_cases_and_let_go_of_removed_ones() -> None:
 def test_a_class_of_one_case_is_missing_where_that_case_is_validated() -> None:
     names = list("abcdef")
     present = {name: frozenset({1, 9} if name == "c" else {1}) for name in names}
-    _, warnings = make_splits(names, labels_present=present, group_of={})
-    assert sum("no training case has the label value 9" in warning for warning in warnings) == 1
+    splits, (warning,) = make_splits(names, labels_present=present, group_of={})
+    home = next(k for k, split in enumerate(splits) if "c" in split.validation)
+    assert warning.startswith(f"The label value 9 is only in c: no training case of fold {home} has it; no validation case of folds")
+    _, warnings = make_splits(names, labels_present=present | {"c": frozenset({1, 8, 9})}, group_of={})
+    assert sum("no training case has the label values 8, 9" in warning for warning in warnings) == 1
 
 
 def test_a_single_case_is_trained_and_validated_with_a_warning() -> None:

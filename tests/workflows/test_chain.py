@@ -19,7 +19,7 @@ from medseg3d import load_model
 from medseg3d.checkpoints import load_tensors
 from medseg3d.cli import main
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.run import _earlier_choices
+from medseg3d.workflows.plan import earlier_choices
 
 
 def test_a_prediction_has_the_grid_and_the_label_values_of_its_dataset(trained: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_single_outputs_in_one_folder_are_told_apart_by_their_file(trained: Path
 
 def test_run_keeps_the_choices_of_an_earlier_plan(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), "--planner", "small", "--gpu-memory", "3", "-q"]) == 0
-    assert _earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None) == ("small", 3.0, ("MRI",))
+    assert earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None) == ("small", 3.0, ("MRI",))
     assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
     assert main(["run", str(tiny)]) == 2
     assert "--planner" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -32,6 +34,18 @@ def rewrite(path: Path, *, change: object = None, affine: np.ndarray | None = No
 def with_nan(array: np.ndarray) -> np.ndarray:
     array[0, 0, 0] = np.nan
     return array
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No file of this name can be opened; root, who runs tests in containers, may read files of every mode."""
+    usual = Path.open
+
+    def opened(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return usual(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", opened)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +107,9 @@ def test_a_4d_image_is_refused_where_3d_is_expected(tiny: Path, capsys: pytest.C
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 18, 12, 4), np.int16), np.eye(4)), tiny / "imagesTr/ball_1_0000.nii.gz")
     assert main(["plan", str(tiny)]) in (2, 3)
     message = message_of(capsys)
-    assert "4" in message
+    assert "4 volumes" in message
     assert "ball_1" in message
+    assert "Split the file" in message, "no option names a volume"
 
 
 def test_training_before_planning_says_what_to_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,3 +207,150 @@ def test_options_that_are_no_numbers_say_what_is_expected(words: list[str], caps
         main(["run", *words])
     assert stopped.value.code == 2
     assert "expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["imagesTr/ball_2_0000.nii.gz", "labelsTr/ball_2.nii.gz"])
+def test_a_file_that_may_not_be_read_is_a_case_that_fails(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    deny(monkeypatch, Path(name).name)
+    assert main(["doctor", str(tiny)]) == 2
+    printed = capsys.readouterr()
+    assert "error    ball_2" in printed.out
+    assert "Permission denied" in printed.out
+    assert "8 cases read, 1 error." in printed.out
+    assert main(["plan", str(tiny), "-q"]) == 3
+    assert "Permission denied" in message_of(capsys)
+
+
+def test_a_dataset_json_that_may_not_be_read_is_named(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deny(monkeypatch, "dataset.json")
+    for command in ("doctor", "plan", "run"):
+        assert main([command, str(tiny)]) == 2
+        assert "dataset.json: cannot be read (Permission denied)" in message_of(capsys)
+
+
+def test_an_image_that_may_not_be_read_does_not_stop_a_prediction(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deny(monkeypatch, "ball_6_0000.nii.gz")
+    assert main(["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(tmp_path / "out"), "-q"]) == 3
+    assert "Permission denied" in message_of(capsys)
+    assert (tmp_path / "out/ball_7.nii.gz").exists()
+    assert main(["predict", str(trained), "-i", str(trained / "imagesTs/ball_6_0000.nii.gz"), "-o", str(tmp_path / "o"), "-q"]) == 2
+    assert "Permission denied" in message_of(capsys)
+
+
+@pytest.mark.parametrize("output", ["/proc/out", "slice.png/x", "/proc/x.nii.gz"])
+def test_predict_tries_the_output_folder_before_the_first_case(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "slice.png").write_bytes(b"")
+    monkeypatch.setattr("medseg3d.workflows.predict.read_case", None)  # not reached
+    image = trained / "imagesTs/ball_6_0000.nii.gz"
+    assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / output)]) == 2
+    message = message_of(capsys)
+    assert "cannot be written" in message
+    assert "Choose another folder" in message
+
+
+@pytest.mark.parametrize("work", ["/proc/w", "slice.png"])
+def test_run_tries_the_work_folder_before_anything_is_measured(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    (tmp_path / "slice.png").write_bytes(b"")
+    monkeypatch.setattr("medseg3d.workflows.plan.make_fingerprint", None)  # not reached
+    for command in ("run", "plan"):
+        assert main([command, str(tiny), "-w", str(tmp_path / work)]) == 2
+        assert "cannot be written" in message_of(capsys)
+
+
+def test_evaluate_names_an_output_that_cannot_be_written(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = str(tiny / "labelsTr")
+    assert main(["evaluate", labels, labels, "-o", "/proc/x.json"]) == 2
+    assert "/proc: cannot be written" in message_of(capsys)
+
+
+def test_a_permission_that_lacks_anywhere_is_the_users_to_mend(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(root: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(root))
+
+    monkeypatch.setattr("medseg3d.workflows.doctor.find_dataset", denied)
+    assert main(["doctor", str(tiny), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert f"{tiny}: Permission denied" in document["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("run --epoch 2", "--epochs"),
+        ("plan --explian", "--explain"),
+        ("predict -i a -o b --probs", "--probabilities"),
+        ("--vers", "--version"),
+    ],
+)
+def test_options_are_taken_by_their_whole_names(words: str, nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    assert stopped.value.code == 2
+    assert f"Did you mean {nearest}?" in capsys.readouterr().err
+
+
+def test_folds_that_are_not_there_are_refused_before_they_are_timed(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(tiny), "--planner", str(tiny / "tiny.toml"), "--folds"]
+    assert main([*command, "x"]) == 2
+    assert "Fold 'x'" in message_of(capsys)
+    assert not (tiny / "medseg3d-work").exists()
+    assert main([*command, "7"]) == 2
+    assert "There is no fold 7; the folds are 0 to 4, and all." in message_of(capsys)
+    timings = json.loads((tiny / "medseg3d-work/timings.json").read_text(encoding="utf-8"))
+    assert list(timings["seconds"]) == ["plan"]
+
+
+def test_label_maps_are_written_as_nifti_only(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = trained / "imagesTs/ball_6_0000.nii.gz"
+    for name in ("x.nrrd", "x.mha", "x.dcm", "x.png"):
+        assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / name)]) == 2
+        assert "written as NIfTI" in message_of(capsys)
+        assert not (tmp_path / name).exists()
+    (tmp_path / "set.nii.gz").mkdir()
+    assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / "set.nii.gz")]) == 0
+    assert f"Label map written: {tmp_path}/set.nii.gz/ball_6.nii.gz" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_of_many_missing_predictions_ten_are_named(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references, predictions = tmp_path / "references", tmp_path / "predictions"
+    references.mkdir(), predictions.mkdir()
+    for number in range(30):
+        shutil.copy(tiny / "labelsTr/ball_0.nii.gz", references / f"case_{number:02d}.nii.gz")
+    shutil.copy(tiny / "labelsTr/ball_0.nii.gz", predictions / "case_00.nii.gz")
+    assert main(["evaluate", str(predictions), str(references), "-q"]) == 3
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("medseg3d: 29 references without a prediction")
+    assert line.endswith("case_10 and 19 more.")
+
+
+def test_quiet_prints_no_table_and_writes_the_files(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "-q", "--explain"]) == 0
+    assert main(["evaluate", str(tiny / "labelsTr"), str(tiny / "labelsTr"), "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tiny / "medseg3d-work/plan.json").exists()
+    assert (tiny / "labelsTr/metrics.csv").exists()
+
+
+def test_a_rare_label_without_dataset_json_is_a_warning_of_the_plan(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tiny / "dataset.json").unlink()
+    for path in (tiny / "labelsTr").iterdir():
+        if path.name != "ball_3.nii.gz":
+            rewrite(path, change=lambda a: np.where(a == 7, 3, a))
+    assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any("label value 7 occurs in 1 of 6 cases (ball_3)" in warning and "dataset.json" in warning for warning in warnings)
+    assert sum("label value 7 is only in ball_3" in warning for warning in warnings) == 1

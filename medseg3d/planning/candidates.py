@@ -1,0 +1,151 @@
+"""Which networks are worth training on a dataset, and what each would cost: a summary goes in, a list of candidates comes out.
+
+Every candidate is planned by its own preset and its real network is traced (:mod:`medseg3d.networks.cost`); seconds follow from
+two speeds of the device, which are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from medseg3d.errors import PlanError
+from medseg3d.plan import Configuration, Plan
+from medseg3d.planning.make_plan import make_plan
+from medseg3d.planning.planner import Planner, load_planner
+from medseg3d.planning.summary import DatasetSummary
+
+GIB = 2**30
+BACKWARD = 2
+"""The backward pass computes the gradients of inputs and of weights: two products for one."""
+PASSES = 3
+"""Saved activations are written once and read twice: by the next layer and by the backward pass."""
+FEW_CASES = 20
+"""With fewer training cases large networks learn them by heart; the count below which published comparisons see small ones win."""
+MANY_CASES = 100
+"""From so many training cases on, residual encoders gained in nnU-Net's comparison (Isensee et al. 2024)."""
+IMAGE_BYTES, LABEL_BYTES = 2, 1
+"""Of a stored voxel, per channel and once; the store compresses them to less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a device trains: multiply-adds of convolutions, and bytes of feature maps, per second."""
+
+    device: str
+    multiply_adds: float
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A network with what a training of it takes; ``problem`` says why it cannot be planned, and the numbers are then 0.
+
+    ``memory_gb`` is of one training step in bf16, without what the GPU keeps for itself; ``disk_gb`` holds the preprocessed
+    cases, weights and state of one fold; ``seconds_per_epoch`` is of 250 steps on the measured device, None where no speed is
+    known.
+    """
+
+    planner: str
+    configuration: str
+    is_proposed: bool
+    reason: str
+    parameters: int = 0
+    memory_gb: float = 0.0
+    multiply_adds_per_step: int = 0
+    seconds_per_epoch: float | None = None
+    disk_gb: float = 0.0
+    problem: str = ""
+
+
+def candidates(summary: DatasetSummary, *, gpu_memory_gb: float, speed: Speed | None, num_datasets: int = 1) -> tuple[Candidate, ...]:
+    """The families for a dataset, the proposed ones first; ``num_datasets`` of them would share a universal network."""
+    found = list(_candidates(summary, gpu_memory_gb, speed, num_datasets))
+    return tuple(sorted(found, key=lambda candidate: not candidate.is_proposed))
+
+
+def _candidates(summary: DatasetSummary, gpu_memory_gb: float, speed: Speed | None, num_datasets: int) -> Iterator[Candidate]:
+    for name in ("default", "residual_m", "vnet_batch_norm", "u2net"):
+        try:
+            plan = make_plan(summary, _rules(name), gpu_memory_gb=gpu_memory_gb)
+        except PlanError as error:
+            yield Candidate(planner=name, configuration="3d_fullres", is_proposed=False, reason="cannot be planned", problem=str(error))
+            continue
+        shown = ("2d", "3d_fullres", "3d_lowres") if name == "default" else (plan.recommended,)
+        for configuration in shown:
+            if configuration in plan.configurations:
+                is_proposed, reason = _opinion(name, configuration, plan, num_datasets)
+                yield _costed(plan, name, configuration, is_proposed, reason, speed)
+    if num_datasets > 1:
+        plan = make_plan(summary, _rules("universal"), gpu_memory_gb=gpu_memory_gb)
+        reason = f"{num_datasets} datasets share one network; each costs a few adapters instead of a network"
+        yield _costed(plan, "universal", plan.recommended, True, reason, speed)
+
+
+def _rules(name: str) -> Planner:
+    """A preset; only the default one searches a low resolution as well, which costs a trace per step."""
+    rules = load_planner(name)
+    return rules if name == "default" else replace(rules, lowres=replace(rules.lowres, patch_share=0.0))
+
+
+def _opinion(name: str, configuration: str, plan: Plan, num_datasets: int) -> tuple[bool, str]:
+    """Whether a network is worth training, and why; rules of thumb, which cross-validation (select) has to confirm."""
+    cases = plan.num_training
+    if name == "default":
+        if configuration == plan.recommended:
+            return True, "the plan recommends it: robust on datasets of all kinds"
+        if configuration == "3d_lowres":
+            return True, "a patch of full resolution sees little of a case; this one sees more of it"
+        if configuration == "2d":
+            spacing = plan.configurations["3d_fullres"].spacing
+            ratio = spacing[0] / max(spacing[1:])
+            if ratio > 3:
+                return True, f"slices are {ratio:.1f} times as thick as the pixels are wide, and neighbors look different"
+            return False, f"slices are only {ratio:.1f} times as thick as the pixels are wide, so neighbors help"
+        return False, f"{plan.recommended} is recommended for this dataset"
+    if name == "residual_m":
+        if cases >= MANY_CASES:
+            return True, f"{cases} training cases feed a deeper encoder"
+        return False, f"gains over the plain U-Net need many cases, and there are {cases}"
+    if name == "vnet_batch_norm":
+        network = plan.configuration(plan.recommended).network
+        is_isotropic = all(len(set(kernel)) == 1 for kernel in network.kernel_sizes)
+        if is_isotropic and len(plan.labels.foreground) <= 2:
+            return True, "isotropic voxels and few large structures, what it was made for"
+        return False, "thick slices or many labels: kernels of 5 voxels cost more than they see"
+    if num_datasets == 1 and cases < FEW_CASES:
+        return True, f"{cases} training cases are few, and it has a hundredth of the parameters to overfit"
+    return False, f"{cases} training cases can feed a larger network; worth it for small model files"
+
+
+def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str, speed: Speed | None) -> Candidate:
+    from medseg3d.networks.cost import step_cost
+
+    configuration = plan.configuration(name)
+    cost = step_cost(configuration.network, configuration.patch_size, configuration.batch_size, optimizer=configuration.training.optimizer)
+    seconds = None
+    if speed is not None:
+        step = (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
+        seconds = step * configuration.training.iterations_per_epoch
+    state = cost.fixed_bytes  # last.safetensors holds weights and the optimizer's numbers; weights.safetensors the weights again
+    return Candidate(
+        planner=planner,
+        configuration=name,
+        is_proposed=is_proposed,
+        reason=reason,
+        parameters=cost.parameters,
+        memory_gb=cost.peak_bytes / GIB,
+        multiply_adds_per_step=cost.multiply_adds,
+        seconds_per_epoch=seconds,
+        disk_gb=(_store_bytes(plan, configuration) + state) / GIB,
+    )
+
+
+def _store_bytes(plan: Plan, configuration: Configuration) -> float:
+    """The preprocessed cases before compression."""
+    shape: Sequence[float] = configuration.median_shape
+    if len(shape) == 2:  # a 2D configuration keeps the slices of the volumes
+        volumes = [other.median_shape for other in plan.configurations.values() if len(other.median_shape) == 3]
+        shape = (volumes[-1][0] if volumes else 1, *shape)
+    return prod(shape) * plan.num_training * (IMAGE_BYTES * len(plan.channels) + LABEL_BYTES)

@@ -1,0 +1,126 @@
+"""The loaded model: what it accepts, what it refuses and what it warns of."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+import medseg3d
+from medseg3d.cli import main
+from medseg3d.errors import InputError
+from medseg3d.model import Model
+from medseg3d.work_folder import fold_names
+
+SHAPE = (20, 18, 12)
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> Model:
+    return medseg3d.load_model(trained, device="cpu", mirroring=False)
+
+
+@pytest.mark.parametrize("folds", [0, "0", [0], ["0"], (0, 0), range(1), np.arange(1)])
+def test_folds_may_be_numbers_or_texts_one_or_several(trained: Path, folds: object) -> None:
+    assert len(medseg3d.load_model(trained, folds=folds).members[0].networks) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fold", ["x", -1, 0.0, True, [0, "1x"]])
+def test_what_is_no_fold_is_refused(fold: object) -> None:
+    with pytest.raises(InputError, match="expected a number from 0 on, or all"):
+        fold_names(fold)  # type: ignore[arg-type]
+
+
+def test_a_fold_that_is_not_trained_is_named(trained: Path) -> None:
+    with pytest.raises(InputError, match="no finished fold 3"):
+        medseg3d.load_model(trained, folds=3)
+
+
+def test_the_folder_of_a_fold_is_a_model(trained: Path, tmp_path: Path) -> None:
+    weights = trained / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors"
+    assert medseg3d.load_model(weights.parent).identity == medseg3d.load_model(weights).identity
+    image = str(trained / "imagesTs/ball_6_0000.nii.gz")
+    assert main(["predict", "-m", str(weights.parent), "-i", image, "-o", str(tmp_path / "x.nii.gz"), "-q"]) == 0
+
+
+def nothing(_: np.ndarray) -> None:
+    """An affine that was forgotten."""
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda a: a[:3, :3], r"the shape \(3, 3\); expected 4 x 4"),
+        (nothing, r"the shape \(\); expected 4 x 4"),
+        (lambda a: 0 * a, "0 x 0 x 0 mm"),
+        (lambda a: a * np.nan, "nan x nan x nan mm"),
+        (lambda a: np.where([[1, 0, 0, 0]], 0, a), "0 x 1 x 1 mm"),
+        (lambda a: a[:, [0, 0, 2, 3]], "point the same way"),
+        (lambda a: "eye", "no array of numbers"),
+    ],
+)
+def test_an_affine_that_is_none_is_refused_with_what_was_found(model: Model, change: object, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        model.predict(np.zeros(SHAPE), change(np.eye(4)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((0, 4, 4)), np.zeros(SHAPE, complex), np.full(SHAPE, "a")])
+def test_an_array_that_is_no_image_is_refused(model: Model, array: np.ndarray) -> None:
+    with pytest.raises(InputError, match="An array of"):
+        model.predict(array, np.eye(4))
+
+
+def test_a_single_slice_for_a_model_of_volumes_is_a_warning(
+    model: Model, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE[:2], np.int16), np.eye(4)), tmp_path / "flat.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        model.predict_file(tmp_path / "flat.nii.gz", tmp_path / "out.nii.gz")
+    assert "flat: has a single slice; the model was trained on volumes" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        model.predict_file(trained / "imagesTs/ball_6_0000.nii.gz", tmp_path / "out.nii.gz")
+    assert not caplog.records
+
+
+@pytest.fixture
+def beside(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with DATASET and scan.nii.gz, as the documents name them."""
+    (tmp_path / "DATASET").symlink_to(trained)
+    shutil.copy(trained / "imagesTs/ball_6_0000.nii.gz", tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_snippet_of_the_documents_saves_what_the_command_line_writes(beside: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/how-to/predict.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(snippet)
+    assert main(["predict", "DATASET", "-i", "scan.nii.gz", "-o", "cli.nii.gz", "-q"]) == 0
+    saved, written = nibabel.load("labels.nii.gz"), nibabel.load("cli.nii.gz")
+    assert saved.get_data_dtype() == written.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(saved.affine, written.affine)
+
+
+def test_run_takes_texts_and_numbers_and_tells_every_step(tiny: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    result = medseg3d.run(
+        str(tiny),
+        work=str(tmp_path / "work"),
+        planner=str(tiny / "tiny.toml"),
+        configurations="3d_fullres",
+        channels="MRI",
+        folds=0,
+        device="cpu",
+        on=lambda event: told.append(str(event)),
+    )
+    assert result.report == tmp_path / "work/report.html"
+    assert sorted(path.name for path in (tmp_path / "work/models/3d_fullres").iterdir()) == ["fold_0"]
+    assert "fingerprint: 6 of 6" in told
+    assert any(line.startswith("epoch ") for line in told)
