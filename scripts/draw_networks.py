@@ -129,8 +129,8 @@ def quick_tables() -> dict[str, str]:
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
     """A page with its tables replaced; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
     for name, table in tables.items():
-        place = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, found = place.subn(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        place = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
+        text, found = place.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if found != 1:
             raise ValueError(f"the page has {found} places for the table {name}, expected one")
     return text
@@ -618,7 +618,9 @@ def items_of(made: Example, layers: Sequence[Layer]) -> list[tuple[str, str]]:
     """What the legend explains: symbols and words."""
     style, family = style_of(made.network.options), made.network.family
     norm = {"none": "", "instance": ", instance norm", "batch": ", batch norm", "group": ", group norm"}[style.norm]
-    activation = {"leaky_relu": "leaky ReLU", "relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}[style.activation]
+    activation = {"leaky_relu": "leaky ReLU", "relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}[
+        style.activation
+    ]
     dropout = f", dropout {style.dropout:g}" if style.dropout else ""
     kinds = {layer.kind for layer in layers}
     if "depthwise" in kinds:
@@ -633,7 +635,9 @@ def items_of(made: Example, layers: Sequence[Layer]) -> list[tuple[str, str]]:
     if strided is None:
         items += [("down", "max pooling 2" + "×2" * (made.network.dimensions - 1))]
     else:
-        items += [("down", f"{times(strided.kernel)} convolution, stride 2" if strided.kind == "down" else "stride 2 in the first convolution")]
+        items += [
+            ("down", f"{times(strided.kernel)} convolution, stride 2" if strided.kind == "down" else "stride 2 in the first convolution")
+        ]
     up = next((layer for layer in layers if layer.kind == "up"), None)
     items += [("up", f"{times(up.kernel)} transposed convolution" if up else "nearest neighbors")]
     items += [("skip", "skip, put beside the decoder's features")]
@@ -762,7 +766,10 @@ def draw_universal() -> str:
     parts += shared_stages(block_left, block_right, top, block_tall, seen)
     parts += one_convolution(top + block_tall + 40)
     bottom = top + block_tall + 40 + 196
-    items = [("shared", "shared: pointwise convolutions of all stages"), ("own", "a dataset's own: stem, depthwise convolutions, norms, heads")]
+    items = [
+        ("shared", "shared: pointwise convolutions of all stages"),
+        ("own", "a dataset's own: stem, depthwise convolutions, norms, heads"),
+    ]
     explained, end = legend(bottom, items)
     return sheet([*parts, explained], end + 30, "universal: one 3D U2-Net for several datasets")
 
@@ -782,7 +789,9 @@ def shared_stages(left: float, right: float, top: float, tall: float, seen: Mapp
     for level, features in sorted(channels.items()):
         y = top + 42 + pitch * level
         half = 104 - 13 * level
-        parts.append(f'<path class="pointwise" d="M{middle - half:g},{y:g}h{2 * half:g}l-9,{pitch - 8:g}h{18 - 2 * half:g}z" opacity="0.18"/>')
+        parts.append(
+            f'<path class="pointwise" d="M{middle - half:g},{y:g}h{2 * half:g}l-9,{pitch - 8:g}h{18 - 2 * half:g}z" opacity="0.18"/>'
+        )
         parts.append(text(middle, y + pitch / 2 + 1, f"{features}", "ink", 13, weight=600, anchor="middle"))
         parts.append(text(right - 14, y + pitch / 2 + 1, " ".join(users[level]), "soft", 12.5, anchor="end"))
         parts.append(text(left + 14, y + pitch / 2 + 1, f"stage {level + 1}", "soft", 12.5))

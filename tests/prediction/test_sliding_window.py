@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
+from medseg3d.patches.sampling import reflected
 from medseg3d.prediction import sliding_window
 from medseg3d.prediction.mirroring import mean_over_flips
 from medseg3d.prediction.sliding_window import importance_map, predict_logits, window_starts
@@ -95,3 +97,28 @@ def test_windows_that_the_device_cannot_hold_are_a_memory_error(monkeypatch) -> 
     monkeypatch.setattr(sliding_window, "_predict_logits", full)
     with pytest.raises(MemoryError, match="scan_7"):
         predict_logits([torch.nn.Identity()], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)
+
+
+@pytest.mark.parametrize("shape", [(9, 14, 11), (3, 5, 20), (1, 7, 6)])
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_overlap_tile_is_one_pass_over_the_mirrored_image(shape: tuple[int, int, int], step: float) -> None:
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    blur = torch.nn.Conv3d(1, 2, (3, 5, 3), bias=False)  # unpadded: loses 1, 2 and 1 voxels on each side
+    window, output = (6, 10, 8), (4, 6, 6)
+    found = predict_logits([blur], image, case="x", window=window, output=output, device=CPU, step=step)
+    mirrored = image.numpy()[0]
+    for axis, margin in enumerate((1, 2, 1)):
+        mirrored = np.take(mirrored, reflected(-margin, shape[axis] + 2 * margin, shape[axis]), axis)
+    with torch.no_grad():
+        expected = blur(torch.from_numpy(mirrored)[None, None])[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_overlap_tile_goes_slice_by_slice_with_a_2d_network() -> None:
+    image = torch.randn(1, 3, 9, 12)
+    conv = torch.nn.Conv2d(1, 2, 3, bias=False)
+    found = predict_logits([conv], image, case="x", window=(6, 6), output=(4, 4), device=CPU)
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(image[0][:, None], (1, 1, 1, 1), mode="reflect")
+        expected = conv(padded).movedim(0, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

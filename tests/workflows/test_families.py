@@ -1,0 +1,94 @@
+"""Every family goes the whole way: plan, preprocess, train, select, predict; and the losses and schedules that a planner names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medseg3d.cli import main
+from medseg3d.work_folder import WorkFolder
+
+TINY = """
+[network]
+base_features = 8
+max_features_3d = 16
+max_features_2d = 16
+[training]
+epochs = 1
+iterations_per_epoch = 2
+validation_iterations = 1
+"""
+
+
+def run_all(tiny: Path, work: Path, planner: Path, *words: str) -> Path:
+    """From the plan to label maps of the test images."""
+    place = [str(tiny), "-w", str(work)]
+    assert main(["plan", *place, "--planner", str(planner), "-q"]) == 0
+    assert main(["preprocess", *place, "-q"]) == 0
+    assert main(["train", *place, "--fold", "0", "--device", "cpu", "-q", *words]) == 0
+    assert main(["select", *place, "--device", "cpu", "-q"]) == 0
+    assert main(["predict", *place, "-i", str(tiny / "imagesTs"), "-o", str(work / "out"), "--device", "cpu", "-q"]) == 0
+    return work / "out"
+
+
+@pytest.mark.parametrize("preset", ["unet_2015", "unet_3d", "unet_wide", "vnet", "vnet_batch_norm", "u2net"])
+def test_every_family_goes_the_whole_way(preset: str, tiny: Path, tmp_path: Path) -> None:
+    planner = tmp_path / "tiny.toml"
+    planner.write_text(f'extends = "{preset}"\n{TINY}', encoding="utf-8")
+    out = run_all(tiny, tmp_path / "work", planner)
+    for file in (tiny / "imagesTs").iterdir():
+        image, predicted = nibabel.load(file), nibabel.load(out / file.name.replace("_0000", ""))
+        assert predicted.shape == image.shape
+        assert np.array_equal(predicted.affine, image.affine)
+        assert set(np.unique(predicted.dataobj)) <= {0, 3, 7}
+    history = (tmp_path / "work/models/3d_fullres/fold_0/history.jsonl").read_text(encoding="utf-8")
+    assert json.loads(history)["train_loss"] is not None
+    work = WorkFolder(tmp_path / "work")
+    configuration = work.read_plan().configuration(None)
+    if preset in ("unet_2015", "unet_3d"):
+        assert all(n > m for n, m in zip(configuration.patch_size, configuration.median_shape, strict=True))
+
+
+def test_the_planners_loss_schedule_and_layer_rates_are_what_trains(tiny: Path, tmp_path: Path) -> None:
+    losses = {}
+    for loss in ("dice_ce", "focal_tversky"):
+        planner = tmp_path / f"{loss}.toml"
+        planner.write_text(
+            f'extends = "default"\n{TINY}loss = "{loss}"\nschedule = "cosine"\nwarmup = 0.5\n'
+            "[training.layer_learning_rates]\nencoder = 0.0\n",
+            encoding="utf-8",
+        )
+        run_all(tiny, tmp_path / loss, planner)
+        record = json.loads((tmp_path / loss / "models/3d_fullres/fold_0/history.jsonl").read_text(encoding="utf-8"))
+        losses[loss] = record["train_loss"]
+    assert losses["dice_ce"] > 0.5  # minus Dice plus cross-entropy of an untrained network
+    assert 0 <= losses["focal_tversky"] <= 1
+
+
+def test_a_learning_rate_is_searched_from_the_command_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors").read_bytes()
+    assert main(["train", str(trained), "--fold", "0", "--find-lr", "--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["curve"]["rates"]) >= 10
+    assert Path(document["figure"]).exists()
+    assert (trained / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors").read_bytes() == before
+
+
+def test_a_changed_plan_leaves_trained_models_usable(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planner = tmp_path / "tiny.toml"
+    planner.write_text(f'extends = "default"\n{TINY}', encoding="utf-8")
+    work = tmp_path / "work"
+    run_all(tiny, work, planner)
+    first = np.asarray(nibabel.load(work / "out/ball_6.nii.gz").dataobj)
+    capsys.readouterr()
+    assert main(["plan", str(tiny), "-w", str(work), "--planner", "small"]) == 0
+    assert "trained with an earlier plan, which predict goes on using" in " ".join(capsys.readouterr().out.split())
+    again = ["predict", str(tiny), "-w", str(work), "-i", str(tiny / "imagesTs"), "-o", str(tmp_path / "again"), "--device", "cpu"]
+    assert main(again) == 0
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "again/ball_6.nii.gz").dataobj), first)
+    assert main(["plan", str(tiny), "-w", str(work), "-q"]) == 0  # a look at the plan keeps the planner
+    assert WorkFolder(work).read_plan().planner == "small"
