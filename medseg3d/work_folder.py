@@ -1,7 +1,7 @@
 """The work folder of a dataset: where each stage finds and leaves its files.
 
 ```
-fingerprint.json  plan.json  splits.json
+fingerprint.json  plan.json  planner.json  splits.json
 preprocessed/<data>/<case>/…
 models/<configuration>/fold_<k>/  weights.safetensors  last.safetensors  training.json  history.jsonl  progress.png
                                   validation/<case>.nii.gz  validation/metrics.json
@@ -39,6 +39,11 @@ class WorkFolder:
     def plan(self) -> Path:
         """What was decided."""
         return self.root / "plan.json"
+
+    @property
+    def planner(self) -> Path:
+        """The numbers that the plan was made by, a preset's or a user's."""
+        return self.root / "planner.json"
 
     @property
     def splits(self) -> Path:

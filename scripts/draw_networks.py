@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -205,11 +206,11 @@ def examples_table(presets: Iterable[str]) -> str:
     return markdown(header, [(f"`{name}`", *_sizes(example(name)), *_costs(example(name))) for name in presets])
 
 
-def plans_table() -> str:
+def plans_table(configurations: Sequence[tuple[str, str]] = PLANNED) -> str:
     """One row per configuration of the made-up dataset's plans."""
     header = ("preset", "configuration", "patch", "logits for", "batch", "parameters", "multiply-adds of a patch", "memory of a step")
     rows = []
-    for name, configuration in PLANNED:
+    for name, configuration in configurations:
         made = planned(name, configuration)
         rows.append((f"`{name}`", configuration, *_sizes(made), str(made.batch), *_costs(made)))
     return markdown(header, rows)
@@ -581,7 +582,7 @@ def skip(start: float, end: float, y: float, encoder: Sequence[Layer], decoder: 
     """The features that the decoder gets beside its own; raises ValueError where it did not get them."""
     given = [layer for layer in encoder if layer.kind != "head"][-1]
     convs = [layer for layer in decoder if layer.kind != "head"]
-    taker = next((b for a, b in zip(convs, convs[1:], strict=False) if b.before == a.after + given.after), None)
+    taker = next((b for a, b in pairwise(convs) if b.before == a.after + given.after), None)
     if taker is None:
         raise ValueError(f"no convolution of the decoder at level {given.level} takes the {given.after} channels of the encoder")
     came = convs[convs.index(taker) - 1].size
@@ -614,35 +615,35 @@ def added_up(below: float, above: float) -> str:
     return up_arrow(x, start, end) + text(x + 10, (start + end) / 2 + 5, "+", "accent", 16, weight=600)
 
 
+NORMS = {"none": "", "instance": "instance norm, ", "batch": "batch norm, ", "group": "group norm, "}
+ACTIVATIONS = {"leaky_relu": "leaky ReLU", "relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}
+
+
 def items_of(made: Example, layers: Sequence[Layer]) -> list[tuple[str, str]]:
     """What the legend explains: symbols and words."""
-    style, family = style_of(made.network.options), made.network.family
-    norm = {"none": "", "instance": ", instance norm", "batch": ", batch norm", "group": ", group norm"}[style.norm]
-    activation = {"leaky_relu": "leaky ReLU", "relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}[
-        style.activation
-    ]
-    dropout = f", dropout {style.dropout:g}" if style.dropout else ""
+    style = style_of(made.network.options)
+    after = NORMS[style.norm] + ACTIVATIONS[style.activation]
     kinds = {layer.kind for layer in layers}
     if "depthwise" in kinds:
-        items = [("full", "convolution"), ("depthwise", f"{kernel_of(layers)} depthwise")]
-        items += [("pointwise", f"pointwise; after each{norm.removeprefix(',')}, {activation}")]
+        items = [("full", "convolution"), ("depthwise", f"{kernel_of(layers)} depthwise"), ("pointwise", f"pointwise; after each {after}")]
     else:
-        items = [("full", f"convolution{dropout}{norm}, {activation}")]
+        dropout = f"dropout {style.dropout:g}, " if style.dropout else ""
+        items = [("full", f"convolution, {dropout}{after}")]
         items += [("pointwise", "1×1×1 on the skip of a block")] if "pointwise" in kinds else []
     if any(layer.summed for layer in layers):
         items += [("sum", "their input is added to the last")]
     strided = next((layer for layer in layers if layer.is_strided), None)
     if strided is None:
-        items += [("down", "max pooling 2" + "×2" * (made.network.dimensions - 1))]
+        items += [("down", "max pooling " + times((2,) * made.network.dimensions))]
+    elif strided.kind == "down":
+        items += [("down", f"{times(strided.kernel)} convolution, stride 2")]
     else:
-        items += [
-            ("down", f"{times(strided.kernel)} convolution, stride 2" if strided.kind == "down" else "stride 2 in the first convolution")
-        ]
+        items += [("down", "stride 2 in the first convolution")]
     up = next((layer for layer in layers if layer.kind == "up"), None)
     items += [("up", f"{times(up.kernel)} transposed convolution" if up else "nearest neighbors")]
     items += [("skip", "skip, put beside the decoder's features")]
     heads = [layer for layer in layers if layer.kind == "head"]
-    if family == "u2net":
+    if made.network.family == "u2net":
         items += [("head", "scores, added up")]
     elif len({layer.level for layer in heads}) > 1:
         items += [("head", "a loss at each in training, but at the coarsest")]
@@ -789,9 +790,8 @@ def shared_stages(left: float, right: float, top: float, tall: float, seen: Mapp
     for level, features in sorted(channels.items()):
         y = top + 42 + pitch * level
         half = 104 - 13 * level
-        parts.append(
-            f'<path class="pointwise" d="M{middle - half:g},{y:g}h{2 * half:g}l-9,{pitch - 8:g}h{18 - 2 * half:g}z" opacity="0.18"/>'
-        )
+        outline = f"M{middle - half:g},{y:g}h{2 * half:g}l-9,{pitch - 8:g}h{18 - 2 * half:g}z"
+        parts.append(f'<path class="pointwise" d="{outline}" opacity="0.18"/>')
         parts.append(text(middle, y + pitch / 2 + 1, f"{features}", "ink", 13, weight=600, anchor="middle"))
         parts.append(text(right - 14, y + pitch / 2 + 1, " ".join(users[level]), "soft", 12.5, anchor="end"))
         parts.append(text(left + 14, y + pitch / 2 + 1, f"stage {level + 1}", "soft", 12.5))

@@ -92,7 +92,7 @@ def read_work(
         work=str(work.root),
         facts=dataset_facts(fingerprint, plan, num_test=len(dataset.test) if dataset else None) if fingerprint else None,
         plan=plan,
-        explanations=_explanations(plan, fingerprint, troubles) if plan and fingerprint else (),
+        explanations=_explanations(work, plan, fingerprint, troubles) if plan and fingerprint else (),
         folds=folds,
         selected=selected,
         selection_notes=selection_notes,
@@ -106,13 +106,14 @@ def read_work(
     return replace(report, pictures=pictures, warnings=tuple(dict.fromkeys([*warnings, *troubles])))
 
 
-def _explanations(plan: Plan, fingerprint: Fingerprint, troubles: list[str]) -> tuple[dict[str, Any], ...]:
-    """Why each number of the plan is what it is: the planner's rules are asked again, nothing of it is stored."""
-    from medseg3d.planning import explain, load_planner, summarize
+def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubles: list[str]) -> tuple[dict[str, Any], ...]:
+    """Why each number of the plan is what it is: the planner's rules are asked again, nothing of it is stored but their numbers."""
+    from medseg3d.planning import Planner, explain, load_planner, summarize
 
     try:
+        rules = read_record(work.planner, Planner, "planner") if work.planner.exists() else load_planner(plan.planner)
         summary = summarize(fingerprint, plan.labels, modality_reason=plan.modality_reason)
-        return tuple(to_plain(explanation) for explanation in explain(plan, summary, load_planner(plan.planner)))
+        return tuple(to_plain(explanation) for explanation in explain(plan, summary, rules))
     except MedsegError as error:
         troubles.append(f"The plan cannot be explained: {error}")
         return ()

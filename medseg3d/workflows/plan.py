@@ -20,10 +20,10 @@ from medseg3d.plan import Plan
 from medseg3d.planning import (
     DatasetSummary,
     Explanation,
+    Planner,
     explain,
     load_planner,
     make_plan,
-    planner_names,
     read_nnunet_fingerprint,
     summarize,
 )
@@ -76,9 +76,9 @@ def plan(
     needs torch and some seconds; ``num_datasets`` of them could share a universal one.
     """
     folder = work_folder(root, work)
-    if planner is None and folder.plan.exists():
-        planner, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
     rules = load_planner(planner or DEFAULT_PLANNER)
+    if planner is None and folder.plan.exists():
+        rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
     if max_stages is not None:
         stages = min(max_stages, rules.network.max_stages or max_stages)
         rules = replace(rules, network=replace(rules.network, max_stages=stages))
@@ -97,6 +97,7 @@ def plan(
     folds, split_warnings = _folds(dataset, fingerprint, folder, group_pattern, groups)
     split_warnings = (*split_warnings, *_stale_models(folder, made))
     write_record(folder.plan, made, "plan")
+    write_record(folder.planner, rules, "planner")
     write_record(folder.splits, folds, "splits")
     return PlanResult(
         plan=made,
@@ -111,13 +112,12 @@ def plan(
 
 def earlier_choices(
     folder: WorkFolder, gpu_memory_gb: float | None, channels: Sequence[str] | None
-) -> tuple[str, float | None, Sequence[str] | None]:
-    """Planner, memory and channels of the plan in the work folder, where they are not given now."""
+) -> tuple[Planner, float | None, Sequence[str] | None]:
+    """Planner, memory and channels of the plan in the work folder, where they are not given now; a planner file is not needed again."""
     before = folder.read_plan()
-    if before.planner not in planner_names():
-        raise InputError(f"{folder.plan}: was made with a planner file ({before.planner}.toml). Give --planner with that file again.")
+    rules = read_record(folder.planner, Planner, "planner") if folder.planner.exists() else load_planner(before.planner)
     named = before.channels if before.modality_reason == NAMED_CHANNELS else None
-    return before.planner, gpu_memory_gb or before.gpu_memory_gb, channels or named
+    return rules, gpu_memory_gb or before.gpu_memory_gb, channels or named
 
 
 def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:

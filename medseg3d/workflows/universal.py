@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -16,13 +18,15 @@ from medseg3d.devices import choose_device
 from medseg3d.errors import InputError, InterruptedBySignalError, PlanError, PlanMismatchError
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.files import write_text
 from medseg3d.networks.build import build_network
 from medseg3d.networks.u2net import ONLY
 from medseg3d.plan import NetworkPlan, Plan
 from medseg3d.records import read_record, to_plain, write_record
+from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.folds import Folds
-from medseg3d.training.state import BEST, STATE, TrainingState
+from medseg3d.training.state import BEST, HISTORY, STATE, TrainingState, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, is_universal, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
@@ -243,6 +247,20 @@ def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state
     return target / BEST
 
 
+def _export_history(common: Path, home: Path, name: str) -> None:
+    """The epochs of a common training as one domain saw them: its own labels, and their mean."""
+    lines = []
+    for epoch in read_history(common):
+        dice = cast(dict[str, float | None], epoch["pseudo_dice"])
+        own = {label.removeprefix(f"{name}/"): value for label, value in dice.items() if label.startswith(f"{name}/")}
+        present = [value for value in own.values() if value is not None]
+        mean = sum(present) / len(present) if present else None
+        lines.append(json.dumps({**epoch, "pseudo_dice": own, "pseudo_dice_mean": mean, "pseudo_dice_smoothed": None}))
+    if lines:
+        write_text(home / HISTORY, "\n".join(lines) + "\n")
+        progress_figure(read_history(home), home / "progress.png", title=f"{name} in the universal network")
+
+
 def _train(
     domains: Sequence[TrainingDomain],
     *,
@@ -278,7 +296,8 @@ def _train(
             _join(folder.weights(UNIVERSAL, fold), weights, added)
         reached = read_record(state, TrainingState, "training")
         for name in [added] if added else [domain.name for domain in domains]:
-            export_domain(folder, folder.weights(UNIVERSAL, fold), name, fold, reached)
+            exported = export_domain(folder, folder.weights(UNIVERSAL, fold), name, fold, reached)
+            _export_history(target, exported.parent, name)
     if stop.signal_number is not None:
         raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. Run the same command again to go on.")
 

@@ -18,6 +18,7 @@ import pytest
 from medseg3d import load_model
 from medseg3d.checkpoints import load_tensors
 from medseg3d.cli import main
+from medseg3d.planning import load_planner
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import earlier_choices
 
@@ -254,10 +255,15 @@ def test_single_outputs_in_one_folder_are_told_apart_by_their_file(trained: Path
 
 def test_run_keeps_the_choices_of_an_earlier_plan(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), "--planner", "small", "--gpu-memory", "3", "-q"]) == 0
-    assert earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None) == ("small", 3.0, ("MRI",))
-    assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
-    assert main(["run", str(tiny)]) == 2
-    assert "--planner" in capsys.readouterr().err
+    rules, memory, channels = earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None)
+    assert (rules, memory, channels) == (load_planner("small"), 3.0, ("MRI",))
+    file = tiny / "tiny.toml"
+    assert main(["plan", str(tiny), "--planner", str(file), "-q"]) == 0
+    kept = load_planner(str(file))
+    file.unlink()  # its numbers stand in the work folder
+    assert main(["plan", str(tiny), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["planner"] == "tiny"
+    assert earlier_choices(WorkFolder(tiny / "medseg3d-work"), None, None)[0] == kept
 
 
 def test_a_finished_fold_is_not_trained_on_by_a_call_that_names_no_length(trained: Path, tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_every_domain_becomes_an_ordinary_work_folder(work: Path, datasets: dict
         own, _ = load_tensors(home / "models/3d_fullres/fold_0/weights.safetensors")
         for key, tensor in own.items():
             assert torch.equal(tensor, joint[key.replace("domains.only.", f"domains.{name}.")])
+        curves = json.loads((home / "models/3d_fullres/fold_0/history.jsonl").read_text())
+        assert set(curves["pseudo_dice"]) == {"shell", "core"}
         metrics = json.loads((home / "models/3d_fullres/fold_0/validation/metrics.json").read_text())
         assert metrics["format"] == "medseg3d/metrics"
         images = datasets[name] / "imagesTs"
