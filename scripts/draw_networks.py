@@ -2,7 +2,7 @@
 
 Each network is built and run on tensors without data, and what its convolutions saw is what is drawn.
 
-    python scripts/draw_networks.py                 # draws, and prints the tables (minutes: the plans of all presets are made)
+    python scripts/draw_networks.py                 # draws, and prints the tables
     python scripts/draw_networks.py --write-docs    # and writes the tables into docs/concepts/networks.md
 """
 
@@ -410,11 +410,7 @@ def layers_of(network: nn.Module, family: str, run: Callable[[nn.Module], object
         last = size_out
     deepest = max(layer.level for layer in layers)
     turn = max(place for place, layer in enumerate(layers) if layer.level == deepest)
-    is_u2net_sum = family == "u2net"  # its decoder has no sums, and none of its names says so
-    return tuple(
-        replace(layer, is_decoder=place > turn, summed=None if is_u2net_sum and place > turn else layer.summed)
-        for place, layer in enumerate(layers)
-    )
+    return tuple(replace(layer, is_decoder=place > turn) for place, layer in enumerate(layers))
 
 
 def _kind(name: str, module: nn.Module) -> Kind:
@@ -471,8 +467,6 @@ def draw(name: str) -> str:
     """One network as a U: the encoder falls on the left, the decoder rises on the right."""
     made = example(name)
     network, layers = trained(made)
-    given = output_size(made.network, made.patch)
-    is_padded = given == made.patch
     num_levels = 1 + max(layer.level for layer in layers)
     last = num_levels - 1
     right_end = WIDTH - MARGIN - HEAD - HEAD_GAP
@@ -512,7 +506,7 @@ def draw(name: str) -> str:
         parts += [skip(left(level) + BOX, right(level), top(level) + TALL / 2, encoder, decoder)]
         heads = [layer for layer in decoder if layer.kind == "head"]
         if heads:
-            parts += [head_box(right(level) + BOX, top(level) + TALL / 2, heads[-1], is_padded)]
+            parts += [head_box(right(level) + BOX, top(level) + TALL / 2, heads[-1])]
     if made.network.family == "u2net":
         heads_at = [layer.level for layer in layers if layer.kind == "head"]
         parts += [added_up(top(level), top(level - 1)) for level in heads_at if level]
@@ -597,7 +591,7 @@ def skip(start: float, end: float, y: float, encoder: Sequence[Layer], decoder: 
     return "".join(parts)
 
 
-def head_box(x: float, y: float, layer: Layer, is_padded: bool) -> str:
+def head_box(x: float, y: float, layer: Layer) -> str:
     """The classes that a stage gives."""
     start = WIDTH - MARGIN - HEAD
     line = f'<path class="line" stroke-width="1.4" d="M{x + 4:g},{y:g}H{start - 10:g}"/>'

@@ -18,7 +18,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution, transposed_convolution
 from medseg3d.networks.family import Family, Size
 from medseg3d.networks.normalization import channels_last
-from medseg3d.networks.style import style_of
+from medseg3d.networks.style import gate_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -46,11 +46,13 @@ class ClassicUNet(nn.Module):
         def stack(stage: int, in_channels: int, num_convs: int, first: int) -> nn.Sequential:
             widths = (in_channels, *(first,) * (num_convs > 1), *(features[stage],) * max(1, num_convs - 1))
             unit = (1,) * plan.dimensions
+            gate = gate_layer(style, features[stage], plan.dimensions)
             return nn.Sequential(
                 *(
                     ConvBlock(before, after, plan.kernel_sizes[stage], unit, style, is_padded=is_padded)
                     for before, after in pairwise(widths)
-                )
+                ),
+                *([] if gate is None else [gate]),
             )
 
         is_half = options["first_conv"] == "half"

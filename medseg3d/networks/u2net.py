@@ -17,7 +17,7 @@ from medseg3d.errors import PlanError
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, dropout_layer, gate_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 ONLY = "only"
@@ -41,6 +41,8 @@ class U2Net(nn.Module):
         super().__init__()
         longest = max(plans.values(), key=lambda plan: len(plan.features))
         self.style = style_of(longest.options)
+        if self.style.separable:
+            raise PlanError("network.options: u2net is separable by itself. Leave separable out, or choose adapters.")
         self.adapters = longest.options["adapters"] == "separable"
         self.separable_strides = self.adapters and bool(longest.options["separable_strides"])
         self.features, self.dimensions = longest.features, longest.dimensions
@@ -97,20 +99,6 @@ class U2Net(nn.Module):
         return logits if scores is None else logits + scores
 
 
-class DomainNetwork(nn.Module):
-    """One domain of a universal network as a network of its own; the weights are the universal network's."""
-
-    def __init__(self, universal: U2Net, domain: str) -> None:
-        super().__init__()
-        self.universal = universal
-        self.domain = domain
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the domain."""
-        logits: Tensor = self.universal(x, self.domain)
-        return logits
-
-
 class _Shared(nn.Module):
     """The convolutions of all domains by place, finest stage first."""
 
@@ -162,20 +150,20 @@ class _Domain(nn.Module):
         unit = (1,) * plan.dimensions
         self.activation = activation_layer(style, 1)
 
-        def unit_of(stage: int, before: int, after: int, stride: Sequence[int] = unit) -> _Unit:
+        def unit_of(stage: int, before: int, after: int, stride: Sequence[int] = unit, *, is_last: bool = False) -> _Unit:
             is_strided = any(s != 1 for s in stride)
             has_adapter = network.adapters and (not is_strided or network.separable_strides)
-            return _Unit(before, after, plan.kernel_sizes[stage], stride, style, has_adapter=has_adapter)
+            return _Unit(before, after, plan.kernel_sizes[stage], stride, style, has_adapter=has_adapter, is_last=is_last)
 
         self.stem = ConvBlock(plan.in_channels, features[0], plan.kernel_sizes[0], unit, style)
         self.down = nn.ModuleList(
             unit_of(stage + 1, features[stage], features[stage + 1], plan.strides[stage + 1]) for stage in range(depth)
         )
         self.first = nn.ModuleList(unit_of(stage, f, f) for stage, f in enumerate(features))
-        self.second = nn.ModuleList(unit_of(stage, f, f) for stage, f in enumerate(features))
+        self.second = nn.ModuleList(unit_of(stage, f, f, is_last=True) for stage, f in enumerate(features))
         self.up = nn.ModuleList(unit_of(fine, features[fine + 1], features[fine]) for fine in range(depth))
         self.merge = nn.ModuleList(unit_of(fine, 2 * features[fine], features[fine]) for fine in range(depth))
-        self.refine = nn.ModuleList(unit_of(fine, features[fine], features[fine]) for fine in range(depth))
+        self.refine = nn.ModuleList(unit_of(fine, features[fine], features[fine], is_last=True) for fine in range(depth))
         self.side_heads = nn.ModuleDict(
             {
                 str(fine): ConvBlock(features[fine], plan.num_classes, unit, unit, style)
@@ -191,10 +179,13 @@ class _Domain(nn.Module):
 
 
 class _Unit(nn.Module):
-    """A domain's part of one convolution: its depthwise convolution (or only the stride), and the norms around the shared part."""
+    """A domain's part of one convolution: its depthwise convolution (or only the stride), and the norms around the shared part.
+
+    The last one of a block carries the style's gate.
+    """
 
     def __init__(
-        self, before: int, after: int, kernel_size: Sequence[int], stride: Sequence[int], style: Style, *, has_adapter: bool
+        self, before: int, after: int, kernel_size: Sequence[int], stride: Sequence[int], style: Style, *, has_adapter: bool, is_last: bool
     ) -> None:
         super().__init__()
         dimensions = len(kernel_size)
@@ -208,14 +199,17 @@ class _Unit(nn.Module):
             if has_adapter
             else None
         )
+        self.dropout = dropout_layer(style, dimensions)
         self.norm = norm_layer(style, after, dimensions)
+        self.gate = gate_layer(style, after, dimensions) if is_last else None
 
     def forward(self, x: Tensor, shared: nn.Module) -> Tensor:
         if self.depthwise is not None:  # it carries the stride
             x = self.depthwise(x)
         stride = (1,) * len(self.stride) if self.depthwise is not None else self.stride
-        normalized: Tensor = self.norm(shared(x, stride))
-        return normalized
+        x = shared(x, stride)
+        normalized: Tensor = self.norm(x if self.dropout is None else self.dropout(x))
+        return normalized if self.gate is None else self.gate(normalized)
 
 
 def _common_kernel(plans: Iterable[NetworkPlan]) -> tuple[int, ...]:

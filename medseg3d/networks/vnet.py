@@ -11,7 +11,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution, transposed_convolution
 from medseg3d.networks.family import Family
 from medseg3d.networks.normalization import channels_last
-from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, gate_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -99,10 +99,12 @@ class _ResidualConvs(nn.Module):
                 for i in range(num_convs)
             )
         )
+        self.gate = gate_layer(style, features, len(kernel_size))
         self.activation = activation_layer(style, features)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        activated: Tensor = self.activation(self.convs(x) + skip)
+        x = self.convs(x)
+        activated: Tensor = self.activation((x if self.gate is None else self.gate(x)) + skip)
         return activated
 
 

@@ -349,10 +349,14 @@ def _patch(reason: Reason, configuration: Configuration, design: Design, plan: P
         f"{_amount(design, _limit(design, configuration, planner))}.",
         "More GPU memory, a narrower network, fewer labels.",
     )
+    padding, more = ("each axis padded up to a multiple of its total stride", "")
+    if configuration.network.options.get("padding") == "valid":
+        padding = "each axis padded up to a multiple of its total stride, and then the border that convolutions without padding lose"
+        more = " The logits belong to its middle."
     yield reason(
         "patch size",
         _times(configuration.patch_size),
-        "The initial patch after the shrink steps, each axis padded up to a multiple of its total stride.",
+        f"The initial patch after the shrink steps, {padding}.{more}",
         f"Initial patch {_times(design.initial_patch)}, {len(design.shrunk_axes)} shrink steps, total stride "
         f"{_times(design.topology.divisor)}.",
         "GPU memory (--gpu-memory), the spacing, larger cases.",

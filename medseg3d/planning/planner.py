@@ -195,8 +195,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _laid_over(_read(_find(parent, beside=path), (*seen, path.resolve())), numbers)
 
 
+OPTIONS_OF = {"family": "options", "loss": "loss_options"}
+"""Options belong to a choice: a file that chooses another family or loss does not inherit them."""
+
+
 def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
+    for choice, options in OPTIONS_OF.items():
+        if choice in over and over[choice] != under.get(choice):
+            merged.pop(options, None)
     for key, value in over.items():
         below = merged.get(key)
         merged[key] = _laid_over(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
@@ -274,6 +281,12 @@ def _check(planner: Planner, path: Path) -> None:
                     memory.reference_batch_2d,
                 )
                 <= 0,
+            ),
+            ("training.warmup must be at least 0 and below 1", not 0 <= planner.training.warmup < 1),
+            ("training.cycles must be at least 1", planner.training.cycles < 1),
+            (
+                "training.layer_learning_rates must not be negative",
+                min(planner.training.layer_learning_rates.values(), default=0.0) < 0,
             ),
             ("batch.min_size must be at least 1", batch.min_size < 1),
             ("batch.max_dataset_share must be above 0", batch.max_dataset_share <= 0),

@@ -231,7 +231,8 @@ class _Run:
             unused, missing = load_matching(self.network, tensors)
             if len(unused) == len(tensors):
                 raise PlanMismatchError(f"{init}: none of its tensors fits this network. Name a weights.safetensors of the same family.")
-            logger.info("Weights from %s; not used: %s; not found: %s.", init, unused or "none", missing or "none")
+            if self.added is None:
+                logger.warning("Weights from %s; not used: %s; not found, so fresh: %s.", init, _some(unused), _some(missing))
         if self.options.restart:
             for name in (LAST, BEST, STATE, HISTORY):
                 (self.folder / name).unlink(missing_ok=True)
@@ -500,6 +501,11 @@ class _Run:
             policy=None if is_validation else self.policies[index],
             is_validation=is_validation,
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names and how many more."""
+    return (", ".join(names[:5]) or "none") + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _scaler(device: Device) -> torch.amp.GradScaler:

@@ -55,7 +55,7 @@ def plan_universal(
 ) -> dict[str, PlanResult]:
     """Plan each dataset by the same planner, in a work folder of its own within ``work``; the results by domain.
 
-    All train ``3d_fullres`` where all have it, otherwise ``2d``. A dataset that is a domain already keeps its name. Raises
+    All train ``3d_fullres`` where all have it, otherwise ``2d``. Datasets join those that are domains already. Raises
     :class:`PlanError` where the planner's family cannot be shared, and :class:`InputError` for a work folder of one dataset.
     """
     folder = WorkFolder(work)
@@ -82,7 +82,7 @@ def plan_universal(
     configuration = _common_configuration({name: result.plan for name, result in results.items()})
     for name, result in results.items():
         results[name] = replace(result, plan=_recommending(result.plan, configuration, domain_folder(folder, name)))
-    paths = {names[dataset.resolve()]: str(dataset.resolve()) for dataset in datasets}
+    paths = before | {names[dataset.resolve()]: str(dataset.resolve()) for dataset in datasets}
     write_universal(folder, Universal(planner=planner, configuration=configuration, domains=paths))
     return results
 
@@ -241,10 +241,20 @@ def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state
     own_fold = _own_fold(home, fold)
     target = home.fold(configuration.name, own_fold)
     own = ModelCard(plans={"": made}, configurations={"": configuration.name}, fold=own_fold, facts=card.facts)
-    save_tensors(target / BEST, {key: renamed[key] for key in wanted}, {"format_version": FORMAT_VERSION, "card": to_plain(own)})
+    used = {key: renamed[key] for key in wanted}
+    if not _holds(target / BEST, own, used):  # what is there already keeps its time stamp, and its measures with it
+        save_tensors(target / BEST, used, {"format_version": FORMAT_VERSION, "card": to_plain(own)})
     digest = plan_digest(made, configuration, _split(home, fold))
     write_record(target / STATE, replace(state, configuration=configuration.name, fold=own_fold, plan_digest=digest), "training")
     return target / BEST
+
+
+def _holds(file: Path, card: ModelCard, tensors: dict[str, torch.Tensor]) -> bool:
+    """The file holds these weights."""
+    if not file.exists() or read_card(file) != card:
+        return False
+    kept, _ = load_tensors(file)
+    return kept.keys() == tensors.keys() and all(torch.equal(kept[key], tensor) for key, tensor in tensors.items())
 
 
 def _export_history(common: Path, home: Path, name: str) -> None:

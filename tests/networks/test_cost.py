@@ -46,6 +46,8 @@ def profiled_bytes(network_plan: NetworkPlan, batch: int, *, in_half_precision: 
 def test_saved_bytes_are_within_a_tenth_of_the_profilers(
     family: str, options: dict[str, bool], batch: int, in_half_precision: bool
 ) -> None:
+    if family == "u2net":
+        options = {name: value for name, value in options.items() if name != "separable"}  # it is so by itself
     network_plan = plan(family, **options)
     counted = step_cost(network_plan, (8, 32, 32), batch, in_half_precision=in_half_precision).saved_bytes
     assert counted == pytest.approx(profiled_bytes(network_plan, batch, in_half_precision=in_half_precision), rel=0.1)

@@ -84,3 +84,29 @@ def test_a_wrong_file_is_refused_with_what_would_be_right(tmp_path: Path, text: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no such planner file"):
         load_planner(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nwarmup = 1.0", "training.warmup must be at least 0 and below 1"),
+        ("[training]\ncycles = 0", "training.cycles must be at least 1"),
+        ("[training.layer_learning_rates]\nencoder = -1.0", "layer_learning_rates must not be negative"),
+        ('[network]\nfamily = "vnet"\n[network.options]\nhead = "large"', "head is 'large', expected one of 'convolved', 'pointwise'"),
+        ('[network]\nfamily = "u2net"\n[network.options]\nspeed = 3', "u2net does not know speed"),
+    ],
+)
+def test_numbers_that_cannot_train_are_refused(tmp_path, text, message):
+    file = tmp_path / "wrong.toml"
+    file.write_text(f'extends = "default"\n{text}\n')
+    with pytest.raises(PlanError, match=message):
+        load_planner(file)
+
+
+def test_another_family_or_loss_does_not_inherit_options(tmp_path):
+    (tmp_path / "a.toml").write_text('extends = "unet_3d"\n[training]\nloss = "tversky"\nloss_options = { alpha = 0.4 }\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\n[network]\nfamily = "vnet"\n[training]\nloss = "dice_ce"\n')
+    first, second = load_planner(tmp_path / "a.toml"), load_planner(tmp_path / "b.toml")
+    assert first.training.loss_options == {"alpha": 0.4}
+    assert first.network.options["padding"] == "valid"
+    assert second.training.loss_options == second.network.options == {}

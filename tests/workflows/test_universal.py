@@ -203,3 +203,15 @@ def test_what_is_unclear_is_refused_with_the_domains_named(
     assert "nothing to add" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Late"]), "--fold", "1"]) == 2
     assert "fold 1 of the common network is not trained yet" in capsys.readouterr().err
+
+
+def test_the_whole_chain_ends_in_a_report_for_each_dataset(
+    datasets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planner = str(datasets["Balls"].parent / "tiny.toml")
+    places = [str(datasets["Balls"]), str(datasets["Flat"]), "-w", str(tmp_path / "work")]
+    assert main(["run", *places, "--planner", planner, "--folds", "0", "--device", "cpu", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["domains"]
+    for name in ("Balls", "Flat"):
+        assert Path(results[name]["report"]).read_text(encoding="utf-8").rstrip().endswith("</html>")
+        assert results[name]["test"]["num_cases"] == 2
