@@ -288,7 +288,11 @@ def _is_for_domains(options: argparse.Namespace) -> bool:
 
     several = len(getattr(options, "datasets", ())) > 1
     if not several and getattr(options, "planner", None) != "universal":
+        if hasattr(options, "domain") and options.dataset != Path():
+            return False  # a domain is meant by its dataset
         return options.work is not None and getattr(options, "domain", None) is None and is_universal(WorkFolder(options.work))
+    if getattr(options, "fingerprint", None) is not None:
+        raise InputError("--fingerprint plans a single dataset without its images.")
     if options.work is None:
         raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
     if getattr(options, "channels", None) or getattr(options, "group_pattern", None) or getattr(options, "groups", None):
@@ -298,13 +302,13 @@ def _is_for_domains(options: argparse.Namespace) -> bool:
 
 def _plan_domains(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.workflows.universal import PLANNER, plan_universal
+    from medseg3d.workflows.universal import plan_universal
 
     with Console(options) as console:
         results = plan_universal(
             _datasets(options),
             options.work,
-            planner=options.planner or PLANNER,
+            planner=options.planner,
             gpu_memory_gb=options.gpu_memory,
             jobs=options.jobs,
             max_ram_gb=options.max_ram,
@@ -325,7 +329,8 @@ def _datasets(options: argparse.Namespace) -> list[Path]:
     from medseg3d.universal import read_universal
     from medseg3d.work_folder import WorkFolder
 
-    return [Path(path) for path in read_universal(WorkFolder(options.work)).domains.values()]
+    universal = read_universal(WorkFolder(options.work))
+    return [universal.dataset(name) for name in universal.joint]
 
 
 def _preprocess_domains(options: argparse.Namespace) -> int:
@@ -346,6 +351,10 @@ def _train_domains(options: argparse.Namespace) -> int:
     from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.universal import add_domain, train_universal
 
+    if options.configuration or options.dataset != Path():
+        raise InputError("A universal network trains the configuration and the datasets of its plan: leave -c and DATASET out.")
+    if options.add_domain is not None and options.init is not None:
+        raise InputError("--init: a domain that is added begins with the network that it is added to.")
     if options.validate or options.find_lr:
         raise InputError("--validate and --find-lr work on one dataset: name its work folder, -w WORK/domains/NAME.")
     if options.work is None:
@@ -379,6 +388,8 @@ def _preprocess(options: argparse.Namespace) -> int:
     from medseg3d.workflows.preprocess import preprocess
 
     if _is_for_domains(options):
+        if options.configuration or options.dataset != Path():
+            raise InputError("The datasets of a universal network are preprocessed together, as planned: leave -c and DATASET out.")
         return _preprocess_domains(options)
     with Console(options) as console:
         result = preprocess(
@@ -565,7 +576,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_domains(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.workflows.universal import PLANNER, run_universal
+    from medseg3d.workflows.universal import run_universal
 
     if options.configuration:
         raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
@@ -573,7 +584,7 @@ def _run_domains(options: argparse.Namespace) -> int:
         results = run_universal(
             _datasets(options),
             options.work,
-            planner=options.planner or PLANNER,
+            planner=options.planner,
             gpu_memory_gb=options.gpu_memory,
             folds=options.folds,
             epochs=options.epochs,

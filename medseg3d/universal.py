@@ -26,11 +26,20 @@ UNIVERSAL = "universal"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Universal:
-    """``universal.json``: the planner, the configuration that all domains train, and where each domain's dataset lies."""
+    """``universal.json``: the configuration that all domains train, and where each domain's dataset lies.
 
-    planner: str
+    ``added`` are the domains that joined a trained network; the common training leaves them out. The planner's numbers stand in
+    ``planner.json`` beside it.
+    """
+
     configuration: str
     domains: dict[str, str]
+    added: tuple[str, ...] = ()
+
+    @property
+    def joint(self) -> tuple[str, ...]:
+        """The domains that are trained together."""
+        return tuple(name for name in self.domains if name not in self.added)
 
     def dataset(self, domain: str) -> Path:
         """The folder of a domain's dataset; raises :class:`InputError` for a name that is none of the domains."""
@@ -67,14 +76,18 @@ def domain_folder(work: WorkFolder, domain: str) -> WorkFolder:
 
 
 def domain_names(datasets: Sequence[Path], taken: Sequence[str] = ()) -> list[str]:
-    """A name for each dataset: its folder's, with what a module's name cannot hold replaced, numbered where two are alike.
+    """A name for each dataset: its folder's, with what a module's name cannot be replaced, numbered where two are alike.
 
     >>> domain_names([Path("a/Heart"), Path("b/Heart"), Path("c/Left Atrium.v2")])
     ['Heart', 'Heart_2', 'Left_Atrium_v2']
     """
+    from torch.nn import ModuleDict
+
     names: list[str] = []
     for dataset in datasets:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", dataset.resolve().name).strip("_") or "domain"
+        if hasattr(ModuleDict, stem) or stem == "training":  # torch keeps such names for itself
+            stem = f"{stem}_domain"
         name, number = stem, 1
         while name in (*names, *taken):
             number += 1

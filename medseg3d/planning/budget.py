@@ -166,7 +166,7 @@ class _TracedBytes:
         else:
             samples = [self._input_size(plan, edge) for edge in UNPADDED_SAMPLE_EDGES]
         (small, less), (large, more) = ((prod(n), self._traced(plan, n, batch_size)) for n in samples)
-        per_voxel = (more - less) / (large - small)
+        per_voxel = (more - less) / (large - small) if large > small else more / large
         on_a_line = int(less + per_voxel * (prod(patch) - small))
         if on_a_line * (PADDED_SHARE if is_padded else UNPADDED_SHARE) > self.reference:
             return on_a_line

@@ -320,9 +320,8 @@ def _training(reason: Reason, training: TrainingPlan) -> Explanation:
         f"{training.learning_rate:g}{momentum}, weight decay {training.weight_decay:g}, loss "
         f"{training.loss}, "
         f"{training.foreground_oversampling:.0%} of the patches on foreground, gradients clipped at {training.gradient_clip:g}",
-        "The planner's numbers, the same for all datasets; the learning rate falls as (1 - progress) ** "
-        f"{training.poly_exponent:g}, and each epoch "
-        f"ends with {training.validation_iterations} validation batches.",
+        f"The planner's numbers, the same for all datasets; the learning rate {_schedule(training)}, and each epoch ends with "
+        f"{training.validation_iterations} validation batches.",
         "The planner alone: nothing of the dataset enters.",
         "training.* of the planner, or --epochs and --iterations of train.",
     )
@@ -399,6 +398,17 @@ def _batch(
             "the minimum": "batch.min_size of the planner; more GPU memory enlarges the patch first.",
         }[decided],
     )
+
+
+def _schedule(training: TrainingPlan) -> str:
+    """How the learning rate runs, in words."""
+    runs = {
+        "poly": f"falls as (1 - progress) ** {training.poly_exponent:g}",
+        "cosine": "falls along half a cosine to 0",
+        "cosine_restarts": f"falls along half a cosine to 0, {training.cycles} times",
+        "cyclical": f"rises and falls in {training.cycles} triangles",
+    }[training.schedule]
+    return f"rises over the first {training.warmup:.0%} of the run, then {runs}" if training.warmup else runs
 
 
 def _amount(design: Design, number: float) -> str:

@@ -111,7 +111,9 @@ def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubl
     from medseg3d.planning import Planner, explain, load_planner, summarize
 
     try:
-        rules = read_record(work.planner, Planner, "planner") if work.planner.exists() else load_planner(plan.planner)
+        rules = read_record(work.planner, Planner, "planner") if work.planner.exists() else None
+        if rules is None or rules.name != plan.planner:
+            rules = load_planner(plan.planner)
         summary = summarize(fingerprint, plan.labels, modality_reason=plan.modality_reason)
         return tuple(to_plain(explanation) for explanation in explain(plan, summary, rules))
     except MedsegError as error:

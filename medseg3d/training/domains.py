@@ -27,6 +27,8 @@ NO_NAME = ""
 VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
 """Random numbers of their own beside those of the training patches, stream 0. Validation patches are those of epoch 0 every time, so
 that epochs can be compared."""
+WEIGHTED_LOSSES = ("weighted_ce", "surface")
+"""These weigh classes by their voxels."""
 CASES_COUNTED = 20
 """Class weights come from the voxels of so many training cases: shares hardly change with more."""
 
@@ -72,7 +74,7 @@ class TrainingDomain:
                 num_classes=self.plan.labels.num_classes,
                 batch_dice=self.configuration.batch_dice,
                 options=dict(training.loss_options),
-                class_voxels=self._class_voxels() if training.loss == "weighted_ce" else None,
+                class_voxels=self._class_voxels() if training.loss in WEIGHTED_LOSSES else None,
             )
         )
 

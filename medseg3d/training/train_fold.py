@@ -226,9 +226,13 @@ class _Run:
             )
             logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
             return
+        is_fresh = True
         if init is not None:
             tensors, _ = load_tensors(init)
+            if self.added is not None:  # parts that an earlier run of this domain left there have seen other cases
+                tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("shared.")}
             unused, missing = load_matching(self.network, tensors)
+            is_fresh = bool(missing)
             if len(unused) == len(tensors):
                 raise PlanMismatchError(f"{init}: none of its tensors fits this network. Name a weights.safetensors of the same family.")
             if self.added is None:
@@ -242,7 +246,7 @@ class _Run:
             self.device = trusted_precision(self.device, domain.configuration, self.state.batch_sizes[index])
             if isinstance(self.network, U2Net):
                 self.network.domain = domain.name or self.network.domain
-            self.device = checked_precision(self.network, image[:1], self.device, is_trained=init is not None)
+            self.device = checked_precision(self.network, image[:1], self.device, is_trained=not is_fresh)
         self.state = replace(self.state, precision=self.device.precision)
         self.scaler = _scaler(self.device)
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:

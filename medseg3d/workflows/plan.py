@@ -57,7 +57,7 @@ def plan(
     root: Path,
     work: Path | None = None,
     *,
-    planner: str | None = None,
+    planner: str | Planner | None = None,
     gpu_memory_gb: float | None = None,
     channels: Sequence[str] | None = None,
     group_pattern: str | None = None,
@@ -76,7 +76,7 @@ def plan(
     needs torch and some seconds; ``num_datasets`` of them could share a universal one.
     """
     folder = work_folder(root, work)
-    rules = load_planner(planner or DEFAULT_PLANNER)
+    rules = planner if isinstance(planner, Planner) else load_planner(planner or DEFAULT_PLANNER)
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
     if max_stages is not None:
@@ -115,7 +115,9 @@ def earlier_choices(
 ) -> tuple[Planner, float | None, Sequence[str] | None]:
     """Planner, memory and channels of the plan in the work folder, where they are not given now; a planner file is not needed again."""
     before = folder.read_plan()
-    rules = read_record(folder.planner, Planner, "planner") if folder.planner.exists() else load_planner(before.planner)
+    rules = read_record(folder.planner, Planner, "planner") if folder.planner.exists() else None
+    if rules is None or rules.name != before.planner:
+        rules = load_planner(before.planner)
     named = before.channels if before.modality_reason == NAMED_CHANNELS else None
     return rules, gpu_memory_gb or before.gpu_memory_gb, channels or named
 
@@ -133,8 +135,8 @@ def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:
     if not changed:
         return []
     return [
-        f"{', '.join(changed)}: trained with an earlier plan, which predict goes on using. To train by this plan, give --restart; to have "
-        f"the earlier plan back, plan with --planner {before.planner}."
+        f"{', '.join(changed)}: trained with an earlier plan ({before.planner}, {before.gpu_memory_gb:g} GB), which predict goes on using. "
+        "To train by this plan, give --restart; to have the earlier one back, plan with its planner and --gpu-memory."
     ]
 
 
@@ -157,7 +159,10 @@ def plan_from_fingerprint(
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
     rules = load_planner(planner)
     made = make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
-    path = write_record(WorkFolder(work).plan, made, "plan") if work is not None else None
+    path = None
+    if work is not None:
+        path = write_record(WorkFolder(work).plan, made, "plan")
+        write_record(WorkFolder(work).planner, rules, "planner")
     proposed = _candidates(summary, made, 1) if with_candidates else ()
     return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path, candidates=proposed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from medseg3d.files import write_text
 from medseg3d.networks.build import build_network
 from medseg3d.networks.u2net import ONLY
 from medseg3d.plan import NetworkPlan, Plan
+from medseg3d.planning import Planner, load_planner
 from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.domains import TrainingDomain
@@ -46,7 +48,7 @@ def plan_universal(
     datasets: Sequence[Path],
     work: Path,
     *,
-    planner: str = PLANNER,
+    planner: str | None = None,
     gpu_memory_gb: float | None = None,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
@@ -55,36 +57,66 @@ def plan_universal(
 ) -> dict[str, PlanResult]:
     """Plan each dataset by the same planner, in a work folder of its own within ``work``; the results by domain.
 
-    All train ``3d_fullres`` where all have it, otherwise ``2d``. Datasets join those that are domains already. Raises
-    :class:`PlanError` where the planner's family cannot be shared, and :class:`InputError` for a work folder of one dataset.
+    The datasets join those that are trained together already, which are planned again. Without ``planner`` the numbers of the
+    work folder are kept, ``universal`` in a new one. All train ``3d_fullres`` where all have it, otherwise ``2d``. Raises
+    :class:`PlanError` where the planner's family cannot be shared, and :class:`InputError` for a work folder of one dataset or a
+    dataset that was added to a trained network.
     """
     folder = WorkFolder(work)
     if folder.plan.exists():
         raise InputError(f"{work}: holds the plan of a single dataset. Name another work folder for several of them.")
-    before = read_universal(folder).domains if is_universal(folder) else {}
-    known = {Path(path).resolve(): name for name, path in before.items()}
+    before = read_universal(folder) if is_universal(folder) else None
+    rules = _rules(folder, planner)
+    if gpu_memory_gb is None and before is not None:
+        gpu_memory_gb = _memory(folder, before)
+    paths = {name: Path(before.domains[name]) for name in before.joint} if before else {}
+    added = [before.domain_at(dataset) for dataset in datasets if before and before.domain_at(dataset) in before.added] if before else []
+    if added:
+        raise InputError(f"{work}: {', '.join(map(str, added))} joined the trained network. Go on with train --add-domain.")
+    known = {path.resolve() for path in paths.values()}
     fresh = [dataset for dataset in datasets if dataset.resolve() not in known]
-    names = dict(zip((d.resolve() for d in fresh), domain_names(fresh, tuple(before)), strict=True)) | known
-    results: dict[str, PlanResult] = {}
-    for dataset in datasets:
-        name = names[dataset.resolve()]
-        results[name] = plan(
+    paths |= dict(zip(domain_names(fresh, tuple(before.domains) if before else ()), (d.resolve() for d in fresh), strict=True))
+    results = {
+        name: plan(
             dataset,
             domain_folder(folder, name).root,
-            planner=planner,
+            planner=rules,
             gpu_memory_gb=gpu_memory_gb,
             jobs=jobs,
             max_ram_gb=max_ram_gb,
             with_candidates=with_candidates,
-            num_datasets=len(datasets),
+            num_datasets=len(paths),
             on=on,
         )
+        for name, dataset in paths.items()
+    }
     configuration = _common_configuration({name: result.plan for name, result in results.items()})
     for name, result in results.items():
         results[name] = replace(result, plan=_recommending(result.plan, configuration, domain_folder(folder, name)))
-    paths = before | {names[dataset.resolve()]: str(dataset.resolve()) for dataset in datasets}
-    write_universal(folder, Universal(planner=planner, configuration=configuration, domains=paths))
+    kept = {name: before.domains[name] for name in before.added} if before else {}
+    write_record(folder.planner, rules, "planner")
+    domains = {name: str(path) for name, path in paths.items()} | kept
+    write_universal(folder, Universal(configuration=configuration, domains=domains, added=tuple(kept)))
     return results
+
+
+def _rules(folder: WorkFolder, planner: str | None) -> Planner:
+    """The named planner, or the numbers of the work folder; raises :class:`PlanError` where its network cannot be shared."""
+    if planner is None and folder.planner.exists():
+        rules = read_record(folder.planner, Planner, "planner")
+    else:
+        rules = load_planner(planner or PLANNER)
+    if rules.network.family != "u2net":
+        raise PlanError(
+            f"The planner {rules.name} plans {rules.network.family}, and only u2net serves several datasets. Use --planner universal."
+        )
+    return rules
+
+
+def _memory(folder: WorkFolder, universal: Universal) -> float | None:
+    """The GPU memory that the domains were planned for."""
+    home = domain_folder(folder, universal.joint[0])
+    return home.read_plan().gpu_memory_gb if home.plan.exists() else None
 
 
 def preprocess_universal(
@@ -103,6 +135,7 @@ def preprocess_universal(
             on=on,
         )
         for name, dataset in universal.domains.items()
+        if name in universal.joint
     }
 
 
@@ -121,13 +154,27 @@ def train_universal(
     SIGINT or SIGTERM came; the state is saved then, and the best weights so far can be used.
     """
     folder = WorkFolder(work)
+    options = options or TrainingOptions()
     universal = read_universal(folder)
-    domains = [_training_domain(folder, universal, name, fold) for name in universal.domains]
+    _check_fold(folder, universal, fold)
     target = folder.fold(UNIVERSAL, fold)
-    _train(
-        domains, fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=init, added=None, on=on
-    )
-    return _validate(folder, universal, list(universal.domains), fold, device, on)
+    joined = sorted(path.name for path in (target / ADDED).glob("*"))
+    if joined and not options.restart:
+        if not _is_finished(target) or options.epochs is not None or options.hours is not None:
+            raise InputError(
+                f"{target}: {', '.join(joined)} joined this network. Training it on would change what they stand on; --restart trains it "
+                "anew, and they have to join again."
+            )
+        return _validate(folder, universal, universal.joint, fold, device, on)
+    if options.restart:
+        shutil.rmtree(target / ADDED, ignore_errors=True)
+    domains = [_training_domain(folder, universal, name, fold) for name in universal.joint]
+    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, on=on)
+    return _validate(folder, universal, universal.joint, fold, device, on)
+
+
+def _is_finished(target: Path) -> bool:
+    return (target / STATE).exists() and read_record(target / STATE, TrainingState, "training").is_finished
 
 
 def add_domain(
@@ -152,40 +199,52 @@ def add_domain(
         raise InputError(
             f"{folder.root}: fold {fold} of the common network is not trained yet. Run medseg3d train -w {work} --fold {fold} first."
         )
+    if not _is_finished(base.parent):
+        raise InputError(f"{base.parent}: its training is not finished, and would change what a new domain stands on. Let it end first.")
     card = read_card(base)
     name = universal.domain_at(dataset) or domain_names([dataset], tuple(universal.domains))[0]
-    if name in card.plans and not (base.parent / ADDED / name).exists():
-        raise InputError(f"{dataset}: {name} was trained together with the others; there is nothing to add.")
+    if name in universal.joint:
+        raise InputError(f"{dataset}: {name} is trained together with the others; there is nothing to add.")
     num_stages = max(len(_network(card, other).features) for other in card.plans if other != name)
-    result = plan(dataset, domain_folder(folder, name).root, planner=universal.planner, max_stages=num_stages, jobs=jobs, on=on)
-    made = _recommending(result.plan, universal.configuration, domain_folder(folder, name))
-    preprocess(dataset, domain_folder(folder, name).root, configurations=[made.recommended], jobs=jobs, on=on)
-    universal = replace(universal, domains={**universal.domains, name: str(dataset.resolve())})
-    others = [
-        TrainingDomain(
-            name=other,
-            plan=card.plans[other],
-            configuration=card.plans[other].configuration(card.configurations[other]),
-            training=(),
-            validation=(),
-        )
-        for other in card.plans
-        if other != name
-    ]
-    write_universal(folder, universal)
+    rules = _rules(folder, None)
+    stages = min(num_stages, rules.network.max_stages or num_stages)
+    rules = replace(rules, network=replace(rules.network, max_stages=stages))
+    home = domain_folder(folder, name)
+    result = plan(dataset, home.root, planner=rules, gpu_memory_gb=_memory(folder, universal), jobs=jobs, on=on)
+    made = _recommending(result.plan, universal.configuration, home)
+    prepared = preprocess(dataset, home.root, configurations=[made.recommended], jobs=jobs, on=on)
+    for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in (*result.failures, *prepared.failures))):
+        on(Event(stage="plan", message=f"{name}: {note}"))
+    if name not in universal.domains:
+        universal = replace(universal, domains={**universal.domains, name: str(dataset.resolve())}, added=(*universal.added, name))
+        write_universal(folder, universal)
+    _check_fold(folder, universal, fold)
     target = base.parent / ADDED / name
-    domains = [*others, _training_domain(folder, universal, name, fold)]
+    domain = _training_domain(folder, universal, name, fold)
     _train(
-        domains, fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
+        [domain], fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
     )
     return _validate(folder, universal, [name], fold, device, on)
+
+
+def _check_fold(folder: WorkFolder, universal: Universal, fold: str) -> None:
+    """Raise :class:`InputError` for a fold that no domain has."""
+    most = max(_num_folds(domain_folder(folder, name)) for name in universal.domains)
+    if fold != ALL_CASES and (not fold.isdigit() or int(fold) >= most):
+        raise InputError(f"--fold {fold}: there are folds 0 to {most - 1}, and all.")
+
+
+def _num_folds(home: WorkFolder) -> int:
+    if not home.splits.exists():
+        raise InputError(f"{home.root}: there is no splits.json here. Run medseg3d plan first.")
+    return len(read_record(home.splits, Folds, "splits").folds)
 
 
 def run_universal(
     datasets: Sequence[Path],
     work: Path,
     *,
-    planner: str = PLANNER,
+    planner: str | None = None,
     gpu_memory_gb: float | None = None,
     folds: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -203,21 +262,27 @@ def run_universal(
     ``hours`` is the time of all training together, shared equally by the folds (all of them, if none are named).
     """
     planned = plan_universal(datasets, work, planner=planner, gpu_memory_gb=gpu_memory_gb, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
+    for name, result in planned.items():
+        for warning in result.warnings:
+            on(Event(stage="plan", message=f"{name}: {warning}"))
     prepared = preprocess_universal(work, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
     most = max(len(result.folds.folds) if result.folds else 1 for result in planned.values())
     wanted = list(folds or map(str, range(most)))
-    options = TrainingOptions(
-        epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed, restart=restart
-    )
+    share = hours / len(wanted) if hours else None
+    options = TrainingOptions(epochs=epochs, iterations=iterations, hours=share, seed=seed, restart=restart)
+    failures = {name: [*planned[name].failures, *prepared[name].failures] for name in planned}
     for fold in wanted:
-        train_universal(work, fold=fold, device=device, options=options, on=on)
+        for name, evaluation in train_universal(work, fold=fold, device=device, options=options, on=on).items():
+            failures[name] += evaluation.failures
     results: dict[str, RunResult] = {}
     for name, root, home in domains_of(work):
+        if name not in planned:  # it was added, and its report is made by medseg3d report
+            continue
         selection = select(root, home, device=device, on=on) if any(fold != ALL_CASES for fold in wanted) else None
         test, test_failures = predict_test_set(root, WorkFolder(home), home, device, on)
-        failures = (*planned[name].failures, *prepared[name].failures, *test_failures)
-        page = write_report(root, WorkFolder(home), failures=failures, warnings=planned[name].warnings)
-        results[name] = RunResult(report=page, selection=selection, test=test, failures=failures)
+        unique = tuple({failure.case: failure for failure in (*failures[name], *test_failures)}.values())
+        page = write_report(root, WorkFolder(home), failures=unique, warnings=planned[name].warnings)
+        results[name] = RunResult(report=page, selection=selection, test=test, failures=unique)
     return results
 
 
@@ -285,39 +350,50 @@ def _train(
 ) -> None:
     """Train to the end or to a signal; either way each trained domain has its weights then."""
     stop: StopRequest
-    with stop_on_signals() as stop:
-        epochs = train_domains(
-            domains,
-            name=UNIVERSAL,
-            fold=fold,
-            folder=target,
-            device=choose_device(device),
-            options=options,
-            plan_digest=_digest(domains, folder, fold, added),
-            stop=stop,
-            init=init,
-            added=added,
-            on_step=lambda epoch, step, steps: on(Event(stage=f"train universal fold {fold}, epoch {epoch}", done=step, total=steps)),
-        )
-        follow(epochs, f"universal, fold {fold}" + (f", adding {added}" if added else ""), target, on)
-    weights, state = target / BEST, target / STATE
-    if weights.exists() and state.exists():
-        if added is not None:
-            _join(folder.weights(UNIVERSAL, fold), weights, added)
-        reached = read_record(state, TrainingState, "training")
-        for name in [added] if added else [domain.name for domain in domains]:
-            exported = export_domain(folder, folder.weights(UNIVERSAL, fold), name, fold, reached)
-            _export_history(target, exported.parent, name)
+    try:
+        with stop_on_signals() as stop:
+            epochs = train_domains(
+                domains,
+                name=UNIVERSAL,
+                fold=fold,
+                folder=target,
+                device=choose_device(device),
+                options=options,
+                plan_digest=_digest(domains, folder, fold, init if added else None),
+                stop=stop,
+                init=init,
+                added=added,
+                on_step=lambda epoch, step, steps: on(Event(stage=f"train universal fold {fold}, epoch {epoch}", done=step, total=steps)),
+            )
+            follow(epochs, f"universal, fold {fold}" + (f", adding {added}" if added else ""), target, on)
+    finally:  # also where it was stopped or diverged: the best weights so far can be used
+        _hand_out(domains, target, folder, fold, added)
     if stop.signal_number is not None:
-        raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. Run the same command again to go on.")
+        again = " without --restart" if options.restart else ""
+        raise InterruptedBySignalError(
+            stop.signal_number, f"Stopped; the state is saved in {target}. Run the same command again{again} to go on."
+        )
+
+
+def _hand_out(domains: Sequence[TrainingDomain], target: Path, folder: WorkFolder, fold: str, added: str | None) -> None:
+    """Give each domain that the fold is one of its own its part of the best weights; an added domain joins the common file first."""
+    weights, state = target / BEST, target / STATE
+    if not weights.exists() or not state.exists():
+        return
+    if added is not None:
+        _join(folder.weights(UNIVERSAL, fold), weights, added)
+    reached = read_record(state, TrainingState, "training")
+    for domain in domains:
+        if _own_fold(domain_folder(folder, domain.name), fold) == fold:
+            exported = export_domain(folder, folder.weights(UNIVERSAL, fold), domain.name, fold, reached)
+            _export_history(target, exported.parent, domain.name)
 
 
 def _join(base: Path, trained: Path, added: str) -> None:
     """Put an added domain's tensors and plan beside those of the common network, none of which changes."""
     tensors, _ = load_tensors(base)
     new, _ = load_tensors(trained)
-    changed = [key for key, tensor in tensors.items() if _is_foreign(key, added) and not torch.equal(tensor, new[key])]
-    changed += [key for key, tensor in tensors.items() if key.startswith("shared.") and not torch.equal(tensor, new[key])]
+    changed = [key for key, tensor in new.items() if key.startswith("shared.") and not torch.equal(tensor, tensors[key])]
     if changed:  # a defect, never the user's doing; better no file than a network that forgot something
         raise RuntimeError(f"training {added} changed {changed[0]}, which belongs to all domains")
     card, own = read_card(base), read_card(trained)
@@ -342,6 +418,9 @@ def _validate(
     measured = {}
     for name in names:
         home = domain_folder(folder, name)
+        if _own_fold(home, fold) != fold:
+            on(Event(stage="validate", message=f"{name}: has no fold {fold}; it took part in the training with another one."))
+            continue
         if fold == ALL_CASES or not _split(home, fold).validation:
             on(Event(stage="validate", message=f"{name}: trained on all cases, so there is nothing to validate on."))
             continue
@@ -378,22 +457,20 @@ def _own_fold(home: WorkFolder, fold: str) -> str:
     return str(int(fold) % len(read_record(home.splits, Folds, "splits").folds))
 
 
-def _digest(domains: Sequence[TrainingDomain], folder: WorkFolder, fold: str, added: str | None) -> str:
-    """Changes when the plan or the cases of any trained domain change, or the domains themselves."""
-    parts = [
-        f"{domain.name} {plan_digest(domain.plan, domain.configuration, _split(domain_folder(folder, domain.name), fold))}"
-        for domain in domains
-        if added in (None, domain.name)
-    ]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+def _digest(domains: Sequence[TrainingDomain], folder: WorkFolder, fold: str, base: Path | None) -> str:
+    """Changes when the plan or the cases of any domain change, the domains themselves, or the shared tensors of ``base``."""
+    digest = hashlib.blake2b(digest_size=8)
+    for domain in domains:
+        split = _split(domain_folder(folder, domain.name), fold)
+        digest.update(f"{domain.name} {plan_digest(domain.plan, domain.configuration, split)}".encode())
+    if base is not None:
+        for key, tensor in sorted(load_tensors(base)[0].items()):
+            if key.startswith("shared."):
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _common_configuration(plans: dict[str, Plan]) -> str:
-    families = {made.configuration(None).network.family for made in plans.values()}
-    if families != {"u2net"}:
-        raise PlanError(
-            f"The planner plans {', '.join(sorted(families))}, and only u2net serves several datasets. Use --planner universal."
-        )
     lacking = [name for name, made in plans.items() if "3d_fullres" not in made.configurations]
     if not lacking:
         return "3d_fullres"

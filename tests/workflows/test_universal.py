@@ -90,7 +90,9 @@ def test_every_domain_becomes_an_ordinary_work_folder(work: Path, datasets: dict
     assert (work / "domains/Flat/selection.json").exists()
 
 
-def test_a_domain_is_added_without_a_bit_of_the_others_changing(work: Path, datasets: dict[str, Path], tmp_path: Path) -> None:
+def test_a_domain_is_added_without_a_bit_of_the_others_changing(
+    work: Path, datasets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grown = Path(shutil.copytree(work, tmp_path / "work"))
     universal_weights = grown / "models/universal/fold_0/weights.safetensors"
     before, _ = load_tensors(universal_weights)
@@ -112,6 +114,16 @@ def test_a_domain_is_added_without_a_bit_of_the_others_changing(work: Path, data
     assert load_model(grown / "domains/Late").predict(two_channels, late.affine).shape == late.shape
     assert main(command) == 0  # nothing is trained again
     assert json.loads((grown / "models/universal/fold_0/added/Late/training.json").read_text())["epoch"] == 2
+    assert main(["train", "-w", str(grown), "--fold", "0", "--device", "cpu", "-q"]) == 0  # finished: measured, not trained on
+    assert all(torch.equal(tensor, load_tensors(universal_weights)[0][key]) for key, tensor in after.items())
+    assert main(["train", "-w", str(grown), "--fold", "0", "--device", "cpu", "--epochs", "9", "-q"]) == 2
+    assert "would change what they stand on" in capsys.readouterr().err
+    assert main(["plan", "-w", str(grown), "-q"]) == 0  # the same planner, and Late keeps its plan
+    assert read_universal(WorkFolder(grown)).added == ("Late",)
+    assert WorkFolder(grown / "domains/Balls").read_plan() == WorkFolder(work / "domains/Balls").read_plan()
+    assert main([*command, "--restart"]) == 0
+    anew, _ = load_tensors(universal_weights)
+    assert all(torch.equal(anew[key], after[key]) for key in after)  # from fresh parts again, so the same bits
     moments, _ = load_tensors(grown / "models/universal/fold_0/added/Late/last.safetensors")
     trained = [tensor for key, tensor in moments.items() if key.startswith("optimizer.") and key.endswith("exp_avg")]
     assert len(trained) == len([key for key in added if not key.endswith("num_batches_tracked")])  # its own parts and nothing else
@@ -201,6 +213,10 @@ def test_what_is_unclear_is_refused_with_the_domains_named(
     assert "holds a universal network for Balls, Flat" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Flat"]), "--fold", "0"]) == 2
     assert "nothing to add" in capsys.readouterr().err
+    assert main(["train", "-w", str(work), "--fold", "9"]) == 2
+    assert "there are folds 0 to 4, and all" in capsys.readouterr().err
+    assert main(["train", "-w", str(work), "--fold", "0", "-c", "2d"]) == 2
+    assert "leave -c and DATASET out" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Late"]), "--fold", "1"]) == 2
     assert "fold 1 of the common network is not trained yet" in capsys.readouterr().err
 
