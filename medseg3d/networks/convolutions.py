@@ -6,7 +6,9 @@ All tensors are ``(batch, channel, n0, n1[, n2])``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ def convolution(
     if all(k == 1 for k in kernel_size) and all(s == 1 for s in stride) and groups == 1:
         return {2: PointwiseConv2d, 3: PointwiseConv3d}[len(kernel_size)](in_channels, out_channels, 1, bias=bias)
     is_slicewise = len(kernel_size) == 3 and kernel_size[0] == stride[0] == 1
-    kind = SlicewiseConv3d if is_slicewise else {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel_size)]
+    is_depthwise = len(kernel_size) == 3 and groups == in_channels == out_channels > 1 and is_padded
+    kind = SlicewiseConv3d if is_slicewise else DepthwiseConv3d if is_depthwise else {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel_size)]
     padding = tuple((k - 1) // 2 if is_padded else 0 for k in kernel_size)
     return kind(in_channels, out_channels, tuple(kernel_size), tuple(stride), padding, groups=groups, bias=bias)  # type: ignore[arg-type]
 
@@ -58,6 +61,79 @@ class SlicewiseConv3d(nn.Conv3d):
             return super().forward(x)
         slices = F.conv2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
         return _as_volumes(slices, len(x))
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """A padded 3D convolution of each channel by itself; on a CPU with a backward pass of its own, several times faster than torch's.
+
+    The same numbers. torch 2.13 computes the gradients of a depthwise 3D convolution many times slower than its outputs, and
+    slower in bf16 than in float32. Here the gradient of the input is a depthwise convolution again, and that of the weights is
+    taken plane by plane from 2D convolutions, both of which have fast kernels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, channels, n0, n1, n2)`` → ``(batch, channels, n0 / stride, …)``."""
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        convolved: Tensor = _Depthwise3d.apply(x.contiguous(memory_format=torch.channels_last_3d), weight, bias, self.stride)
+        return convolved
+
+
+class _Depthwise3d(torch.autograd.Function):
+    """Depthwise convolution with odd kernels and half of them as padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.has_bias = stride, bias is not None
+        return F.conv3d(x, weight, bias, stride, _half(weight), groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        of_bias = gradient.sum((0, 2, 3, 4)) if ctx.has_bias else None
+        gradient = _spread(gradient, ctx.stride, x.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
+        of_input = F.conv3d(gradient, weight.flip(2, 3, 4), None, 1, _half(weight), groups=x.shape[1]) if ctx.needs_input_grad[0] else None
+        return of_input, _gradient_of_weight(x, gradient, weight), of_bias, None
+
+
+def _half(weight: Tensor) -> tuple[int, ...]:
+    return tuple(k // 2 for k in weight.shape[2:])
+
+
+def _spread(gradient: Tensor, stride: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The gradient of a strided convolution as that of one without stride: zeros between its voxels."""
+    if all(s == 1 for s in stride):
+        return gradient
+    spread = gradient.new_zeros((*gradient.shape[:2], *size))
+    first, second, third = stride
+    spread[:, :, ::first, ::second, ::third] = gradient
+    return spread
+
+
+def _gradient_of_weight(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """Plane by plane of the kernel: slices of the input against the slices of the gradient that this plane carries them to."""
+    depth, planes = x.shape[2], weight.shape[2]
+    slices, wanted = x.movedim(1, -1), gradient.movedim(1, -1)
+    found = []
+    for plane in range(planes):
+        shift = plane - planes // 2
+        if abs(shift) >= depth:
+            found.append(torch.zeros_like(weight[:, :, plane]))
+            continue
+        image = slices[:, max(0, shift) : depth + min(0, shift)].flatten(0, 1).movedim(-1, 1)
+        target = wanted[:, max(0, -shift) : depth + min(0, -shift)].flatten(0, 1).movedim(-1, 1)
+        found.append(
+            torch.ops.aten.convolution_backward(
+                target, image, weight[:, :, plane], None, (1, 1), _half(weight)[1:], (1, 1), False, (0, 0), x.shape[1], (False, True, False)
+            )[1]
+        )
+    return torch.stack(found, 2)
 
 
 class SlicewiseConvTranspose3d(nn.ConvTranspose3d):

@@ -13,6 +13,7 @@ from medseg3d.errors import PlanError
 from medseg3d.networks import NETWORKS, build_network, output_size
 from medseg3d.networks.blocks import ConvBlock, SeparableConv
 from medseg3d.networks.build import checked_plan, family_of
+from medseg3d.networks.convolutions import DepthwiseConv3d, convolution
 from medseg3d.networks.style import Style
 from medseg3d.networks.u2net import U2Net
 from medseg3d.plan import NetworkPlan
@@ -322,3 +323,34 @@ def test_every_option_acts_in_every_family(family, option):
         return logits if isinstance(logits, torch.Tensor) else logits[0]
 
     assert not torch.equal(outputs(), outputs(**option))
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "size"), [((3, 3, 3), (6, 8, 10)), ((5, 5, 5), (8, 6, 4)), ((3, 1, 3), (2, 4, 6)), ((3, 3, 3), (1, 4, 5))]
+)
+def test_depthwise_convolutions_have_torchs_outputs_and_gradients(kernel, size, stride):
+    torch.manual_seed(0)
+    own = convolution(4, 4, kernel, stride, groups=4).double()
+    assert isinstance(own, DepthwiseConv3d)
+    x = torch.randn(2, 4, *size, dtype=torch.double, requires_grad=True)
+    expected = nn.functional.conv3d(x, own.weight, own.bias, stride, tuple(k // 2 for k in kernel), groups=4)
+    found = own(x)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(expected)
+    variables = (x, own.weight, own.bias)
+    torch.testing.assert_close(torch.autograd.grad(found, variables, direction), torch.autograd.grad(expected, variables, direction))
+
+
+def test_depthwise_convolutions_follow_mixed_precision():
+    torch.manual_seed(0)
+    own = convolution(8, 8, (3, 3, 3), (1, 1, 1), groups=8)
+    x = torch.randn(2, 8, 6, 8, 10, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own(x)
+    assert found.dtype == torch.bfloat16
+    found.float().square().sum().backward()
+    rounded, own.weight.grad = own.weight.grad, None
+    own(x).square().sum().backward()
+    assert rounded.dtype == torch.float32
+    assert float((rounded - own.weight.grad).norm() / own.weight.grad.norm()) < 0.02
