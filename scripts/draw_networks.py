@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from medseg3d.errors import PlanError
 from medseg3d.networks.build import NETWORKS, build_universal, checked_plan, family_of, output_size
 from medseg3d.networks.cost import StepCost, step_cost
 from medseg3d.networks.style import style_of
@@ -259,7 +260,11 @@ def effects_table() -> str:
     for family in NETWORKS:
         marks = []
         for option, values in options.items():
-            first, second = (_modules(family, {option: value}) for value in values)
+            try:
+                first, second = (_modules(family, {option: value}) for value in values)
+            except PlanError:
+                marks.append("refused")
+                continue
             marks.append("yes" if first != second else "no effect")
         rows.append((f"`{family}`", *marks))
     return markdown(("family", *(f"`{option}`" for option in options)), rows)

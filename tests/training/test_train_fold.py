@@ -33,8 +33,23 @@ def material(trained: Path) -> tuple[Plan, Configuration, list[StoredCase]]:
     return plan, configuration, [store.read(name, in_memory=True) for name in store.names()]
 
 
-def run(material: tuple[Plan, Configuration, list[StoredCase]], folder: Path, **options: object) -> list[object]:
+def run(
+    material: tuple[Plan, Configuration, list[StoredCase]],
+    folder: Path,
+    *,
+    device: Device = FLOAT32,
+    stop_after: int | None = None,
+    **options: object,
+) -> list[object]:
+    """The records of the epochs; with ``stop_after`` the run is asked to stop after so many steps."""
     plan, configuration, cases = material
+    stop, steps = StopRequest(), []
+
+    def count(*place: int) -> None:
+        steps.append(place)
+        if len(steps) == stop_after:
+            stop.set(15)
+
     epochs = train_fold.train_fold(
         plan,
         configuration,
@@ -42,10 +57,11 @@ def run(material: tuple[Plan, Configuration, list[StoredCase]], folder: Path, **
         training=cases[:4],
         validation=cases[4:],
         folder=folder,
-        device=FLOAT32,
+        device=device,
         options=TrainingOptions(**options),  # type: ignore[arg-type]
         plan_digest="x",
-        stop=StopRequest(),
+        stop=stop,
+        on_step=count,
     )
     return list(epochs)
 
@@ -147,3 +163,31 @@ def test_a_full_disk_while_weights_are_saved_is_one_message(
         run(material, tmp_path, epochs=2, iterations=2)
     assert (tmp_path / "last.safetensors").read_bytes() == kept
     assert not list(tmp_path.glob(".*"))
+
+
+FLOAT16 = Device(device=torch.device("cpu"), precision="float16")
+
+
+def test_float16_training_scales_its_loss_and_a_continued_run_keeps_the_scale(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
+) -> None:
+    run(material, tmp_path / "whole", device=FLOAT16, epochs=2, iterations=3)
+    run(material, tmp_path / "parts", device=FLOAT16, epochs=2, iterations=3, stop_after=4)
+    run(material, tmp_path / "parts", device=FLOAT16, epochs=2, iterations=3)
+    states = [load_tensors(tmp_path / name / "last.safetensors") for name in ("whole", "parts")]
+    for _, metadata in states:
+        assert metadata["scaler"]["scale"] > 1  # type: ignore[index]
+    assert states[0][1]["scaler"] == states[1][1]["scaler"]
+    assert all(states[0][0][name].equal(states[1][0][name]) for name in states[0][0])
+
+
+def test_a_gradient_that_overflows_in_float16_lowers_the_scale_and_skips_the_step(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_fold, "_scaler", lambda device: torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    (record,) = run(material, tmp_path, device=FLOAT16, epochs=1, iterations=4)
+    assert record.skipped_iterations > 0  # type: ignore[attr-defined]
+    _, metadata = load_tensors(tmp_path / "last.safetensors")
+    assert metadata["scaler"]["scale"] < 2.0**40  # type: ignore[index]
+    tensors, _ = load_tensors(tmp_path / "weights.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
