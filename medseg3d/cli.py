@@ -19,6 +19,7 @@ from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.training.train_fold import TrainingOptions
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -348,7 +349,6 @@ def _preprocess_domains(options: argparse.Namespace) -> int:
 
 def _train_domains(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.universal import add_domain, train_universal
 
     if options.configuration or options.dataset != Path():
@@ -359,14 +359,7 @@ def _train_domains(options: argparse.Namespace) -> int:
         raise InputError("--validate and --find-lr work on one dataset: name its work folder, -w WORK/domains/NAME.")
     if options.work is None:
         raise InputError("--add-domain needs the universal work folder: name it with -w WORK.")
-    length = TrainingOptions(
-        epochs=options.epochs,
-        iterations=options.iterations,
-        hours=options.hours,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        restart=options.restart,
-    )
+    length = _training_options(options)
     with Console(options) as console:
         if options.add_domain is not None:
             results = add_domain(
@@ -381,6 +374,25 @@ def _train_domains(options: argparse.Namespace) -> int:
     if failures:
         raise CasesFailedError(f"{counted(len(failures), 'validation case')} failed; the others are measured:", failures)
     return EXIT_DONE
+
+
+def _training_options(options: argparse.Namespace) -> TrainingOptions:
+    from medseg3d.training.train_fold import TrainingOptions
+
+    return TrainingOptions(
+        epochs=options.epochs,
+        iterations=options.iterations,
+        hours=options.hours,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        restart=options.restart,
+    )
+
+
+def _run_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the chain is told of one dataset or of several."""
+    names = ("planner", "folds", "epochs", "iterations", "hours", "device", "jobs", "seed", "restart")
+    return {name: getattr(options, name) for name in names} | {"gpu_memory_gb": options.gpu_memory, "max_ram_gb": options.max_ram}
 
 
 def _preprocess(options: argparse.Namespace) -> int:
@@ -408,7 +420,6 @@ def _preprocess(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
-    from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.train import train, validate
 
     if options.add_domain is not None or _is_for_domains(options):
@@ -433,14 +444,7 @@ def _train(options: argparse.Namespace) -> int:
                 configuration=options.configuration,
                 fold=options.fold,
                 device=options.device,
-                options=TrainingOptions(
-                    epochs=options.epochs,
-                    iterations=options.iterations,
-                    hours=options.hours,
-                    batch_size=options.batch_size,
-                    seed=options.seed,
-                    restart=options.restart,
-                ),
+                options=_training_options(options),
                 init=options.init,
                 on=console.listen,
             )
@@ -551,21 +555,11 @@ def _run(options: argparse.Namespace) -> int:
         result = run(
             options.dataset,
             work=options.work,
-            planner=options.planner,
-            gpu_memory_gb=options.gpu_memory,
             channels=options.channels,
             group_pattern=options.group_pattern,
             groups=options.groups,
             configurations=options.configuration,
-            folds=options.folds,
-            epochs=options.epochs,
-            iterations=options.iterations,
-            hours=options.hours,
-            device=options.device,
-            jobs=options.jobs,
-            max_ram_gb=options.max_ram,
-            seed=options.seed,
-            restart=options.restart,
+            **_run_options(options),
             on=console.listen,
         )
     console.show_run(result)
@@ -581,22 +575,7 @@ def _run_domains(options: argparse.Namespace) -> int:
     if options.configuration:
         raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
     with Console(options) as console:
-        results = run_universal(
-            _datasets(options),
-            options.work,
-            planner=options.planner,
-            gpu_memory_gb=options.gpu_memory,
-            folds=options.folds,
-            epochs=options.epochs,
-            iterations=options.iterations,
-            hours=options.hours,
-            device=options.device,
-            jobs=options.jobs,
-            max_ram_gb=options.max_ram,
-            seed=options.seed,
-            restart=options.restart,
-            on=console.listen,
-        )
+        results = run_universal(_datasets(options), options.work, **_run_options(options), on=console.listen)
     console.show_domains(results, lambda name, result: console.show_run(result))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
