@@ -22,9 +22,9 @@ BACKWARD = 2
 PASSES = 3
 """Saved activations are written once and read twice: by the next layer and by the backward pass."""
 FEW_CASES = 20
-"""With fewer training cases large networks learn them by heart; the count below which published comparisons see small ones win."""
+"""With fewer training cases a large network can learn them by heart; our judgment, for cross-validation to confirm."""
 MANY_CASES = 100
-"""From so many training cases on, residual encoders gained in nnU-Net's comparison (Isensee et al. 2024)."""
+"""Residual encoders gained on the larger sets of nnU-Net's comparison (Isensee et al. 2024), hardly on ACDC; the border is our judgment."""
 IMAGE_BYTES, LABEL_BYTES = 2, 1
 """Of a stored voxel, per channel and once; the store compresses them to less."""
 
