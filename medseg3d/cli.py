@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     goal.add_argument("--restart", action="store_true", help="begin anew instead of going on")
     goal.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
     goal.add_argument("--find-lr", action="store_true", help="only try learning rates from small to large and suggest one")
+    _tta_option(train)
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (weights.safetensors)")
     _device_option(train)
     _seed_option(train)
@@ -106,9 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("-m", "--model", type=Path, help="a work folder, a fold's folder or a weights.safetensors file")
     _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
-    predict.add_argument(
-        "--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto, which is on for now)"
-    )
+    _tta_option(predict)
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
@@ -210,6 +209,12 @@ def _device_option(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="auto|cpu|cuda|mps",
         help="where networks run, cuda:1 for the second GPU (default: a GPU if any)",
+    )
+
+
+def _tta_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto, which is on for now)"
     )
 
 
@@ -363,11 +368,23 @@ def _train_domains(options: argparse.Namespace) -> int:
     with Console(options) as console:
         if options.add_domain is not None:
             results = add_domain(
-                options.work, options.add_domain, fold=options.fold, device=options.device, options=length, on=console.listen
+                options.work,
+                options.add_domain,
+                fold=options.fold,
+                device=options.device,
+                options=length,
+                tta=options.tta,
+                on=console.listen,
             )
         else:
             results = train_universal(
-                options.work, fold=options.fold, device=options.device, options=length, init=options.init, on=console.listen
+                options.work,
+                fold=options.fold,
+                device=options.device,
+                options=length,
+                init=options.init,
+                tta=options.tta,
+                on=console.listen,
             )
     console.show_domains(results, lambda name, result: console.show_evaluation(result, title=f"Validation of {name}, fold {options.fold}"))
     failures = [failure for result in results.values() for failure in result.failures]
@@ -435,6 +452,7 @@ def _train(options: argparse.Namespace) -> int:
                 configuration=options.configuration,
                 fold=options.fold,
                 device=options.device,
+                tta=options.tta,
                 on=console.listen,
             )
         else:
@@ -446,6 +464,7 @@ def _train(options: argparse.Namespace) -> int:
                 device=options.device,
                 options=_training_options(options),
                 init=options.init,
+                tta=options.tta,
                 on=console.listen,
             )
     console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")

@@ -47,10 +47,12 @@ def train(
     device: str = "auto",
     options: TrainingOptions | None = None,
     init: Path | None = None,
+    tta: str = "auto",
     on: Listener = silent,
 ) -> Evaluation | None:
     """Train a fold to its end, going on where an earlier run stopped, then measure it; None for the fold ``all``.
 
+    ``tta`` is the mirroring of the measured cases, as for prediction.
     Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then.
     """
     options = options or TrainingOptions()
@@ -85,7 +87,7 @@ def train(
     if not split.validation or fold == ALL_CASES:
         on(Event(stage="validate", message="Trained on all cases: there is nothing to validate on, so the quality is not known."))
         return None
-    return validate(root, work, configuration=chosen.name, fold=fold, device=device, keep_finished=True, on=on)
+    return validate(root, work, configuration=chosen.name, fold=fold, device=device, tta=tta, keep_finished=True, on=on)
 
 
 def refuse_cascade(configuration: Configuration) -> None:
@@ -103,6 +105,7 @@ def validate(
     configuration: str | None = None,
     fold: str = "0",
     device: str = "auto",
+    tta: str = "auto",
     keep_finished: bool = False,
     on: Listener = silent,
 ) -> Evaluation:
@@ -124,7 +127,7 @@ def validate(
             return evaluation
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
-    model = load_models(folder, [chosen.name], folds=[fold], device=device)
+    model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
     return predict_and_measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
 
 

@@ -146,6 +146,7 @@ def train_universal(
     device: str = "auto",
     options: TrainingOptions | None = None,
     init: Path | None = None,
+    tta: str = "auto",
     on: Listener = silent,
 ) -> dict[str, Evaluation]:
     """Train the common network on one fold of every domain, then measure each domain's validation cases; by domain.
@@ -165,12 +166,12 @@ def train_universal(
                 f"{target}: {', '.join(joined)} joined this network. Training it on would change what they stand on; --restart trains it "
                 "anew, and they have to join again."
             )
-        return _validate(folder, universal, universal.joint, fold, device, on)
+        return _validate(folder, universal, universal.joint, fold, device, tta, on)
     if options.restart:
         shutil.rmtree(target / ADDED, ignore_errors=True)
     domains = [_training_domain(folder, universal, name, fold) for name in universal.joint]
     _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, on=on)
-    return _validate(folder, universal, universal.joint, fold, device, on)
+    return _validate(folder, universal, universal.joint, fold, device, tta, on)
 
 
 def _is_finished(target: Path) -> bool:
@@ -185,6 +186,7 @@ def add_domain(
     device: str = "auto",
     options: TrainingOptions | None = None,
     jobs: int | None = None,
+    tta: str = "auto",
     on: Listener = silent,
 ) -> dict[str, Evaluation]:
     """Plan, preprocess and train one more dataset on a trained network, whose shared part and other domains keep every bit.
@@ -224,7 +226,7 @@ def add_domain(
     _train(
         [domain], fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
     )
-    return _validate(folder, universal, [name], fold, device, on)
+    return _validate(folder, universal, [name], fold, device, tta, on)
 
 
 def _check_fold(folder: WorkFolder, universal: Universal, fold: str) -> None:
@@ -413,7 +415,7 @@ def _is_foreign(key: str, domain: str) -> bool:
 
 
 def _validate(
-    folder: WorkFolder, universal: Universal, names: Sequence[str], fold: str, device: str, on: Listener
+    folder: WorkFolder, universal: Universal, names: Sequence[str], fold: str, device: str, tta: str, on: Listener
 ) -> dict[str, Evaluation]:
     measured = {}
     for name in names:
@@ -432,6 +434,7 @@ def _validate(
             configuration=universal.configuration,
             fold=own_fold,
             device=device,
+            tta=tta,
             keep_finished=True,
             on=on,
         )

@@ -161,7 +161,10 @@ def write_json(path: Path, document: object) -> Path:
 
 def machine() -> dict[str, object]:
     """What a reader needs beside a number: cores, memory and load of the machine when it was measured."""
-    facts: dict[str, object] = {"cores": os.cpu_count(), "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    facts: dict[str, object] = {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     if hasattr(os, "getloadavg"):
         facts["load_average_1min"] = os.getloadavg()[0]
     meminfo = Path("/proc/meminfo")

@@ -116,7 +116,18 @@ def train(way: str, datasets: dict[str, Path], ours: Ours, options: argparse.Nam
             run_measured(ours.command("plan", dataset, "-w", work, *common), log=log)
             recommend_3d(work)
             run_measured(ours.command("preprocess", dataset, "-w", work, "-c", "3d_fullres"), log=log)
-            length = ["-c", "3d_fullres", "--fold", "0", "--hours", f"{options.minutes / 60:.5f}", "--device", options.device]
+            length = [
+                "-c",
+                "3d_fullres",
+                "--fold",
+                "0",
+                "--hours",
+                f"{options.minutes / 60:.5f}",
+                "--device",
+                options.device,
+                "--tta",
+                "off",
+            ]
             outcome.seconds += run_measured(ours.command("train", dataset, "-w", work, *length), log=log).seconds
             read_fold(name, work, outcome)
             outcome.parameters += parameters_of(work / "models/3d_fullres/fold_0/weights.safetensors")
@@ -125,7 +136,7 @@ def train(way: str, datasets: dict[str, Path], ours: Ours, options: argparse.Nam
     run_measured(ours.command("plan", *datasets.values(), "-w", work, *common), log=log)
     run_measured(ours.command("preprocess", "-w", work), log=log)
     hours = len(datasets) * options.minutes / 60
-    length = ["--fold", "0", "--hours", f"{hours:.5f}", "--device", options.device]
+    length = ["--fold", "0", "--hours", f"{hours:.5f}", "--device", options.device, "--tta", "off"]
     outcome.seconds = run_measured(ours.command("train", "-w", work, *length), log=log).seconds
     for name in datasets:
         read_fold(name, work / "domains" / name, outcome)
@@ -177,7 +188,7 @@ def add(source: Path, datasets: dict[str, Path], ours: Ours, options: argparse.N
         return found
 
     before = digests("before")
-    length = ["--fold", "0", "--hours", f"{options.minutes / 60:.5f}", "--device", options.device]
+    length = ["--fold", "0", "--hours", f"{options.minutes / 60:.5f}", "--device", options.device, "--tta", "off"]
     run_measured(ours.command("train", "-w", work, "--add-domain", extra, *length), log=log)
     after = digests("after")
     outcome = Outcome(way="added")
