@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-5
 """Added to the variance (nnU-Net's value, torch's default)."""
+BLOCK = 256
+"""Voxels whose float32 sum is still exact to a few units in the last place."""
 
 
 class InstanceNorm(nn.Module):
     """Instance norm with learned scale and offset, in any number of dimensions and on the fastest kernel of the device.
 
     On a CPU it brings the activations into the channels-last layout, in which convolutions are up to three times faster, and
-    runs as one batch norm per sample: the same numbers as torch's instance norm, several times faster in that layout. A
-    single spatial element has no statistics; it is only scaled and shifted, where torch raises an error.
+    runs as one batch norm per sample: the same numbers as torch's instance norm but for rounding, several times faster in that
+    layout. That kernel adds up a channel one by one, which costs 1e-3 of a standard deviation at a million voxels: training does not
+    mind, prediction in float32 goes by blocks and is exact. A single spatial element has no statistics; it is only scaled and
+    shifted, where torch raises an error.
     """
 
     def __init__(self, channels: int) -> None:
@@ -32,12 +38,31 @@ class InstanceNorm(nn.Module):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=NORM_EPS)
         samples = x.contiguous(memory_format=channels_last(x)).split(1)
+        if x.dtype == torch.float32 and not torch.is_grad_enabled():
+            normalized = [self._by_blocks(sample) for sample in samples]
+            return normalized[0] if len(normalized) == 1 else torch.cat(normalized)
         normalized = [F.batch_norm(s, None, None, self.weight, self.bias, training=True, eps=NORM_EPS) for s in samples]
         return normalized[0] if len(normalized) == 1 else torch.cat(normalized)
+
+    def _by_blocks(self, x: Tensor) -> Tensor:
+        """One sample in the channels-last layout: sums of ``BLOCK`` voxels in float32, sums of these in float64."""
+        voxels = x.movedim(1, -1).reshape(-1, self.channels)
+        mean = (_sum_of_blocks(voxels, lambda blocks: blocks.sum(1)) / len(voxels)).float()
+        centered = voxels - mean
+        squares = _sum_of_blocks(centered, lambda blocks: blocks.square().sum(1))
+        scale = (self.weight / torch.sqrt(squares / len(voxels) + NORM_EPS)).float()
+        return centered.mul_(scale).add_(self.bias).view(1, *x.shape[2:], self.channels).movedim(-1, 1)
 
     def extra_repr(self) -> str:
         """The number of channels."""
         return str(self.channels)
+
+
+def _sum_of_blocks(voxels: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """The float64 sum over blocks ``(block, voxel, channel)`` of what ``reduce`` makes of them."""
+    whole = len(voxels) // BLOCK * BLOCK
+    total = reduce(voxels[:whole].view(-1, BLOCK, voxels.shape[1])).double().sum(0)
+    return total if whole == len(voxels) else total + reduce(voxels[None, whole:]).double().sum(0)
 
 
 def channels_last(x: Tensor) -> torch.memory_format:

@@ -154,6 +154,17 @@ def test_instance_norm_is_torchs_instance_norm(shape):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 64, 80, 96), (1, 3, 300, 301), (1, 2, 3, 1, 1)])
+def test_instance_norm_is_exact_in_float32_prediction(shape: tuple[int, ...]) -> None:
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 20
+    norm = InstanceNorm(shape[1])
+    exact = x.double()
+    axes = tuple(range(2, len(shape)))
+    exact = (exact - exact.mean(axes, keepdim=True)) / torch.sqrt(exact.var(axes, unbiased=False, keepdim=True) + 1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x).double(), exact, rtol=0, atol=5e-6)
+
+
 def test_a_single_spatial_element_is_scaled_and_shifted():
     norm = InstanceNorm(2)
     torch.nn.init.constant_(norm.weight, 2)
