@@ -18,14 +18,14 @@ from medseg3d.version import __version__
 __all__ = ["__version__", "load_model", "run"]
 
 if TYPE_CHECKING:
-    from medseg3d.model import load_model
+    from medseg3d.loading import load_model
     from medseg3d.workflows.run import run
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used, so that ``import medseg3d`` is instant."""
     if name == "load_model":
-        from medseg3d.model import load_model
+        from medseg3d.loading import load_model
 
         return load_model
     if name == "run":

@@ -9,7 +9,8 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalErr
 from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.training.train_fold import TrainingOptions
 
@@ -56,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="medseg3d",
         description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
-        epilog="All but evaluate and demo take the dataset's folder, the current folder if left out. Start with: medseg3d run DATASET",
+        epilog="Without a dataset or model the current folder is meant. Start with: medseg3d run DATASET",
     )
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -108,9 +111,18 @@ def build_parser() -> argparse.ArgumentParser:
     _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
     _tta_option(predict)
+    predict.add_argument(
+        "--precision", choices=("auto", "float32"), default="auto", help="float32, or what is fastest here and gives the same (default)"
+    )
+    predict.add_argument("--backend", choices=("torch", "openvino"), default="torch", help="what computes the networks (default: torch)")
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
+    predict.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts of the images: one for each machine")
+    predict.add_argument("--cluster", metavar="ADDRESS", help="predict on the workers of this dask scheduler, such as tcp://host:8786")
+    predict.add_argument(
+        "--max-ram", type=_positive_float, metavar="GB", help="read the next image ahead within this (default: 60 %% of the free)"
+    )
     _device_option(predict)
 
     evaluate = commands.add_parser("evaluate", help="measure label maps against references", description="Measure label maps.")
@@ -138,7 +150,60 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = _dataset_command(commands, "report", _report, "write report.html again from what is there")
     _domain_option(report)
+    _model_commands(commands)
     return parser
+
+
+def _model_commands(commands: Any) -> None:
+    """The verbs that work on models: give one away, look at one, take one from nnU-Net."""
+    export = commands.add_parser(
+        "export", help="write a model as one file, as ONNX, or as a MONAI bundle", description="Give a model away."
+    )
+    _model_argument(export, "work folder or its dataset, .medseg3d file, weights.safetensors, or nnU-Net result folder (default: here)")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="NAME.medseg3d, NAME.onnx, or a new folder")
+    export.add_argument("--format", choices=("medseg3d", "onnx", "monai"), help="default: what the output's name ends with")
+    _part_of_model(export)
+    export.set_defaults(command=_export)
+    _common_options(export)
+
+    importing = commands.add_parser("import", help="take a model that another program trained", description="Take a model over.")
+    importing.add_argument("kind", choices=("nnunet",), help="which program: nnunet (version 2)")
+    importing.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="its result folder: TRAINER__PLANS__CONFIGURATION")
+    importing.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.medseg3d", help="the file to write")
+    _part_of_model(importing)
+    importing.set_defaults(command=_export, format="medseg3d")
+    _common_options(importing)
+
+    info = commands.add_parser("info", help="what a model is: labels, networks, folds, measures", description="Say what a model is.")
+    _model_argument(info, "as for export (default: here)")
+    info.set_defaults(command=_info)
+    _common_options(info)
+
+    serve = commands.add_parser("serve", help="keep a model warm and predict what is sent to it", description="Serve a model over HTTP.")
+    _model_argument(serve, "as for export (default: here)")
+    _part_of_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only; others need a token)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument("--token", help="what clients must send (default: the environment variable MEDSEG3D_TOKEN)")
+    serve.add_argument("--max-upload-mb", type=_positive_float, default=2048, metavar="MB", help="of one upload (default: 2048)")
+    serve.add_argument("--max-unpacked-mb", type=_positive_float, default=8192, metavar="MB", help="of a zip (default: 8192)")
+    serve.add_argument("--max-jobs", type=_positive_int, default=16, metavar="N", help="jobs that wait (default: 16)")
+    serve.add_argument("--keep-minutes", type=_positive_float, default=60, metavar="MIN", help="results are kept so long (default: 60)")
+    serve.add_argument("--max-kept", type=_positive_int, default=100, metavar="N", help="results that are kept at once (default: 100)")
+    _tta_option(serve)
+    serve.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
+    _device_option(serve)
+    serve.set_defaults(command=_serve)
+    _common_options(serve)
+
+
+def _model_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
+    parser.add_argument("model", nargs="?", type=Path, default=Path(), metavar="MODEL", help=help_text)
+
+
+def _part_of_model(parser: argparse.ArgumentParser) -> None:
+    _configuration_option(parser, default="the selected one or pair", several=False)
+    parser.add_argument("--fold", nargs="+", metavar="K", help="only these folds (default: all finished)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -214,7 +279,7 @@ def _device_option(parser: argparse.ArgumentParser) -> None:
 
 def _tta_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: auto, which is on for now)"
+        "--tta", choices=("auto", "on", "off"), default="auto", help="mirroring at prediction (default: where validation showed a gain)"
     )
 
 
@@ -237,6 +302,13 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise argparse.ArgumentTypeError(f"{text}: expected two numbers such as 2/8, the first from 1 to the second")
+    return int(number), int(total)
 
 
 def _positive_float(text: str) -> float:
@@ -524,7 +596,7 @@ def _predict(options: argparse.Namespace) -> int:
     from medseg3d.workflows.predict import predict
 
     _choose_domain(options)
-    with Console(options) as console:
+    with Console(options) as console, _cluster(options.cluster) as executor:
         result = predict(
             options.input,
             options.output,
@@ -538,11 +610,71 @@ def _predict(options: argparse.Namespace) -> int:
             probabilities=options.probabilities,
             overwrite=options.overwrite,
             device=options.device,
+            precision=options.precision,
+            backend=options.backend,
+            max_ram_gb=options.max_ram,
+            part=options.part,
+            executor=executor,
             on=console.listen,
         )
     console.show_predicted(result)
     if result.failures:
         raise CasesFailedError(f"{counted(len(result.failures), 'case')} could not be predicted; the others are done:", result.failures)
+    return EXIT_DONE
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Executor | None]:
+    """The workers of a dask scheduler; None where no address is given."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client  # an optional extra
+    except ImportError:
+        raise InputError("--cluster needs dask: pip install 'medseg3d[cluster]'.") from None
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError(f"--cluster {address}: no dask scheduler answers there ({error}).") from None
+    with client:
+        yield client.get_executor()
+
+
+def _export(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.nnunet import is_nnunet_model
+    from medseg3d.workflows.export import export_model
+
+    if getattr(options, "kind", None) == "nnunet" and not is_nnunet_model(options.model):
+        raise InputError(f"{options.model}: not an nnU-Net result folder; expected plans.json, dataset.json and fold_K/checkpoint_*.pth.")
+    with Console(options) as console:
+        result = export_model(options.model, options.output, format=options.format, configuration=options.configuration, folds=options.fold)
+    console.show_exported(result)
+    return EXIT_DONE
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import os
+
+    from medseg3d.console import Console
+    from medseg3d.workflows.serve import serve
+
+    names = ("host", "port", "max_upload_mb", "max_unpacked_mb", "max_jobs", "keep_minutes", "max_kept", "device", "tta", "step")
+    token = options.token or os.environ.get("MEDSEG3D_TOKEN")
+    chosen = {name: getattr(options, name) for name in names}
+    with Console(options) as console:
+        serve(options.model, configuration=options.configuration, folds=options.fold, token=token, on=console.listen, **chosen)
+    return EXIT_DONE
+
+
+def _info(options: argparse.Namespace) -> int:
+    from medseg3d.console import Console
+    from medseg3d.workflows.info import info
+
+    with Console(options) as console:
+        found = info(options.model)
+    console.show_info(found)
     return EXIT_DONE
 
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from medseg3d.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.selection import Selection
+    from medseg3d.workflows.export import ExportResult
     from medseg3d.workflows.find_learning_rate import LearningRateResult
+    from medseg3d.workflows.info import Info
     from medseg3d.workflows.plan import PlanResult
-    from medseg3d.workflows.predict import PredictResult
+    from medseg3d.workflows.predict import PredictedCase, PredictResult
     from medseg3d.workflows.preprocess import PreprocessResult
     from medseg3d.workflows.run import RunResult
 
@@ -39,6 +41,7 @@ class Console:
     def __init__(self, options: argparse.Namespace) -> None:
         self._is_json: bool = options.json
         self._is_quiet: bool = options.quiet
+        self._is_verbose: bool = options.verbose
         self._out = rich.console.Console(highlight=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self._err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
         self._bars = Progress(
@@ -204,22 +207,52 @@ class Console:
             )
 
     def show_predicted(self, result: PredictResult) -> None:
-        """How many files were written and kept, and where."""
+        """How many files were written and kept, and where; when verbose, the seconds of each stage."""
+        from medseg3d.records import to_plain
+
         if self._is_json:
             self._print_json(
                 {
                     "written": [str(path) for path in result.written],
                     "kept": [str(path) for path in result.kept],
                     "failures": _failure_dicts(result.failures),
+                    "cases": to_plain(result.cases),
                 }
             )
             return
+        if self._is_verbose and result.cases:
+            self._out.print(_stage_table(result.cases))
         files = (*result.written, *result.kept)
         if len(files) == 1:
             self._lines([f"Label map {'written' if result.written else 'kept from before'}: {files[0]}"])
             return
         where = f" in {files[0].parent}" if files else ""
         self._lines([f"{counted(len(result.written), 'label map')} written{where}, {len(result.kept)} kept from before."])
+
+    def show_exported(self, result: ExportResult) -> None:
+        """What was written, and for ONNX how far it is from torch."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            files = [str(path) for path in result.files]
+            self._print_json({"output": str(result.output), "format": result.format, "files": files, "parity": to_plain(result.parity)})
+            return
+        lines = [f"Model written: {result.output}"]
+        lines += [
+            f"{each.file}: logits up to {each.max_difference:.1e} from torch's, {100 * each.label_agreement:.4f} % of labels agree"
+            for each in result.parity
+        ]
+        self._lines(lines)
+
+    def show_info(self, found: Info) -> None:
+        """What a model is."""
+        from medseg3d.records import to_plain
+        from medseg3d.workflows.info import info_lines
+
+        if self._is_json:
+            self._print_json(to_plain(found))
+        else:
+            self._lines(info_lines(found))
 
     def show_run(self, result: RunResult) -> None:
         """The measures of the test set where there are any, and where the report lies."""
@@ -303,3 +336,15 @@ def _path_as_text(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _stage_table(cases: Mapping[str, PredictedCase]) -> Table:
+    """Seconds of each stage and the peak of memory, a row per case."""
+    stages = list(dict.fromkeys(stage for case in cases.values() for stage in case.seconds))
+    table = Table(title="Seconds per stage (the next case is read and the last one written meanwhile)")
+    for column in ("file", "shape", *stages, "peak MiB"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, case in cases.items():
+        seconds = (f"{case.seconds[stage]:.2f}" if stage in case.seconds else "–" for stage in stages)
+        table.add_row(name, " x ".join(map(str, case.shape)), *seconds, "–" if case.peak_mib is None else f"{case.peak_mib:.0f}")
+    return table

@@ -54,12 +54,14 @@ class Device:
         return replace(self, precision="float32")
 
 
-def choose_device(name: str = "auto") -> Device:
-    """The device by name and its fast precision; ``auto`` takes CUDA, or else the CPU; MPS only by name.
+def choose_device(name: str = "auto", precision: str = "auto") -> Device:
+    """The device by name with its fast precision, or with ``float32``; ``auto`` takes CUDA, or else the CPU; MPS only by name.
 
     bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Raises :class:`InputError` where the
     named device is missing.
     """
+    if precision == "float32":
+        return choose_device(name).in_float32()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -98,13 +100,13 @@ def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Dev
         exact = network(batch).float()
         with device.autocast():
             rounded = network(batch).float()
-        deviation = _relative_deviation(rounded, exact)
+        deviation = relative_deviation(rounded, exact)
         allowed = MAX_RELATIVE_DEVIATION
         if deviation > allowed and not is_trained:
             copy = deepcopy(network)
             for parameter in copy.parameters():
                 parameter.copy_(parameter.to(device.dtype))
-            allowed = max(allowed, ROUNDINGS * _relative_deviation(copy(batch.to(device.dtype).float()).float(), exact))
+            allowed = max(allowed, ROUNDINGS * relative_deviation(copy(batch.to(device.dtype).float()).float(), exact))
     network.train(was_training)
     if deviation <= allowed:
         return device
@@ -112,7 +114,8 @@ def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Dev
     return device.in_float32()
 
 
-def _relative_deviation(found: torch.Tensor, exact: torch.Tensor) -> float:
+def relative_deviation(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The mean difference in units of the exact values' standard deviation."""
     return float((exact - found).abs().mean() / exact.std().clamp_min(1e-6))
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from medseg3d.errors import CaseFailure, InputError, MedsegError, StorageError
 
@@ -120,6 +121,23 @@ def free_memory() -> int:
     return free
 
 
+def reset_peak_memory() -> None:
+    """Let :func:`peak_memory` begin anew; does nothing where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory() -> int | None:
+    """The most bytes of main memory that this process held since :func:`reset_peak_memory`; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = [line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM:")]
+    return int(found[0].split()[1]) * 1024 if found else None
+
+
 @contextmanager
 def single_threaded_libraries() -> Iterator[None]:
     """One BLAS/OpenMP thread per worker while cases run side by side, so that n workers do not start n x n threads."""
@@ -127,3 +145,19 @@ def single_threaded_libraries() -> Iterator[None]:
 
     with threadpool_limits(1):
         yield
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One thread per NumPy matrix product; torch's threads are left alone."""
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    """The loaded libraries: looking for them takes milliseconds."""
+    import numpy  # noqa: F401  # brings its BLAS
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

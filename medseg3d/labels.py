@@ -16,17 +16,25 @@ class Labels:
     """Names and file values, in the order of the indices that networks use; index 0 is the background.
 
     ``values[i]`` is what the label files hold for index ``i`` (any integers, gaps allowed); ``pairs`` are pairs of indices
-    (left, right). ``inferred_pairs`` says that the pairs came from names rather than from the user.
+    (left, right). A network of overlapping ``regions`` gives a logit for each of them and none for the background: region ``i`` is the
+    union of the file values ``regions[i]``; where its logit is above 0 the voxel is painted with index ``i + 1``, later regions over
+    earlier ones.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...] = ()
+    regions: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Background counts."""
         return len(self.values)
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits of a voxel: one per class, or one per region."""
+        return len(self.regions) or len(self.values)
 
     @property
     def foreground(self) -> tuple[int, ...]:
@@ -67,11 +75,21 @@ class Labels:
         for index, value in enumerate(self.values):
             if low <= value <= high:
                 table[value - low] = index
-        return table[integers - low] if low else table[integers]
+        indices = np.empty(integers.shape, self.index_dtype)
+        for values, target in zip(integers, indices, strict=True):  # NumPy turns an index into eight bytes: slice by slice
+            target[...] = table[values - low] if low else table[values]
+        return indices
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
-        """Indices → file values in the smallest NIfTI type."""
-        return np.asarray(self.values, self.value_dtype)[indices]
+        """Indices → file values in the smallest NIfTI type; the indices themselves where they are the values."""
+        dtype = self.value_dtype
+        if self.values == tuple(range(self.num_classes)):
+            return indices.astype(dtype, copy=False)
+        table = np.asarray(self.values, dtype)
+        values = np.empty(indices.shape, dtype)
+        for part, target in zip(indices, values, strict=True):
+            target[...] = table[part]
+        return values
 
 
 def as_integers(label_map: np.ndarray, source: str) -> np.ndarray:

@@ -6,44 +6,36 @@ The command line predicts through this class as well, so that both give the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from medseg3d.checkpoints import load_network, read_card
 from medseg3d.dataset import Case, prediction_cases
-from medseg3d.devices import Device, checked_precision, choose_device, use_all_cores
-from medseg3d.errors import ChannelCountError, InputError, PlanMismatchError
-from medseg3d.files import file_digest
-from medseg3d.geometry import AS_STORED, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
+from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, relative_deviation, use_all_cores
+from medseg3d.errors import ChannelCountError, InputError
+from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
-from medseg3d.networks.build import output_size
-from medseg3d.plan import Configuration, Plan
+from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
-from medseg3d.prediction.restore import restore_labels, restore_probabilities
-from medseg3d.prediction.sliding_window import predict_logits
-from medseg3d.preprocessing.preprocess_case import Restoration, preprocess_case
+from medseg3d.prediction.predict_case import (
+    Member,
+    PreparedCase,
+    prepare_case,
+    segment,
+    segment_with_and_without_mirroring,
+    with_openvino,
+)
 from medseg3d.reading import RawCase, read_case
-from medseg3d.records import read_record
-from medseg3d.selection import Selection
-from medseg3d.work_folder import Folds, WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
-
+Backend = Literal["torch", "openvino"]
+"""What computes the networks."""
 
 MIN_VOLUME_OF_AXES = 0.1
 """Of the box of the three unit axes, as for files: a sheared grid has less than 1, two axes that point the same way 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One configuration of a model with the networks of its folds."""
-
-    configuration: Configuration
-    networks: tuple[torch.nn.Module, ...]
 
 
 class Model:
@@ -56,18 +48,27 @@ class Model:
         device: Device,
         *,
         postprocessing: Postprocessing = NO_POSTPROCESSING,
-        mirroring: bool = True,
         step: float = 0.5,
         identity: str = "",
+        backend: Backend = "torch",
     ) -> None:
         self.plan = plan
         self.members = tuple(members)
         self.device = device
+        self._precision = device.precision  # the device goes on in float32 where the check on the first image fails
         self.postprocessing = postprocessing
-        self.mirroring = mirroring
         self.step = step
-        self.identity = identity
+        self.backend = backend
+        self.weights_identity = identity
         self._is_precision_checked = False
+
+    @property
+    def identity(self) -> str:
+        """Changes when anything changes that changes a prediction."""
+        mirroring = ",".join(str(member.mirroring) for member in self.members)
+        exact = ";float32" if self._precision == "float32" else ""
+        other = "" if self.backend == "torch" else f";{self.backend}"
+        return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}{other}"
 
     def predict(self, array: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """Label values ``(x, y, z)`` of an image ``(x, y, z)`` or ``(channel, x, y, z)`` as nibabel gives it; the input is not changed.
@@ -84,7 +85,7 @@ class Model:
         matrix = _checked_affine(affine)
         geometry = geometry_of(channels.shape[1:], matrix)
         orientation = AS_STORED if self.plan.orientation == "as_stored" else orientation_of(matrix)
-        image = np.ascontiguousarray(to_canonical(channels, orientation), np.float32)
+        image = np.array(to_canonical(channels, orientation), np.float32, order="C")  # a copy in any case: it will be overwritten
         if not np.isfinite(image).all():
             raise InputError("The array holds NaN or infinite voxels; replace them before predicting.")
         header = ImageHeader(
@@ -98,7 +99,7 @@ class Model:
             orientation=orientation,
             header=header,
         )
-        return self.predict_raw(raw)
+        return self.finish(self.segment(self.prepare(raw, in_place=True)), raw.orientation)
 
     def predict_file(self, image: Path | str, output: Path | str) -> Path:
         """Predict one file (or a folder with the channels of one case) and write ``output`` on its grid."""
@@ -109,19 +110,11 @@ class Model:
 
     def predict_case(self, case: Case, output: Path) -> Path:
         """Read, predict and write one case."""
-        raw = read_case(case, with_label=False)
-        return write_label_map(output, self.predict_raw(raw), raw.header)
+        prepared = self.prepare(read_case(case, with_label=False), in_place=True)
+        return write_label_map(output, self.finish(self.segment(prepared), prepared.orientation), prepared.header)
 
-    def predict_raw(self, raw: RawCase) -> np.ndarray:
-        """Label values on the file's axes ``(x, y, z)`` of a case that is already read."""
-        indices, _ = self.predict_indices(raw)
-        return from_canonical(self.plan.labels.decode(indices), raw.orientation)
-
-    def predict_indices(self, raw: RawCase, *, with_probabilities: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """Label indices ``(S, A, R)``, postprocessed, and the probabilities ``(class, S, A, R)`` float16 when asked for.
-
-        Several configurations are averaged as probabilities; the folds of one configuration as logits.
-        """
+    def prepare(self, raw: RawCase, *, in_place: bool = False) -> PreparedCase:
+        """Preprocess a case that is read already; with ``in_place`` its image is overwritten, which spares a copy."""
         self._check_channels(raw)
         if 1 in raw.image.shape[1:] and any(member.configuration.dimensions == 3 for member in self.members):
             logger.warning(
@@ -129,48 +122,54 @@ class Model:
                 "DICOM files, the folder of the series).",
                 raw.name,
             )
-        dtype = self.plan.labels.index_dtype
-        if len(self.members) == 1:
-            logits, restoration = self._logits(raw, self.members[0])
-            indices = restore_labels(logits, restoration)
-            probabilities = restore_probabilities(logits, restoration) if with_probabilities else None
-        else:
-            total = np.zeros((self.plan.labels.num_classes, *raw.image.shape[1:]), np.float32)
-            for member in self.members:
-                logits, restoration = self._logits(raw, member)
-                total += restore_probabilities(logits, restoration)
-            total /= len(self.members)
-            indices = total.argmax(0)
-            probabilities = total.astype(np.float16) if with_probabilities else None
-        return apply_postprocessing(indices.astype(dtype, copy=False), self.postprocessing), probabilities
+        return prepare_case(raw, self.plan, self.members, in_place=in_place)
 
-    def _logits(self, raw: RawCase, member: Member) -> tuple[torch.Tensor, Restoration]:
-        configuration = member.configuration
-        case = preprocess_case(raw, plan=self.plan, configuration=configuration)
-        image = torch.from_numpy(case.image)
+    def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:
+        """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` as for :func:`medseg3d.prediction.predict_case.segment`.
+
+        Several configurations are averaged as probabilities; the folds of one configuration as logits.
+        """
+        self._check_precision(prepared)
+        return segment(prepared, self.members, self.plan.labels, self.device, step=self.step, probabilities=probabilities)
+
+    def segment_both(self, prepared: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
+        """Label indices with mirroring and without, of one pass; for a model of one configuration."""
+        self._check_precision(prepared)
+        (member,) = self.members
+        return segment_with_and_without_mirroring(prepared, member, self.plan.labels, self.device, step=self.step)
+
+    def finish(self, indices: np.ndarray, orientation: Orientation) -> np.ndarray:
+        """Label indices ``(S, A, R)`` → postprocessed label values on the file's axes ``(x, y, z)``."""
+        cleaned = apply_postprocessing(indices, self.postprocessing)
+        return from_canonical(self.plan.labels.decode(cleaned), orientation)
+
+    def _check_precision(self, prepared: PreparedCase) -> None:
+        """Compare mixed precision with float32 on a window of the first image that comes."""
         use_all_cores()
-        if not self._is_precision_checked:
-            self._check_precision(image, member)
-        logits = predict_logits(
-            member.networks,
-            image,
-            case=raw.name,
-            window=configuration.patch_size,
-            output=output_size(configuration.network, configuration.patch_size),
-            device=self.device,
-            step=self.step,
-            mirror_axes=configuration.mirror_axes if self.mirroring else (),
-        )
-        return logits, case.restoration
-
-    def _check_precision(self, image: torch.Tensor, member: Member) -> None:
+        if self._is_precision_checked:
+            return
+        member = self.members[0].previous or self.members[0]  # the second stage of a cascade needs the label map of the first
+        image = torch.from_numpy(prepared.images[member.configuration.name].image)
         patch = member.configuration.patch_size
         window = torch.zeros((image.shape[0], *(1,) * (3 - len(patch)), *patch))
         box = tuple(slice(0, min(n, have)) for n, have in zip(window.shape[1:], image.shape[1:], strict=True))
         window[(slice(None), *box)] = image[(slice(None), *box)]
         batch = window[None, :, 0] if len(patch) == 2 else window[None]
         self.device = checked_precision(member.networks[0], batch.to(self.device.device), self.device)
+        if self.backend == "openvino":
+            self._use_openvino(member, batch)
         self._is_precision_checked = True
+
+    def _use_openvino(self, first: Member, batch: torch.Tensor) -> None:
+        """Convert the networks, where the first of them gives torch's logits on a window of the first image."""
+        members = tuple(with_openvino(member, self.device) for member in self.members)
+        converted = members[0].previous or members[0]
+        with torch.inference_mode():
+            deviation = relative_deviation(converted.networks[0](batch), first.networks[0](batch).float())
+        if deviation > MAX_RELATIVE_DEVIATION:
+            logger.warning("OpenVINO deviates by %.1f %% from torch on the first window; going on with torch.", 100 * deviation)
+            return
+        self.members = members
 
     def _check_channels(self, raw: RawCase) -> None:
         if raw.image.shape[0] != len(self.plan.channels):
@@ -196,125 +195,3 @@ def _checked_affine(affine: np.ndarray) -> np.ndarray:
     if abs(np.linalg.det(matrix[:3, :3] / edges)) < MIN_VOLUME_OF_AXES:
         raise InputError("Two axes of the affine point the same way; expected three that span the space.")
     return matrix
-
-
-def load_model(
-    path: Path | str,
-    *,
-    configuration: str | None = None,
-    folds: Folds = None,
-    device: str = "auto",
-    mirroring: bool = True,
-    step: float = 0.5,
-) -> Model:
-    """Load a work folder, or one ``weights.safetensors``, or a fold's folder that holds one.
-
-    A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
-    ``folds``), and the selected postprocessing. Raises :class:`InputError` where nothing is trained there.
-    """
-    place = Path(path)
-    chosen = choose_device(device)
-    if (place / "weights.safetensors").is_file():
-        place = place / "weights.safetensors"
-    if place.is_file():
-        network, card = load_network(place, chosen.device)
-        member = Member(card.plan.configuration(card.configuration), (network,))
-        return Model(card.plan, [member], chosen, mirroring=mirroring, step=step, identity=file_digest(place))
-    if not place.exists():
-        raise InputError(f"{place}: no such model. Name a work folder (the one that holds models/) or a weights.safetensors file.")
-    work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
-    plan = work.read_plan()
-    postprocessing = NO_POSTPROCESSING
-    names = [configuration] if configuration else []
-    if work.selection.exists():
-        selection = read_record(work.selection, Selection, "selection")
-        names = names or list(selection.configurations)
-        if names == list(selection.configurations):  # it was validated with these and no others
-            postprocessing = selection.postprocessing
-    if not names:
-        trained = [name for name in plan.configurations if work.trained_folds(name)]
-        names = [plan.recommended] if plan.recommended in trained else trained[:1]
-    if not names:
-        raise InputError(f"{work.root}: nothing is trained here yet. Run medseg3d train --fold 0 first.")
-    return load_models(work, names, folds=folds, device=device, mirroring=mirroring, step=step, postprocessing=postprocessing)
-
-
-def _usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
-    """All finished folds; where none is, those that have weights at all, with a warning.
-
-    A network trained on all cases would see nothing new from the folds, and the folds' mean is what was validated.
-    """
-    found = work.finished_folds(configuration)
-    if not found:
-        found = work.trained_folds(configuration)
-        if found:
-            logger.warning("%s: training of fold %s is not finished; its best weights so far are used.", configuration, ", ".join(found))
-    return tuple(fold for fold in found if fold != "all") or found
-
-
-def _common_plan(plans: Mapping[Path, Plan], names: Sequence[str]) -> Plan:
-    """The plan that weights were trained with; raises :class:`PlanMismatchError` where they were trained with different ones."""
-    (first, plan), *others = plans.items()
-    for file, other in others:
-        if not _fits(plan, other, names):
-            raise PlanMismatchError(
-                f"{file}: was trained with another plan than {first}, so they cannot predict together. Train one of them again with "
-                "--restart, or name the folds to use with --fold."
-            )
-    return plan
-
-
-def _fits(plan: Plan, other: Plan, names: Sequence[str]) -> bool:
-    """Both plans mean the same for the networks of these configurations."""
-    return (plan.labels, plan.axis_order, plan.orientation, plan.channels) == (
-        other.labels,
-        other.axis_order,
-        other.orientation,
-        other.channels,
-    ) and all(plan.configurations.get(name) == other.configurations.get(name) for name in names)
-
-
-def load_models(
-    work: WorkFolder,
-    names: Sequence[str],
-    *,
-    folds: Folds = None,
-    device: str = "auto",
-    mirroring: bool = True,
-    step: float = 0.5,
-    postprocessing: Postprocessing = NO_POSTPROCESSING,
-) -> Model:
-    """A model of the named configurations of a work folder, averaged. Raises as :func:`load_model`."""
-    planned = work.read_plan()
-    chosen = choose_device(device)
-    named = fold_names(folds)
-    members, identity = [], []
-    plans: dict[Path, Plan] = {}
-    for name in names:
-        available = work.trained_folds(name)
-        wanted = named or _usual_folds(work, name)
-        missing = [fold for fold in wanted if fold not in available]
-        if missing or not wanted:
-            raise InputError(
-                f"{work.root}: {name} has no finished fold {', '.join(missing) or 'at all'}; trained: {', '.join(available) or 'none'}."
-            )
-        files = [work.weights(name, fold) for fold in wanted]
-        plans |= {file: read_card(file).plan for file in files}
-        members.append(Member(plans[files[0]].configuration(name), tuple(load_network(file, chosen.device)[0] for file in files)))
-        identity += [f"{name}/{fold}/{file_digest(file)}" for fold, file in zip(wanted, files, strict=True)]
-    plan = _common_plan(plans, names)
-    if not _fits(plan, planned, names):
-        logger.warning(
-            "%s was changed since %s was trained: the plan of the training is used. Train again with --restart to follow the new one.",
-            work.plan,
-            " and ".join(names),
-        )
-    return Model(
-        plan,
-        members,
-        chosen,
-        postprocessing=postprocessing,
-        mirroring=mirroring,
-        step=step,
-        identity=";".join([*identity, repr(postprocessing)]),
-    )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+from medseg3d.records import read_record
 from medseg3d.wording import counted
 
 MIN_GAIN_OF_PAIR = 1e-3
 """Mean Dice that a pair must add: it costs twice the time of prediction."""
 MIN_CASES_FOR_PAIR = 5
 """With fewer cases an interval says little, and the simpler model stays."""
+MIN_GAIN_OF_MIRRORING = 1e-3
+"""Mean Dice that mirroring must add: it costs two, four or eight times the time of prediction."""
+MIRRORING = "mirroring.json"
 TIE = 1e-6
 """Means that differ by less are equal."""
 
@@ -52,6 +57,35 @@ class CandidateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirroringChoice:
+    """Whether a configuration is mirrored at prediction; ``gain`` is the Dice with it minus without it, None where not compared."""
+
+    is_used: bool
+    gain: Interval | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldMirroring:
+    """``mirroring.json`` of a validation: what its label maps were made with, and whether the other way lies beside them."""
+
+    is_used: bool
+    has_other: bool
+
+    @property
+    def other(self) -> str:
+        """The folder of the other way."""
+        return "unmirrored" if self.is_used else "mirrored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairMirroring:
+    """``mirroring.json`` of a pair's validation: whether each configuration was mirrored."""
+
+    is_used: dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The chosen ``configurations`` (one, or two to be averaged) with the ``folds`` that were finished, and why.
 
@@ -65,6 +99,7 @@ class Selection:
     cases: tuple[str, ...]
     postprocessing: Postprocessing = NO_POSTPROCESSING
     notes: tuple[str, ...] = ()
+    mirroring: dict[str, MirroringChoice] = field(default_factory=dict)
 
 
 def select(candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0) -> Selection:
@@ -113,6 +148,30 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
         cases=cases,
         notes=notes,
     )
+
+
+def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, float | None], *, seed: int = 0) -> MirroringChoice:
+    """Mirror where it gains more than ``MIN_GAIN_OF_MIRRORING`` mean Dice over the cases that were measured both ways.
+
+    A case that is empty in reference and prediction counts as 1, as for :func:`select`.
+    """
+    cases = [case for case in mirrored if case in plain and (mirrored[case] is not None or plain[case] is not None)]
+    if not cases:
+        return MirroringChoice(is_used=True, gain=None, reason="mirroring was not compared, and is used")
+
+    def values(dice: Mapping[str, float | None]) -> list[float]:
+        return [1.0 if (value := dice[case]) is None else value for case in cases]
+
+    gain = paired_difference(values(mirrored), values(plain), seed=seed)
+    is_used = (gain.mean or 0.0) > MIN_GAIN_OF_MIRRORING
+    verdict = "is used" if is_used else f"is left out, as less than {MIN_GAIN_OF_MIRRORING:g} is not worth its time"
+    return MirroringChoice(is_used=is_used, gain=gain, reason=f"mirroring changes the mean Dice by {_signed(gain)}, and {verdict}")
+
+
+def read_fold_mirroring(validation: Path) -> FoldMirroring | None:
+    """What the label maps in a validation folder were made with; None where nothing says so."""
+    file = validation / MIRRORING
+    return read_record(file, FoldMirroring, "mirroring") if file.exists() else None
 
 
 def pairs_of(configurations: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -15,18 +15,20 @@ from medseg3d.images.header import Format, Image, ImageHeader, homogeneous, volu
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 """ITK counts x to the left and y to the back; NIfTI to the right and to the front."""
 _MATRIX_TOLERANCE = 1e-3
+_READERS: dict[str, str] = {"nrrd": "NrrdImageIO", "mha": "MetaImageIO"}
+"""By format: ITK would choose by the content, and open whatever calls itself by one of these names."""
 
 
 def read_header(path: Path, kind: Format) -> ImageHeader:
     """See :func:`medseg3d.images.read_header`."""
-    return _header_of(path, kind, _information(path))
+    return _header_of(path, kind, _information(path, kind))
 
 
 def read_image(path: Path, kind: Format, *, volume: int | None = None) -> Image:
     """See :func:`medseg3d.images.read_image`."""
     import SimpleITK as sitk
 
-    reader = _information(path)
+    reader = _information(path, kind)
     header = _header_of(path, kind, reader)
     try:
         index = volume_of(header.num_volumes, volume)
@@ -44,11 +46,12 @@ def read_image(path: Path, kind: Format, *, volume: int | None = None) -> Image:
     return Image(array=array.transpose(2, 1, 0), header=header)
 
 
-def _information(path: Path) -> Any:
+def _information(path: Path, kind: Format) -> Any:
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would print to the terminal; what matters is checked here
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[kind])
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()

@@ -1,10 +1,15 @@
-"""Logits of a whole volume from a network that sees windows: overlapping windows, Gaussian weights, mirroring, folds averaged."""
+"""Logits of a volume from a network that sees windows: overlapping windows, Gaussian weights, mirroring, folds averaged.
+
+An image goes in, slabs of finished logits come out, in order along axis 0: windows are visited so that rows are finished as early as
+possible, and only the rows that windows still add to are held. The memory does not depend on the number of slices.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -12,15 +17,20 @@ import torch
 
 from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
+from medseg3d.execution import free_memory
 from medseg3d.patches.sampling import reflected
-from medseg3d.prediction.mirroring import mean_over_flips
+from medseg3d.prediction.mirroring import flipped_logits
 
 logger = logging.getLogger(__name__)
 
 SIGMA_SHARE = 1 / 8
 """Width of the Gaussian as a share of the window (nnU-Net 2.8.1, ``compute_gaussian``)."""
-WINDOW_BATCH_VOXELS = 2 * 128**3
+WINDOW_BATCH_VOXELS = 128**3 // 2
 """Windows go through the network together up to this many voxels: enough to fill a device, little enough for 8 GB."""
+CPU_BATCH_VOXELS = 2**16
+"""The same on a processor, whose caches hold one window at a time: more at once are slower."""
+CPU_LEAST_WINDOWS = 2
+"""In float32 on a processor: torch 2.13 sends small convolutions of a single sample to a slow kernel."""
 
 
 def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
@@ -35,19 +45,28 @@ def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
         return (0,)
     num_steps = int(np.ceil((size - window) / (window * step))) + 1
     distance = (size - window) / (num_steps - 1)
-    return tuple(round(distance * i) for i in range(num_steps))
+    return tuple(dict.fromkeys(round(distance * i) for i in range(num_steps)))
 
 
-@lru_cache(maxsize=8)
-def importance_map(window: tuple[int, ...]) -> torch.Tensor:
-    """Gaussian weights of a window, float32, 1 in the middle, never 0 (nnU-Net 2.8.1 uses the same width)."""
-    weights = torch.ones((), dtype=torch.float64)
-    for size in window:
-        distance = torch.arange(size, dtype=torch.float64) - size // 2
-        weights = weights[..., None] * torch.exp(-0.5 * (distance / (size * SIGMA_SHARE)) ** 2)
-    weights = (weights / weights.max()).float()
-    smallest: torch.Tensor = weights[weights > 0].min()
-    return weights.clamp_min(max(float(smallest), 1e-6))
+LARGEST_HALF = 60000.0
+"""Larger logits are not added up in half precision, whose largest number is 65504."""
+SHARE_FOR_SUMS = 0.25
+"""Of the free memory: sums that take more in float32 are kept in half precision."""
+
+
+@lru_cache(maxsize=64)
+def axis_weights(size: int, window: int, starts: tuple[int, ...]) -> dict[int, torch.Tensor]:
+    """What each voxel of a window counts along an axis of ``size`` voxels, by the window's start, float32; windows sum to 1 everywhere.
+
+    Gaussians of the width of nnU-Net 2.8.1's. Divided by their sum beforehand, so that sums never exceed the largest logit, and
+    half precision holds them.
+    """
+    distance = torch.arange(window, dtype=torch.float64) - window // 2
+    gaussian = torch.exp(-0.5 * (distance / (window * SIGMA_SHARE)) ** 2)
+    total = torch.zeros(size, dtype=torch.float64)
+    for start in starts:
+        total[start : start + window] += gaussian
+    return {start: (gaussian / total[start : start + window]).float() for start in starts}
 
 
 def predict_logits(
@@ -61,100 +80,243 @@ def predict_logits(
     step: float = 0.5,
     mirror_axes: Sequence[int] = (),
 ) -> torch.Tensor:
-    """Logits ``(K, n0, n1, n2)`` float32, the mean over ``networks`` (folds) and mirrorings.
-
-    ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A ``window`` of two entries belongs to a 2D
-    network, which sees the slices along axis 0 one by one. Images smaller than the window are padded with 0 on both sides.
-    ``output`` is the middle part of the window that the networks give logits for, all of it if None; then what they see beyond
-    the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
-    Where the device's memory does not hold the logits of the volume, they are added up in main memory and returned there.
-    Raises :class:`NotFiniteError` naming the case when a logit is NaN or infinite, and ``MemoryError`` where the device cannot
-    even hold the windows.
-    """
-    predict = partial(
-        _predict_logits,
-        networks,
-        image,
-        case=case,
-        window=tuple(window),
-        output=tuple(output or window),
-        device=device,
-        step=step,
-        mirror_axes=mirror_axes,
-    )
-    try:
-        return predict(results=device.device)
-    except torch.OutOfMemoryError:
-        logger.warning("%s: the logits do not fit the memory of %s; adding them up in main memory.", case, device.device)
-    torch.cuda.empty_cache()  # outside the handler, whose traceback still holds the tensors
-    try:
-        return predict(results=torch.device("cpu"))
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"{case}: not even one batch of windows fits the memory of {device.device}; use --device cpu.") from error
+    """The slabs of :func:`stream_logits` in one tensor ``(K, n0, n1, n2)``, in main memory."""
+    slabs = stream_logits(networks, image, case=case, window=window, device=device, output=output, step=step, mirror_axes=mirror_axes)
+    return torch.cat([slab.to("cpu", copy=True) for slab in slabs], 1)
 
 
-def _predict_logits(
+def stream_logits(
     networks: Sequence[torch.nn.Module],
     image: torch.Tensor,
     *,
     case: str,
-    window: tuple[int, ...],
-    output: tuple[int, ...],
+    window: Sequence[int],
     device: Device,
-    step: float,
-    mirror_axes: Sequence[int],
-    results: torch.device,
-) -> torch.Tensor:
-    """The logits, added up on the device ``results``."""
+    output: Sequence[int] | None = None,
+    step: float = 0.5,
+    mirror_axes: Sequence[int] = (),
+    with_unmirrored: bool = False,
+    max_bytes: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Logits ``(K, rows, n1, n2)``, the mean over ``networks`` (folds) and mirrorings, slab by slab along axis 0.
+
+    A slab is valid until the next one is asked for. ``image`` is ``(C, n0, n1, n2)`` float32 in network order; it is not changed. A
+    ``window`` of two entries belongs to a 2D network, which sees the slices along axis 0 one by one. Images smaller than the
+    window are padded with 0 on both sides. ``output`` is the middle part of the window that the networks give logits for, all of it
+    if None; then what they see beyond the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
+    ``with_unmirrored`` appends the logits without mirroring: 2 K channels.
+
+    The sums are float32, or float16 where they would take more than ``max_bytes`` (default: a quarter of the free memory); where
+    a sum could overflow there, float32 again. Where the device runs out of memory, fewer windows go through the network at once, then
+    the sums move to main memory, then the networks. Raises :class:`NotFiniteError` naming the case when a logit is NaN or
+    infinite, and ``MemoryError`` where main memory does not suffice either; other errors surface as they are.
+    """
+    tiles = _tiles(image, tuple(window), tuple(output or window), step)
+    place = _Place(list(networks), device, _windows_at_once(device, tiles.size))
+    sums: _Sums | None = None
+    index = 0
+    try:
+        while index < len(tiles.starts):
+            starts = tiles.starts[index : index + place.per_batch]
+            if sums is not None and starts[0][0] > sums.low:
+                yield from tiles.inside(sums.low, sums.finish(starts[0][0]))
+            try:
+                logits = _window_logits(place, tiles, starts, mirror_axes, with_unmirrored, case)
+                sums = sums or _Sums.for_tiles(tiles, logits, place, max_bytes)
+                logits = sums.fitting(logits)
+            except torch.OutOfMemoryError:
+                pass
+            else:
+                sums.add(starts, logits)
+                index += len(starts)
+                continue
+            place.step_down(sums, case)  # outside of the handler, whose traceback still holds the tensors
+        if sums is None:
+            raise NotFiniteError(f"{case}: the image is empty.")
+        yield from tiles.inside(sums.low, sums.finish(tiles.covered[0]))
+    finally:
+        place.restore_networks()
+
+
+def _windows_at_once(device: Device, size: tuple[int, ...]) -> int:
+    """A power of two, so that halves of a batch are batches of the next step of the ladder."""
+    voxels = CPU_BATCH_VOXELS if device.device.type == "cpu" else WINDOW_BATCH_VOXELS
+    return max(_least_windows(device), 1 << max(0, (voxels // int(np.prod(size))).bit_length() - 1))
+
+
+def _least_windows(device: Device) -> int:
+    return CPU_LEAST_WINDOWS if device.device.type == "cpu" and device.precision == "float32" else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tiles:
+    """Where the windows lie: the padded image, ``size`` (what a window sees), ``given`` (what it gives), and all ``starts`` in order.
+
+    ``covered`` is the grid of what is given; ``inner`` is where the image lies in it. ``weights`` are those of each axis.
+    """
+
+    padded: torch.Tensor
+    size: tuple[int, ...]
+    given: tuple[int, ...]
+    starts: list[tuple[int, ...]]
+    covered: tuple[int, ...]
+    inner: tuple[slice, ...]
+    weights: tuple[dict[int, torch.Tensor], ...]
+    is_2d: bool
+
+    def inside(self, low: int, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The part of finished rows, the first of which is ``low``, that belongs to the image; nothing where none does."""
+        wanted, second, third = self.inner
+        first, last = max(low, wanted.start), min(low + rows.shape[1], wanted.stop)
+        if first < last:
+            yield rows[:, first - low : last - low, second, third]
+
+    def most_rows(self, per_batch: int) -> int:
+        """Rows that must be held at once."""
+        batches = (self.starts[i : i + per_batch] for i in range(len(self.starts)))
+        return max(batch[-1][0] + self.given[0] - batch[0][0] for batch in batches)
+
+
+def _tiles(image: torch.Tensor, window: tuple[int, ...], output: tuple[int, ...], step: float) -> _Tiles:
     is_2d = len(window) == 2
     size = (1, *window) if is_2d else window
     given = (1, *output) if is_2d else output
     margin = tuple((n - g) // 2 for n, g in zip(size, given, strict=True))
     padded, inner = _padded(image, given) if not any(margin) else _reflected(image, given, margin)
     covered = tuple(n - 2 * m for n, m in zip(padded.shape[1:], margin, strict=True))
-    starts = list(
-        product(
-            range(covered[0]) if is_2d else window_starts(covered[0], given[0], step),
-            window_starts(covered[1], given[1], step),
-            window_starts(covered[2], given[2], step),
-        )
-    )
-    weights = importance_map(output).to(results)
+    starts = tuple(window_starts(n, g, step) for n, g in zip(covered, given, strict=True))
     if is_2d:
-        weights = weights[None]
-    per_batch = max(1, WINDOW_BATCH_VOXELS // int(np.prod(size)) // 4)
+        starts = (tuple(range(covered[0])), *starts[1:])
+    weights = tuple(axis_weights(*each) for each in zip(covered, given, starts, strict=True))
+    return _Tiles(
+        padded=padded, size=size, given=given, starts=list(product(*starts)), covered=covered, inner=inner, weights=weights, is_2d=is_2d
+    )
+
+
+class _Place:
+    """Where the networks and the sums are, and how many windows (a power of two) go through at once; it only ever gets more modest."""
+
+    def __init__(self, networks: list[torch.nn.Module], device: Device, per_batch: int) -> None:
+        self.networks, self.device, self.results, self.per_batch = networks, device, device.device, per_batch
+        self._home = device.device
+
+    def step_down(self, sums: _Sums | None, case: str) -> None:
+        """The next step of the ladder; raises ``MemoryError`` below the last one."""
+        if self._home.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.per_batch > 1:
+            self.per_batch //= 2
+            logger.info("%s: %s is out of memory; %d windows at once from here on.", case, self._home, self.per_batch)
+        elif self.results.type != "cpu":
+            self.results = torch.device("cpu")
+            if sums is not None:
+                sums.move(self.results)
+            logger.warning("%s: the logits do not fit the memory of %s; adding them up in main memory.", case, self._home)
+        elif self.device.device.type != "cpu":
+            self.device = Device(device=torch.device("cpu"), precision="float32")
+            for network in self.networks:
+                network.to("cpu")
+            logger.warning("%s: not even one window fits the memory of %s; going on without it, which is slow.", case, self._home)
+        else:
+            raise MemoryError(f"{case}: main memory does not hold one window and its logits. Close other programs.")
+
+    def restore_networks(self) -> None:
+        """Bring the networks back to where they were."""
+        if self.device.device != self._home:
+            for network in self.networks:
+                network.to(self._home)
+
+
+class _Sums:
+    """Weighted sums of logits for the rows from ``low`` on that windows still add to."""
+
+    def __init__(self, tiles: _Tiles, num_channels: int, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.low = 0
+        self._finished = 0
+        self._tiles = tiles
+        self.values = torch.zeros((num_channels, rows, *tiles.covered[1:]), dtype=dtype, device=device)
+
+    @staticmethod
+    def for_tiles(tiles: _Tiles, logits: torch.Tensor, place: _Place, max_bytes: int | None) -> _Sums:
+        """Sums of the precision that the memory allows."""
+        rows = min(tiles.most_rows(place.per_batch), tiles.covered[0])
+        allowed = max_bytes if max_bytes is not None else SHARE_FOR_SUMS * _free_bytes(place.results)
+        needed = 4 * logits.shape[1] * rows * tiles.covered[1] * tiles.covered[2]
+        return _Sums(tiles, logits.shape[1], rows, torch.float32 if needed <= allowed else torch.float16, place.results)
+
+    def fitting(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits where they are added up; where half precision could overflow, all goes on in float32."""
+        if self.values.dtype == torch.float16 and float(logits.abs().max()) > LARGEST_HALF:
+            self.values = self.values.float()
+        return logits.to(self.values.device)
+
+    def move(self, device: torch.device) -> None:
+        """Go on on another device."""
+        self.values = self.values.to(device)
+
+    def add(self, starts: Sequence[tuple[int, ...]], logits: torch.Tensor) -> None:
+        """Add the :meth:`fitting` logits ``(B, K, …)`` of windows."""
+        self._drop_finished()
+        with torch.inference_mode():
+            for start, window in zip(starts, logits, strict=True):
+                first, second, third = (axis[place].to(window.device) for axis, place in zip(self._tiles.weights, start, strict=True))
+                weights = first[:, None, None] * second[:, None] * third
+                box = tuple(slice(s, s + n) for s, n in zip((start[0] - self.low, *start[1:]), self._tiles.given, strict=True))
+                sums = self.values[(slice(None), *box)]
+                if sums.dtype == window.dtype:
+                    sums.addcmul_(window, weights)
+                else:  # weighted before it is rounded
+                    for channel, total in zip(window, sums, strict=True):
+                        total += channel * weights
+
+    def finish(self, stop: int) -> torch.Tensor:
+        """The rows from ``low`` to ``stop``, to which nothing more is added; valid until the next call of ``add``."""
+        self._finished = stop - self.low
+        self.low = stop
+        return self.values[:, : self._finished]
+
+    def _drop_finished(self) -> None:
+        """Move the rows that are not finished to the front; no two copies of them are made."""
+        rows, self._finished = self._finished, 0
+        if not rows:
+            return
+        total = self.values.shape[1]
+        for place in range(0, total - rows, rows):  # blocks of as many rows as are dropped never overlap
+            count = min(rows, total - rows - place)
+            self.values.narrow(1, place, count).copy_(self.values.narrow(1, place + rows, count))
+        self.values.narrow(1, total - rows, rows).zero_()
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def _window_logits(
+    place: _Place, tiles: _Tiles, starts: Sequence[tuple[int, ...]], mirror_axes: Sequence[int], with_unmirrored: bool, case: str
+) -> torch.Tensor:
+    """Float32 logits ``(B, K, …)`` of windows, with an axis of one slice for a 2D network."""
+    boxes = [tuple(slice(s, s + n) for s, n in zip(start, tiles.size, strict=True)) for start in starts]
+    batch = torch.stack([tiles.padded[(slice(None), *box)] for box in boxes]).to(place.device.device)
+    if tiles.is_2d:
+        batch = batch[:, :, 0]
+    at_once = 2 if len(batch) < _least_windows(place.device) and place.per_batch > 1 else 1
     total: torch.Tensor | None = None
-    weight_sum = torch.zeros(covered, device=results)
-    with torch.inference_mode():
-        for first in range(0, len(starts), per_batch):
-            group = starts[first : first + per_batch]
-            boxes = [tuple(slice(s, s + n) for s, n in zip(start, size, strict=True)) for start in group]
-            batch = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device.device)
-            if is_2d:
-                batch = batch[:, :, 0]
-            logits = _mean_logits(networks, batch, device, mirror_axes)
-            if not torch.isfinite(logits).all():
-                raise NotFiniteError(f"{case}: the network gave NaN or infinite values for this image.")
-            if is_2d:
-                logits = logits[:, :, None]
-            if total is None:
-                total = torch.zeros((logits.shape[1], *covered), device=results)
-            for start, window_logits in zip(group, logits, strict=True):
-                box = tuple(slice(s, s + n) for s, n in zip(start, given, strict=True))
-                total[(slice(None), *box)] += window_logits.to(results) * weights
-                weight_sum[box] += weights
+    plain: torch.Tensor | None = None
+    with torch.inference_mode(), place.device.autocast():
+        for network in place.networks:
+            for number, logits in enumerate(flipped_logits(network, batch, mirror_axes, at_once=at_once)):
+                if number == 0 and with_unmirrored:
+                    plain = logits.clone() if plain is None else plain.add_(logits)
+                total = logits if total is None else total.add_(logits)
         if total is None:
-            raise NotFiniteError(f"{case}: the image is empty.")
-        return total.div_(weight_sum)[(slice(None), *inner)]
-
-
-def _mean_logits(networks: Sequence[torch.nn.Module], batch: torch.Tensor, device: Device, mirror_axes: Sequence[int]) -> torch.Tensor:
-    total = torch.zeros((), device=device.device)
-    for network in networks:
-        with device.autocast():
-            logits = mean_over_flips(network, batch, mirror_axes)
-        total = total + logits
-    return total / len(networks)
+            raise ValueError("no networks")
+        if (count := len(place.networks) * 2 ** len(mirror_axes)) > 1:
+            total /= count
+        if plain is not None:
+            total = torch.cat((total, plain / len(place.networks)), 1)
+    if not torch.isfinite(total.sum(dtype=torch.float64)):  # takes no memory, and one NaN or infinity is enough
+        raise NotFiniteError(f"{case}: the network gave NaN or infinite values for this image.")
+    return total[:, :, None] if tiles.is_2d else total
 
 
 def _padded(image: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:

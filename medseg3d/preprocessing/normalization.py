@@ -16,13 +16,15 @@ SMALLEST_STD = 1e-8
 """Divisors are at least this: a constant image becomes zeros instead of NaN."""
 
 
-def normalize(image: np.ndarray, normalization: Sequence[Normalization], *, mask: np.ndarray | None = None) -> np.ndarray:
-    """A normalized float32 copy of ``(channel, n0, n1, n2)``; the input stays as it is.
+def normalize(
+    image: np.ndarray, normalization: Sequence[Normalization], *, mask: np.ndarray | None = None, in_place: bool = False
+) -> np.ndarray:
+    """A normalized float32 copy of ``(channel, n0, n1, n2)``, or with ``in_place`` the float32 array itself with new values.
 
     ``mask`` (bool, spatial) is the non-zero region for channels with ``use_mask``; outside of it they keep their values, which are zeros.
     Raises :class:`PlanError` where a rule lacks its numbers or its mask.
     """
-    result = np.empty(image.shape, np.float32)
+    result = image if in_place else np.empty(image.shape, np.float32)
     for channel, rule, out in zip(image, normalization, result, strict=True):
         SCHEMES[rule.scheme](channel, rule, mask, out)
     return result
@@ -52,13 +54,13 @@ def _zscore(channel: np.ndarray, rule: Normalization, mask: np.ndarray | None, o
 
 def _std(centered: np.ndarray) -> float:
     """The standard deviation of values whose mean is about zero, without a temporary copy in float64."""
-    flat = centered.reshape(-1)
     total = squares = 0.0
-    for start in range(0, flat.size, 1 << 20):
-        part = flat[start : start + (1 << 20)].astype(np.float64)
+    rows = max(1, (1 << 20) * len(centered) // centered.size)
+    for start in range(0, len(centered), rows):
+        part = centered[start : start + rows].astype(np.float64).reshape(-1)
         total += float(part.sum())
         squares += float(part @ part)
-    return float(np.sqrt(max(0.0, squares / flat.size - (total / flat.size) ** 2)))
+    return float(np.sqrt(max(0.0, squares / centered.size - (total / centered.size) ** 2)))
 
 
 def _rescale_0_1(channel: np.ndarray, rule: Normalization, mask: np.ndarray | None, out: np.ndarray) -> None:

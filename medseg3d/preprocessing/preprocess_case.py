@@ -17,6 +17,7 @@ from medseg3d.axes import AxisOrder, permute, to_network_order
 from medseg3d.cropping import nonzero_box, nonzero_mask
 from medseg3d.errors import ChannelCountError
 from medseg3d.geometry import resampled_shape
+from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, Normalization, Plan, Resampling
 from medseg3d.preprocessing.normalization import normalize
 from medseg3d.preprocessing.resampling import resample_image, resample_labels
@@ -71,16 +72,21 @@ class PreprocessedCase:
     outside: np.ndarray | None = None
 
 
-def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration) -> PreprocessedCase:
-    """Preprocess one case for one configuration; ``raw`` stays as it is.
+def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration, in_place: bool = False) -> PreprocessedCase:
+    """Preprocess one case for one configuration; ``raw`` stays as it is, but with ``in_place``, which spares a copy of the image.
 
     Raises :class:`ChannelCountError`, and :class:`LabelValueError` for label values that the plan does not know.
     """
-    return next(preprocess_for(raw, plan=plan, configurations=(configuration,)))
+    return next(preprocess_for(raw, plan=plan, configurations=(configuration,), in_place=in_place))
 
 
-def preprocess_for(raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration]) -> Iterator[PreprocessedCase]:
-    """Preprocess one raw read for several configurations, one after the other; what they share is computed once."""
+def preprocess_for(
+    raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration], in_place: bool = False
+) -> Iterator[PreprocessedCase]:
+    """Preprocess one raw read for several configurations, one after the other; what they share is computed once.
+
+    ``in_place`` normalizes the image of ``raw`` itself where all configurations do that alike.
+    """
     if len(raw.image) != len(plan.channels):
         raise ChannelCountError(
             f"{raw.name}: {len(raw.image)} channels, but the plan was made for {len(plan.channels)} ({', '.join(plan.channels)})."
@@ -97,7 +103,9 @@ def preprocess_for(raw: RawCase, *, plan: Plan, configurations: Sequence[Configu
     for configuration in configurations:
         if normalized is None or normalized[0] != configuration.normalization:
             normalized = None  # frees the memory before the next one is made
-            normalized = (configuration.normalization, normalize(image, configuration.normalization, mask=inside))
+            may_overwrite = in_place and all(other.normalization == configuration.normalization for other in configurations)
+            values = normalize(image, configuration.normalization, mask=inside, in_place=may_overwrite)
+            normalized = (configuration.normalization, values)
         target = target_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
         resampled = resample_image(normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling)
@@ -119,6 +127,23 @@ def preprocess_for(raw: RawCase, *, plan: Plan, configurations: Sequence[Configu
                 resampling=configuration.resampling,
             ),
         )
+
+
+def previous_stage_channels(indices: np.ndarray, inside: np.ndarray, case: PreprocessedCase, labels: Labels) -> np.ndarray:
+    """The label map of a cascade's first stage as further channels ``(label, n0, n1, n2)`` float32 of a case: one per label, 0 or 1.
+
+    ``indices`` ``(S, A, R)`` on the raw grid; ``inside`` is the non-zero region of the crop in network order. Resampled as label maps
+    of training are (nnU-Net 2.8.1 resamples the stored label map of the first stage in the same way). Labels come in the order of
+    their values.
+    """
+    restoration = case.restoration
+    box = tuple(slice(start, stop) for start, stop in restoration.box)
+    crop = np.ascontiguousarray(to_network_order(indices, restoration.axis_order)[box])
+    resampled, _ = _resample_with_outside(
+        crop, inside | (crop > 0), restoration.resampled_shape, restoration.spacing, restoration.resampled_spacing, restoration.resampling
+    )
+    order = sorted(labels.foreground, key=lambda index: labels.values[index])
+    return np.stack([resampled == index for index in order]).astype(np.float32)
 
 
 def target_spacing(spacing: Sequence[float], configuration: Configuration) -> Spacing:

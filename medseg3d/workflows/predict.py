@@ -1,38 +1,58 @@
-"""Predict: images → label maps on their own grids. Files are read and written while the network works."""
+"""Predict: images → label maps on their own grids. The next image is read and the last label map written while the network works."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
+from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
 from medseg3d.files import check_writable, replacing
 from medseg3d.fingerprint import digest_of
-from medseg3d.geometry import from_canonical
-from medseg3d.images import ending_of, write_label_map
+from medseg3d.geometry import to_canonical
+from medseg3d.images import ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
-from medseg3d.model import Model, load_model
+from medseg3d.loading import load_model
+from medseg3d.model import Backend, Model
+from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.reading import RawCase, read_case
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import Folds, work_folder
 
+logger = logging.getLogger(__name__)
 RECORD = "predictions.json"
+
+
+READING_BYTES_PER_VOXEL = 12
+"""Of an image: what its file holds, float32, and one more of that while it is resampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedCase:
-    """One output: which model made it from which input (digest of its files), and the seconds of each stage."""
+    """One output: which model made it from which input (digest of its files).
+
+    ``seconds`` of the stages read, preprocess, segment (network and restoring), write (postprocessing and file); ``peak_mib`` of
+    the process meanwhile, where the system tells it; ``shape`` of the image on the file's axes.
+    """
 
     model: str
     input_digest: str
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float | None = None
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +64,12 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictResult:
-    """Files written, files kept from an earlier call, and cases that failed."""
+    """Files written, files kept from an earlier call, cases that failed, and by file name how each was made."""
 
     written: tuple[Path, ...]
     kept: tuple[Path, ...]
     failures: tuple[CaseFailure, ...]
+    cases: dict[str, PredictedCase] = field(default_factory=dict)
 
 
 def predict(
@@ -65,99 +86,260 @@ def predict(
     probabilities: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: str = "auto",
+    backend: Backend = "torch",
+    max_ram_gb: float | None = None,
+    part: tuple[int, int] | None = None,
+    executor: Executor | None = None,
     on: Listener = silent,
 ) -> PredictResult:
     """Predict a folder of images, one image, or cases of a dataset.
 
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
-    A case that fails is listed, the others go on.
+    A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. ``part`` (2, 8)
+    predicts the second of eight parts, for eight machines. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
+    is predicted wherever it runs, from and into the same folders.
     """
     if not 0 < step <= 1:
         raise InputError(f"--step {step}: expected a number above 0 and up to 1.")
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"{source}: no such file or folder.")
-    loaded = load_model(
+    load = partial(
+        load_model,
         model if model is not None else work_folder(dataset, work).root,
         configuration=configuration,
         folds=folds,
         device=device,
-        mirroring=tta != "off",
+        precision=precision,
+        backend=backend,
+        mirroring={"auto": None, "on": True, "off": False}[tta],
         step=step,
     )
+    loaded = load()
     cases = prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else source
     targets = _targets(cases, source, output)
-    identity = f"{loaded.identity};tta={loaded.mirroring};step={step}"
-    record_file = next(iter(targets.values())).parent / RECORD
-    check_writable(record_file.parent)
-    record = read_record(record_file, Predictions, "predictions") if record_file.exists() else Predictions()
-    kept, pending = _divide(cases, targets, record, identity, overwrite=overwrite, probabilities=probabilities)
-    written, failures = [], []
-    outputs = _Outputs(record_file, record, loaded, identity)
+    folder = next(iter(targets.values())).parent
+    check_writable(folder)
+    kept, pending = _divide(
+        _part(cases, part), targets, _recorded(folder), loaded.identity, overwrite=overwrite, probabilities=probabilities
+    )
+    outputs = _Outputs(folder / _record_name(part))
+    if executor is None:
+        made = _predict_here(loaded, pending, targets, probabilities=probabilities, budget=memory_budget(max_ram_gb))
+    else:
+        made = _predict_there(load, pending, targets, executor, probabilities=probabilities)
+    failures: list[CaseFailure] = []
+    for index, (case, result) in enumerate(made):
+        if isinstance(result, CaseFailure):
+            failures.append(result)
+        else:
+            outputs.add(targets[case.name], result)
+        on(Event(stage="predict", done=index + 1, total=len(pending)))
+    return PredictResult(
+        written=tuple(folder / name for name in outputs.made), kept=tuple(kept), failures=tuple(failures), cases=outputs.made
+    )
+
+
+def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]:
+    if part is None:
+        return cases
+    number, total = part
+    if not 1 <= number <= total:
+        raise InputError(f"--part {number}/{total}: expected two numbers such as 2/8, the first from 1 to the second.")
+    return cases[number - 1 :: total]
+
+
+def _predict_there(
+    load: partial[Model], pending: Sequence[Case], targets: dict[str, Path], executor: Executor, *, probabilities: bool
+) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
+    """Each case wherever the executor runs it; a worker loads the model once."""
+    absolute = {name: target.resolve() for name, target in targets.items()}
+    place, keywords = Path(load.args[0]).resolve(), tuple(sorted(load.keywords.items(), key=lambda item: item[0]))
+    work = partial(_predict_on_worker, place=place, keywords=keywords, targets=absolute, probabilities=probabilities)
+    done = run_cases(work, pending, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
+    for outcome in done:
+        yield outcome.item, outcome.failure or outcome.result  # type: ignore[misc]
+
+
+def _predict_on_worker(
+    case: Case, *, place: Path, keywords: tuple[tuple[str, Any], ...], targets: dict[str, Path], probabilities: bool
+) -> PredictedCase:
+    ((_, result),) = _predict_here(_worker_model(place, keywords), [case], targets, probabilities=probabilities, budget=memory_budget(None))
+    if isinstance(result, CaseFailure):
+        raise InputError(result.reason)
+    return result
+
+
+@lru_cache(maxsize=1)
+def _worker_model(place: Path, keywords: tuple[tuple[str, Any], ...]) -> Model:
+    return load_model(place, **dict(keywords))
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A case that is read, and perhaps prepared already, with the seconds that this took."""
+
+    case: Case
+    digest: str
+    raw: RawCase | None
+    prepared: PreparedCase | None
+    seconds: dict[str, float]
+
+
+def _predict_here(
+    model: Model, pending: Sequence[Case], targets: dict[str, Path], *, probabilities: bool, budget: int
+) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
+    """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes."""
+    writing: list[tuple[Case, Future[PredictedCase]]] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        writing: list[Future[None]] = []
-        upcoming: Future[tuple[RawCase, str, float]] | None = None
+        upcoming: Future[_Ready] | None = None
         for index, case in enumerate(pending):
-            current = upcoming or reader.submit(_read, case)
-            upcoming = reader.submit(_read, pending[index + 1]) if index + 1 < len(pending) else None
-            on(Event(stage="predict", done=index, total=len(pending)))
+            current = upcoming or reader.submit(_read, case, model)
+            upcoming = None
+            reset_peak_memory()
             try:
-                raw, digest, seconds_reading = current.result()
-                began = time.perf_counter()
-                values, chances = _predict_one(loaded, raw, probabilities=probabilities)
+                ready = current.result()
+                prepared = _prepare(ready, model)
+                if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1]) <= budget:
+                    upcoming = reader.submit(_read, pending[index + 1], model)
+                with _timed(ready.seconds, "segment"), _probability_array(targets[case.name], prepared, model, probabilities) as chances:
+                    indices = model.segment(prepared, probabilities=chances)
+                    outcome: CaseFailure | None = None
             except InputError as error:
-                failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error)))
-                continue
+                outcome = CaseFailure(case=case.name, stage="predict", reason=str(error))
             except MemoryError as error:
-                failures.append(CaseFailure(case=case.name, stage="predict", reason=str(error) or "not enough memory for this image"))
+                outcome = CaseFailure(case=case.name, stage="predict", reason=str(error) or "not enough memory for this image")
+            if outcome is not None:
+                logger.error("%s: predict failed: %s", case.name, outcome.reason)
+                yield case, outcome
                 continue
-            seconds = {"read": seconds_reading, "predict": time.perf_counter() - began}
-            target = targets[case.name]
-            # the writer records what it has written: a run that is stopped here still finishes and records the file at hand
-            writing.append(writer.submit(outputs.write, target, values, chances, raw, digest, seconds))
-            written.append(target)
+            prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
+            # the writer ends what it has begun: a run that is stopped here still finishes the file at hand
+            writing.append((case, writer.submit(_write, targets[case.name], indices, chances, prepared, model, ready)))
+            del indices, chances, prepared, ready
             if len(writing) > 1:  # one file is being written while the next image is in the network
-                writing.pop(0).result()
-        for future in writing:
-            future.result()
-    if pending:
-        on(Event(stage="predict", done=len(pending), total=len(pending)))
-    return PredictResult(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
+                done, future = writing.pop(0)
+                yield done, future.result()
+        for done, future in writing:
+            yield done, future.result()
 
 
-def _predict_one(model: Model, raw: RawCase, *, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    indices, chances = model.predict_indices(raw, with_probabilities=probabilities)
-    return from_canonical(model.plan.labels.decode(indices), raw.orientation), chances
+def _read(case: Case, model: Model) -> _Ready:
+    """Read a case, and prepare it where the network runs on another device: on a processor that would only take its cores."""
+    ready = _Ready(case, digest_of(case), None, None, {})
+    with _timed(ready.seconds, "read"):
+        ready.raw = read_case(case, with_label=False)
+    if model.device.device.type != "cpu":
+        ready.prepared = _prepare(ready, model)
+    return ready
 
 
-def _read(case: Case) -> tuple[RawCase, str, float]:
+def _prepare(ready: _Ready, model: Model) -> PreparedCase:
+    if ready.prepared is None and ready.raw is not None:
+        with _timed(ready.seconds, "preprocess"):
+            ready.prepared = model.prepare(ready.raw, in_place=True)
+    prepared, ready.raw, ready.prepared = ready.prepared, None, None
+    if prepared is None:
+        raise ValueError(f"{ready.case.name}: was not read")
+    return prepared
+
+
+def _bytes_to_read(case: Case) -> int:
+    """What the next case takes while it is read; without a header that can be read, nothing: reading will say what is wrong."""
+    try:
+        return READING_BYTES_PER_VOXEL * len(case.channels) * prod(read_header(case.channels[0].path).geometry.shape)
+    except InputError:
+        return 0
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
-    return read_case(case, with_label=False), digest_of(case), time.perf_counter() - began
+    yield
+    seconds[stage] = time.perf_counter() - began
+
+
+@contextmanager
+def _probability_array(target: Path, prepared: PreparedCase, model: Model, is_wanted: bool) -> Iterator[np.ndarray | None]:
+    """Zeros ``(K, S, A, R)`` float16 in a file beside the output, which the system writes when memory gets short; None if not wanted."""
+    if not is_wanted:
+        yield None
+        return
+    scratch = _scratch_file(target)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.unlink(missing_ok=True)
+    shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
+    try:
+        array: np.ndarray = np.memmap(scratch, np.float16, "w+", shape=shape, order="F")
+        yield to_canonical(array, prepared.orientation)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _write(
+    target: Path, indices: np.ndarray, chances: np.ndarray | None, prepared: PreparedCase, model: Model, ready: _Ready
+) -> PredictedCase:
+    """Write the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
+    with _timed(ready.seconds, "write"):
+        _probability_file(target).unlink(missing_ok=True)
+        write_label_map(target, model.finish(indices, prepared.orientation), prepared.header)
+        if chances is not None:
+            _write_probabilities(target, (len(chances), *prepared.header.geometry.shape), model)
+    peak = peak_memory()
+    return PredictedCase(
+        model=model.identity,
+        input_digest=ready.digest,
+        seconds=ready.seconds,
+        peak_mib=None if peak is None else round(peak / 2**20, 1),
+        shape=prepared.header.geometry.shape,
+    )
+
+
+def _write_probabilities(target: Path, shape: tuple[int, ...], model: Model) -> None:
+    """``CASE.npz`` from the scratch file, slice by slice: ``probabilities`` (class, x, y, z) float16 and the labels' ``values``."""
+    scratch = _scratch_file(target)
+    array: np.ndarray = np.memmap(scratch, np.float16, "r", shape=shape, order="F")
+    with replacing(_probability_file(target)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("probabilities.npy", "w", force_zip64=True) as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": True, "shape": shape}
+            np.lib.format.write_array_header_2_0(stream, header)
+            for k in range(shape[-1]):
+                stream.write(array[..., k].tobytes(order="F"))
+        with file.open("values.npy", "w") as stream:
+            np.lib.format.write_array(stream, np.asarray(model.plan.labels.values))
+    scratch.unlink(missing_ok=True)
+
+
+def _scratch_file(target: Path) -> Path:
+    return target.with_name(f".{_probability_file(target).name}.scratch")
+
+
+def _record_name(part: tuple[int, int] | None) -> str:
+    """Machines that work on parts do not write the same file."""
+    return RECORD if part is None else f"predictions-{part[0]}-of-{part[1]}.json"
+
+
+def _recorded(folder: Path) -> Predictions:
+    """All that is recorded in a folder."""
+    cases: dict[str, PredictedCase] = {}
+    for file in sorted(folder.glob("predictions*.json")):
+        cases |= read_record(file, Predictions, "predictions").cases
+    return Predictions(cases=cases)
 
 
 class _Outputs:
-    """Writes label maps (and probabilities) and records each in ``predictions.json`` once it is whole; used by one thread."""
+    """Records each output in ``predictions.json`` once it is whole."""
 
-    def __init__(self, record_file: Path, record: Predictions, model: Model, identity: str) -> None:
-        self.record_file, self.model, self.identity = record_file, model, identity
-        self.cases = dict(record.cases)
+    def __init__(self, record_file: Path) -> None:
+        self.record_file = record_file
+        self.made: dict[str, PredictedCase] = {}
+        self._before = read_record(record_file, Predictions, "predictions").cases if record_file.exists() else {}
 
-    def write(
-        self, target: Path, values: np.ndarray, chances: np.ndarray | None, raw: RawCase, digest: str, seconds: dict[str, float]
-    ) -> None:
-        """Write the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
-        began = time.perf_counter()
-        _probability_file(target).unlink(missing_ok=True)
-        write_label_map(target, values, raw.header)
-        if chances is not None:
-            with replacing(_probability_file(target)) as temporary, temporary.open("wb") as stream:
-                np.savez_compressed(
-                    stream,
-                    probabilities=from_canonical(chances, raw.orientation).astype(np.float16),
-                    values=np.asarray(self.model.plan.labels.values),
-                )
-        spent = {**seconds, "write": time.perf_counter() - began}
-        self.cases[target.name] = PredictedCase(model=self.identity, input_digest=digest, seconds=spent)
-        write_record(self.record_file, Predictions(cases=self.cases), "predictions")
+    def add(self, target: Path, case: PredictedCase) -> None:
+        """One more output is there."""
+        self.made[target.name] = case
+        write_record(self.record_file, Predictions(cases={**self._before, **self.made}), "predictions")
 
 
 def _probability_file(target: Path) -> Path:

@@ -16,16 +16,25 @@ from medseg3d.errors import InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.fingerprint import Fingerprint
-from medseg3d.model import load_models
+from medseg3d.loading import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
 from medseg3d.reading import read_label_maps
 from medseg3d.records import read_record, write_record
-from medseg3d.selection import Candidate, Selection, pairs_of
+from medseg3d.selection import (
+    MIRRORING,
+    Candidate,
+    MirroringChoice,
+    PairMirroring,
+    Selection,
+    choose_mirroring,
+    pairs_of,
+    read_fold_mirroring,
+)
 from medseg3d.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
-from medseg3d.workflows.train import predict_and_measure, read_split, validate
+from medseg3d.workflows.train import METRICS, predict_and_measure, read_split, use_other_mirroring, validate
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +58,13 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     measured = [m for name in plan.configurations if (m := _single(root, work, folder, name, device, on)) is not None]
     if not measured:
         raise InputError(f"{folder.root}: no fold with validation is finished. Run medseg3d train --fold 0 first.")
+    mirroring = {m.names[0]: _choose_mirroring(folder, m.names[0], m.folds) for m in measured}
+    measured = [_measured_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
     folds_of = {m.names[0]: m.folds for m in measured}
     for pair in pairs_of(list(folds_of)):
         common = tuple(fold for fold in folds_of[pair[0]] if fold in folds_of[pair[1]])
         if common:
-            measured.append(_pair(root, folder, pair, common, device, on))
+            measured.append(_pair(root, folder, pair, common, {name: mirroring[name].is_used for name in pair}, device, on))
     candidates = [
         Candidate(
             configurations=m.names,
@@ -65,7 +76,8 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     selection = choose(candidates, recommended=plan.recommended)
     best = next(m for m in measured if m.names == selection.configurations)
     chosen = choose_postprocessing(_validated(root, folder, plan, best), plan.labels, max_bytes_per_case=_largest_case_bytes(folder))
-    selection = replace(selection, postprocessing=chosen)
+    notes = (*selection.notes, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
+    selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes)
     write_record(folder.selection, selection, "selection")
     return selection
 
@@ -90,17 +102,55 @@ def _single(root: Path, work: Path | None, folder: WorkFolder, name: str, device
     return _Measured((name,), folds, evaluations)
 
 
-def _pair(root: Path, folder: WorkFolder, names: tuple[str, str], folds: tuple[str, ...], device: str, on: Listener) -> _Measured:
+def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> MirroringChoice:
+    """By all cases that were measured both ways; as most folds were measured, where none was."""
+    both: dict[bool, dict[str, float | None]] = {True: {}, False: {}}
+    ways: list[bool] = []
+    for fold in folds:
+        validation = folder.validation(name, fold)
+        made = read_fold_mirroring(validation)
+        ways.append(made is None or made.is_used)
+        if made is not None and made.has_other:
+            both[made.is_used] |= read_evaluation(validation / METRICS).dice_per_case()
+            both[not made.is_used] |= read_evaluation(validation / made.other / METRICS).dice_per_case()
+    if both[True]:
+        return choose_mirroring(both[True], both[False])
+    is_used = sum(ways) * 2 >= len(ways)
+    return MirroringChoice(is_used=is_used, gain=None, reason="measured one way only")
+
+
+def _measured_so(folder: WorkFolder, measured: _Measured, is_mirrored: bool) -> _Measured:
+    """The same folds with their label maps and measures made the chosen way, where they were made both ways."""
+    for fold in measured.folds:
+        validation = folder.validation(measured.names[0], fold)
+        made = read_fold_mirroring(validation)
+        if made is not None and made.has_other and made.is_used != is_mirrored:
+            use_other_mirroring(validation)
+    evaluations = tuple(read_evaluation(folder.validation(measured.names[0], fold) / METRICS) for fold in measured.folds)
+    return replace(measured, evaluations=evaluations)
+
+
+def _pair(
+    root: Path,
+    folder: WorkFolder,
+    names: tuple[str, str],
+    folds: tuple[str, ...],
+    mirroring: dict[str, bool],
+    device: str,
+    on: Listener,
+) -> _Measured:
     evaluations = []
     for fold in folds:
         target = folder.validation("+".join(names), fold)
         newest = max(folder.weights(name, fold).stat().st_mtime for name in names)
-        metrics = target / "metrics.json"
-        if metrics.exists() and metrics.stat().st_mtime >= newest:
+        metrics, made = target / METRICS, target / MIRRORING
+        is_same = made.exists() and read_record(made, PairMirroring, "mirroring").is_used == mirroring
+        if is_same and metrics.exists() and metrics.stat().st_mtime >= newest:
             evaluations.append(read_evaluation(metrics))
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
-        model = load_models(folder, names, folds=[fold], device=device)
+        model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
+        write_record(made, PairMirroring(is_used=mirroring), "mirroring")
         validation = read_split(folder, fold).validation
         evaluations.append(predict_and_measure(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
     return _Measured(names, folds, tuple(evaluations))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -20,11 +21,15 @@ from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
-from medseg3d.model import Model, load_models
+from medseg3d.images import write_label_map
+from medseg3d.loading import load_models
+from medseg3d.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
-from medseg3d.records import read_json, read_record, to_plain
+from medseg3d.reading import read_case
+from medseg3d.records import read_json, read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
+from medseg3d.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.training.folds import Folds
 from medseg3d.training.state import STATE, EpochRecord, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
@@ -36,6 +41,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FIGURES = 20.0
 """Drawing progress.png takes half a second; short epochs need not pay it each time."""
 ALL_CASES = "all"
+METRICS = "metrics.json"
 
 
 def train(
@@ -52,7 +58,7 @@ def train(
 ) -> Evaluation | None:
     """Train a fold to its end, going on where an earlier run stopped, then measure it; None for the fold ``all``.
 
-    ``tta`` is the mirroring of the measured cases, as for prediction.
+    ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
     Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then.
     """
     options = options or TrainingOptions()
@@ -117,18 +123,47 @@ def validate(
     plan = folder.read_plan()
     chosen = plan.configuration(configuration)
     target = folder.validation(chosen.name, fold)
-    metrics = target / "metrics.json"
-    weights = folder.weights(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder.fold(chosen.name, fold), plan_digest(plan, chosen, split))
-    if keep_finished and metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime:
-        evaluation = read_evaluation(metrics)
-        if not evaluation.failures:  # a case that failed may be mended by now
-            return evaluation
+    if keep_finished and (kept := _kept_measures(target, folder.weights(chosen.name, fold), tta)) is not None:
+        return kept
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
-    return predict_and_measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
+    measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
+    if measure is predict_and_measure:
+        write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
+    return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
+
+
+def _kept_measures(target: Path, weights: Path, tta: str) -> Evaluation | None:
+    """The measures of a fold, where they are newer than its weights and made with the wanted mirroring; in ``target`` afterwards."""
+    metrics = target / METRICS
+    if not (metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime):
+        return None
+    made = read_fold_mirroring(target)
+    if tta != "auto" and made is not None and made.is_used != (tta == "on"):
+        if not made.has_other:
+            return None
+        use_other_mirroring(target)
+    evaluation = read_evaluation(metrics)
+    return None if evaluation.failures else evaluation  # a case that failed may be mended by now
+
+
+def use_other_mirroring(validation: Path) -> None:
+    """Exchange the label maps and measures of a validation with those that were made the other way."""
+    made = read_fold_mirroring(validation)
+    if made is None or not made.has_other:
+        raise InputError(f"{validation}: was measured one way only.")
+    now = replace(made, is_used=not made.is_used)
+    other, own = validation / made.other, validation / now.other
+    own.mkdir(exist_ok=True)
+    for file in [file for file in validation.iterdir() if file.is_file() and file.name != MIRRORING]:
+        file.replace(own / file.name)
+    for file in list(other.iterdir()):
+        file.replace(validation / file.name)
+    other.rmdir()
+    write_record(validation / MIRRORING, now, "mirroring")
 
 
 def _check_trained_on(folder: Path, digest: str) -> None:
@@ -145,26 +180,70 @@ def predict_and_measure(
     root: Path, model: Model, names: tuple[str, ...], target: Path, *, tolerance_mm: float | None, on: Listener
 ) -> Evaluation:
     """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on."""
+
+    def predict(case: Case) -> None:
+        model.predict_case(case, target / f"{case.name}.nii.gz")
+
+    cases, failures = _predict_validation(root, model, names, predict, on)
+    for name in set(names) - {case.name for case in cases}:
+        (target / f"{name}.nii.gz").unlink(missing_ok=True)
+    return _measured(cases, failures, model, target, tolerance_mm)
+
+
+def measure_both_ways(
+    root: Path, model: Model, names: tuple[str, ...], target: Path, *, tolerance_mm: float | None, on: Listener
+) -> Evaluation:
+    """:func:`predict_and_measure` with and without mirroring, of one pass over each image; what is better stays in ``target``.
+
+    The other way lies beside it (:class:`~medseg3d.selection.FoldMirroring`). Mirroring must gain enough to be worth its time.
+    """
+    record = FoldMirroring(is_used=True, has_other=True)
+    plain = target / record.other
+
+    def predict(case: Case) -> None:
+        prepared = model.prepare(read_case(case, with_label=False), in_place=True)
+        for folder, indices in zip((target, plain), model.segment_both(prepared), strict=True):
+            write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
+
+    shutil.rmtree(target, ignore_errors=True)
+    cases, failures = _predict_validation(root, model, names, predict, on)
+    with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm) for folder in (target, plain))
+    choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
+    on(Event(stage="validate", message=f"Measured both ways: {choice.reason}."))
+    write_record(target / MIRRORING, record, "mirroring")
+    if choice.is_used:
+        return with_mirroring
+    use_other_mirroring(target)
+    return without
+
+
+def _predict_validation(
+    root: Path, model: Model, names: tuple[str, ...], predict: Callable[[Case], None], on: Listener
+) -> tuple[list[Case], list[CaseFailure]]:
+    """Predict training cases one by one; those that worked, and the failures."""
     cases = {case.name: case for case in open_dataset(root, channels=model.plan.channels).training}
     missing = [name for name in names if name not in cases]
     if missing:
         raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
-    pairs: list[Pair] = []
+    done: list[Case] = []
     failures: list[CaseFailure] = []
     for index, name in enumerate(names):
-        output = target / f"{name}.nii.gz"
         try:
-            model.predict_case(cases[name], output)
+            predict(cases[name])
         except (InputError, MemoryError) as error:
             logger.error("%s: validate failed: %s", name, error)
             failures.append(CaseFailure(case=name, stage="validate", reason=str(error)))
-            output.unlink(missing_ok=True)
             continue
-        pairs.append(Pair(case=name, prediction=output, reference=_label_of(cases[name])))
+        done.append(cases[name])
         on(Event(stage="validate", done=index + 1, total=len(names)))
+    return done, failures
+
+
+def _measured(cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None) -> Evaluation:
+    pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]
     evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm)
     evaluation = replace(evaluation, failures=(*failures, *evaluation.failures))
-    write_evaluation(evaluation, target / "metrics.json")
+    write_evaluation(evaluation, target / METRICS)
     return evaluation
 
 

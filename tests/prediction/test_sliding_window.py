@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,8 @@ from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction import sliding_window
-from medseg3d.prediction.mirroring import mean_over_flips
-from medseg3d.prediction.sliding_window import importance_map, predict_logits, window_starts
+from medseg3d.prediction.mirroring import flipped_logits
+from medseg3d.prediction.sliding_window import axis_weights, predict_logits, stream_logits, window_starts
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 sizes = st.integers(1, 23)
@@ -41,6 +43,7 @@ def test_an_identity_network_in_2d_returns_the_image(shape: tuple[int, ...], win
     assert torch.allclose(logits, image, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 200), st.floats(0.1, 1.0))
 def test_windows_cover_every_voxel_and_stay_inside(size: int, window: int, step: float) -> None:
     starts = window_starts(size, window, step)
@@ -58,13 +61,29 @@ def test_folds_are_averaged() -> None:
 
 def test_mirroring_turns_the_logits_back() -> None:
     batch = torch.randn(1, 1, 4, 5, 6)
-    assert torch.allclose(mean_over_flips(lambda x: 2 * x, batch, (0, 1, 2)), 2 * batch)
+    for at_once in (1, 2, 3, 8):
+        found = list(flipped_logits(lambda x: 2 * x, batch, (0, 1, 2), at_once=at_once))
+        assert len(found) == 8
+        assert all(torch.equal(logits, 2 * batch) for logits in found)
 
 
-def test_weights_are_highest_in_the_middle_and_never_zero() -> None:
-    weights = importance_map((16, 20, 24))
-    assert weights.min() > 0
-    assert weights[8, 10, 12] == weights.max() == 1
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 24), st.floats(0.1, 1.0))
+def test_the_weights_of_all_windows_sum_to_one_everywhere(size: int, window: int, step: float) -> None:
+    size = max(size, window)
+    total = torch.zeros(size)
+    for start, weights in axis_weights(size, window, window_starts(size, window, step)).items():
+        assert weights.min() > 0
+        total[start : start + window] += weights
+    torch.testing.assert_close(total, torch.ones(size))
+
+
+def test_weights_are_gaussians_of_an_eighth_of_the_window_before_they_are_divided() -> None:
+    first, second = axis_weights(24, 16, (0, 8)).values()
+    ratio = first[8:] / second[:8]
+    places = torch.arange(8.0)
+    expected = torch.exp(-0.5 * ((places / 2) ** 2 - ((places - 8) / 2) ** 2))
+    torch.testing.assert_close(ratio, expected, rtol=1e-4, atol=0)
 
 
 def test_nan_logits_name_the_case() -> None:
@@ -72,31 +91,111 @@ def test_nan_logits_name_the_case() -> None:
         predict_logits([lambda x: x * float("nan")], torch.ones(1, 4, 4, 4), case="case_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
 
 
-def test_logits_that_the_device_cannot_hold_are_added_up_in_main_memory(monkeypatch, caplog) -> None:
-    image = torch.randn(1, 9, 8, 7)
-    expected = predict_logits([torch.nn.Identity()], image, case="x", window=(4, 4, 4), device=CPU)
-    inner, calls = sliding_window._predict_logits, []
+class Full(torch.nn.Module):
+    """Doubles its input; out of memory for more than ``most`` windows, and ``failures`` times for any."""
 
-    def full(*arguments, **options):
-        calls.append(options["results"])
-        if len(calls) == 1:
+    def __init__(self, most: int = 99, failures: int = 0) -> None:
+        super().__init__()
+        self.most, self.failures, self.batches = most, failures, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most or self.failures > 0:
+            self.failures -= 1
             raise torch.OutOfMemoryError("full")
-        return inner(*arguments, **options)
+        self.batches.append(len(x))
+        return 2 * x
 
-    monkeypatch.setattr(sliding_window, "_predict_logits", full)
-    found = predict_logits([torch.nn.Identity()], image, case="scan_7", window=(4, 4, 4), device=CPU)
-    assert torch.equal(found, expected)
-    assert calls == [torch.device("cpu")] * 2
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 9])
+def test_fewer_windows_at_once_give_the_same_where_memory_is_short(
+    most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = torch.randn(2, 19, 8, 7)
+    network = Full(most)
+    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 16)
+    with caplog.at_level("INFO"):
+        found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=CPU)
+    torch.testing.assert_close(found, 2 * image, rtol=1e-5, atol=1e-5)
+    assert max(network.batches) <= most
     assert "scan_7" in caplog.text
 
 
-def test_windows_that_the_device_cannot_hold_are_a_memory_error(monkeypatch) -> None:
-    def full(*arguments, **options):
-        raise torch.OutOfMemoryError("full")
+def test_the_sums_move_to_main_memory_then_the_networks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The device ``meta`` stands for a GPU; nothing is computed on it, as everything there is out of memory."""
+    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
+    monkeypatch.setattr(torch.Tensor, "to", moving_nothing_to_meta(torch.Tensor.to))
+    network = Full(failures=2)
+    image = torch.randn(1, 9, 8, 7)
+    meta = Elsewhere(device=torch.device("meta"), precision="float32")
+    found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=meta)
+    torch.testing.assert_close(found, 2 * image, rtol=1e-5, atol=1e-5)
+    assert "main memory" in caplog.text
+    assert "going on without it" in caplog.text
 
-    monkeypatch.setattr(sliding_window, "_predict_logits", full)
+
+class Elsewhere(Device):
+    """A device that autocast does not know."""
+
+    def autocast(self):  # type: ignore[no-untyped-def]
+        return nullcontext()
+
+
+def moving_nothing_to_meta(to):  # type: ignore[no-untyped-def]
+    def same(tensor, *arguments, **options):  # type: ignore[no-untyped-def]
+        return tensor if arguments and arguments[0] == torch.device("meta") else to(tensor, *arguments, **options)
+
+    return same
+
+
+def test_windows_that_main_memory_cannot_hold_are_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="scan_7"):
-        predict_logits([torch.nn.Identity()], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)
+        predict_logits([Full(0)], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)
+
+
+def test_other_errors_of_a_network_surface_as_they_are() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        predict_logits([broken], torch.zeros(1, 4, 4, 4), case="x", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(st.integers(1, 40), sizes, sizes), st.integers(1, 12), st.sampled_from([2, 3]), st.sampled_from([0.3, 0.5, 1.0]))
+def test_slabs_are_consecutive_rows_and_few_are_held(shape: tuple[int, ...], edge: int, dimensions: int, step: float) -> None:
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    window = (edge,) * dimensions
+    held: list[int] = []
+    make = sliding_window._Sums.for_tiles
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
+        patch.setattr(
+            sliding_window._Sums, "for_tiles", staticmethod(lambda *a: held.append(0) or (s := make(*a), held.append(s.values.shape[1]))[0])
+        )
+        slabs = [slab.clone() for slab in stream_logits([torch.nn.Identity()], image, case="x", window=window, device=CPU, step=step)]
+    torch.testing.assert_close(torch.cat(slabs, 1), image, rtol=1e-5, atol=1e-5)
+    assert max(held) <= (edge if dimensions == 3 else 1)
+
+
+def test_logits_without_mirroring_come_beside_those_with_it() -> None:
+    image = torch.randn(1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    shift = torch.nn.Conv3d(1, 2, 3, padding=1)  # not symmetric
+    options = {"case": "x", "window": (4, 8, 4), "device": CPU}
+    both = torch.cat(
+        [s.clone() for s in stream_logits([shift, shift], image, **options, mirror_axes=(0, 2), with_unmirrored=True)], 1  # type: ignore[arg-type]
+    )  # fmt: skip
+    torch.testing.assert_close(both[:2], predict_logits([shift], image, **options, mirror_axes=(0, 2)))  # type: ignore[arg-type]
+    torch.testing.assert_close(both[2:], predict_logits([shift], image, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e4])
+def test_sums_in_half_precision_round_and_never_overflow(scale: float) -> None:
+    image = scale * torch.randn(1, 17, 9, 9, generator=torch.Generator().manual_seed(0))
+    slabs = stream_logits([torch.nn.Identity()], image, case="x", window=(8, 8, 8), device=CPU, max_bytes=0)
+    found = torch.cat([slab.float() for slab in slabs], 1)
+    torch.testing.assert_close(found, image, rtol=4e-3, atol=4e-3 * scale)
+    first = next(stream_logits([torch.nn.Identity()], image, case="x", window=(8, 8, 8), device=CPU, max_bytes=0))
+    assert first.dtype == (torch.float16 if scale == 1 else torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(9, 14, 11), (3, 5, 20), (1, 7, 6)])

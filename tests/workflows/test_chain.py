@@ -248,7 +248,7 @@ def test_single_outputs_in_one_folder_are_told_apart_by_their_file(trained: Path
         assert main([*command, "--probabilities"]) == 0
     record = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
     assert sorted(record["cases"]) == ["A.nii.gz", "B.nii.gz"]
-    assert main([*command, "--overwrite", "--tta", "off"]) == 0
+    assert main([*command, "--overwrite", "--step", "1"]) == 0
     assert not (tmp_path / "out/B.npz").exists(), "probabilities of an earlier call must not stay beside new labels"
     assert (tmp_path / "out/A.npz").exists()
 

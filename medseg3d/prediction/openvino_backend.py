@@ -1,0 +1,42 @@
+"""Networks on OpenVINO's kernels for processors: a torch network and its window go in, a network with the same numbers comes out.
+
+OpenVINO arranges the weights once and joins convolutions with what follows them; torch does both anew in every call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from medseg3d.devices import Device
+from medseg3d.errors import InputError
+from medseg3d.execution import available_cores
+
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+"""Precision of a device → OpenVINO's name of it."""
+
+
+class OpenVinoNetwork(torch.nn.Module):
+    """Logits ``(B, K, *window)`` float32 of windows ``(B, C, *window)``, one window after the other; for prediction only."""
+
+    def __init__(self, network: torch.nn.Module, in_channels: int, window: Sequence[int], device: Device) -> None:
+        super().__init__()
+        try:
+            import openvino
+        except ImportError:
+            raise InputError("--backend openvino needs OpenVINO: pip install 'medseg3d[cpu]'.") from None
+        if device.device.type != "cpu":
+            raise InputError(f"--backend openvino runs on the processor, not on {device.device}. Add --device cpu.")
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[device.precision], "INFERENCE_NUM_THREADS": available_cores()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the converters, about their own future
+            program = torch.export.export(network.eval(), (torch.zeros(1, in_channels, *window),))
+            converted = openvino.convert_model(program)
+        self._request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *window)`` → ``(B, K, *window)``."""
+        windows = x.float().contiguous().numpy()
+        return torch.stack([torch.from_numpy(self._request.infer([window[None]])[0][0].copy()) for window in windows])

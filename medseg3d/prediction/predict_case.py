@@ -1,0 +1,208 @@
+"""From a raw case to its label indices: prepared images go through the networks, and slabs of logits become rows of the label map.
+
+What is held beside the prepared images and the label map does not grow with the number of slices, nor at full size with the number of
+classes: not for one network, not for folds, pairs of configurations, cascades or probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from medseg3d.axes import to_network_order
+from medseg3d.cropping import nonzero_mask
+from medseg3d.devices import Device
+from medseg3d.geometry import Orientation
+from medseg3d.images import ImageHeader
+from medseg3d.labels import Labels
+from medseg3d.networks.build import output_size
+from medseg3d.plan import Configuration, Plan
+from medseg3d.prediction.restore import LabelCanvas, on_crop, restore_label_maps, restored_probabilities
+from medseg3d.prediction.sliding_window import stream_logits
+from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels
+from medseg3d.reading import RawCase
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One configuration of a model with the networks of its folds; ``previous`` is the first stage of a cascade."""
+
+    configuration: Configuration
+    networks: tuple[torch.nn.Module, ...]
+    mirroring: bool = True
+    previous: Member | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedCase:
+    """A case as the networks of all members want it, and what it takes to write its label map; the raw image is not kept.
+
+    ``images`` are by configuration, also those of first stages. ``inside`` (bool, crop in network order) is the non-zero region, kept
+    for cascades.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    orientation: Orientation
+    header: ImageHeader
+    images: dict[str, PreprocessedCase]
+    inside: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return sum(case.image.nbytes for case in self.images.values()) + (self.inside.nbytes if self.inside is not None else 0)
+
+
+def prepare_case(raw: RawCase, plan: Plan, members: Sequence[Member], *, in_place: bool = False) -> PreparedCase:
+    """Preprocess a raw case for all members; with ``in_place`` its image is overwritten, which spares a copy."""
+    stages = [stage for member in members for stage in (member.previous, member) if stage is not None]
+    configurations = {stage.configuration.name: stage.configuration for stage in stages}
+    inside = None
+    if any(member.previous is not None for member in members):
+        inside = nonzero_mask(to_network_order(raw.image, plan.axis_order))
+    cases = list(preprocess_for(raw, plan=plan, configurations=tuple(configurations.values()), in_place=in_place))
+    if inside is not None:
+        inside = inside[tuple(slice(start, stop) for start, stop in cases[0].restoration.box)]
+    return PreparedCase(
+        name=raw.name,
+        shape=raw.image.shape[1:],
+        orientation=raw.orientation,
+        header=raw.header,
+        images=dict(zip(configurations, cases, strict=True)),
+        inside=inside,
+    )
+
+
+def segment(
+    prepared: PreparedCase,
+    members: Sequence[Member],
+    labels: Labels,
+    device: Device,
+    *,
+    step: float = 0.5,
+    probabilities: np.ndarray | None = None,
+) -> np.ndarray:
+    """Label indices ``(S, A, R)``: the arg-max of one member's logits, or of the mean probabilities of several.
+
+    ``probabilities``, zeros ``(K, S, A, R)`` of any float type, in memory or mapped from a file, is filled where it is given; outside
+    of the non-zero region all is background.
+    """
+    is_regions = bool(labels.regions)
+    if len(members) == 1 and probabilities is None:
+        (member,) = members
+        case = _with_first_stage(prepared, member, labels, device, step)
+        slabs = _slabs(prepared.name, case, member, device, step)
+        (indices,) = restore_label_maps(slabs, labels.num_outputs, case.restoration, is_regions=is_regions)
+        return indices
+    cases = [_with_first_stage(prepared, member, labels, device, step) for member in members]
+    streams = [
+        restored_probabilities(
+            _slabs(prepared.name, case, member, device, step), labels.num_outputs, case.restoration, is_regions=is_regions
+        )
+        for case, member in zip(cases, members, strict=True)
+    ]
+    restoration = cases[0].restoration  # the raw grid and the crop are the same for all
+    canvas = LabelCanvas(restoration, labels.num_classes - 1)
+    if probabilities is not None and not is_regions:
+        probabilities[0] = 1
+    for rows, block in streams[0] if len(streams) == 1 else _mean_of(streams, is_regions=is_regions):
+        canvas.crop[rows] = block[-1]
+        if probabilities is not None:
+            on_crop(probabilities, restoration)[:, rows] = block[:-1]
+    return canvas.indices
+
+
+def segment_with_and_without_mirroring(
+    prepared: PreparedCase, member: Member, labels: Labels, device: Device, *, step: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two label maps ``(S, A, R)`` of one pass over the image: with mirroring, and without."""
+    case = _with_first_stage(prepared, member, labels, device, step)
+    slabs = _slabs(prepared.name, case, member, device, step, with_unmirrored=True)
+    mirrored, plain = restore_label_maps(slabs, labels.num_outputs, case.restoration, num_maps=2, is_regions=bool(labels.regions))
+    return mirrored, plain
+
+
+def _with_first_stage(prepared: PreparedCase, member: Member, labels: Labels, device: Device, step: float) -> PreprocessedCase:
+    """The member's image; in a cascade with the label map of the first stage in further channels."""
+    case = prepared.images[member.configuration.name]
+    if member.previous is None or prepared.inside is None:
+        return case
+    first = segment(prepared, (member.previous,), labels, device, step=step)
+    channels = previous_stage_channels(first, prepared.inside, case, labels)
+    return replace(case, image=np.concatenate((case.image, channels)))
+
+
+def _slabs(
+    name: str, case: PreprocessedCase, member: Member, device: Device, step: float, *, with_unmirrored: bool = False
+) -> Iterator[torch.Tensor]:
+    configuration = member.configuration
+    slabs = stream_logits(
+        member.networks,
+        torch.from_numpy(case.image),
+        case=name,
+        window=configuration.patch_size,
+        output=output_size(configuration.network, configuration.patch_size),
+        device=device,
+        step=step,
+        mirror_axes=configuration.mirror_axes if member.mirroring or with_unmirrored else (),
+        with_unmirrored=with_unmirrored,
+    )
+    if device.device.type == "cpu":
+        return slabs
+    return ahead(slab.to("cpu", copy=True) for slab in slabs)  # the device computes the next slab while this one is restored
+
+
+def with_openvino(member: Member, device: Device) -> Member:
+    """The same networks on OpenVINO's kernels, of all stages; raises :class:`InputError` where it is not installed."""
+    from medseg3d.prediction.openvino_backend import OpenVinoNetwork
+
+    window, channels = member.configuration.patch_size, member.configuration.network.in_channels
+    return replace(
+        member,
+        networks=tuple(OpenVinoNetwork(network, channels, window, device) for network in member.networks),
+        previous=None if member.previous is None else with_openvino(member.previous, device),
+    )
+
+
+def _mean_of(streams: Sequence[Iterator[tuple[slice, np.ndarray]]], *, is_regions: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """The mean of streams of consecutive rows whose blocks may begin at different rows; the last channel is the index that wins then."""
+    blocks: list[tuple[int, np.ndarray]] = [(0, np.empty((0, 0)))] * len(streams)
+    while True:
+        for number, stream in enumerate(streams):
+            if not blocks[number][1].size:
+                rows, block = next(stream, (slice(0, 0), None))
+                if block is None:
+                    return
+                blocks[number] = (rows.start, block)
+        start = blocks[0][0]
+        count = min(block.shape[1] for _, block in blocks)
+        mean = np.mean([block[:, :count] for _, block in blocks], 0)
+        mean[-1] = _painted(mean[:-1]) if is_regions else mean[:-1].argmax(0)
+        yield slice(start, start + count), mean
+        blocks = [(first + count, block[:, count:]) for first, block in blocks]
+
+
+def _painted(probabilities: np.ndarray) -> np.ndarray:
+    """Region ``i`` with index ``i + 1`` where its probability is above a half, later ones over earlier ones."""
+    indices = np.zeros(probabilities.shape[1:], np.min_scalar_type(len(probabilities)))
+    for number, chance in enumerate(probabilities, start=1):
+        indices[chance > 0.5] = number
+    return indices
+
+
+def ahead(values: Iterator[Value]) -> Iterator[Value]:
+    """The same values, each computed in a thread of its own while the one before is in use, never more than one ahead."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        upcoming = pool.submit(next, values, end)
+        while (value := upcoming.result()) is not end:
+            upcoming = pool.submit(next, values, end)
+            yield value  # type: ignore[misc]

@@ -1,0 +1,56 @@
+"""A model and settings in, a web application out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from medseg3d.dataset import Case
+from medseg3d.model import Model
+from medseg3d.serving.gate import Gate
+from medseg3d.serving.jobs import Jobs
+from medseg3d.serving.predict_upload import predict_upload
+from medseg3d.serving.routes import add_refusals, routes
+from medseg3d.serving.settings import ServeSettings
+from medseg3d.version import __version__
+
+SWEEP_SECONDS = 30.0
+"""How exactly the time is kept for which label maps are."""
+ABOUT = "Images in, label maps out, on the grid of the image. Not a medical device: no clinical clearance."
+
+
+def build_app(model: Model, settings: ServeSettings) -> FastAPI:
+    """The application that serves a model, for one event loop; ``app.state.jobs`` is its queue.
+
+    The thread that predicts and the folder of the jobs' files live from the application's start to its end.
+    """
+    device = model.device
+
+    def work(case: Case, output: Path, tell: Callable[[str], None]) -> dict[str, float]:
+        return predict_upload(case, output, model=model, device=device, tell=tell)
+
+    jobs = Jobs(work, max_jobs=settings.max_jobs, keep_seconds=60 * settings.keep_minutes, max_kept=settings.max_kept)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with jobs:
+            sweeping = asyncio.create_task(_sweep(jobs))
+            yield
+            sweeping.cancel()
+
+    app = FastAPI(title="medseg3d", version=__version__, description=ABOUT, lifespan=lifespan, redoc_url=None)
+    app.state.jobs = jobs
+    app.add_middleware(Gate, token=settings.token)
+    add_refusals(app)
+    app.include_router(routes(model, jobs, settings))
+    return app
+
+
+async def _sweep(jobs: Jobs) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        await asyncio.to_thread(jobs.sweep)

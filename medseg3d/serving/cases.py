@@ -1,0 +1,70 @@
+"""From uploaded files to the one case that they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg3d.dataset import Case, ChannelFile, prediction_cases
+from medseg3d.errors import ChannelCountError, ImageReadError, InputError
+from medseg3d.images import case_name, ending_of, is_image, read_header
+from medseg3d.images.dicom import holds_series
+from medseg3d.serving.attached import check_attached
+from medseg3d.serving.unpack import unpack
+from medseg3d.wording import counted, listed
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def uploaded_case(files: Sequence[Path], *, num_channels: int, max_unpacked_bytes: int) -> Case:
+    """One image; one file per channel, by their numbers (``CASE_0000``) or in the order in which they came; or a zip of either, or of
+    one DICOM series.
+
+    Reads headers, no voxels. Raises the :class:`InputError` of what is wrong.
+    """
+    if len(files) == 1 and files[0].name.lower().endswith(".zip"):
+        return _case_of_zip(files[0], num_channels, max_unpacked_bytes)
+    return _case_of_files(files, num_channels)
+
+
+def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int) -> Case:
+    folder = archive.with_suffix("")
+    members = unpack(archive, folder, max_bytes=max_unpacked_bytes)
+    archive.unlink()
+    series = [each for each in sorted({member.parent for member in members}) if holds_series(each)]
+    if len(series) > 1:
+        found = listed([str(each.relative_to(folder)) for each in series])
+        raise InputError(f"{archive.name}: DICOM files in {counted(len(series), 'folder')} ({found}); send a zip of one series.")
+    if series and num_channels == 1:
+        return Case(name=folder.name, channels=(ChannelFile(path=series[0]),))
+    if series:
+        raise ChannelCountError(f"{archive.name}: one DICOM series, expected {num_channels} channels. Send one file per channel.")
+    images = sorted(member for member in members if is_image(member))
+    if not images:
+        raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image (.nii.gz, .nii, .nrrd, .mha).")
+    return _case_of_files(images, num_channels)
+
+
+def _case_of_files(files: Sequence[Path], num_channels: int) -> Case:
+    for file in files:
+        check_attached(file)
+    if len(files) == 1:
+        return prediction_cases(files[0], num_channels=num_channels)[0]
+    if any(file.name.lower().endswith(".zip") for file in files):
+        raise InputError(f"A zip comes alone; found {counted(len(files), 'file')}.")
+    if len(files) != num_channels:
+        advice = " A DICOM series comes as one zip." if any(ending_of(file) == ".dcm" for file in files) else ""
+        found = f"{counted(len(files), 'file')} ({listed([file.name for file in files])})"
+        raise ChannelCountError(f"{found}, expected {counted(num_channels, 'channel')}.{advice}")
+    for file in files:
+        read_header(file)  # what cannot be read is refused at the door
+    names = [case_name(file) for file in files]
+    numbered = [match for name in names if (match := _CHANNEL.fullmatch(name))]
+    if not numbered:
+        return Case(name=names[0], channels=tuple(ChannelFile(path=file) for file in files))
+    by_number = {int(match[2]): file for match, file in zip(numbered, files, strict=False)}
+    if len(numbered) < len(files) or len({match[1] for match in numbered}) > 1 or sorted(by_number) != list(range(num_channels)):
+        expected = listed([f"CASE_{number:04d}" for number in range(num_channels)])
+        raise ChannelCountError(f"The files are called {listed(names)}; expected {expected}, or names without numbers, in that order.")
+    return Case(name=numbered[0][1], channels=tuple(ChannelFile(path=by_number[number]) for number in range(num_channels)))

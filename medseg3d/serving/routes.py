@@ -1,0 +1,184 @@
+"""The endpoints: what a request asks for, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+
+from medseg3d.errors import InputError, MedsegError
+from medseg3d.model import Model
+from medseg3d.records import to_plain
+from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, describe_health, describe_job, describe_model
+from medseg3d.serving.cases import uploaded_case
+from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of
+from medseg3d.serving.page import render_page
+from medseg3d.serving.settings import ServeSettings
+from medseg3d.serving.upload import receive_upload
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a client that waits is still there."""
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+"""The page runs no script and loads nothing."""
+
+UPLOAD_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                            "description": "One image (.nii.gz, .nii, .nrrd, .mha), one per channel, or one zip with a DICOM series.",
+                        },
+                        "wait": {"type": "boolean", "default": True, "description": "As the parameter of the same name."},
+                    },
+                }
+            }
+        },
+    }
+}
+"""For the description of the interface: the form is read as it streams, not by FastAPI."""
+LABEL_MAP: dict[str, Any] = {"content": {"application/gzip": {}}, "description": "The label map, on the grid of the image."}
+
+
+def routes(model: Model, jobs: Jobs, settings: ServeSettings) -> APIRouter:
+    """All endpoints of a server."""
+    router = APIRouter()
+    described, device = describe_model(model), str(model.device.device)
+
+    @router.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def overview() -> HTMLResponse:
+        page = render_page(described, describe_health(described, device, jobs), settings)
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-store"})
+
+    @router.get("/health")
+    async def health() -> HealthAnswer:
+        """Whether the server works, and how busy it is; needs no token."""
+        return describe_health(described, device, jobs)
+
+    @router.get("/model")
+    async def about_model() -> ModelAnswer:
+        """What the model segments, and from what."""
+        return described
+
+    @router.post("/predict", response_model=None, responses={200: LABEL_MAP, 202: {"model": JobAnswer}}, openapi_extra=UPLOAD_FORM)
+    async def predict(request: Request, wait: bool | None = None) -> Response:
+        """Predict an image: the label map with `wait=true`, the job with `wait=false`."""
+        async with _new_job(jobs) as job:
+            upload = await receive_upload(request, job.upload, max_bytes=settings.max_upload_bytes, check=jobs.check_open)
+            is_waiting = _is_waiting(wait, upload.fields)
+            case = await asyncio.to_thread(
+                uploaded_case, upload.files, num_channels=len(described.channels), max_unpacked_bytes=settings.max_unpacked_bytes
+            )
+            jobs.enqueue(job, case)
+        if not is_waiting:
+            place = f"/jobs/{job.id}"
+            return JSONResponse(to_plain(describe_job(job, jobs)), 202, headers={"Location": place, "Cache-Control": "no-store"})
+        await _ended(job, jobs, request)
+        return _label_map(job, jobs)
+
+    @router.get("/jobs/{name}")
+    def job_state(name: str, response: Response) -> JobAnswer:
+        """How a job does."""
+        response.headers["Cache-Control"] = "no-store"
+        return describe_job(_known(jobs, name), jobs)
+
+    @router.get("/jobs/{name}/labels", response_class=FileResponse, responses={200: LABEL_MAP})
+    def job_labels(name: str) -> FileResponse:
+        """The label map of a job that is done; 409 before, and what went wrong otherwise."""
+        return _label_map(_known(jobs, name), jobs)
+
+    @router.delete("/jobs/{name}", status_code=204)
+    def delete_job(name: str) -> None:
+        """Forget a job and its files; a prediction that runs is thrown away when it ends."""
+        jobs.delete(_known(jobs, name))
+
+    return router
+
+
+def add_refusals(app: FastAPI) -> None:
+    """Answers to what the queue refuses."""
+
+    @app.exception_handler(QueueFullError)
+    async def full(request: Request, error: QueueFullError) -> JSONResponse:
+        jobs: Jobs = request.app.state.jobs
+        headers = {"Retry-After": str(jobs.retry_after), "Connection": "close"}  # the body is not read
+        return JSONResponse({"detail": "The queue is full. Try again later."}, 503, headers=headers)
+
+    @app.exception_handler(StoppingError)
+    async def stopping(request: Request, error: StoppingError) -> JSONResponse:
+        jobs: Jobs = request.app.state.jobs
+        headers = {"Retry-After": str(jobs.retry_after), "Connection": "close"}
+        return JSONResponse({"detail": "The server is stopping. Send it again later."}, 503, headers=headers)
+
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> JSONResponse:  # the web server logs it
+        return JSONResponse({"detail": "The server failed by a defect of its own; its log says more."}, 500)
+
+
+@asynccontextmanager
+async def _new_job(jobs: Jobs) -> AsyncIterator[Job]:
+    """A job to be queued inside of the block; if it is not, nothing is left of it, and what was wrong with it is answered."""
+    job = jobs.open()
+    try:
+        yield job
+    except (MedsegError, MemoryError) as error:
+        raise _refusal(failure_of(error, job), jobs) from None
+    finally:
+        if job.state == "receiving":
+            await asyncio.to_thread(jobs.delete, job)
+
+
+def _known(jobs: Jobs, name: str) -> Job:
+    job = jobs.find(name)
+    if job is None:
+        raise HTTPException(404, "No such job; it may have been deleted, or ended too long ago.")
+    return job
+
+
+def _is_waiting(parameter: bool | None, fields: dict[str, str]) -> bool:
+    """The parameter, or the form's field of the same name; other fields are refused, as they may be slips."""
+    unknown = sorted(set(fields) - {"wait"})
+    if unknown:
+        advice = "; to send a file with curl, put an @ before its name" if "file" in unknown else ""
+        raise InputError(f"Unknown fields of the form: {', '.join(unknown)[:200]}; expected wait{advice}.")
+    answers = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    text = fields.get("wait", "true").strip().lower()
+    if text not in answers:
+        raise InputError(f"wait={text[:50]}: expected true or false.")
+    return answers[text] if parameter is None else parameter
+
+
+async def _ended(job: Job, jobs: Jobs, request: Request) -> None:
+    """Wait for the end of a job; one that still waits for its turn when its client goes away is dropped."""
+    end = asyncio.wrap_future(job.ended)
+    while not end.done():
+        await asyncio.wait({end}, timeout=LOOK_SECONDS)
+        if not end.done() and await request.is_disconnected() and jobs.place(job) is not None:
+            await asyncio.to_thread(jobs.delete, job)
+
+
+def _label_map(job: Job, jobs: Jobs) -> FileResponse:
+    if job.failure is not None:
+        raise _refusal(job.failure, jobs, job)
+    if job.state != "done" or job.case is None:
+        raise HTTPException(409, f"The job is {job.state}.", {"Retry-After": "1"})
+    seconds = {f"X-Seconds-{stage.capitalize()}": f"{value:.4f}" for stage, value in job.seconds.items()}
+    headers = {"X-Job-Id": job.id, "X-Num-Warnings": str(len(job.warnings)), "Cache-Control": "no-store", **seconds}
+    return FileResponse(job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name}.nii.gz")
+
+
+def _refusal(failure: Failure, jobs: Jobs, job: Job | None = None) -> HTTPException:
+    headers = {} if job is None else {"X-Job-Id": job.id}
+    if failure.reason == "stopped":
+        headers["Retry-After"] = str(jobs.retry_after)
+    return HTTPException(STATUS[failure.reason], failure.message, headers)

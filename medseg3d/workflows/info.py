@@ -1,0 +1,141 @@
+"""Info: what a model is, in words: its labels, its input, its networks, and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from medseg3d.model_file import (
+    ENDING,
+    MemberDescription,
+    ModelDescription,
+    axes_text,
+    dice_text,
+    read_description,
+    step_text,
+)
+from medseg3d.networks.build import checked_plan, family_of
+from medseg3d.nnunet import is_nnunet_model
+from medseg3d.plan import NetworkPlan
+from medseg3d.wording import counted
+from medseg3d.workflows.export import WEIGHTS, describe_model
+
+Kind = Literal["work folder", "model file", "weights", "nnU-Net result folder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkInfo:
+    """One configuration; ``spacing`` (mm) and ``window`` in the order of ``Info.axes``, ``parameters`` of one fold's network."""
+
+    configuration: str
+    family: str
+    spacing: tuple[float, ...]
+    window: tuple[int, ...]
+    parameters: int
+    folds: tuple[str, ...]
+    mirroring: bool
+    is_previous_stage: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """What a model is; ``size_bytes`` is that of a model file, of others that of the tensors that are used."""
+
+    path: Path
+    kind: Kind
+    dataset: str
+    planner: str
+    num_training: int
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    has_regions: bool
+    axes: str
+    networks: tuple[NetworkInfo, ...]
+    postprocessing: tuple[str, ...]
+    dice: str | None
+    size_bytes: int
+
+
+def info(path: Path) -> Info:
+    """What ``predict`` would use of any model that it can load; raises :class:`InputError`."""
+    if path.is_file() and path.suffix == ENDING:
+        return _info(path, "model file", read_description(path), path.stat().st_size)
+    description, weights = describe_model(path)
+    size = sum(tensor.nbytes for folds in weights.values() for tensors in folds.values() for tensor in tensors.values())
+    kind: Kind = "nnU-Net result folder" if is_nnunet_model(path) else "work folder"
+    return _info(path, "weights" if path.is_file() or (path / WEIGHTS).is_file() else kind, description, size)
+
+
+def _info(path: Path, kind: Kind, description: ModelDescription, size: int) -> Info:
+    plan = description.plan
+    return Info(
+        path=path,
+        kind=kind,
+        dataset=plan.dataset,
+        planner=plan.planner,
+        num_training=plan.num_training,
+        channels=plan.channels,
+        labels=dict(zip(plan.labels.names, plan.labels.values, strict=True)),
+        has_regions=bool(plan.labels.regions),
+        axes=axes_text(plan),
+        networks=tuple(
+            _network_info(description, member, is_previous_stage=member in description.previous)
+            for member in (*description.members, *description.previous)
+        ),
+        postprocessing=tuple(step_text(step, plan) for step in description.postprocessing.steps),
+        dice=dice_text(description.facts),
+        size_bytes=size,
+    )
+
+
+def info_lines(found: Info) -> list[str]:
+    """The same as lines of text, a name and a value in each."""
+    labels = ", ".join(f"{name} ({value})" for name, value in found.labels.items())
+    lines = [
+        ("Model", f"{found.path} ({found.kind}, {found.size_bytes / 1e6:.1f} MB)"),
+        ("Dataset", f"{found.dataset}, {counted(found.num_training, 'training case')}"),
+        ("Channels", ", ".join(found.channels)),
+        ("Labels", labels + (", from overlapping regions" if found.has_regions else "")),
+        *(line for network in found.networks for line in _network_lines(network, found.axes)),
+        ("Planner", found.planner),
+        ("Dice", found.dice or "not known"),
+        ("Afterwards", "; ".join(found.postprocessing) or "nothing"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return [f"{name:<{width}}  {value}" for name, value in lines]
+
+
+def _network_lines(network: NetworkInfo, axes: str) -> list[tuple[str, str]]:
+    plane = axes if len(network.window) == 3 else ", ".join(axes.split(", ")[1:])
+    return [
+        ("Network", network.configuration + (", an earlier stage of a cascade" if network.is_previous_stage else "")),
+        ("  family", f"{network.family}, {network.parameters / 1e6:.2f} million parameters"),
+        ("  folds", ", ".join(network.folds)),
+        ("  spacing", f"{' × '.join(f'{value:g}' for value in network.spacing)} mm ({plane})"),
+        ("  window", f"{' × '.join(map(str, network.window))} voxels"),
+        ("  mirroring", "yes" if network.mirroring else "no"),
+    ]
+
+
+def _network_info(description: ModelDescription, member: MemberDescription, *, is_previous_stage: bool) -> NetworkInfo:
+    configuration = description.plan.configurations[member.configuration]
+    return NetworkInfo(
+        configuration=configuration.name,
+        family=configuration.network.family,
+        spacing=configuration.spacing,
+        window=configuration.patch_size,
+        parameters=_num_parameters(configuration.network),
+        folds=member.folds,
+        mirroring=member.mirroring and bool(configuration.mirror_axes),
+        is_previous_stage=is_previous_stage,
+    )
+
+
+def _num_parameters(plan: NetworkPlan) -> int:
+    """Counted without allocating or initializing them."""
+    with torch.device("meta"):
+        network = family_of(plan).build(checked_plan(plan))
+    return sum(parameter.numel() for parameter in network.parameters())

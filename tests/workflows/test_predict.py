@@ -1,0 +1,185 @@
+"""Folders of images: parts, executors, what is recorded of each case, and mirroring where validation showed a gain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg3d import load_model
+from medseg3d.cli import main
+from medseg3d.errors import InputError
+from medseg3d.images import read_image
+from medseg3d.records import read_record, write_record
+from medseg3d.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
+from medseg3d.workflows.predict import predict
+from medseg3d.workflows.select import select
+from medseg3d.workflows.train import use_other_mirroring, validate
+
+
+@pytest.fixture
+def images(trained: Path, tmp_path: Path) -> Path:
+    """Three images, and one file that is none."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, source in enumerate(sorted((trained / "imagesTr").iterdir())[:3]):
+        shutil.copy(source, folder / f"scan_{number}.nii.gz")
+    return folder
+
+
+def maps(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_parts_together_are_the_whole_and_do_not_write_the_same_record(trained: Path, images: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path / "whole", dataset=trained)
+    for number in (1, 2):
+        assert main(["predict", str(trained), "-i", str(images), "-o", str(tmp_path / "parts"), "--part", f"{number}/2", "-q"]) == 0
+    assert maps(tmp_path / "parts") == maps(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.json")) == ["predictions-1-of-2.json", "predictions-2-of-2.json"]
+    again = predict(images, tmp_path / "parts", dataset=trained)
+    assert len(again.kept) == 3
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(part: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "-i", str(images), "-o", "out", "--part", part])
+    assert "expected two numbers such as 2/8" in capsys.readouterr().err
+
+
+def test_an_executor_gives_the_same_files_and_lists_what_failed(trained: Path, images: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path / "here", dataset=trained)
+    (images / "scan_9.nii.gz").write_bytes(b"no image")
+    with ThreadPoolExecutor(2) as executor:
+        result = predict(images, tmp_path / "there", dataset=trained, executor=executor)
+    assert maps(tmp_path / "there") == maps(tmp_path / "here")
+    assert [failure.case for failure in result.failures] == ["scan_9"]
+    assert len(predict(images, tmp_path / "there", dataset=trained).kept) == 3
+
+
+def test_dask_workers_give_the_same_files(trained: Path, images: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    predict(images, tmp_path / "here", dataset=trained)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        command = ["predict", str(trained), "-i", str(images), "-o", str(tmp_path / "there"), "--cluster", cluster.scheduler_address, "-q"]
+        assert main(command) == 0
+    assert maps(tmp_path / "there") == maps(tmp_path / "here")
+
+
+def test_stages_and_memory_are_shown_and_recorded(trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", str(trained), "-i", str(images), "-o", str(tmp_path / "out")]
+    assert main([*command, "-v"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("read", "preprocess", "segment", "write", "peak MiB", "scan_0.nii.gz", "20 x 18 x 12"):
+        assert word in shown
+    record = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))["cases"]["scan_0.nii.gz"]
+    assert set(record["seconds"]) == {"read", "preprocess", "segment", "write"}
+    assert main([*command, "--overwrite", "--step", "0.7", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["cases"]) == {f"scan_{i}.nii.gz" for i in range(3)}
+
+
+def test_the_next_image_is_not_read_ahead_where_memory_is_short(
+    trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg3d.workflows import predict as module
+
+    order: list[str] = []
+    read, segment = module._read, module.Model.segment
+    monkeypatch.setattr(module, "_read", lambda case, model: (order.append(f"read {case.name}"), read(case, model))[1])
+    monkeypatch.setattr(
+        module.Model,
+        "segment",
+        lambda self, prepared, **options: (order.append(f"segment {prepared.name}"), segment(self, prepared, **options))[1],
+    )
+    predict(images, tmp_path / "out", dataset=trained, max_ram_gb=1e-9)
+    assert order == [f"{stage} scan_{i}" for i in range(3) for stage in ("read", "segment")]
+
+
+def test_probabilities_lie_on_the_axes_of_the_file_and_leave_nothing_else(trained: Path, images: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    for file in sorted((tmp_path / "out").glob("*.nii.gz")):
+        with np.load(file.with_name(file.name.replace(".nii.gz", ".npz"))) as stored:
+            chances, values = stored["probabilities"], stored["values"]
+        labels = read_image(file).array
+        assert chances.shape == (3, *labels.shape)
+        assert chances.dtype == np.float16
+        best = np.sort(chances.astype(np.float32), 0)
+        is_clear = best[-1] - best[-2] > 2e-3
+        assert np.array_equal(values[chances.argmax(0)][is_clear], labels[is_clear])
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_an_output_that_was_stopped_half_way_is_made_again(trained: Path, images: Path, tmp_path: Path) -> None:
+    first = predict(images, tmp_path / "out", dataset=trained)
+    first.written[0].unlink()
+    again = predict(images, tmp_path / "out", dataset=trained)
+    assert again.written == (first.written[0],)
+    assert len(again.kept) == 2
+
+
+def test_mirroring_is_used_where_it_gains_enough() -> None:
+    better = {f"case_{i}": 0.8 + 0.01 * i for i in range(6)}
+    worse = {case: dice - 0.01 for case, dice in better.items()}
+    assert choose_mirroring(better, worse).is_used
+    assert not choose_mirroring(worse, better).is_used
+    assert not choose_mirroring(better, {case: dice - 0.0005 for case, dice in better.items()}).is_used
+    assert choose_mirroring({}, {}).is_used
+    assert choose_mirroring({"a": None, "b": 0.5}, {"a": 0.0, "b": 0.5}).is_used, "it keeps an empty case empty"
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "Balls"))
+
+
+def test_a_fold_is_measured_both_ways_and_the_other_way_can_be_taken(copy: Path) -> None:
+    folder = copy / "medseg3d-work/models/3d_fullres/fold_0/validation"
+    made = read_record(folder / MIRRORING, FoldMirroring, "mirroring")
+    assert made.has_other
+    own, other = maps(folder), maps(folder / made.other)
+    assert own.keys() == other.keys()
+    metrics = (folder / "metrics.json").read_bytes()
+    use_other_mirroring(folder)
+    assert maps(folder) == other
+    use_other_mirroring(folder)
+    assert maps(folder) == own
+    assert (folder / "metrics.json").read_bytes() == metrics
+    assert load_model(copy).members[0].mirroring == made.is_used
+    assert load_model(copy, mirroring=True).members[0].mirroring
+
+
+def test_one_way_can_be_asked_for(copy: Path) -> None:
+    folder = copy / "medseg3d-work/models/3d_fullres/fold_0/validation"
+    before = maps(folder)
+    validate(copy, tta="off")
+    assert read_record(folder / MIRRORING, FoldMirroring, "mirroring") == FoldMirroring(is_used=False, has_other=False)
+    validate(copy, tta="on")
+    assert read_record(folder / MIRRORING, FoldMirroring, "mirroring") == FoldMirroring(is_used=True, has_other=False)
+    assert maps(folder).keys() == before.keys()
+    with pytest.raises(InputError, match="one way only"):
+        use_other_mirroring(folder)
+
+
+def test_select_chooses_one_way_for_all_folds_and_predict_follows(copy: Path) -> None:
+    folder = copy / "medseg3d-work/models/3d_fullres/fold_0/validation"
+    selection = select(copy)
+    choice = selection.mirroring["3d_fullres"]
+    assert choice.gain is not None
+    assert choice.gain.n == len(maps(folder))
+    assert any("mirroring changes the mean Dice" in note for note in selection.notes)
+    assert read_record(folder / MIRRORING, FoldMirroring, "mirroring").is_used == choice.is_used
+    for wanted in (True, False):
+        changed = {"3d_fullres": type(choice)(is_used=wanted, gain=None, reason="by hand")}
+        write_record(copy / "medseg3d-work/selection.json", _with_mirroring(selection, changed), "selection")
+        assert load_model(copy).members[0].mirroring is wanted
+
+
+def _with_mirroring(selection: Selection, mirroring: dict[str, object]) -> Selection:
+    from dataclasses import replace
+
+    return replace(selection, mirroring=mirroring)  # type: ignore[arg-type]
