@@ -51,6 +51,19 @@ class Bench250Iterations(TimedTrainer):
         self.num_val_iterations_per_epoch = 2  # the pseudo-Dice is not used; whole volumes are predicted at the end
 
 
+class BenchFewIterations(TimedTrainer):
+    """60 iterations, and no prediction of the validation cases: a model to compare predictions of, not to be proud of."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008  the names and defaults are nnU-Net's
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 6
+        self.num_iterations_per_epoch = 10
+        self.num_val_iterations_per_epoch = 1
+
+    def perform_actual_validation(self, save_probabilities=False):
+        """Nothing: both programs predict afterwards."""
+
+
 class Bench25Epochs(TimedTrainer):
     """25 epochs of nnU-Net's usual 250 iterations and 50 validation iterations."""
 

@@ -73,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=40, help="at most so many cases of a dataset (default: 40)")
     parser.add_argument("--gpu-memory", default="4", help="that the plans are made for (default: 4, for small patches)")
     parser.add_argument("--width", type=float, default=1.0, help="alpha of all networks (default: 1)")
+    parser.add_argument("--resolution", type=float, default=1.0, help="rho of all plans: 0.65 makes 0.27 times the voxels (default: 1)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--add", action=argparse.BooleanOptionalAction, default=True, help=f"add {ADDED} to the universal network")
     options = parser.parse_args()
@@ -101,7 +102,8 @@ def planner_file(way: str, options: argparse.Namespace) -> Path:
     file = options.output / f"{way}.toml"
     text = WAYS[way]
     head, _, tail = text.partition("\n\n")
-    file.write_text(f"{head.rstrip()}\n\n[network]\nwidth_multiplier = {options.width}\n\n{tail}", encoding="utf-8")
+    size = f"[spacing]\nresolution_multiplier = {options.resolution}\n\n[network]\nwidth_multiplier = {options.width}"
+    file.write_text(f"{head.rstrip()}\n\n{size}\n\n{tail}", encoding="utf-8")
     return file
 
 
