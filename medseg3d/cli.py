@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     preprocess = _dataset_command(commands, "preprocess", _preprocess, "crop, normalize and resample all cases")
     _configuration_option(preprocess, default="all of the plan")
     _jobs_options(preprocess)
+    preprocess.add_argument("--device", default="cpu", metavar="auto|cpu|cuda", help="where images are resampled (default: cpu)")
 
     train = _dataset_command(commands, "train", _train, "train one fold; run it again to go on where it stopped")
     _configuration_option(train, default="the recommended one", several=False)
@@ -416,7 +417,9 @@ def _preprocess_domains(options: argparse.Namespace) -> int:
     from medseg3d.workflows.universal import preprocess_universal
 
     with Console(options) as console:
-        results = preprocess_universal(options.work, jobs=options.jobs, max_ram_gb=options.max_ram, on=console.listen)
+        results = preprocess_universal(
+            options.work, jobs=options.jobs, max_ram_gb=options.max_ram, device=options.device, on=console.listen
+        )
     console.show_domains(results, lambda name, result: console.show_preprocessed(result))
     failures = [failure for result in results.values() for failure in result.failures]
     if failures:
@@ -499,6 +502,7 @@ def _preprocess(options: argparse.Namespace) -> int:
             configurations=options.configuration,
             jobs=options.jobs,
             max_ram_gb=options.max_ram,
+            device=options.device,
             on=console.listen,
         )
     console.show_preprocessed(result)

@@ -122,7 +122,7 @@ class Model:
                 "DICOM files, the folder of the series).",
                 raw.name,
             )
-        return prepare_case(raw, self.plan, self.members, in_place=in_place)
+        return prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:
         """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` as for :func:`medseg3d.prediction.predict_case.segment`.

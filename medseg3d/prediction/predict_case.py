@@ -61,14 +61,17 @@ class PreparedCase:
         return sum(case.image.nbytes for case in self.images.values()) + (self.inside.nbytes if self.inside is not None else 0)
 
 
-def prepare_case(raw: RawCase, plan: Plan, members: Sequence[Member], *, in_place: bool = False) -> PreparedCase:
-    """Preprocess a raw case for all members; with ``in_place`` its image is overwritten, which spares a copy."""
+def prepare_case(raw: RawCase, plan: Plan, members: Sequence[Member], *, in_place: bool = False, device: str | None = None) -> PreparedCase:
+    """Preprocess a raw case for all members; with ``in_place`` its image is overwritten, which spares a copy.
+
+    ``device`` as for :func:`~medseg3d.preprocessing.preprocess_case.preprocess_for`.
+    """
     stages = [stage for member in members for stage in (member.previous, member) if stage is not None]
     configurations = {stage.configuration.name: stage.configuration for stage in stages}
     inside = None
     if any(member.previous is not None for member in members):
         inside = nonzero_mask(to_network_order(raw.image, plan.axis_order))
-    cases = list(preprocess_for(raw, plan=plan, configurations=tuple(configurations.values()), in_place=in_place))
+    cases = list(preprocess_for(raw, plan=plan, configurations=tuple(configurations.values()), in_place=in_place, device=device))
     if inside is not None:
         inside = inside[tuple(slice(start, stop) for start, stop in cases[0].restoration.box)]
     return PreparedCase(

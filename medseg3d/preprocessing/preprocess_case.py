@@ -81,11 +81,12 @@ def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration, i
 
 
 def preprocess_for(
-    raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration], in_place: bool = False
+    raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration], in_place: bool = False, device: str | None = None
 ) -> Iterator[PreprocessedCase]:
     """Preprocess one raw read for several configurations, one after the other; what they share is computed once.
 
-    ``in_place`` normalizes the image of ``raw`` itself where all configurations do that alike.
+    ``in_place`` normalizes the image of ``raw`` itself where all configurations do that alike. ``device`` of torch: where images are
+    resampled.
     """
     if len(raw.image) != len(plan.channels):
         raise ChannelCountError(
@@ -108,7 +109,9 @@ def preprocess_for(
             normalized = (configuration.normalization, values)
         target = target_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
-        resampled = resample_image(normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling)
+        resampled = resample_image(
+            normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
+        )
         resampled_labels, outside = None, None
         if labels is not None and inside is not None:
             resampled_labels, outside = _resample_with_outside(labels, inside, shape, spacing, target, configuration.resampling)

@@ -10,6 +10,7 @@ Arrays are ``(channel, n0, n1, n2)``, all in the same order of axes as the spaci
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,8 @@ from medseg3d.plan import Resampling
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 SPLINE_PADDING = 12
 """Border copies before the spline prefilter, as ``scipy.ndimage`` adds for ``mode="nearest"``; the result depends on it near borders."""
@@ -43,10 +46,12 @@ def resample_image(
     spacing: Sequence[float],
     new_spacing: Sequence[float],
     resampling: Resampling,
+    device: str | None = None,
 ) -> np.ndarray:
     """Resample ``(channel, n0, n1, n2)`` to ``(channel, *new_shape)``, float32; the array itself comes back where the shape is the same.
 
-    Spline orders ``resampling.image_order`` and, along a coarse axis apart, ``image_coarse_order``.
+    Spline orders ``resampling.image_order`` and, along a coarse axis apart, ``image_coarse_order``. With a ``device`` of torch it is
+    done there, channel by channel, the same but for rounding; a channel that its memory does not hold is resampled here.
     Raises :class:`PlanError` for an order other than 0, 1 or 3.
     """
     array = np.ascontiguousarray(array, np.float32)
@@ -56,8 +61,38 @@ def resample_image(
     apart = coarse_axis(spacing, new_spacing, resampling.separate_threshold)
     result = np.empty((len(array), *new_shape), np.float32)
     for channel, out in zip(array, result, strict=True):
-        out[...] = _resample_volume(channel, new_shape, apart, resampling.image_order, resampling.image_coarse_order)
+        there = None if device is None else _resample_there(channel, new_shape, spacing, new_spacing, resampling, device)
+        if there is None:
+            there = _resample_volume(channel, new_shape, apart, resampling.image_order, resampling.image_coarse_order)
+        out[...] = there
     return result
+
+
+def _resample_there(
+    channel: np.ndarray,
+    new_shape: tuple[int, int, int],
+    spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    resampling: Resampling,
+    device: str,
+) -> np.ndarray | None:
+    """One channel on a torch device; None where its memory does not suffice."""
+    import torch
+
+    try:
+        resampled = resample_tensor(
+            torch.from_numpy(channel).to(device)[None],
+            new_shape,
+            spacing=spacing,
+            new_spacing=new_spacing,
+            order=resampling.image_order,
+            coarse_order=resampling.image_coarse_order,
+            separate_threshold=resampling.separate_threshold,
+        )
+        return resampled[0].cpu().numpy()
+    except torch.OutOfMemoryError:
+        logger.warning("A volume of %s voxels does not fit the memory of %s; resampling it on the processor.", channel.shape, device)
+        return None
 
 
 def _resample_volume(volume: np.ndarray, new_shape: tuple[int, int, int], apart: int | None, order: int, coarse_order: int) -> np.ndarray:

@@ -49,9 +49,12 @@ def preprocess(
     configurations: Sequence[str] | None = None,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
+    device: str = "cpu",
     on: Listener = silent,
 ) -> PreprocessResult:
     """Preprocess the training cases for the named configurations, all of the plan if none is named.
+
+    Images are resampled on ``device``; a GPU gives the same but for rounding.
 
     A case that fails is listed and the others go on. Raises :class:`InputError` for an unusable dataset or a missing plan, and
     :class:`StorageError` where the disk is full; what is finished by then stays.
@@ -59,13 +62,14 @@ def preprocess(
     folder = work_folder(root, work)
     plan = folder.read_plan()
     wanted = [plan.configuration(name) for name in configurations or plan.configurations]
+    resampler = _resampler(device)
     dataset = open_dataset(root, channels=plan.channels)
     failures: list[CaseFailure] = []
     made: list[str] = []
     kept: list[str] = []
     total = len(dataset.training)
     on(Event(stage="preprocess", done=0, total=total))
-    done = preprocess_cases(dataset, plan, wanted, folder, jobs=jobs, max_ram_gb=max_ram_gb)
+    done = preprocess_cases(dataset, plan, wanted, folder, jobs=jobs, max_ram_gb=max_ram_gb, device=resampler)
     for number, case in enumerate(done, 1):
         if case.failure is not None:
             failures.append(case.failure)
@@ -81,6 +85,15 @@ def preprocess(
     )
 
 
+def _resampler(device: str) -> str | None:
+    """The torch device to resample on; None for the processor, where NumPy does it and torch need not be imported."""
+    if device == "cpu":
+        return None
+    from medseg3d.devices import choose_device
+
+    return choose_device(device).for_resampling
+
+
 def preprocess_cases(
     dataset: Dataset,
     plan: Plan,
@@ -89,6 +102,7 @@ def preprocess_cases(
     *,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
+    device: str | None = None,
 ) -> Iterator[Done[Case, CaseWritten]]:
     """Yield the cases as they finish. A raw case is read once for all data it lacks; configurations that share data write it once."""
     by_data = {configuration.data or configuration.name: configuration for configuration in reversed(configurations)}
@@ -107,7 +121,7 @@ def preprocess_cases(
         if lacking:
             raw = read_case(case)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
-            made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking])
+            made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
             for data, preprocessed in zip(lacking, made, strict=True):
                 stores[data].write(preprocessed, digests[data])
             logger.info("Preprocessed %s for %s", case.name, ", ".join(lacking))

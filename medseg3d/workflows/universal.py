@@ -120,7 +120,7 @@ def _memory(folder: WorkFolder, universal: Universal) -> float | None:
 
 
 def preprocess_universal(
-    work: Path, *, jobs: int | None = None, max_ram_gb: float | None = None, on: Listener = silent
+    work: Path, *, jobs: int | None = None, max_ram_gb: float | None = None, device: str = "cpu", on: Listener = silent
 ) -> dict[str, PreprocessResult]:
     """Preprocess every domain for the configuration that they train; the results by domain."""
     folder = WorkFolder(work)
@@ -132,6 +132,7 @@ def preprocess_universal(
             configurations=[universal.configuration],
             jobs=jobs,
             max_ram_gb=max_ram_gb,
+            device=device,
             on=on,
         )
         for name, dataset in universal.domains.items()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
@@ -13,6 +14,7 @@ from skimage.transform import resize
 
 from medseg3d.errors import PlanError
 from medseg3d.plan import Resampling
+from medseg3d.preprocessing import resampling
 from medseg3d.preprocessing.resampling import axis_map, best_order, coarse_axis, resample_image, resample_labels, resample_tensor
 
 DEFAULT = Resampling()
@@ -123,3 +125,26 @@ def test_unknown_spline_orders_are_refused():
         resample_image(image, (4, 4, 4), spacing=(1, 1, 1), new_spacing=(1, 1, 1), resampling=Resampling(image_order=2))
     with pytest.raises(PlanError, match="order 0 or 1"):
         resample_labels(image[0], (4, 4, 4), spacing=(1, 1, 1), new_spacing=(1, 1, 1), resampling=Resampling(label_order=3))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.tuples(*[st.integers(2, 14)] * 3), st.tuples(*[st.integers(2, 14)] * 3), st.sampled_from([(1.0, 1.0, 1.0), (5.0, 1.0, 1.0)]))
+def test_a_torch_device_resamples_images_as_numpy_does(shape, new_shape, spacing):
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    new_spacing = tuple(s * n / m for s, n, m in zip(spacing, shape, new_shape, strict=True))
+    options = {"spacing": spacing, "new_spacing": new_spacing, "resampling": Resampling()}
+    here = resample_image(image, new_shape, **options)
+    np.testing.assert_allclose(resample_image(image, new_shape, **options, device="cpu"), here, atol=2e-6)
+
+
+def test_a_volume_that_a_device_cannot_hold_is_resampled_here(monkeypatch, caplog):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(resampling, "resample_tensor", full)
+    image = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    options = {"spacing": (1.0, 1.0, 1.0), "new_spacing": (0.5, 1.0, 1.0), "resampling": Resampling()}
+    with caplog.at_level("WARNING"):
+        found = resample_image(image, (8, 5, 6), **options, device="cpu")
+    assert np.array_equal(found, resample_image(image, (8, 5, 6), **options))
+    assert "does not fit the memory" in caplog.text
