@@ -354,3 +354,17 @@ def test_a_rare_label_without_dataset_json_is_a_warning_of_the_plan(tiny: Path, 
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert any("label value 7 occurs in 1 of 6 cases (ball_3)" in warning and "dataset.json" in warning for warning in warnings)
     assert sum("label value 7 is only in ball_3" in warning for warning in warnings) == 1
+
+
+def test_a_misspelled_option_is_answered_also_where_it_was_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--fol", "0"])
+    assert "Did you mean --fold?" in capsys.readouterr().err
+
+
+def test_a_wrong_call_gives_a_document_where_one_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "--json"])
+    assert stopped.value.code == 2
+    document = json.loads(capsys.readouterr().out)
+    assert "required: -i/--input" in document["message"]
