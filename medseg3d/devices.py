@@ -91,6 +91,12 @@ def _cpu_has_bf16_units() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch says that a device has no memory left; for main memory it has no error of its own."""
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
 def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Device, *, is_trained: bool = True) -> Device:
     """The device as it is when mixed precision gives the float32 result on this batch, otherwise in float32, with a warning.
 

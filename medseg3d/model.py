@@ -110,8 +110,12 @@ class Model:
 
     def predict_case(self, case: Case, output: Path) -> Path:
         """Read, predict and write one case."""
-        prepared = self.prepare(read_case(case, with_label=False), in_place=True)
+        prepared = self.prepare(self.read(case), in_place=True)
         return write_label_map(output, self.finish(self.segment(prepared), prepared.orientation), prepared.header)
+
+    def read(self, case: Case) -> RawCase:
+        """Read a case with the axes that the model's plan was made for."""
+        return read_case(case, with_label=False, axes=self.plan.orientation)
 
     def prepare(self, raw: RawCase, *, in_place: bool = False) -> PreparedCase:
         """Preprocess a case that is read already; with ``in_place`` its image is overwritten, which spares a copy."""
@@ -155,7 +159,12 @@ class Model:
         box = tuple(slice(0, min(n, have)) for n, have in zip(window.shape[1:], image.shape[1:], strict=True))
         window[(slice(None), *box)] = image[(slice(None), *box)]
         batch = window[None, :, 0] if len(patch) == 2 else window[None]
-        self.device = checked_precision(member.networks[0], batch.to(self.device.device), self.device)
+        try:
+            self.device = checked_precision(member.networks[0], batch.to(self.device.device), self.device)
+        except torch.OutOfMemoryError:  # float32 takes twice the memory; whether half precision fits will be seen
+            logger.info(
+                "A window in float32 does not fit the memory of %s; going on in %s unchecked.", self.device.device, self.device.precision
+            )
         if self.backend == "openvino":
             self._use_openvino(member, batch)
         self._is_precision_checked = True

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,12 +17,14 @@ from medseg3d import images
 from medseg3d.dataset import Case
 from medseg3d.errors import GeometryMismatchError, NotFiniteError
 from medseg3d.geometry import (
+    AS_STORED,
     Geometry,
     GeometryDifference,
     Orientation,
     canonical_geometry,
     canonical_spacing,
     compare,
+    from_canonical,
     orientation_of,
     to_canonical,
 )
@@ -50,28 +53,29 @@ class RawCase:
     header: ImageHeader
 
 
-def read_case(case: Case, *, with_label: bool = True) -> RawCase:
+def read_case(case: Case, *, with_label: bool = True, axes: Literal["canonical", "as_stored"] = "canonical") -> RawCase:
     """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
 
+    ``axes`` as_stored leaves the axes of the first channel's file as they are, (z, y, x) in the place of (S, A, R).
     A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
     what is wrong, naming the case.
     """
     first, *others = _read_channels(case)
     geometry = first.header.geometry
-    orientation = orientation_of(geometry.matrix)
+    orientation = orientation_of(geometry.matrix) if axes == "canonical" else AS_STORED
     if not others:  # without a copy, where the file holds float32 in canonical order
         stack = np.ascontiguousarray(_float32(to_canonical(first.array, orientation)))[None]
         _check_finite(case, 0, stack[0], first.array)
     else:
-        stack = np.empty((len(case.channels), *canonical_geometry(geometry, orientation).shape[::-1]), np.float32)
+        stack = np.empty((len(case.channels), *to_canonical(first.array, orientation).shape), np.float32)
         for index, image in enumerate((first, *others)):
-            turned = orientation_on_grid(image.header.geometry, geometry, orientation)
-            if isinstance(turned, GeometryDifference):
+            view = _on_grid(image.array, image.header.geometry, geometry, orientation)
+            if isinstance(view, GeometryDifference):
                 raise GeometryMismatchError(
                     f"{case.name}: channel {index} ({case.channels[index].path.name}) lies on another grid than channel 0: "
-                    f"{describe(turned)}. Resample all channels of a case onto one grid."
+                    f"{describe(view)}. Resample all channels of a case onto one grid."
                 )
-            stack[index] = _float32(to_canonical(image.array, turned))
+            stack[index] = _float32(view)
             _check_finite(case, index, stack[index], image.array)
     labels = None
     if with_label and case.label is not None:
@@ -170,9 +174,20 @@ def orientation_on_grid(geometry: Geometry, reference: Geometry, orientation: Or
     return orientation_of(geometry.matrix) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
 
 
+def _on_grid(array: np.ndarray, geometry: Geometry, reference: Geometry, orientation: Orientation) -> np.ndarray | GeometryDifference:
+    """A file's array as a view with the axes that ``orientation`` gives the reference, or how far the two grids lie apart."""
+    if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
+        return to_canonical(array, orientation)
+    turned = orientation_on_grid(geometry, reference, orientation)
+    if isinstance(turned, GeometryDifference):
+        return turned
+    canonical, stored = to_canonical(array, turned), orientation_of(reference.matrix)
+    return canonical if orientation == stored else to_canonical(from_canonical(canonical, stored), orientation)
+
+
 def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:
     label = images.read_image(path)
-    turned = orientation_on_grid(label.header.geometry, geometry, orientation)
+    turned = _on_grid(label_values(path, label.array), label.header.geometry, geometry, orientation)
     if isinstance(turned, GeometryDifference):
         advice = (
             "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."
@@ -182,7 +197,7 @@ def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orienta
         raise GeometryMismatchError(
             f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
         )
-    return np.ascontiguousarray(to_canonical(label_values(path, label.array), turned))
+    return np.ascontiguousarray(turned)
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

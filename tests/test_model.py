@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 import medseg3d
 from medseg3d.cli import main
+from medseg3d.devices import Device
 from medseg3d.errors import InputError
 from medseg3d.model import Model
 from medseg3d.work_folder import fold_names
@@ -124,3 +127,22 @@ def test_run_takes_texts_and_numbers_and_tells_every_step(tiny: Path, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "work/models/3d_fullres").iterdir()) == ["fold_0"]
     assert "fingerprint: 6 of 6" in told
     assert any(line.startswith("epoch ") for line in told)
+
+
+def test_a_model_of_stored_axes_predicts_files_as_it_predicts_arrays(trained: Path, tmp_path: Path) -> None:
+    model = medseg3d.load_model(trained, device="cpu", precision="float32")
+    model.plan = replace(model.plan, orientation="as_stored")
+    array = np.random.default_rng(0).normal(150, 60, SHAPE).astype(np.float32)
+    for affine in (np.diag([1.0, 1.1, 1.5, 1.0]), np.diag([-1.0, 1.1, 1.5, 1.0]), np.eye(4)[[2, 0, 1, 3]]):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "image.nii.gz")
+        model.predict_file(tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz")
+        written = np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj)
+        assert np.array_equal(written, model.predict(array, affine))
+
+
+def test_a_window_that_float32_cannot_hold_goes_on_in_half_precision(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Device:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("medseg3d.model.checked_precision", full)
+    assert medseg3d.load_model(trained, device="cpu").predict(np.ones(SHAPE), np.eye(4)).shape == SHAPE

@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from medseg3d.devices import Device
+from medseg3d.devices import Device, is_out_of_memory
 from medseg3d.errors import NotFiniteError
 from medseg3d.execution import free_memory
 from medseg3d.patches.sampling import reflected
@@ -124,8 +124,9 @@ def stream_logits(
                 logits = _window_logits(place, tiles, starts, mirror_axes, with_unmirrored, case)
                 sums = sums or _Sums.for_tiles(tiles, logits, place, max_bytes)
                 logits = sums.fitting(logits)
-            except torch.OutOfMemoryError:
-                pass
+            except RuntimeError as error:  # torch's own memory errors are of this kind
+                if not is_out_of_memory(error):
+                    raise
             else:
                 sums.add(starts, logits)
                 index += len(starts)
@@ -288,7 +289,10 @@ class _Sums:
 
 
 def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if device.type != "cuda":
+        return free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps for its next tensors
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def _window_logits(
@@ -314,7 +318,7 @@ def _window_logits(
             total /= count
         if plain is not None:
             total = torch.cat((total, plain / len(place.networks)), 1)
-    if not torch.isfinite(total.sum(dtype=torch.float64)):  # takes no memory, and one NaN or infinity is enough
+    if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():  # a sum takes no memory, and mostly settles it
         raise NotFiniteError(f"{case}: the network gave NaN or infinite values for this image.")
     return total[:, :, None] if tiles.is_2d else total
 

@@ -14,7 +14,6 @@ from medseg3d.devices import Device
 from medseg3d.execution import free_memory
 from medseg3d.images import read_header, write_label_map
 from medseg3d.model import Model
-from medseg3d.reading import read_case
 
 MIN_BYTES_PER_VOXEL = 8
 """Of an image in float32 and what its file holds; an image for which not even this is free would take the server down."""
@@ -32,7 +31,7 @@ def predict_upload(case: Case, output: Path, *, model: Model, device: Device, te
     )
     with _timed("read", seconds, tell):
         _check_memory(case)
-        raw = read_case(case, with_label=False)
+        raw = model.read(case)
     with _timed("preprocess", seconds, tell):
         prepared = networks.prepare(raw, in_place=True)
         del raw

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from medseg3d.dataset import Case, prediction_cases
-from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
+from medseg3d.errors import CaseFailure, InputError, PlanMismatchError, StorageError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
-from medseg3d.files import check_writable, replacing
+from medseg3d.files import check_writable, replacing, storage_errors
 from medseg3d.fingerprint import digest_of
 from medseg3d.geometry import to_canonical
 from medseg3d.images import ending_of, read_header, write_label_map
@@ -28,28 +31,31 @@ from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.loading import load_model
 from medseg3d.model import Backend, Model
 from medseg3d.prediction.predict_case import PreparedCase
-from medseg3d.reading import RawCase, read_case
+from medseg3d.reading import RawCase
 from medseg3d.records import read_record, write_record
-from medseg3d.work_folder import Folds, work_folder
+from medseg3d.work_folder import Folds, fold_names, work_folder
 
 logger = logging.getLogger(__name__)
+_WORKER_LOCK = threading.Lock()
 RECORD = "predictions.json"
 
 
 READING_BYTES_PER_VOXEL = 12
-"""Of an image: what its file holds, float32, and one more of that while it is resampled."""
+"""Of an image: what its file holds, float32, and one more of that while it is resampled; the resampled image comes on top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedCase:
     """One output: which model made it from which input (digest of its files).
 
-    ``seconds`` of the stages read, preprocess, segment (network and restoring), write (postprocessing and file); ``peak_mib`` of
-    the process meanwhile, where the system tells it; ``shape`` of the image on the file's axes.
+    ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
+    (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
+    axes.
     """
 
     model: str
     input_digest: str
+    finished: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float | None = None
     shape: tuple[int, ...] = ()
@@ -108,7 +114,7 @@ def predict(
         load_model,
         model if model is not None else work_folder(dataset, work).root,
         configuration=configuration,
-        folds=folds,
+        folds=fold_names(folds),
         device=device,
         precision=precision,
         backend=backend,
@@ -125,14 +131,15 @@ def predict(
     )
     outputs = _Outputs(folder / _record_name(part))
     if executor is None:
-        made = _predict_here(loaded, pending, targets, probabilities=probabilities, budget=memory_budget(max_ram_gb))
+        budget = memory_budget(max_ram_gb)
+        made = _predict_here(loaded, pending, targets, record=outputs.add, probabilities=probabilities, budget=budget)
     else:
-        made = _predict_there(load, pending, targets, executor, probabilities=probabilities)
+        made = _predict_there(load, loaded.identity, pending, targets, executor, probabilities=probabilities)
     failures: list[CaseFailure] = []
     for index, (case, result) in enumerate(made):
         if isinstance(result, CaseFailure):
             failures.append(result)
-        else:
+        elif executor is not None:
             outputs.add(targets[case.name], result)
         on(Event(stage="predict", done=index + 1, total=len(pending)))
     return PredictResult(
@@ -150,29 +157,37 @@ def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]
 
 
 def _predict_there(
-    load: partial[Model], pending: Sequence[Case], targets: dict[str, Path], executor: Executor, *, probabilities: bool
+    load: partial[Model], identity: str, pending: Sequence[Case], targets: dict[str, Path], executor: Executor, *, probabilities: bool
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Each case wherever the executor runs it; a worker loads the model once."""
     absolute = {name: target.resolve() for name, target in targets.items()}
     place, keywords = Path(load.args[0]).resolve(), tuple(sorted(load.keywords.items(), key=lambda item: item[0]))
-    work = partial(_predict_on_worker, place=place, keywords=keywords, targets=absolute, probabilities=probabilities)
-    done = run_cases(work, pending, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
+    work = partial(_predict_on_worker, place=place, keywords=keywords, identity=identity, targets=absolute, probabilities=probabilities)
+    found = [replace(case, channels=tuple(replace(channel, path=channel.path.resolve()) for channel in case.channels)) for case in pending]
+    done = run_cases(work, found, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
     for outcome in done:
         yield outcome.item, outcome.failure or outcome.result  # type: ignore[misc]
 
 
 def _predict_on_worker(
-    case: Case, *, place: Path, keywords: tuple[tuple[str, Any], ...], targets: dict[str, Path], probabilities: bool
+    case: Case, *, place: Path, keywords: tuple[tuple[str, Any], ...], identity: str, targets: dict[str, Path], probabilities: bool
 ) -> PredictedCase:
-    ((_, result),) = _predict_here(_worker_model(place, keywords), [case], targets, probabilities=probabilities, budget=memory_budget(None))
+    with _WORKER_LOCK:  # a worker may have several threads, and the model has one device
+        model = _worker_model(place, keywords, identity)
+        budget = memory_budget(None)
+        ((_, result),) = _predict_here(model, [case], targets, record=lambda *_: None, probabilities=probabilities, budget=budget)
     if isinstance(result, CaseFailure):
         raise InputError(result.reason)
     return result
 
 
 @lru_cache(maxsize=1)
-def _worker_model(place: Path, keywords: tuple[tuple[str, Any], ...]) -> Model:
-    return load_model(place, **dict(keywords))
+def _worker_model(place: Path, keywords: tuple[tuple[str, Any], ...], identity: str) -> Model:
+    """Loaded once, and again where the weights have changed since: ``identity`` is that of the model that was asked for."""
+    model = load_model(place, **dict(keywords))
+    if model.weights_identity not in identity:
+        raise InputError(f"{place}: a worker sees other weights there than were asked for. Its folders are not the same.")
+    return model
 
 
 @dataclass(slots=True)
@@ -187,9 +202,18 @@ class _Ready:
 
 
 def _predict_here(
-    model: Model, pending: Sequence[Case], targets: dict[str, Path], *, probabilities: bool, budget: int
+    model: Model,
+    pending: Sequence[Case],
+    targets: dict[str, Path],
+    *,
+    record: Callable[[Path, PredictedCase], None],
+    probabilities: bool,
+    budget: int,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
-    """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes."""
+    """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
+
+    ``record`` is called by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
+    """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming: Future[_Ready] | None = None
@@ -197,38 +221,51 @@ def _predict_here(
             current = upcoming or reader.submit(_read, case, model)
             upcoming = None
             reset_peak_memory()
+            prepared = ready = indices = chances = failure = None
             try:
                 ready = current.result()
                 prepared = _prepare(ready, model)
-                if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1]) <= budget:
+                if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
                     upcoming = reader.submit(_read, pending[index + 1], model)
                 with _timed(ready.seconds, "segment"), _probability_array(targets[case.name], prepared, model, probabilities) as chances:
                     indices = model.segment(prepared, probabilities=chances)
-                    outcome: CaseFailure | None = None
-            except InputError as error:
-                outcome = CaseFailure(case=case.name, stage="predict", reason=str(error))
-            except MemoryError as error:
-                outcome = CaseFailure(case=case.name, stage="predict", reason=str(error) or "not enough memory for this image")
-            if outcome is not None:
-                logger.error("%s: predict failed: %s", case.name, outcome.reason)
-                yield case, outcome
+            except (InputError, MemoryError) as error:
+                failure = _failure(case, error)
+            if failure is not None or prepared is None or ready is None or indices is None:
+                current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
+                yield case, failure or _failure(case, MemoryError())
                 continue
             prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
-            # the writer ends what it has begun: a run that is stopped here still finishes the file at hand
-            writing.append((case, writer.submit(_write, targets[case.name], indices, chances, prepared, model, ready)))
-            del indices, chances, prepared, ready
+            chances = None  # the file is whole then; some systems cannot delete a file that is mapped
+            writing.append((case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record)))
+            prepared = ready = indices = None
             if len(writing) > 1:  # one file is being written while the next image is in the network
-                done, future = writing.pop(0)
-                yield done, future.result()
-        for done, future in writing:
-            yield done, future.result()
+                yield _written(*writing.pop(0))
+        for waiting in writing:
+            yield _written(*waiting)
+
+
+def _written(case: Case, future: Future[PredictedCase]) -> tuple[Case, PredictedCase | CaseFailure]:
+    """What became of an output; a disk that fails ends the run."""
+    try:
+        return case, future.result()
+    except StorageError:
+        raise
+    except (InputError, MemoryError) as error:
+        return case, _failure(case, error)
+
+
+def _failure(case: Case, error: Exception) -> CaseFailure:
+    reason = str(error) or "not enough memory for this image"
+    logger.error("%s: predict failed: %s", case.name, reason)
+    return CaseFailure(case=case.name, stage="predict", reason=reason)
 
 
 def _read(case: Case, model: Model) -> _Ready:
     """Read a case, and prepare it where the network runs on another device: on a processor that would only take its cores."""
     ready = _Ready(case, digest_of(case), None, None, {})
     with _timed(ready.seconds, "read"):
-        ready.raw = read_case(case, with_label=False)
+        ready.raw = model.read(case)
     if model.device.device.type != "cpu":
         ready.prepared = _prepare(ready, model)
     return ready
@@ -244,12 +281,18 @@ def _prepare(ready: _Ready, model: Model) -> PreparedCase:
     return prepared
 
 
-def _bytes_to_read(case: Case) -> int:
-    """What the next case takes while it is read; without a header that can be read, nothing: reading will say what is wrong."""
+def _bytes_to_read(case: Case, model: Model) -> int:
+    """What the next case takes while it is read and prepared; nothing without a header: reading will say what is wrong with it."""
     try:
-        return READING_BYTES_PER_VOXEL * len(case.channels) * prod(read_header(case.channels[0].path).geometry.shape)
+        geometry = read_header(case.channels[0].path).geometry
     except InputError:
         return 0
+    volume_mm3 = prod(geometry.shape) * prod(geometry.spacing)
+    resampled = 0.0
+    for member in model.members:
+        spacing = member.configuration.spacing
+        resampled += volume_mm3 / prod(spacing if len(spacing) == 3 else (max(geometry.spacing), *spacing))
+    return int(len(case.channels) * (READING_BYTES_PER_VOXEL * prod(geometry.shape) + 4 * resampled))
 
 
 @contextmanager
@@ -270,45 +313,69 @@ def _probability_array(target: Path, prepared: PreparedCase, model: Model, is_wa
     scratch.unlink(missing_ok=True)
     shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
     try:
-        array: np.ndarray = np.memmap(scratch, np.float16, "w+", shape=shape, order="F")
+        with storage_errors(scratch), scratch.open("wb") as file:
+            _reserve(file.fileno(), 2 * prod(shape))
+        array: np.ndarray = np.memmap(scratch, np.float16, "r+", shape=shape, order="F")
         yield to_canonical(array, prepared.orientation)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
 
 
+def _reserve(file: int, num_bytes: int) -> None:
+    """Make room for all bytes now: a mapped file that finds the disk full later ends the process without a word."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+        return
+    block = bytes(1 << 20)
+    for start in range(0, num_bytes, len(block)):
+        os.write(file, block[: num_bytes - start])
+
+
 def _write(
-    target: Path, indices: np.ndarray, chances: np.ndarray | None, prepared: PreparedCase, model: Model, ready: _Ready
+    target: Path,
+    indices: np.ndarray,
+    with_probabilities: bool,
+    prepared: PreparedCase,
+    model: Model,
+    ready: _Ready,
+    record: Callable[[Path, PredictedCase], None],
 ) -> PredictedCase:
-    """Write the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
-    with _timed(ready.seconds, "write"):
-        _probability_file(target).unlink(missing_ok=True)
-        write_label_map(target, model.finish(indices, prepared.orientation), prepared.header)
-        if chances is not None:
-            _write_probabilities(target, (len(chances), *prepared.header.geometry.shape), model)
+    """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
+    try:
+        with _timed(ready.seconds, "write"):
+            _probability_file(target).unlink(missing_ok=True)
+            write_label_map(target, model.finish(indices, prepared.orientation), prepared.header)
+            if with_probabilities:
+                _write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model)
+    finally:
+        _scratch_file(target).unlink(missing_ok=True)
     peak = peak_memory()
-    return PredictedCase(
+    made = PredictedCase(
         model=model.identity,
         input_digest=ready.digest,
+        finished=time.time(),
         seconds=ready.seconds,
         peak_mib=None if peak is None else round(peak / 2**20, 1),
         shape=prepared.header.geometry.shape,
     )
+    record(target, made)
+    return made
 
 
 def _write_probabilities(target: Path, shape: tuple[int, ...], model: Model) -> None:
     """``CASE.npz`` from the scratch file, slice by slice: ``probabilities`` (class, x, y, z) float16 and the labels' ``values``."""
-    scratch = _scratch_file(target)
-    array: np.ndarray = np.memmap(scratch, np.float16, "r", shape=shape, order="F")
-    with replacing(_probability_file(target)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+    with (
+        _scratch_file(target).open("rb") as scratch,
+        replacing(_probability_file(target)) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+    ):
         with file.open("probabilities.npy", "w", force_zip64=True) as stream:
-            header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": True, "shape": shape}
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": True, "shape": shape}
             np.lib.format.write_array_header_2_0(stream, header)
-            for k in range(shape[-1]):
-                stream.write(array[..., k].tobytes(order="F"))
+            shutil.copyfileobj(scratch, stream, 1 << 20)
         with file.open("values.npy", "w") as stream:
             np.lib.format.write_array(stream, np.asarray(model.plan.labels.values))
-    scratch.unlink(missing_ok=True)
 
 
 def _scratch_file(target: Path) -> Path:
@@ -321,10 +388,12 @@ def _record_name(part: tuple[int, int] | None) -> str:
 
 
 def _recorded(folder: Path) -> Predictions:
-    """All that is recorded in a folder."""
+    """All that is recorded in a folder, by machines that worked on all or on parts: of a file the latest entry."""
     cases: dict[str, PredictedCase] = {}
     for file in sorted(folder.glob("predictions*.json")):
-        cases |= read_record(file, Predictions, "predictions").cases
+        for name, case in read_record(file, Predictions, "predictions").cases.items():
+            if name not in cases or case.finished >= cases[name].finished:
+                cases[name] = case
     return Predictions(cases=cases)
 
 

@@ -150,6 +150,7 @@ def _pair(
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
+        metrics.unlink(missing_ok=True)
         write_record(made, PairMirroring(is_used=mirroring), "mirroring")
         validation = read_split(folder, fold).validation
         evaluations.append(predict_and_measure(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))

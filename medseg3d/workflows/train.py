@@ -26,7 +26,6 @@ from medseg3d.loading import load_models
 from medseg3d.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
-from medseg3d.reading import read_case
 from medseg3d.records import read_json, read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
@@ -131,6 +130,7 @@ def validate(
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
     measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
+    shutil.rmtree(target, ignore_errors=True)  # a measure that is stopped leaves none that belongs to other label maps
     if measure is predict_and_measure:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
     return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
@@ -141,8 +141,10 @@ def _kept_measures(target: Path, weights: Path, tta: str) -> Evaluation | None:
     metrics = target / METRICS
     if not (metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime):
         return None
-    made = read_fold_mirroring(target)
-    if tta != "auto" and made is not None and made.is_used != (tta == "on"):
+    made = read_fold_mirroring(target) or FoldMirroring(is_used=True, has_other=False)
+    if made.has_other and not (target / made.other / METRICS).exists():
+        return None
+    if tta != "auto" and made.is_used != (tta == "on"):
         if not made.has_other:
             return None
         use_other_mirroring(target)
@@ -151,19 +153,24 @@ def _kept_measures(target: Path, weights: Path, tta: str) -> Evaluation | None:
 
 
 def use_other_mirroring(validation: Path) -> None:
-    """Exchange the label maps and measures of a validation with those that were made the other way."""
+    """Exchange the label maps and measures of a validation with those that were made the other way.
+
+    The measures leave first and come last: where this is stopped half-way there are none, and the fold is measured again.
+    """
     made = read_fold_mirroring(validation)
     if made is None or not made.has_other:
         raise InputError(f"{validation}: was measured one way only.")
     now = replace(made, is_used=not made.is_used)
     other, own = validation / made.other, validation / now.other
     own.mkdir(exist_ok=True)
+    (validation / METRICS).replace(own / METRICS)
     for file in [file for file in validation.iterdir() if file.is_file() and file.name != MIRRORING]:
         file.replace(own / file.name)
-    for file in list(other.iterdir()):
+    for file in [file for file in other.iterdir() if file.name != METRICS]:
         file.replace(validation / file.name)
-    other.rmdir()
     write_record(validation / MIRRORING, now, "mirroring")
+    (other / METRICS).replace(validation / METRICS)
+    other.rmdir()
 
 
 def _check_trained_on(folder: Path, digest: str) -> None:
@@ -201,11 +208,10 @@ def measure_both_ways(
     plain = target / record.other
 
     def predict(case: Case) -> None:
-        prepared = model.prepare(read_case(case, with_label=False), in_place=True)
+        prepared = model.prepare(model.read(case), in_place=True)
         for folder, indices in zip((target, plain), model.segment_both(prepared), strict=True):
             write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
 
-    shutil.rmtree(target, ignore_errors=True)
     cases, failures = _predict_validation(root, model, names, predict, on)
     with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm) for folder in (target, plain))
     choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())

@@ -152,6 +152,16 @@ def test_windows_that_main_memory_cannot_hold_are_a_memory_error() -> None:
         predict_logits([Full(0)], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)
 
 
+def test_main_memory_that_is_full_is_recognized_by_its_words() -> None:
+    """torch has no error of its own for it."""
+
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(MemoryError, match="scan_7"):
+        predict_logits([full], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+
+
 def test_other_errors_of_a_network_surface_as_they_are() -> None:
     def broken(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a defect")

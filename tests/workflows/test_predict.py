@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from medseg3d import load_model
+from medseg3d.checkpoints import load_network, save_weights
 from medseg3d.cli import main
-from medseg3d.errors import InputError
+from medseg3d.errors import InputError, PlanMismatchError, StorageError
 from medseg3d.images import read_image
+from medseg3d.model import Model
+from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.records import read_record, write_record
 from medseg3d.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
 from medseg3d.workflows.predict import predict
@@ -183,3 +189,158 @@ def _with_mirroring(selection: Selection, mirroring: dict[str, object]) -> Selec
     from dataclasses import replace
 
     return replace(selection, mirroring=mirroring)  # type: ignore[arg-type]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C at a place of our choice."""
+
+
+def stopping_at(name: str, what: BaseException):  # type: ignore[no-untyped-def]
+    segment = Model.segment
+
+    def stop(self: Model, prepared: PreparedCase, **options: object) -> np.ndarray:
+        if prepared.name == name:
+            raise type(what)(*what.args)  # a new one: its traceback holds what the case held
+        return segment(self, prepared, **options)  # type: ignore[arg-type]
+
+    return stop
+
+
+def test_a_run_that_is_stopped_goes_on(trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "segment", stopping_at("scan_1", Stopped()))
+        with pytest.raises(Stopped):
+            predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    assert maps(tmp_path / "out").keys() == {"scan_0.nii.gz"}
+    assert not list((tmp_path / "out").glob(".*"))
+    again = predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    assert [path.name for path in again.kept] == ["scan_0.nii.gz"]
+    assert len(again.written) == 2
+
+
+def test_a_case_that_memory_does_not_hold_is_let_go_before_the_next_one(
+    trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg3d.workflows import predict as module
+
+    held: list[weakref.ref[np.ndarray]] = []
+    seen: list[bool] = []
+    prepare = module._prepare
+
+    def watched(ready, model):  # type: ignore[no-untyped-def]
+        seen.append(any(reference() is not None for reference in held))
+        prepared = prepare(ready, model)
+        held.append(weakref.ref(next(iter(prepared.images.values())).image))
+        return prepared
+
+    monkeypatch.setattr(module, "_prepare", watched)
+    monkeypatch.setattr(Model, "segment", stopping_at("scan_0", MemoryError()))
+    result = predict(images, tmp_path / "out", dataset=trained, max_ram_gb=1e-9)
+    assert [failure.case for failure in result.failures] == ["scan_0"]
+    assert seen == [False, False, False]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), InputError("odd")])
+def test_a_case_that_fails_while_it_is_written_does_not_stop_the_others(
+    trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    finish, calls = Model.finish, []
+
+    def failing(self, indices, orientation):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return finish(self, indices, orientation)
+
+    monkeypatch.setattr(Model, "finish", failing)
+    result = predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    assert [failure.case for failure in result.failures] == ["scan_0"]
+    assert len(result.written) == 2
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_disk_that_fails_ends_the_run_and_leaves_no_scratch_file(
+    trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg3d.workflows import predict as module
+
+    def full(*_: object) -> Path:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(module, "write_label_map", full)
+    with pytest.raises(StorageError):
+        predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_the_latest_of_two_models_outputs_counts(trained: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(images, out, dataset=trained)
+    predict(images, out, dataset=trained, step=0.8, part=(1, 1), overwrite=True)
+    made = maps(out)
+    assert len(predict(images, out, dataset=trained, step=0.8).kept) == 3
+    with pytest.raises(PlanMismatchError):
+        predict(images, out, dataset=trained)
+    assert maps(out) == made
+
+
+def test_workers_take_folds_and_notice_other_weights(trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    monkeypatch.chdir(images.parent)
+    with ThreadPoolExecutor(2) as executor:
+        first = predict(Path(images.name), tmp_path / "out", dataset=copy, folds=["0"], executor=executor)
+        assert len(first.written) == 3
+        weights = copy / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors"
+        network, card = load_network(weights, torch.device("cpu"))
+        with torch.no_grad():
+            next(network.parameters()).mul_(2)
+        save_weights(weights, network, card)
+        again = predict(Path(images.name), tmp_path / "again", dataset=copy, folds=["0"], executor=executor)
+    assert {case.model for case in again.cases.values()}.isdisjoint({case.model for case in first.cases.values()})
+    assert maps(tmp_path / "again").keys() == maps(tmp_path / "out").keys()
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_an_exchange_of_both_ways_that_is_killed_is_measured_again(copy: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    folder = copy / "medseg3d-work/models/3d_fullres/fold_0/validation"
+    made = read_record(folder / MIRRORING, FoldMirroring, "mirroring")
+    by_way = {made.is_used: maps(folder), not made.is_used: maps(folder / made.other)}
+    calls = []
+    replace_file = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == step:
+            raise Stopped
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with contextlib.suppress(Stopped):
+            use_other_mirroring(folder)
+    validate(copy, keep_finished=True)
+    after = read_record(folder / MIRRORING, FoldMirroring, "mirroring")
+    assert maps(folder) == by_way[after.is_used]
+    assert after.has_other
+    assert maps(folder / after.other) == by_way[not after.is_used]
+    select(copy)
+
+
+def test_a_measure_that_is_killed_leaves_none_of_the_other_way(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate(copy, tta="on")
+    mirrored = maps(copy / "medseg3d-work/models/3d_fullres/fold_0/validation")
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "segment", stopping_at(next(iter(mirrored)).removesuffix(".nii.gz"), Stopped()))
+        with pytest.raises(Stopped):
+            validate(copy, tta="off")
+    validate(copy, tta="off", keep_finished=True)
+    assert maps(copy / "medseg3d-work/models/3d_fullres/fold_0/validation").keys() == mirrored.keys()
+    assert (copy / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").exists()
+
+
+def test_an_older_validation_without_a_record_was_mirrored(copy: Path) -> None:
+    folder = copy / "medseg3d-work/models/3d_fullres/fold_0/validation"
+    validate(copy, tta="on")
+    (folder / MIRRORING).unlink()
+    validate(copy, tta="off", keep_finished=True)
+    assert read_record(folder / MIRRORING, FoldMirroring, "mirroring") == FoldMirroring(is_used=False, has_other=False)
