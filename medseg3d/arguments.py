@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts of the images: one for each machine")
     predict.add_argument("--cluster", metavar="ADDRESS", help="predict on the workers of this dask scheduler, such as tcp://host:8786")
     predict.add_argument(
-        "--max-ram", type=_positive_float, metavar="GB", help="read the next image ahead within this (default: 60 %% of the free)"
+        "--max-ram", type=_positive_float, metavar="GB", help="memory for reading ahead and for sums of logits (default: 60 %% of the free)"
     )
     _device_option(predict)
 

@@ -128,13 +128,16 @@ class Model:
             )
         return prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
 
-    def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:
-        """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` as for :func:`medseg3d.prediction.predict_case.segment`.
+    def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None, max_bytes: int | None = None) -> np.ndarray:
+        """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` and ``max_bytes`` as for
+        :func:`medseg3d.prediction.predict_case.segment`.
 
         Several configurations are averaged as probabilities; the folds of one configuration as logits.
         """
         self._check_precision(prepared)
-        return segment(prepared, self.members, self.plan.labels, self.device, step=self.step, probabilities=probabilities)
+        return segment(
+            prepared, self.members, self.plan.labels, self.device, step=self.step, probabilities=probabilities, max_bytes=max_bytes
+        )
 
     def segment_both(self, prepared: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
         """Label indices with mirroring and without, of one pass; for a model of one configuration."""

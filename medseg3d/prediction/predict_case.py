@@ -92,23 +92,24 @@ def segment(
     *,
     step: float = 0.5,
     probabilities: np.ndarray | None = None,
+    max_bytes: int | None = None,
 ) -> np.ndarray:
     """Label indices ``(S, A, R)``: the arg-max of one member's logits, or of the mean probabilities of several.
 
     ``probabilities``, zeros ``(K, S, A, R)`` of any float type, in memory or mapped from a file, is filled where it is given; outside
-    of the non-zero region all is background.
+    of the non-zero region all is background. ``max_bytes`` as for :func:`~medseg3d.prediction.sliding_window.stream_logits`.
     """
     is_regions = bool(labels.regions)
     if len(members) == 1 and probabilities is None:
         (member,) = members
-        case = _with_first_stage(prepared, member, labels, device, step)
-        slabs = _slabs(prepared.name, case, member, device, step)
+        case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
+        slabs = _slabs(prepared.name, case, member, device, step, max_bytes)
         (indices,) = restore_label_maps(slabs, labels.num_outputs, case.restoration, is_regions=is_regions)
         return indices
-    cases = [_with_first_stage(prepared, member, labels, device, step) for member in members]
+    cases = [_with_first_stage(prepared, member, labels, device, step, max_bytes) for member in members]
     streams = [
         restored_probabilities(
-            _slabs(prepared.name, case, member, device, step), labels.num_outputs, case.restoration, is_regions=is_regions
+            _slabs(prepared.name, case, member, device, step, max_bytes), labels.num_outputs, case.restoration, is_regions=is_regions
         )
         for case, member in zip(cases, members, strict=True)
     ]
@@ -124,27 +125,36 @@ def segment(
 
 
 def segment_with_and_without_mirroring(
-    prepared: PreparedCase, member: Member, labels: Labels, device: Device, *, step: float = 0.5
+    prepared: PreparedCase, member: Member, labels: Labels, device: Device, *, step: float = 0.5, max_bytes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two label maps ``(S, A, R)`` of one pass over the image: with mirroring, and without."""
-    case = _with_first_stage(prepared, member, labels, device, step)
-    slabs = _slabs(prepared.name, case, member, device, step, with_unmirrored=True)
+    case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
+    slabs = _slabs(prepared.name, case, member, device, step, max_bytes, with_unmirrored=True)
     mirrored, plain = restore_label_maps(slabs, labels.num_outputs, case.restoration, num_maps=2, is_regions=bool(labels.regions))
     return mirrored, plain
 
 
-def _with_first_stage(prepared: PreparedCase, member: Member, labels: Labels, device: Device, step: float) -> PreprocessedCase:
+def _with_first_stage(
+    prepared: PreparedCase, member: Member, labels: Labels, device: Device, step: float, max_bytes: int | None
+) -> PreprocessedCase:
     """The member's image; in a cascade with the label map of the first stage in further channels."""
     case = prepared.images[member.configuration.name]
     if member.previous is None or prepared.inside is None:
         return case
-    first = segment(prepared, (member.previous,), labels, device, step=step)
+    first = segment(prepared, (member.previous,), labels, device, step=step, max_bytes=max_bytes)
     channels = previous_stage_channels(first, prepared.inside, case, labels)
     return replace(case, image=np.concatenate((case.image, channels)))
 
 
 def _slabs(
-    name: str, case: PreprocessedCase, member: Member, device: Device, step: float, *, with_unmirrored: bool = False
+    name: str,
+    case: PreprocessedCase,
+    member: Member,
+    device: Device,
+    step: float,
+    max_bytes: int | None,
+    *,
+    with_unmirrored: bool = False,
 ) -> Iterator[torch.Tensor]:
     configuration = member.configuration
     slabs = stream_logits(
@@ -157,6 +167,7 @@ def _slabs(
         step=step,
         mirror_axes=configuration.mirror_axes if member.mirroring or with_unmirrored else (),
         with_unmirrored=with_unmirrored,
+        max_bytes=max_bytes,
     )
     if device.device.type == "cpu":
         return slabs

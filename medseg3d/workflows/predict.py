@@ -31,6 +31,7 @@ from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.loading import load_model
 from medseg3d.model import Backend, Model
 from medseg3d.prediction.predict_case import PreparedCase
+from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.reading import RawCase
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import Folds, fold_names, work_folder
@@ -215,6 +216,7 @@ def _predict_here(
     ``record`` is called by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
     """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
+    sums = int(SHARE_FOR_SUMS * budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming: Future[_Ready] | None = None
         for index, case in enumerate(pending):
@@ -228,7 +230,7 @@ def _predict_here(
                 if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
                     upcoming = reader.submit(_read, pending[index + 1], model)
                 with _timed(ready.seconds, "segment"), _probability_array(targets[case.name], prepared, model, probabilities) as chances:
-                    indices = model.segment(prepared, probabilities=chances)
+                    indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
             except (InputError, MemoryError) as error:
                 failure = _failure(case, error)
             if failure is not None or prepared is None or ready is None or indices is None:
