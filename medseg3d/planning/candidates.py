@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.make_plan import make_plan
 from medseg3d.planning.planner import Planner, load_planner
 from medseg3d.planning.summary import DatasetSummary
+
+if TYPE_CHECKING:
+    from medseg3d.networks.cost import StepCost
 
 GIB = 2**30
 BACKWARD = 2
@@ -124,10 +128,7 @@ def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str,
 
     configuration = plan.configuration(name)
     cost = step_cost(configuration.network, configuration.patch_size, configuration.batch_size, optimizer=configuration.training.optimizer)
-    seconds = None
-    if speed is not None:
-        step = (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
-        seconds = step * configuration.training.iterations_per_epoch
+    seconds = None if speed is None else step_seconds(cost, speed) * configuration.training.iterations_per_epoch
     state = cost.fixed_bytes  # last.safetensors holds weights and the optimizer's numbers; weights.safetensors the weights again
     return Candidate(
         planner=planner,
@@ -140,6 +141,11 @@ def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str,
         seconds_per_epoch=seconds,
         disk_gb=(_store_bytes(plan, configuration) + state) / GIB,
     )
+
+
+def step_seconds(cost: StepCost, speed: Speed) -> float:
+    """What a training step takes by a rule of thumb: the multiply-adds of both passes, and the passes over what is kept between them."""
+    return (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
 
 
 def _store_bytes(plan: Plan, configuration: Configuration) -> float:

@@ -51,6 +51,7 @@ class Outcome:
     multiply_adds: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    predicted_seconds: float = 0.0
     batch: int = 0
     patch: tuple[int, ...] = ()
     peak_mib: float | None = None
@@ -114,20 +115,25 @@ def train(planner: str, dataset: Path, ours: Ours, options: argparse.Namespace) 
     outcome.step_seconds = sum(epoch["seconds"] for epoch in history) / max(1, outcome.steps)
     outcome.batch = json.loads((fold / "training.json").read_text(encoding="utf-8"))["batch_sizes"][0]
     outcome.patch = tuple(configuration["patch_size"])
-    outcome.parameters, outcome.multiply_adds = costs(configuration)
+    outcome.parameters, outcome.multiply_adds, outcome.predicted_seconds = costs(configuration, outcome.batch)
     outcome.dice, outcome.per_label = test_dice(work / "predictions" / "metrics.json")
     return outcome
 
 
-def costs(configuration: dict[str, object]) -> tuple[int, int]:
-    """Parameters, and multiply-adds of the forward pass of one patch."""
+def costs(configuration: dict[str, object], batch: int) -> tuple[int, int, float]:
+    """Parameters, multiply-adds of the forward pass of one patch, and the seconds of a step as ``plan --explain`` predicts them here."""
+    from medseg3d.devices import choose_device, measure_speed
     from medseg3d.networks.cost import step_cost
     from medseg3d.plan import Configuration
+    from medseg3d.planning.candidates import Speed, step_seconds
     from medseg3d.records import from_plain
 
     record = from_plain(configuration, Configuration, "plan.json")
     cost = step_cost(record.network, record.patch_size, 1)
-    return cost.parameters, cost.multiply_adds
+    of_batch = step_cost(record.network, record.patch_size, batch, optimizer="adamw")
+    multiply_adds, moved = measure_speed(choose_device("cpu"))
+    predicted = step_seconds(of_batch, Speed(device="cpu", multiply_adds=multiply_adds, bytes=moved))
+    return cost.parameters, cost.multiply_adds, predicted
 
 
 def test_dice(metrics: Path) -> tuple[float, dict[str, float]]:
@@ -147,6 +153,7 @@ def table(outcomes: list[Outcome], minutes: float) -> str:
         "patch",
         "batch",
         "s per step",
+        "predicted",
         f"steps in {minutes:g} min",
         "test Dice",
         "peak MiB",
@@ -159,6 +166,7 @@ def table(outcomes: list[Outcome], minutes: float) -> str:
             "×".join(map(str, outcome.patch)),
             outcome.batch,
             f"{outcome.step_seconds:.2f}",
+            f"{outcome.predicted_seconds:.2f}",
             outcome.steps,
             "–" if outcome.dice is None else f"{outcome.dice:.3f}",
             "–" if outcome.peak_mib is None else f"{outcome.peak_mib:.0f}",
