@@ -21,7 +21,7 @@ from medseg3d.training.domains import TrainingDomain, draw_domain
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
 from medseg3d.universal import read_universal, resolve_domain
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.universal import _training_domain
+from medseg3d.workflows.universal.training import _training_domain
 
 PLANNER = """
 extends = "universal"

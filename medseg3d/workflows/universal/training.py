@@ -1,0 +1,225 @@
+"""Train one network for several datasets, and add one more without touching the others."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medseg3d.checkpoints import ModelCard, load_tensors, read_card
+from medseg3d.devices import choose_device
+from medseg3d.errors import InputError, InterruptedBySignalError
+from medseg3d.evaluation.metrics import Evaluation
+from medseg3d.events import Event, Listener, silent
+from medseg3d.plan import NetworkPlan
+from medseg3d.records import read_record
+from medseg3d.training.domains import TrainingDomain
+from medseg3d.training.folds import Folds
+from medseg3d.training.state import STATE, TrainingState
+from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
+from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.plan import plan
+from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.train import ALL_CASES, follow, plan_digest, stop_on_signals, stored_cases, validate
+from medseg3d.workflows.universal.planning import planned_memory, recommending, rules_of
+from medseg3d.workflows.universal.weights import fold_of_domain, hand_out, split_of
+
+ADDED = "added"
+"""The folder, within a fold, of the trainings that added domains."""
+
+
+def train_universal(
+    work: Path,
+    *,
+    fold: str = "0",
+    device: str = "auto",
+    options: TrainingOptions | None = None,
+    init: Path | None = None,
+    tta: str = "auto",
+    on: Listener = silent,
+) -> dict[str, Evaluation]:
+    """Train the common network on one fold of every domain, then measure each domain's validation cases; by domain.
+
+    A domain with fewer folds takes part with fold ``fold`` modulo its number. Raises :class:`InterruptedBySignalError` when
+    SIGINT or SIGTERM came; the state is saved then, and the best weights so far can be used.
+    """
+    folder = WorkFolder(work)
+    options = options or TrainingOptions()
+    universal = read_universal(folder)
+    _check_fold(folder, universal, fold)
+    target = folder.fold(UNIVERSAL, fold)
+    joined = sorted(path.name for path in (target / ADDED).glob("*"))
+    if joined and not options.restart:
+        if not _is_finished(target) or options.epochs is not None or options.hours is not None:
+            raise InputError(
+                f"{target}: {', '.join(joined)} joined this network. Training it on would change what they stand on; --restart trains it "
+                "anew, and they have to join again."
+            )
+        return _validate(folder, universal, universal.joint, fold, device, tta, on)
+    if options.restart:
+        shutil.rmtree(target / ADDED, ignore_errors=True)
+    domains = [_training_domain(folder, universal, name, fold) for name in universal.joint]
+    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, on=on)
+    return _validate(folder, universal, universal.joint, fold, device, tta, on)
+
+
+def add_domain(
+    work: Path,
+    dataset: Path,
+    *,
+    fold: str = "0",
+    device: str = "auto",
+    options: TrainingOptions | None = None,
+    jobs: int | None = None,
+    tta: str = "auto",
+    on: Listener = silent,
+) -> dict[str, Evaluation]:
+    """Plan, preprocess and train one more dataset on a trained network, whose shared part and other domains keep every bit.
+
+    Only the new domain's depthwise convolutions, norms, stem and heads are trained. Its network has at most as many stages as the
+    shared part. Goes on where it was stopped. Raises :class:`InputError` where the fold is not trained yet.
+    """
+    folder = WorkFolder(work)
+    universal = read_universal(folder)
+    base = folder.weights(UNIVERSAL, fold)
+    if not base.exists():
+        raise InputError(
+            f"{folder.root}: fold {fold} of the common network is not trained yet. Run medseg3d train -w {work} --fold {fold} first."
+        )
+    if not _is_finished(base.parent):
+        raise InputError(f"{base.parent}: its training is not finished, and would change what a new domain stands on. Let it end first.")
+    card = read_card(base)
+    name = universal.domain_at(dataset) or domain_names([dataset], tuple(universal.domains))[0]
+    if name in universal.joint:
+        raise InputError(f"{dataset}: {name} is trained together with the others; there is nothing to add.")
+    num_stages = max(len(_network(card, other).features) for other in card.plans if other != name)
+    rules = rules_of(folder, None)
+    stages = min(num_stages, rules.network.max_stages or num_stages)
+    rules = replace(rules, network=replace(rules.network, max_stages=stages))
+    home = domain_folder(folder, name)
+    result = plan(dataset, home.root, planner=rules, gpu_memory_gb=planned_memory(folder, universal), jobs=jobs, on=on)
+    made = recommending(result.plan, universal.configuration, home)
+    prepared = preprocess(dataset, home.root, configurations=[made.recommended], jobs=jobs, on=on)
+    for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in (*result.failures, *prepared.failures))):
+        on(Event(stage="plan", message=f"{name}: {note}"))
+    if name not in universal.domains:
+        universal = replace(universal, domains={**universal.domains, name: str(dataset.resolve())}, added=(*universal.added, name))
+        write_universal(folder, universal)
+    _check_fold(folder, universal, fold)
+    target = base.parent / ADDED / name
+    domain = _training_domain(folder, universal, name, fold)
+    _train(
+        [domain], fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
+    )
+    return _validate(folder, universal, [name], fold, device, tta, on)
+
+
+def _train(
+    domains: Sequence[TrainingDomain],
+    *,
+    fold: str,
+    target: Path,
+    folder: WorkFolder,
+    device: str,
+    options: TrainingOptions,
+    init: Path | None,
+    added: str | None,
+    on: Listener,
+) -> None:
+    """Train to the end or to a signal; either way each trained domain has its weights then."""
+    stop: StopRequest
+    try:
+        with stop_on_signals() as stop:
+            epochs = train_domains(
+                domains,
+                name=UNIVERSAL,
+                fold=fold,
+                folder=target,
+                device=choose_device(device),
+                options=options,
+                plan_digest=_digest(domains, folder, fold, init if added else None),
+                stop=stop,
+                init=init,
+                added=added,
+                on_step=lambda epoch, step, steps: on(Event(stage=f"train universal fold {fold}, epoch {epoch}", done=step, total=steps)),
+            )
+            follow(epochs, f"universal, fold {fold}" + (f", adding {added}" if added else ""), target, on)
+    finally:  # also where it was stopped or diverged: the best weights so far can be used
+        hand_out(domains, target, folder, fold, added)
+    if stop.signal_number is not None:
+        again = " without --restart" if options.restart else ""
+        raise InterruptedBySignalError(
+            stop.signal_number, f"Stopped; the state is saved in {target}. Run the same command again{again} to go on."
+        )
+
+
+def _validate(
+    folder: WorkFolder, universal: Universal, names: Sequence[str], fold: str, device: str, tta: str, on: Listener
+) -> dict[str, Evaluation]:
+    measured = {}
+    for name in names:
+        home = domain_folder(folder, name)
+        if fold_of_domain(home, fold) != fold:
+            on(Event(stage="validate", message=f"{name}: has no fold {fold}; it took part in the training with another one."))
+            continue
+        if fold == ALL_CASES or not split_of(home, fold).validation:
+            on(Event(stage="validate", message=f"{name}: trained on all cases, so there is nothing to validate on."))
+            continue
+        on(Event(stage="validate", message=f"Measuring {name}"))
+        own_fold = fold_of_domain(home, fold)
+        measured[name] = validate(
+            universal.dataset(name),
+            home.root,
+            configuration=universal.configuration,
+            fold=own_fold,
+            device=device,
+            tta=tta,
+            keep_finished=True,
+            on=on,
+        )
+    return measured
+
+
+def _training_domain(folder: WorkFolder, universal: Universal, name: str, fold: str) -> TrainingDomain:
+    home = domain_folder(folder, name)
+    made = home.read_plan()
+    configuration = made.configuration(universal.configuration)
+    training, validation = stored_cases(home, configuration, split_of(home, fold))
+    return TrainingDomain(name=name, plan=made, configuration=configuration, training=training, validation=validation)
+
+
+def _digest(domains: Sequence[TrainingDomain], folder: WorkFolder, fold: str, base: Path | None) -> str:
+    """Changes when the plan or the cases of any domain change, the domains themselves, or the shared tensors of ``base``."""
+    digest = hashlib.blake2b(digest_size=8)
+    for domain in domains:
+        split = split_of(domain_folder(folder, domain.name), fold)
+        digest.update(f"{domain.name} {plan_digest(domain.plan, domain.configuration, split)}".encode())
+    if base is not None:
+        for key, tensor in sorted(load_tensors(base)[0].items()):
+            if key.startswith("shared."):
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_finished(target: Path) -> bool:
+    return (target / STATE).exists() and read_record(target / STATE, TrainingState, "training").is_finished
+
+
+def _check_fold(folder: WorkFolder, universal: Universal, fold: str) -> None:
+    """Raise :class:`InputError` for a fold that no domain has."""
+    most = max(_num_folds(domain_folder(folder, name)) for name in universal.domains)
+    if fold != ALL_CASES and (not fold.isdigit() or int(fold) >= most):
+        raise InputError(f"--fold {fold}: there are folds 0 to {most - 1}, and all.")
+
+
+def _num_folds(home: WorkFolder) -> int:
+    if not home.splits.exists():
+        raise InputError(f"{home.root}: there is no splits.json here. Run medseg3d plan first.")
+    return len(read_record(home.splits, Folds, "splits").folds)
+
+
+def _network(card: ModelCard, name: str) -> NetworkPlan:
+    return card.plans[name].configuration(card.configurations[name]).network
