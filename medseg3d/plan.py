@@ -96,7 +96,8 @@ class TrainingPlan:
     ``loss_options`` are numbers of the loss (``alpha`` and ``beta`` of Tversky, …). ``warmup`` is the share of the run in which
     the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
     ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
-    says how a universal network draws its next dataset: in turn, or in proportion to the number of training cases.
+    says how a universal network draws its next dataset: in turn, in proportion to the number of training cases, or so that each
+    gets the same work.
     """
 
     epochs: int = 1000
@@ -115,7 +116,7 @@ class TrainingPlan:
     loss: LossName = "dice_ce"
     loss_options: dict[str, float] = field(default_factory=dict)
     foreground_oversampling: float = 0.33
-    domain_sampling: Literal["round_robin", "proportional"] = "round_robin"
+    domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ A dataset of its own is a single domain without a name; everything then is as if
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,12 +128,17 @@ def patch_loader(
 
 
 def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, iteration: int) -> int:
-    """Which domain a step belongs to: in turn, or by chance in proportion to the training cases; a function of its arguments alone."""
+    """Which domain a step belongs to, a function of its arguments alone: in turn, or by chance in proportion to the training cases, or
+    so that each gets the same work: as many voxels pass the network.
+    """
     if len(domains) == 1:
         return 0
     if domains[0].configuration.training.domain_sampling == "round_robin":
         return iteration % len(domains)
-    shares = np.array([len(domain.training) for domain in domains], float)
+    if domains[0].configuration.training.domain_sampling == "proportional":
+        shares = np.array([len(domain.training) for domain in domains], float)
+    else:
+        shares = np.array([1 / (math.prod(d.configuration.patch_size) * d.configuration.batch_size) for d in domains])
     return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
 
 

@@ -1,6 +1,7 @@
 """One 3D U2-Net for five datasets beside five networks of their own, at equal training time per dataset.
 
-Three ways: ``universal`` (depthwise convolutions, norms, stem and heads belong to a dataset, pointwise convolutions are shared),
+The ways: ``universal`` (depthwise convolutions, norms, stem and heads belong to a dataset, pointwise convolutions are shared; datasets
+in turn), ``equal_work`` (the same, datasets with small patches get more steps),
 ``shared`` (all convolutions are full and shared; only norms, stem and heads belong to a dataset) and ``independent`` (a full network
 for each dataset). Then a sixth dataset joins the universal network, and the predictions for the others are compared bit by bit.
 
@@ -26,6 +27,7 @@ DATASETS = {"Hippocampus": None, "ACDC": r"^(acdc_\d+)", "OpenKBP": None, "LeftA
 ADDED = "BraTS15"
 WAYS = {
     "universal": 'extends = "universal"\n',
+    "equal_work": 'extends = "universal"\n\n[training]\ndomain_sampling = "equal_work"\n',
     "shared": 'extends = "universal"\n\n[network.options]\nadapters = "none"\n',
     "independent": 'extends = "u2net"\n\n[network.options]\nadapters = "none"\n',
 }
@@ -143,7 +145,7 @@ def train(way: str, datasets: dict[str, Path], ours: Ours, options: argparse.Nam
     for name in datasets:
         read_fold(name, work / "domains" / name, outcome)
     steps = sum(json.loads(line)["iterations"] for line in (work / "models/universal/fold_0/history.jsonl").read_text().splitlines())
-    outcome.steps = dict.fromkeys(datasets, steps // len(datasets))
+    outcome.steps = dict.fromkeys(datasets, steps // len(datasets))  # of equal_work only the mean
     outcome.parameters = parameters_of(work / "models/universal/fold_0/weights.safetensors")
     return outcome
 

@@ -167,11 +167,12 @@ def test_a_stopped_training_of_domains_goes_on_with_the_same_bits(work: Path, tm
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_domains_take_turns_or_are_drawn_in_proportion(work: Path) -> None:
-    def domain(name: str, cases: int, sampling: str) -> TrainingDomain:
+def test_domains_take_turns_or_are_drawn_in_proportion_or_for_equal_work(work: Path) -> None:
+    def domain(name: str, cases: int, sampling: str, batch_size: int = 2) -> TrainingDomain:
         plan = WorkFolder(work / "domains/Balls").read_plan()
         configuration = plan.configuration(None)
-        configuration = replace(configuration, training=replace(configuration.training, domain_sampling=sampling))  # type: ignore[arg-type]
+        training = replace(configuration.training, domain_sampling=sampling)  # type: ignore[arg-type]
+        configuration = replace(configuration, training=training, batch_size=batch_size)
         return TrainingDomain(name=name, plan=plan, configuration=configuration, training=[None] * cases, validation=())  # type: ignore[list-item]
 
     turns = [draw_domain([domain("a", 9, "round_robin"), domain("b", 1, "round_robin")], seed=0, epoch=1, iteration=i) for i in range(4)]
@@ -183,6 +184,9 @@ def test_domains_take_turns_or_are_drawn_in_proportion(work: Path) -> None:
     assert shares[:50] == [
         draw_domain([domain("a", 9, "proportional"), domain("b", 1, "proportional")], seed=0, epoch=1, iteration=i) for i in range(50)
     ]
+    unequal = [domain("a", 1, "equal_work", batch_size=2), domain("b", 1, "equal_work", batch_size=8)]
+    steps = [draw_domain(unequal, seed=0, epoch=1, iteration=i) for i in range(1000)]
+    assert 160 <= sum(steps) <= 240, "four times the work, a quarter of the steps"
 
 
 def test_what_is_unclear_is_refused_with_the_domains_named(
