@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from medseg3d.workflows.run import run
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used, so that ``import medseg3d`` is instant."""
     if name == "load_model":

@@ -71,12 +71,20 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
     _domain_option(predict)
-    predict.add_argument("-m", "--model", type=Path, help="a work folder, a fold's folder or a weights.safetensors file")
+    predict.add_argument(
+        "-m",
+        "--model",
+        type=Path,
+        help="a work folder, a .medseg3d file, an nnU-Net result folder, a fold's folder or a weights.safetensors file",
+    )
     _configuration_option(predict, default="the selected one or pair; before select, the recommended one", several=False)
     predict.add_argument("--fold", nargs="+", metavar="K", help="folds to average (default: all finished)")
     _tta_option(predict)
     predict.add_argument(
-        "--precision", choices=("auto", "float32"), default="auto", help="float32, or what is fastest here and gives the same (default)"
+        "--precision",
+        choices=("auto", "float32"),
+        default="auto",
+        help="half precision where that is faster, a few voxels at borders differ (auto, default); float32 is exact",
     )
     predict.add_argument("--backend", choices=("torch", "openvino"), default="torch", help="what computes the networks (default: torch)")
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
@@ -131,7 +139,7 @@ def _model_commands(commands: Any) -> None:
     _common_options(export)
 
     importing = commands.add_parser("import", help="take a model that another program trained", description="Take a model over.")
-    importing.add_argument("kind", choices=("nnunet",), help="which program: nnunet (version 2)")
+    importing.add_argument("kind", choices=("nnunet",), metavar="nnunet", help="which program: nnunet (version 2)")
     importing.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="its result folder: TRAINER__PLANS__CONFIGURATION")
     importing.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.medseg3d", help="the file to write")
     _part_of_model(importing)
@@ -186,13 +194,21 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One message and exit code 2; with ``--json`` as a document on standard output."""
-        nearest = self._nearest()
+        nearest = self._nearest() or self._nearest_command(message)
         if nearest:
             message += f". Did you mean {' and '.join(nearest)}?"
         if "--json" in self._given:
             sys.stdout.write(json.dumps({"error": "UsageError", "message": message, "exit_code": EXIT_USAGE}) + "\n")
             self.exit(EXIT_USAGE)
         super().error(message)
+
+    def _nearest_command(self, message: str) -> list[str]:
+        """The command that was probably meant where there is no such one."""
+        if "argument COMMAND: invalid choice" not in message:
+            return []
+        commands = [name for action in self._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices]
+        typed = next((word for word in self._given if not word.startswith("-")), "")
+        return difflib.get_close_matches(typed, commands, n=1)
 
     def _nearest(self) -> list[str]:
         """For each option that is not known the one that was probably meant."""

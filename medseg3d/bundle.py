@@ -374,7 +374,10 @@ In this folder:
 python -c "import monai.bundle; monai.bundle.run(config_file='configs/inference.json', dataset_dir='IMAGES', output_dir='LABELS')"
 ```
 
-`IMAGES` holds {files}. The network alone, with its weights:
+`IMAGES` holds {files}; `IMAGES` and `LABELS` are absolute paths, or relative to this folder. Outputs are called
+`CASE_0000_seg.nii.gz`: name them like your references before you measure them with `medseg3d evaluate`.
+
+The network alone, with its weights:
 
 ```python
 network = monai.bundle.load("{name}", bundle_dir="FOLDER OF THE BUNDLE", workflow_type="inference")

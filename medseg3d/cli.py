@@ -327,8 +327,13 @@ def _select(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
+    from medseg3d.nnunet import is_nnunet_model
     from medseg3d.workflows.predict import predict
 
+    if options.model is not None and (options.dataset != Path() or options.work is not None):
+        raise InputError("-m names the model: leave out the dataset and -w.")
+    if options.model is None and (options.dataset.is_file() or is_nnunet_model(options.dataset)):
+        options.model, options.dataset = options.dataset, Path()  # a model in the place of the dataset, as info and export take it
     _choose_domain(options)
     with Console(options) as console, _cluster(options.cluster) as executor:
         result = predict(
@@ -353,7 +358,8 @@ def _predict(options: argparse.Namespace) -> int:
         )
     console.show_predicted(result)
     if result.failures:
-        raise CasesFailedError(f"{counted(len(result.failures), 'case')} could not be predicted; the others are done:", result.failures)
+        others = "the others are done" if result.written or result.kept else "no other is left"
+        raise CasesFailedError(f"{counted(len(result.failures), 'case')} could not be predicted; {others}:", result.failures)
     return EXIT_DONE
 
 

@@ -222,6 +222,7 @@ class Console:
             return
         if self._is_verbose and result.cases:
             self._out.print(_stage_table(result.cases))
+            self._lines([f"Computed in {', '.join(sorted({case.precision for case in result.cases.values()}))}."])
         files = (*result.written, *result.kept)
         if len(files) == 1:
             self._lines([f"Label map {'written' if result.written else 'kept from before'}: {files[0]}"])

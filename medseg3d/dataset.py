@@ -144,6 +144,14 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
         logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
     else:
         cases = {stem: _channels_of_file(path, num_channels, findings) for stem, path in files.items()}
+        pairs = [stem for stem in files if stem.endswith("_0001") and f"{stem[:-1]}0" in files]
+        if pairs:
+            logger.warning(
+                "%s: %s and %s look like two channels of one case; the model takes one channel, so they are predicted as two images.",
+                source,
+                f"{pairs[0][:-1]}0",
+                pairs[0],
+            )
     if findings:
         raise DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
     return tuple(Case(name=name, channels=cases[name]) for name in sorted(cases))

@@ -65,6 +65,8 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Raises :class:`InputError` where the
     named device is missing.
     """
+    if precision not in ("auto", "float32"):
+        raise InputError(f"precision {precision!r}: expected auto or float32.")
     if precision == "float32":
         return choose_device(name).in_float32()
     if name == "auto":

@@ -17,6 +17,7 @@ from medseg3d.networks.build import build_network
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+from medseg3d.prediction.openvino_backend import check_openvino
 from medseg3d.prediction.predict_case import Member
 from medseg3d.records import read_record
 from medseg3d.selection import Selection, read_fold_mirroring
@@ -45,6 +46,8 @@ def load_model(
     """
     place = Path(path)
     chosen = choose_device(device, precision)
+    if backend == "openvino":
+        check_openvino(chosen)
     if not place.exists():
         raise InputError(
             f"{place}: no such model. Name a work folder (the one that holds models/), a .medseg3d file, a weights.safetensors file, or "
@@ -57,11 +60,16 @@ def load_model(
         return _assembled(parts, chosen, mirroring, step, backend)
     if (place / "weights.safetensors").is_file():
         place = place / "weights.safetensors"
+    if place.is_file() and place.suffix != ".safetensors":
+        advice = " An nnU-Net checkpoint needs its plans: name the folder that holds plans.json." if place.suffix == ".pth" else ""
+        raise InputError(f"{place}: not a model; expected a .medseg3d file or a weights.safetensors.{advice}")
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(configuration=card.plan.configuration(card.configuration), networks=(network,), mirroring=mirroring is not False)
         return Model(card.plan, [member], chosen, step=step, identity=file_digest(place), backend=backend)
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
+    if not work.plan.exists():
+        raise InputError(_no_model(place))
     plan = work.read_plan()
     postprocessing = NO_POSTPROCESSING
     names = [configuration] if configuration else []
@@ -86,6 +94,19 @@ def load_model(
         postprocessing=postprocessing,
         backend=backend,
     )
+
+
+def _no_model(place: Path) -> str:
+    """What a folder without a model looks like, and what to name instead."""
+    if (place / "plans.json").exists() or any(place.glob("fold_*/checkpoint_*.pth")):
+        lacking = [name for name in ("plans.json", "dataset.json") if not (place / name).exists()]
+        what = f"lacks {' and '.join(lacking)}" if lacking else "holds no fold_K/checkpoint_*.pth"
+        return f"{place}: looks like an nnU-Net result folder, but {what}."
+    if any(place.glob("checkpoint_*.pth")):
+        return f"{place}: a fold of an nnU-Net result folder. Name the folder above it, which holds plans.json."
+    if (place / "configs" / "metadata.json").exists():
+        return f"{place}: a MONAI bundle, which MONAI runs; medseg3d reads .medseg3d files and work folders."
+    return f"{place}: no model here. Name a work folder with a trained model, its dataset, a .medseg3d file or an nnU-Net result folder."
 
 
 def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: float, backend: Backend) -> Model:

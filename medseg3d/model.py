@@ -62,6 +62,10 @@ class Model:
         self.weights_identity = identity
         self._is_precision_checked = False
 
+    def __repr__(self) -> str:
+        members = ", ".join(f"{m.configuration.name} of {len(m.networks)} networks" for m in self.members)
+        return f"<Model for {', '.join(self.plan.labels.names[1:])}: {members}, on {self.device.device} in {self.device.precision}>"
+
     @property
     def identity(self) -> str:
         """Changes when anything changes that changes a prediction."""

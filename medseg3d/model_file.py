@@ -308,7 +308,7 @@ def model_card(description: ModelDescription) -> str:
         "## Intended use and limits",
         LIMITS,
         "## How to run it",
-        f"```sh\npip install medseg3d\nmedseg3d predict -m MODEL{ENDING} -i IMAGES -o LABELS\n```",
+        f"```sh\nmedseg3d predict -m MODEL{ENDING} -i IMAGES -o LABELS\n```",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -5,6 +5,7 @@ OpenVINO arranges the weights once and joins convolutions with what follows them
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 
@@ -18,17 +19,22 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Precision of a device → OpenVINO's name of it."""
 
 
+def check_openvino(device: Device) -> None:
+    """Raise :class:`InputError` where OpenVINO is not installed, or another device is meant than the processor."""
+    if importlib.util.find_spec("openvino") is None:
+        raise InputError("--backend openvino needs OpenVINO: pip install 'medseg3d[cpu]'.")
+    if device.device.type != "cpu":
+        raise InputError(f"--backend openvino runs on the processor, not on {device.device}. Add --device cpu.")
+
+
 class OpenVinoNetwork(torch.nn.Module):
     """Logits ``(B, K, *window)`` float32 of windows ``(B, C, *window)``, one window after the other; for prediction only."""
 
     def __init__(self, network: torch.nn.Module, in_channels: int, window: Sequence[int], device: Device) -> None:
         super().__init__()
-        try:
-            import openvino
-        except ImportError:
-            raise InputError("--backend openvino needs OpenVINO: pip install 'medseg3d[cpu]'.") from None
-        if device.device.type != "cpu":
-            raise InputError(f"--backend openvino runs on the processor, not on {device.device}. Add --device cpu.")
+        check_openvino(device)
+        import openvino
+
         settings = {"INFERENCE_PRECISION_HINT": HINTS[device.precision], "INFERENCE_NUM_THREADS": available_cores()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the converters, about their own future

@@ -282,7 +282,10 @@ def without_paths(message: str, job: Job) -> str:
 
 @contextmanager
 def _warnings_into(job: Job) -> Iterator[None]:
-    """The warnings that the package logs meanwhile; only one job runs at a time."""
+    """The warnings that the package logs meanwhile go to the client, and the log only says that there was one: they name the upload.
+
+    Only one job runs at a time.
+    """
     package = logging.getLogger("medseg3d")
     listener = _Warnings(job)
     package.addHandler(listener)
@@ -300,3 +303,4 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.WARNING:
             self._job.warnings.append(without_paths(record.getMessage(), self._job))
+            record.msg, record.args = f"Job {self._job.id[:6]}…: a warning about the image, which the client is told.", ()

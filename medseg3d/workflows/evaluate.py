@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from medseg3d.labels import Labels
 from medseg3d.records import read_record
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -49,7 +46,7 @@ def evaluate(
     )
     if output is not None and evaluation.cases:
         path, table = write_evaluation(evaluation, output)
-        logger.info("Wrote %s and %s", path, table)
+        on(Event(stage="evaluate", message=f"Written: {path} and {table.name}"))
     if evaluation.extra_predictions:
         extra = evaluation.extra_predictions
         message = f"{counted(len(extra), 'prediction')} without a reference: {listed(extra)}"

@@ -57,6 +57,7 @@ class Info:
     postprocessing: tuple[str, ...]
     dice: str | None
     size_bytes: int
+    facts: dict[str, float | int | str | None]
 
 
 def info(path: Path) -> Info:
@@ -88,6 +89,7 @@ def _info(path: Path, kind: Kind, description: ModelDescription, size: int) -> I
         postprocessing=tuple(step_text(step, plan) for step in description.postprocessing.steps),
         dice=dice_text(description.facts),
         size_bytes=size,
+        facts=dict(description.facts),
     )
 
 
@@ -101,6 +103,11 @@ def info_lines(found: Info) -> list[str]:
         ("Labels", labels + (", from overlapping regions" if found.has_regions else "")),
         *(line for network in found.networks for line in _network_lines(network, found.axes)),
         ("Planner", found.planner),
+        *(
+            [("Origin", f"{found.facts['origin']}, {found.facts.get('trainer')}, epoch {found.facts.get('epoch')}")]
+            if "origin" in found.facts
+            else []
+        ),
         ("Dice", found.dice or "not known"),
         ("Afterwards", "; ".join(found.postprocessing) or "nothing"),
     ]

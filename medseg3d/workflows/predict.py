@@ -34,6 +34,7 @@ from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.reading import RawCase
 from medseg3d.records import read_record, write_record
+from medseg3d.wording import counted
 from medseg3d.work_folder import Folds, fold_names, work_folder
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class PredictedCase:
 
     ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
     (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
-    axes.
+    axes; ``precision`` that the network ran in.
     """
 
     model: str
@@ -60,6 +61,7 @@ class PredictedCase:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float | None = None
     shape: tuple[int, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +261,7 @@ def _written(case: Case, future: Future[PredictedCase]) -> tuple[Case, Predicted
 
 def _failure(case: Case, error: Exception) -> CaseFailure:
     reason = str(error) or "not enough memory for this image"
-    logger.error("%s: predict failed: %s", case.name, reason)
+    logger.info("%s: predict failed: %s", case.name, reason)
     return CaseFailure(case=case.name, stage="predict", reason=reason)
 
 
@@ -360,6 +362,7 @@ def _write(
         seconds=ready.seconds,
         peak_mib=None if peak is None else round(peak / 2**20, 1),
         shape=prepared.header.geometry.shape,
+        precision=model.device.precision,
     )
     record(target, made)
     return made
@@ -456,7 +459,7 @@ def _divide(
             pending.append(case)
     if foreign:
         raise PlanMismatchError(
-            f"{len(foreign)} outputs exist that another model or another program made ({foreign[0]} …). "
+            f"{counted(len(foreign), 'output')} exist that another model, other settings or another program made ({foreign[0]} …). "
             "Name another output folder, or give --overwrite to replace them."
         )
     return kept, pending

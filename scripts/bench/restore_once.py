@@ -62,7 +62,12 @@ def with_peer(logits, new_shape):
         "force_separate_z": None,
     }
     name = "resample_data_or_seg_to_shape"
-    configuration = {"spacing": list(SPACING), "resampling_fn_probabilities": name, "resampling_fn_probabilities_kwargs": function}
+    configuration = {
+        "spacing": list(SPACING),
+        "resampling_fn_probabilities": name,
+        "resampling_fn_probabilities_kwargs": function,
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},  # asked for, never built
+    }
     plans = PlansManager(
         {
             "transpose_forward": [0, 1, 2],
