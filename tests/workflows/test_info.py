@@ -30,8 +30,8 @@ def test_a_model_says_the_same_of_itself_in_every_form(trained: Path, model_file
     assert [one.kind for one in found] == [kind for kind, paths in places.items() for _ in paths]
     for one in found:
         networks = tuple(replace(network, mirroring=True) for network in one.networks)  # weights alone know no validation
-        assert replace(one, path=trained, kind="weights", size_bytes=0, networks=networks) == replace(
-            found[-1], path=trained, kind="weights", size_bytes=0
+        assert replace(one, path=trained, kind="weights", size_bytes=0, networks=networks, facts={}) == replace(
+            found[-1], path=trained, kind="weights", size_bytes=0, facts={}
         )
     assert found[2].size_bytes == model_file.stat().st_size
 
