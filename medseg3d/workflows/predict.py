@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,14 +20,14 @@ from medseg3d.dataset import Case, prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError, StorageError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
-from medseg3d.files import check_writable, replacing, storage_errors
+from medseg3d.files import check_writable
 from medseg3d.fingerprint import digest_of
-from medseg3d.geometry import to_canonical
 from medseg3d.images import ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.loading import load_model
 from medseg3d.model import Backend, Model
 from medseg3d.prediction.predict_case import PreparedCase
+from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.reading import RawCase
 from medseg3d.records import read_record, write_record
@@ -231,7 +228,10 @@ def _predict_here(
                 prepared = _prepare(ready, model)
                 if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
                     upcoming = reader.submit(_read, pending[index + 1], model)
-                with _timed(ready.seconds, "segment"), _probability_array(targets[case.name], prepared, model, probabilities) as chances:
+                with (
+                    _timed(ready.seconds, "segment"),
+                    probability_array(targets[case.name], prepared, model.plan.labels, probabilities) as chances,
+                ):
                     indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
             except (InputError, MemoryError) as error:
                 failure = _failure(case, error)
@@ -306,36 +306,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
-@contextmanager
-def _probability_array(target: Path, prepared: PreparedCase, model: Model, is_wanted: bool) -> Iterator[np.ndarray | None]:
-    """Zeros ``(K, S, A, R)`` float16 in a file beside the output, which the system writes when memory gets short; None if not wanted."""
-    if not is_wanted:
-        yield None
-        return
-    scratch = _scratch_file(target)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.unlink(missing_ok=True)
-    shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
-    try:
-        with storage_errors(scratch), scratch.open("wb") as file:
-            _reserve(file.fileno(), 2 * prod(shape))
-        array: np.ndarray = np.memmap(scratch, np.float16, "r+", shape=shape, order="F")
-        yield to_canonical(array, prepared.orientation)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def _reserve(file: int, num_bytes: int) -> None:
-    """Make room for all bytes now: a mapped file that finds the disk full later ends the process without a word."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, num_bytes)
-        return
-    block = bytes(1 << 20)
-    for start in range(0, num_bytes, len(block)):
-        os.write(file, block[: num_bytes - start])
-
-
 def _write(
     target: Path,
     indices: np.ndarray,
@@ -348,12 +318,12 @@ def _write(
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
     try:
         with _timed(ready.seconds, "write"):
-            _probability_file(target).unlink(missing_ok=True)
+            probability_file(target).unlink(missing_ok=True)
             write_label_map(target, model.finish(indices, prepared.orientation), prepared.header)
             if with_probabilities:
-                _write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model)
+                write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
     finally:
-        _scratch_file(target).unlink(missing_ok=True)
+        scratch_file(target).unlink(missing_ok=True)
     peak = peak_memory()
     made = PredictedCase(
         model=model.identity,
@@ -366,25 +336,6 @@ def _write(
     )
     record(target, made)
     return made
-
-
-def _write_probabilities(target: Path, shape: tuple[int, ...], model: Model) -> None:
-    """``CASE.npz`` from the scratch file, slice by slice: ``probabilities`` (class, x, y, z) float16 and the labels' ``values``."""
-    with (
-        _scratch_file(target).open("rb") as scratch,
-        replacing(_probability_file(target)) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
-    ):
-        with file.open("probabilities.npy", "w", force_zip64=True) as stream:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": True, "shape": shape}
-            np.lib.format.write_array_header_2_0(stream, header)
-            shutil.copyfileobj(scratch, stream, 1 << 20)
-        with file.open("values.npy", "w") as stream:
-            np.lib.format.write_array(stream, np.asarray(model.plan.labels.values))
-
-
-def _scratch_file(target: Path) -> Path:
-    return target.with_name(f".{_probability_file(target).name}.scratch")
 
 
 def _record_name(part: tuple[int, int] | None) -> str:
@@ -414,10 +365,6 @@ class _Outputs:
         """One more output is there."""
         self.made[target.name] = case
         write_record(self.record_file, Predictions(cases={**self._before, **self.made}), "predictions")
-
-
-def _probability_file(target: Path) -> Path:
-    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + ".npz")
 
 
 def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:
@@ -450,7 +397,7 @@ def _divide(
         inputs = {channel.path.resolve() for channel in case.channels}
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
-        complete = target.exists() and (not probabilities or _probability_file(target).exists())
+        complete = target.exists() and (not probabilities or probability_file(target).exists())
         if complete and entry is not None and entry.model == identity and entry.input_digest == digest_of(case):
             kept.append(target)
         elif target.exists() and not overwrite and (entry is None or entry.model != identity):
