@@ -220,16 +220,29 @@ def compare_folders(
                 "–" if ratio is None else f"{ratio:.1f}",
                 f"{peak_mib(measured):.0f}",
                 "–" if agreement is None else f"{100 * agreement:.4f} %",
+                len(values_in(out)),
             )
         )
-        facts[name] = {"seconds": [run.seconds for run in measured], "peak_mib": peak_mib(measured), "agreement": agreement}
-    return markdown_table(("program", "seconds", "times as fast", "peak MiB", "equal voxels"), rows), facts
+        facts[name] = {
+            "seconds": [run.seconds for run in measured],
+            "peak_mib": peak_mib(measured),
+            "agreement": agreement,
+            "values": values_in(out),
+        }
+    return markdown_table(("program", "seconds", "times as fast", "peak MiB", "equal voxels", "label values"), rows), facts
 
 
 def backends_of(python: Path, device: str) -> tuple[str, ...]:
     """torch, and OpenVINO where it is installed and a processor is measured."""
     found = subprocess.run([str(python), "-c", "import openvino"], capture_output=True, check=False).returncode == 0
     return ("torch", "openvino") if found and device == "cpu" else ("torch",)
+
+
+def values_in(folder: Path) -> list[int]:
+    """The label values in all files: equal voxels say nothing where all of them are background."""
+    from medseg3d.images import read_image
+
+    return sorted({int(value) for file in folder.glob("*.nii.gz") for value in np.unique(read_image(file).array)})
 
 
 def agreement_of(first: Path, second: Path) -> float:
