@@ -19,8 +19,8 @@ class InstanceNorm(nn.Module):
 
     On a CPU it brings the activations into the channels-last layout, in which convolutions are up to three times faster, and
     runs as one batch norm per sample: the same numbers as torch's instance norm but for rounding, several times faster in that
-    layout. That kernel adds up a channel one by one, which costs 1e-3 of a standard deviation at a million voxels: training does not
-    mind, prediction in float32 goes by blocks and is exact. A single spatial element has no statistics; it is only scaled and
+    layout. That kernel adds up a channel one by one, which loses digits in large volumes: training does not mind,
+    prediction in float32 goes by blocks and is exact. A single spatial element has no statistics; it is only scaled and
     shifted, where torch raises an error.
     """
 
