@@ -2,7 +2,7 @@
 
 In: the folder of datasets that MEDSEG3D_DATA names. Out: a Markdown table per dataset, and ``nnunet_models.json``; exit code 1 where
 the float32 predictions agree on fewer than 99.95 % of the voxels, or where nnU-Net predicts nothing but background. The networks are
-trained for 60 iterations, on patches small enough for a processor.
+trained for 200 iterations, on patches small enough for a processor.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--our-python", type=Path, default=Path(sys.executable), help="with medseg3d (default: this one)")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=list(DATASETS))
     parser.add_argument("--num-images", type=int, default=10)
-    parser.add_argument("--gpu-memory", default="2", help="GB that nnU-Net plans for (default: 2, for small patches)")
+    parser.add_argument("--gpu-memory", default="1", help="GB that nnU-Net plans for (default: 1, for small patches)")
     parser.add_argument("--runs", type=int, default=1, help="of ours; the median counts")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
