@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +19,17 @@ from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, 
 from medseg3d.errors import ChannelCountError, InputError
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
-from medseg3d.plan import Plan
+from medseg3d.networks.packed import can_pack, packed
+from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
+from medseg3d.prediction import openvino_backend
 from medseg3d.prediction.predict_case import (
     Member,
     PreparedCase,
     prepare_case,
     segment,
     segment_with_and_without_mirroring,
-    with_openvino,
+    with_networks,
 )
 from medseg3d.reading import RawCase, read_case
 
@@ -61,6 +64,14 @@ class Model:
         self.backend = backend
         self.weights_identity = identity
         self._is_precision_checked = False
+        self._converted: dict[str, tuple[Member, ...]] = {}
+
+    def for_one_image(self) -> Model:
+        """The same model before it has seen an image: what the first image decides is decided anew, what was converted is shared.
+
+        Of a model that has seen none itself; so a server's answers do not depend on what came before.
+        """
+        return copy(self)
 
     def __repr__(self) -> str:
         members = ", ".join(f"{m.configuration.name} of {len(m.networks)} networks" for m in self.members)
@@ -172,18 +183,32 @@ class Model:
             logger.info(
                 "A window in float32 does not fit the memory of %s; going on in %s unchecked.", self.device.device, self.device.precision
             )
-        if self.backend == "openvino":
-            self._use_openvino(member, batch)
+        self._use_fast_kernels(member, batch)
         self._is_precision_checked = True
 
-    def _use_openvino(self, first: Member, batch: torch.Tensor) -> None:
-        """Convert the networks, where the first of them gives torch's logits on a window of the first image."""
-        members = tuple(with_openvino(member, self.device) for member in self.members)
-        converted = members[0].previous or members[0]
-        with torch.inference_mode():
-            deviation = relative_deviation(converted.networks[0](batch), first.networks[0](batch).float())
+    def _use_fast_kernels(self, first: Member, batch: torch.Tensor) -> None:
+        """Convert the networks for the processor, where the first of them then gives torch's logits on a window of the first image."""
+        device = self.device
+        if self.backend == "openvino":
+            kernels = "OpenVINO"
+        elif device.device.type == "cpu" and can_pack():
+            kernels = "oneDNN with arranged weights"
+        else:
+            return
+
+        def converted(network: torch.nn.Module, configuration: Configuration) -> torch.nn.Module:
+            if self.backend == "openvino":
+                return openvino_backend.OpenVinoNetwork(network, configuration.network.in_channels, configuration.patch_size, device)
+            return packed(network, device.dtype)
+
+        if device.precision not in self._converted:
+            self._converted[device.precision] = tuple(with_networks(member, converted) for member in self.members)
+        members = self._converted[device.precision]
+        network = (members[0].previous or members[0]).networks[0]
+        with torch.inference_mode(), device.autocast():
+            deviation = relative_deviation(network(batch).float(), first.networks[0](batch).float())
         if deviation > MAX_RELATIVE_DEVIATION:
-            logger.warning("OpenVINO deviates by %.1f %% from torch on the first window; going on with torch.", 100 * deviation)
+            logger.warning("%s deviates by %.1f %% from torch on the first window; going on with torch.", kernels, 100 * deviation)
             return
         self.members = members
 

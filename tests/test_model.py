@@ -18,6 +18,8 @@ from medseg3d.cli import main
 from medseg3d.devices import Device
 from medseg3d.errors import InputError
 from medseg3d.model import Model
+from medseg3d.networks import packed
+from medseg3d.networks.packed import PackedConvolution, can_pack
 from medseg3d.work_folder import fold_names
 
 SHAPE = (20, 18, 12)
@@ -146,3 +148,38 @@ def test_a_window_that_float32_cannot_hold_goes_on_in_half_precision(trained: Pa
 
     monkeypatch.setattr("medseg3d.model.checked_precision", full)
     assert medseg3d.load_model(trained, device="cpu").predict(np.ones(SHAPE), np.eye(4)).shape == SHAPE
+
+
+IMAGE = np.random.default_rng(0).normal(150, 60, (20, 18, 12))
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_processor_predicts_with_arranged_weights(trained: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = medseg3d.load_model(trained, device="cpu", precision=precision)
+    found = model.predict(IMAGE, np.eye(4))
+    assert any(isinstance(module, PackedConvolution) for module in model.members[0].networks[0].modules())
+    monkeypatch.setattr("medseg3d.model.can_pack", lambda: False)
+    plain = medseg3d.load_model(trained, device="cpu", precision=precision)
+    expected = plain.predict(IMAGE, np.eye(4))
+    assert not any(isinstance(module, PackedConvolution) for module in plain.members[0].networks[0].modules())
+    assert (found == expected).mean() > 0.999
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+def test_torch_goes_on_where_a_kernel_is_wrong(trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    expected = medseg3d.load_model(trained, device="cpu", precision="float32").predict(IMAGE, np.eye(4))
+    convolve = packed._convolve
+    monkeypatch.setattr(packed, "_convolve", lambda x, *others: -convolve(x, *others))
+    with caplog.at_level("WARNING"):
+        found = medseg3d.load_model(trained, device="cpu", precision="float32").predict(IMAGE, np.eye(4))
+    assert "oneDNN with arranged weights deviates by" in caplog.text
+    assert (found == expected).mean() > 0.999
+
+
+def test_a_model_for_one_image_leaves_what_it_was_made_of(trained: Path) -> None:
+    model = medseg3d.load_model(trained, device="cpu", precision="float32")
+    first, second = model.for_one_image(), model.for_one_image()
+    assert np.array_equal(first.predict(IMAGE, np.eye(4)), second.predict(IMAGE, np.eye(4)))
+    if can_pack():
+        assert first.members[0].networks[0] is second.members[0].networks[0] is not model.members[0].networks[0]

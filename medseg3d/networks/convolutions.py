@@ -59,8 +59,8 @@ class SlicewiseConv3d(nn.Conv3d):
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, …)``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        slices = F.conv2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
-        return _as_volumes(slices, len(x))
+        slices = F.conv2d(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
+        return as_volumes(slices, len(x))
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -143,17 +143,17 @@ class SlicewiseConvTranspose3d(nn.ConvTranspose3d):
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, n1 * stride, n2 * stride)``."""
         if x.device.type != "cpu":
             return super().forward(x, output_size)
-        slices = F.conv_transpose2d(_as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:])
-        return _as_volumes(slices, len(x))
+        slices = F.conv_transpose2d(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:])
+        return as_volumes(slices, len(x))
 
 
-def _as_slices(x: Tensor) -> Tensor:
+def as_slices(x: Tensor) -> Tensor:
     """``(batch, channels, n0, n1, n2)`` → ``(batch * n0, channels, n1, n2)``; a view in the channels-last layout."""
     return x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
 
 
-def _as_volumes(slices: Tensor, batch: int) -> Tensor:
-    """The inverse of :func:`_as_slices` for ``batch`` samples."""
+def as_volumes(slices: Tensor, batch: int) -> Tensor:
+    """The inverse of :func:`as_slices` for ``batch`` samples."""
     return slices.movedim(1, -1).unflatten(0, (batch, -1)).movedim(-1, 1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +10,8 @@ NORM_EPS = 1e-5
 """Added to the variance (nnU-Net's value, torch's default)."""
 BLOCK = 256
 """Voxels whose float32 sum is still exact to a few units in the last place."""
+PART = 2**18
+"""Numbers that a cache holds (1 MiB)."""
 
 
 class InstanceNorm(nn.Module):
@@ -22,7 +22,11 @@ class InstanceNorm(nn.Module):
     layout. That kernel adds up a channel one by one, which loses digits in large volumes: training does not mind,
     prediction in float32 goes by blocks and is exact. A single spatial element has no statistics; it is only scaled and
     shifted, where torch raises an error.
+
+    Where ``may_overwrite`` is True, prediction in float32 on a CPU leaves the result in the memory of its input.
     """
+
+    may_overwrite = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,22 +51,25 @@ class InstanceNorm(nn.Module):
     def _by_blocks(self, x: Tensor) -> Tensor:
         """One sample in the channels-last layout: sums of ``BLOCK`` voxels in float32, sums of these in float64."""
         voxels = x.movedim(1, -1).reshape(-1, self.channels)
-        mean = (_sum_of_blocks(voxels, lambda blocks: blocks.sum(1)) / len(voxels)).float()
-        centered = voxels - mean
-        squares = _sum_of_blocks(centered, lambda blocks: blocks.square().sum(1))
-        scale = (self.weight / torch.sqrt(squares / len(voxels) + NORM_EPS)).float()
-        return centered.mul_(scale).add_(self.bias).view(1, *x.shape[2:], self.channels).movedim(-1, 1)
+        mean = (_sum_of_blocks(voxels) / len(voxels)).float()
+        per_part = max(1, PART // (BLOCK * self.channels)) * BLOCK
+        parts = [_sum_of_blocks((part - mean).square_()) for part in voxels.split(per_part)]  # squared while the cache holds them
+        deviation = torch.sqrt(torch.stack(parts).sum(0) / len(voxels) + NORM_EPS)
+        scale = self.weight.double() / deviation
+        offset = (self.bias.double() - mean.double() * scale).float()
+        normalized = torch.addcmul(offset, voxels, scale.float(), out=voxels if self.may_overwrite else None)
+        return normalized.view(1, *x.shape[2:], self.channels).movedim(-1, 1)
 
     def extra_repr(self) -> str:
         """The number of channels."""
         return str(self.channels)
 
 
-def _sum_of_blocks(voxels: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """The float64 sum over blocks ``(block, voxel, channel)`` of what ``reduce`` makes of them."""
+def _sum_of_blocks(voxels: Tensor) -> Tensor:
+    """The float64 sum of each channel over the first axis."""
     whole = len(voxels) // BLOCK * BLOCK
-    total = reduce(voxels[:whole].view(-1, BLOCK, voxels.shape[1])).double().sum(0)
-    return total if whole == len(voxels) else total + reduce(voxels[None, whole:]).double().sum(0)
+    total = voxels[:whole].view(-1, BLOCK, voxels.shape[1]).sum(1).double().sum(0)
+    return total if whole == len(voxels) else total + voxels[whole:].sum(0).double()
 
 
 def channels_last(x: Tensor) -> torch.memory_format:

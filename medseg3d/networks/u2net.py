@@ -123,6 +123,8 @@ class _Shared(nn.Module):
 class _SharedConv(nn.Module):
     """A convolution that all domains share, pointwise or full; the stride is the domain's."""
 
+    reads_weights_itself = True
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int]) -> None:
         super().__init__()
         unit = (1,) * len(kernel_size)

@@ -18,22 +18,18 @@ def flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def flipped_logits(
-    network: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, mirror_axes: Sequence[int], *, at_once: int = 1
+    network: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, mirror_axes: Sequence[int]
 ) -> Iterator[torch.Tensor]:
     """Float32 logits of ``(B, C, spatial…)`` for each flip, turned back, the unflipped first; axis 0 is the first spatial axis.
 
-    ``at_once`` flips go through the network together. Each tensor is a new one that the caller may change.
+    Each tensor is a new one that the caller may change.
     """
-    subsets = flips(mirror_axes)
-    for first in range(0, len(subsets), at_once):
-        group = [[axis + 2 for axis in subset] for subset in subsets[first : first + at_once]]
-        flipped = [batch.flip(dims) if dims else batch for dims in group]
-        given = torch.cat(flipped) if len(flipped) > 1 else flipped[0]
-        answer = network(given)
-        for logits, dims in zip(torch.split(answer, len(batch)), group, strict=True):
-            if dims:
-                yield logits.float().flip(dims)
-            elif logits.dtype == torch.float32 and logits.untyped_storage().data_ptr() == batch.untyped_storage().data_ptr():
-                yield logits.clone()
-            else:
-                yield logits.float()
+    for subset in flips(mirror_axes):
+        dims = [axis + 2 for axis in subset]
+        logits = network(batch.flip(dims) if dims else batch)
+        if dims:
+            yield logits.float().flip(dims)
+        elif logits.dtype == torch.float32 and logits.untyped_storage().data_ptr() == batch.untyped_storage().data_ptr():
+            yield logits.clone()
+        else:
+            yield logits.float()

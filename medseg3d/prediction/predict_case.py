@@ -6,7 +6,7 @@ classes: not for one network, not for folds, pairs of configurations, cascades o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -174,15 +174,12 @@ def _slabs(
     return ahead(slab.to("cpu", copy=True) for slab in slabs)  # the device computes the next slab while this one is restored
 
 
-def with_openvino(member: Member, device: Device) -> Member:
-    """The same networks on OpenVINO's kernels, of all stages; raises :class:`InputError` where it is not installed."""
-    from medseg3d.prediction.openvino_backend import OpenVinoNetwork
-
-    window, channels = member.configuration.patch_size, member.configuration.network.in_channels
+def with_networks(member: Member, converted: Callable[[torch.nn.Module, Configuration], torch.nn.Module]) -> Member:
+    """The same member with other networks in place of its own, in all stages."""
     return replace(
         member,
-        networks=tuple(OpenVinoNetwork(network, channels, window, device) for network in member.networks),
-        previous=None if member.previous is None else with_openvino(member.previous, device),
+        networks=tuple(converted(network, member.configuration) for network in member.networks),
+        previous=None if member.previous is None else with_networks(member.previous, converted),
     )
 
 

@@ -29,8 +29,6 @@ WINDOW_BATCH_VOXELS = 128**3 // 2
 """Windows go through the network together up to this many voxels: enough to fill a device, little enough for 8 GB."""
 CPU_BATCH_VOXELS = 2**16
 """The same on a processor, whose caches hold one window at a time: more at once are slower."""
-CPU_LEAST_WINDOWS = 2
-"""In float32 on a processor: torch 2.13 sends small convolutions of a single sample to a slow kernel."""
 
 
 def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:
@@ -142,11 +140,7 @@ def stream_logits(
 def _windows_at_once(device: Device, size: tuple[int, ...]) -> int:
     """A power of two, so that halves of a batch are batches of the next step of the ladder."""
     voxels = CPU_BATCH_VOXELS if device.device.type == "cpu" else WINDOW_BATCH_VOXELS
-    return max(_least_windows(device), 1 << max(0, (voxels // int(np.prod(size))).bit_length() - 1))
-
-
-def _least_windows(device: Device) -> int:
-    return CPU_LEAST_WINDOWS if device.device.type == "cpu" and device.precision == "float32" else 1
+    return 1 << max(0, (voxels // int(np.prod(size))).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,12 +297,11 @@ def _window_logits(
     batch = torch.stack([tiles.padded[(slice(None), *box)] for box in boxes]).to(place.device.device)
     if tiles.is_2d:
         batch = batch[:, :, 0]
-    at_once = 2 if len(batch) < _least_windows(place.device) and place.per_batch > 1 else 1
     total: torch.Tensor | None = None
     plain: torch.Tensor | None = None
     with torch.inference_mode(), place.device.autocast():
         for network in place.networks:
-            for number, logits in enumerate(flipped_logits(network, batch, mirror_axes, at_once=at_once)):
+            for number, logits in enumerate(flipped_logits(network, batch, mirror_axes)):
                 if number == 0 and with_unmirrored:
                     plain = logits.clone() if plain is None else plain.add_(logits)
                 total = logits if total is None else total.add_(logits)

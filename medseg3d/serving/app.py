@@ -28,10 +28,9 @@ def build_app(model: Model, settings: ServeSettings) -> FastAPI:
 
     The thread that predicts and the folder of the jobs' files live from the application's start to its end.
     """
-    device = model.device
 
     def work(case: Case, output: Path, tell: Callable[[str], None]) -> dict[str, float]:
-        return predict_upload(case, output, model=model, device=device, tell=tell)
+        return predict_upload(case, output, model=model, tell=tell)
 
     jobs = Jobs(work, max_jobs=settings.max_jobs, keep_seconds=60 * settings.keep_minutes, max_kept=settings.max_kept)
 

@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 
 from medseg3d.dataset import Case
-from medseg3d.devices import Device
 from medseg3d.execution import free_memory
 from medseg3d.images import read_header, write_label_map
 from medseg3d.model import Model
@@ -19,16 +18,14 @@ MIN_BYTES_PER_VOXEL = 8
 """Of an image in float32 and what its file holds; an image for which not even this is free would take the server down."""
 
 
-def predict_upload(case: Case, output: Path, *, model: Model, device: Device, tell: Callable[[str], None]) -> dict[str, float]:
+def predict_upload(case: Case, output: Path, *, model: Model, tell: Callable[[str], None]) -> dict[str, float]:
     """Write the label map of a case, and return the seconds of the stages read, preprocess, segment and write.
 
-    ``device`` is the one that was chosen, before any image was compared in float32: each upload is, as by the command line.
-    ``tell`` hears each stage as it begins. Raises the :class:`InputError` of what is wrong, and ``MemoryError``.
+    ``model`` has seen no image itself: each upload is compared in float32 as the first one is by the command line. ``tell`` hears
+    each stage as it begins. Raises the :class:`InputError` of what is wrong, and ``MemoryError``.
     """
     seconds: dict[str, float] = {}
-    networks = Model(
-        model.plan, model.members, device, postprocessing=model.postprocessing, step=model.step, identity=model.weights_identity
-    )
+    networks = model.for_one_image()
     with _timed("read", seconds, tell):
         _check_memory(case)
         raw = model.read(case)

@@ -14,6 +14,7 @@ from medseg3d.networks import NETWORKS, build_network, output_size
 from medseg3d.networks.blocks import ConvBlock, SeparableConv
 from medseg3d.networks.build import checked_plan, family_of
 from medseg3d.networks.convolutions import DepthwiseConv3d, convolution
+from medseg3d.networks.packed import PackedConvolution, can_pack, packed
 from medseg3d.networks.style import Style
 from medseg3d.networks.u2net import U2Net
 from medseg3d.plan import NetworkPlan
@@ -290,6 +291,42 @@ def test_every_family_is_one_graph(family, name):
         compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)
         expected = network(x)
     assert float((compiled - expected).square().mean().sqrt()) < 1e-3 * float(expected.std())
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("family", NETWORKS)
+def test_every_family_keeps_its_logits_with_arranged_weights(family, name):
+    network_plan, size = tiny(family, name)
+    torch.manual_seed(0)
+    network = build_network(network_plan).eval()
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    arranged = packed(network, torch.float32)
+    assert sum(isinstance(module, PackedConvolution) for module in arranged.modules()) >= len(network_plan.features)
+    x = torch.randn(2, 2, *size)
+    with torch.inference_mode():
+        expected, found = network(x), arranged(x)
+    assert float((found - expected).square().mean().sqrt()) < 1e-3 * float(expected.std())  # depth amplifies rounding
+    assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in before.items())  # the original is as it was
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("adapters", ["separable", "none"])
+def test_a_shared_convolution_follows_the_strides_of_domains_with_arranged_weights(adapters):
+    plans = {
+        name: checked_plan(replace(network_plan, options={**network_plan.options, "adapters": adapters}, strides=strides))
+        for (name, network_plan), strides in zip(
+            small_domains().items(), (((1,) * 3, (2,) * 3, (2,) * 3), None, ((1,) * 3, (1, 2, 2))), strict=True
+        )
+        if strides is not None
+    }
+    torch.manual_seed(0)
+    network = U2Net(plans).eval()
+    arranged = packed(network, torch.float32)
+    x = torch.randn(1, 1, 8, 8, 8)
+    with torch.inference_mode():
+        for name in plans:
+            torch.testing.assert_close(arranged(x, name), network(x, name), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_separable_networks_do_not_amplify_noise():

@@ -1,0 +1,187 @@
+"""Networks whose convolutions hold their weights as the processor's kernels want them, for prediction.
+
+A trained network goes in, a copy with the same numbers but for rounding comes out. torch arranges the weights of a convolution anew in
+every call, casts them anew in mixed precision, and leaves small convolutions of a single sample to a slow kernel; oneDNN, which it calls,
+can keep them arranged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg3d.networks.blocks import ConvBlock
+from medseg3d.networks.convolutions import DepthwiseConv3d, SlicewiseConv3d, as_slices, as_volumes
+from medseg3d.networks.normalization import InstanceNorm, channels_last
+
+PACKED_KINDS = (nn.Conv2d, nn.Conv3d, DepthwiseConv3d, SlicewiseConv3d)
+"""Kernels of one voxel are matrix products already."""
+
+MIN_CHANNELS = 16
+"""With fewer, in or out, the sums around a convolution cost more than the products that they spare."""
+MIN_SLICES = 2.8
+"""Of the four that are computed at once, in the mean: 1.4 times fewer products at least."""
+CACHED_NUMBERS = 2**19
+"""Sums of slices that are made and convolved together (2 MiB)."""
+OF_SLICES = (
+    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
+    (0.0, -4.0, -4.0, 1.0, 1.0, 0.0),
+    (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
+    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0),
+    (0.0, 2.0, -1.0, -2.0, 1.0, 0.0),
+    (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
+)
+"""Winograd's F(4, 3): six sums of six neighboring slices …"""
+OF_KERNEL = (
+    (1 / 4, 0.0, 0.0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0.0, 0.0, 1.0),
+)
+"""… with six sums of the kernel's three slices …"""
+OF_SUMS = (
+    (1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+    (0.0, 1.0, -1.0, 2.0, -2.0, 0.0),
+    (0.0, 1.0, 1.0, 4.0, 4.0, 0.0),
+    (0.0, 1.0, -1.0, 8.0, -8.0, 1.0),
+)
+"""… give four slices."""
+
+
+def can_pack() -> bool:
+    """Whether this torch has oneDNN and its (private) operators for arranged weights."""
+    names = ("mkldnn_reorder_conv2d_weight", "mkldnn_reorder_conv3d_weight")
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and all(hasattr(torch._C._nn, name) for name in names)
+    )
+
+
+def packed(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network for prediction on a processor that convolves in ``dtype``, float32 or bfloat16; ask :func:`can_pack` first.
+
+    Its convolutions have no parameters any more. A module whose ``reads_weights_itself`` is True keeps its convolutions as they are.
+    """
+    copy = deepcopy(network).eval()
+    done: dict[nn.Module, PackedConvolution] = {}
+    for module in list(copy.modules()):
+        if isinstance(module, ConvBlock) and isinstance(module.norm, InstanceNorm):
+            module.norm.may_overwrite = True  # nothing else reads the convolution's result
+        if getattr(module, "reads_weights_itself", False):
+            continue
+        for name, child in module._modules.items():
+            if isinstance(child, nn.Conv2d | nn.Conv3d) and type(child) in PACKED_KINDS and child.padding_mode == "zeros":
+                module._modules[name] = done.setdefault(child, PackedConvolution(child, dtype))
+    return copy
+
+
+class PackedConvolution(nn.Module):
+    """A convolution ``(batch, in_channels, …)`` → ``(batch, out_channels, …)`` without gradients, in one type; in the channels-last layout.
+
+    The weights are arranged in the first call, for the size that comes then. In float32, 3D kernels of three slices go by Winograd's
+    minimal filtering along the first axis, see :class:`_SlicesOfFour`, where the first image has slices enough for it.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.is_slicewise = isinstance(conv, SlicewiseConv3d)
+        first = 1 if self.is_slicewise else 0
+        weight = conv.weight[:, :, 0] if self.is_slicewise else conv.weight
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.padding, self.stride, self.dilation = ([int(n) for n in sizes[first:]] for sizes in (conv.padding, conv.stride, conv.dilation))
+        self.groups, self.dtype = conv.groups, dtype
+        self.fewer_products: _SlicesOfFour | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution it was made of."""
+        batch = len(x)
+        if self.is_slicewise:
+            x = as_slices(x)
+        x = x.to(self.dtype).contiguous(memory_format=channels_last(x))
+        if self.fewer_products is None and not self.weight.is_mkldnn:
+            self._arrange(x)
+        if self.fewer_products is not None:
+            return self.fewer_products(x)
+        convolved = _convolve(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        return as_volumes(convolved, batch) if self.is_slicewise else convolved
+
+    def _arrange(self, x: Tensor) -> None:
+        weight = self.weight
+        if self.dtype == torch.float32 and weight.shape[2:3] == (3,) and {*self.stride, *self.dilation, self.groups} == {1} and x.ndim == 5:
+            num_slices = x.shape[2] + 2 * self.padding[0] - 2
+            if min(weight.shape[:2]) >= MIN_CHANNELS and num_slices / -(-num_slices // 4) >= MIN_SLICES:
+                self.fewer_products = _SlicesOfFour(weight, self.bias, self.padding, x)
+                self.weight = self.weight[:0]
+                return
+        self.weight = _arranged(weight, self.padding, self.stride, self.dilation, self.groups, x.shape)
+
+
+class _SlicesOfFour:
+    """A 3D convolution of stride 1 with three slices in its kernel, four slices at once in half the products: Winograd's F(4, 3).
+
+    Six 2D convolutions of sums of six slices take the place of twelve (Winograd, Arithmetic complexity of computations, 1980; Lavin and
+    Gray 2016 for the matrices). The sums are made while the caches hold the slices. The rounding error is some three times that of the
+    direct computation.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: Sequence[int], x: Tensor) -> None:
+        kernels = torch.einsum("kj,oijyx->koiyx", torch.tensor(OF_KERNEL, dtype=torch.float64), weight.double()).float()
+        size = (1, x.shape[1], *x.shape[3:])
+        self.padding, self.bias, self.out_channels = list(padding), bias, len(weight)
+        self.weights = [_arranged(kernel, self.padding[1:], [1, 1], [1, 1], 1, size) for kernel in kernels]
+        self.of_slices, self.of_sums = torch.tensor(OF_SLICES), torch.tensor(OF_SUMS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        volumes = [self._of_sample(sample) for sample in x.movedim(1, -1)]
+        return (volumes[0][None] if len(volumes) == 1 else torch.stack(volumes)).movedim(-1, 1)
+
+    def _of_sample(self, x: Tensor) -> Tensor:
+        """``(n0, n1, n2, in_channels)`` → the same with ``out_channels``."""
+        slices = x.reshape(len(x), -1)
+        num_slices = len(x) + 2 * self.padding[0] - 2
+        num_tiles = -(-num_slices // 4)
+        tiles_at_once = min(num_tiles, max(1, CACHED_NUMBERS // (6 * slices.shape[1])))
+        in_plane = [n + 2 * p - 2 for n, p in zip(x.shape[1:3], self.padding[1:], strict=True)]
+        out = x.new_empty(num_slices, *in_plane, self.out_channels)
+        rows = out.view(num_slices, -1)
+        sums, convolved = x.new_empty(6, tiles_at_once, slices.shape[1]), x.new_empty(6, tiles_at_once, rows.shape[1])
+        for first in range(0, num_tiles, tiles_at_once):
+            tiles = range(first, min(first + tiles_at_once, num_tiles))
+            for place, tile in enumerate(tiles):
+                start = 4 * tile - self.padding[0]
+                low, high = max(0, start), min(len(x), start + 6)  # what lies beyond the image is zero
+                torch.mm(self.of_slices[:, low - start : high - start], slices[low:high], out=sums[:, place])
+            for number, each in enumerate(sums[:, : len(tiles)]):
+                of_tiles = self._convolved(number, each.view(len(tiles), *x.shape[1:]))
+                convolved[number, : len(tiles)] = of_tiles.reshape(len(tiles), -1)
+            for place, tile in enumerate(tiles):
+                wanted = rows[4 * tile : 4 * tile + 4]
+                torch.mm(self.of_sums[: len(wanted)], convolved[:, place], out=wanted)
+        return out
+
+    def _convolved(self, number: int, x: Tensor) -> Tensor:
+        bias = self.bias if number == 1 else None  # the second sum counts once in each slice
+        return _convolve(x.movedim(-1, 1), self.weights[number], bias, self.padding[1:], [1, 1], [1, 1], 1).movedim(1, -1)
+
+
+def _arranged(
+    weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, size: Sequence[int]
+) -> Tensor:
+    arrange: Any = torch._C._nn.mkldnn_reorder_conv2d_weight if weight.ndim == 4 else torch._C._nn.mkldnn_reorder_conv3d_weight
+    arranged: Tensor = arrange(weight.contiguous().to_mkldnn(), padding, stride, dilation, groups, list(size))
+    return arranged
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+    return convolved
