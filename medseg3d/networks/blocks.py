@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +203,8 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
 
     Depthwise convolutions begin as a slight blur of their channel. He's random signs would make each a high-pass filter, and a
     chain of them with norms between would amplify the noise of the image and of bf16 until little else is left; a test holds the
-    gain down.
+    gain down. Dropout of a share p makes squares 1 / (1 - p) times as large in the mean; where no norm takes that back, the convolution
+    before it begins smaller, or half of everything dropped would multiply the logits of ten layers by 32.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
@@ -213,6 +215,14 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
                 with torch.no_grad():
                     module.weight.abs_().mul_(BLUR).flatten(2)[..., math.prod(module.kernel_size) // 2] += 1
     for module in network.modules():
+        if isinstance(module, SeparableConv) and isinstance(module.norm, nn.Identity):
+            depthwise = cast(nn.Conv3d, module.depthwise).weight
+            with torch.no_grad():
+                depthwise.div_(depthwise.flatten(1).sum(1).view(-1, *(1,) * (depthwise.ndim - 1)))
+        if isinstance(module, ConvBlock) and module.dropout is not None and isinstance(module.norm, nn.Identity):
+            conv = module.conv.pointwise if isinstance(module.conv, SeparableConv) else module.conv
+            with torch.no_grad():
+                cast(nn.Conv3d, conv).weight.mul_(math.sqrt(1 - cast(nn.Dropout, module.dropout).p))
         for norm in getattr(module, "norms_before_sums", tuple)():
             if isinstance(weight := getattr(norm, "weight", None), nn.Parameter):
                 nn.init.zeros_(weight)

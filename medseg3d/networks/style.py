@@ -22,6 +22,7 @@ GROUPS = 8
 
 NormName = Literal["instance", "batch", "group", "none"]
 ActivationName = Literal["leaky_relu", "relu", "prelu", "elu", "gelu", "silu"]
+DropoutOf = Literal["channels", "voxels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +30,15 @@ class Style:
     """The options that all families share.
 
     ``separable``: a convolution is a depthwise and a pointwise one, with norm and activation after each (MobileNet, Howard et
-    al. 2017). ``dropout``: share of channels that are zeroed after a convolution. ``squeeze_excitation``: reduction of the
+    al. 2017). ``dropout``: share of what a convolution gives that is zeroed, and ``dropout_of``: whole channels, or single voxels of
+    channels. ``squeeze_excitation``: reduction of the
     channel gate at the end of every block, 0 for none (Hu et al. 2018).
     """
 
     norm: NormName = "instance"
     activation: ActivationName = "leaky_relu"
     dropout: float = 0.0
+    dropout_of: DropoutOf = "channels"
     separable: bool = False
     squeeze_excitation: int = 0
 
@@ -45,6 +48,7 @@ STYLE_OPTIONS: dict[str, Option] = {field.name: cast(Option, field.default) for 
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("instance", "batch", "group", "none"),
     "activation": ("leaky_relu", "relu", "prelu", "elu", "gelu", "silu"),
+    "dropout_of": ("channels", "voxels"),
 }
 
 
@@ -95,9 +99,11 @@ def activation_layer(style: Style, channels: int) -> nn.Module:
 
 
 def dropout_layer(style: Style, dimensions: int) -> nn.Module | None:
-    """Dropout of whole feature maps, None where the style has none."""
+    """Dropout of whole feature maps or of their voxels, None where the style has none."""
     if not style.dropout:
         return None
+    if style.dropout_of == "voxels":
+        return nn.Dropout(style.dropout)
     return nn.Dropout2d(style.dropout) if dimensions == 2 else nn.Dropout3d(style.dropout)
 
 

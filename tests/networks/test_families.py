@@ -338,6 +338,29 @@ def test_fresh_separable_networks_do_not_amplify_noise():
     assert float((moved - logits).square().mean().sqrt()) < 0.02 * float(logits.std())
 
 
+@pytest.mark.parametrize("separable", [False, True])
+def test_dropout_without_norms_does_not_amplify(separable):
+    torch.manual_seed(0)
+    made = plan("plain_unet", (16, 16, 16), norm="none", dropout=0.5, dropout_of="voxels", separable=separable)
+    network = build_network(made).train()
+    plain = build_network(replace(made, options={**made.options, "dropout": 0.0})).train()
+    x = torch.randn(4, 1, 16, 16, 16)
+    with torch.no_grad():
+        logits, without = (each[0] if isinstance(each, list) else each for each in (network(x), plain(x)))
+    assert 0.3 < float(logits.std() / without.std()) < 3  # 32 times as large where the convolutions begin as without dropout
+
+
+def test_dropout_takes_channels_or_voxels():
+    def zeroed(what):
+        torch.manual_seed(0)
+        block = ConvBlock(1, 64, (3, 3, 3), (1, 1, 1), Style(norm="none", dropout=0.5, dropout_of=what), is_activated=False).train()
+        with torch.no_grad():
+            return (block(torch.randn(1, 1, 8, 8, 8)) == 0).flatten(2).float().mean(2)
+
+    assert set(zeroed("channels").flatten().tolist()) == {0.0, 1.0}
+    assert ((zeroed("voxels") - 0.5).abs() < 0.1).all()
+
+
 def test_unknown_and_wrong_options_are_refused():
     with pytest.raises(PlanError, match="vnet does not know speed; it takes activation"):
         build_network(plan("vnet", (4, 8), speed=1))
