@@ -19,6 +19,7 @@ from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, 
 from medseg3d.errors import ChannelCountError, InputError
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
+from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
 from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
@@ -141,6 +142,8 @@ class Model:
                 "DICOM files, the folder of the series).",
                 raw.name,
             )
+        if _looks_like_labels(raw.image, self.plan.labels):
+            logger.warning("%s: holds nothing but label values of this model. Is it a label map in the place of the image?", raw.name)
         return prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None, max_bytes: int | None = None) -> np.ndarray:
@@ -218,6 +221,15 @@ class Model:
                 f"{raw.name}: {raw.image.shape[0]} channels, but the model was trained on {len(self.plan.channels)} "
                 f"({', '.join(self.plan.channels)})."
             )
+
+
+def _looks_like_labels(image: np.ndarray, labels: Labels) -> bool:
+    """Whether every tenth slice has label values only, and more than one of them; a few voxels mostly settle it."""
+    few = image[(slice(None), *(slice(None, None, max(1, n // 16)) for n in image.shape[1:]))]
+    if not np.isin(few, labels.values).all():
+        return False
+    slices = image[:, :: max(1, image.shape[1] // 10)]
+    return bool((slices != slices.flat[0]).any() and np.isin(slices, labels.values).all())
 
 
 def _checked_affine(affine: np.ndarray) -> np.ndarray:

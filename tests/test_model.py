@@ -93,6 +93,20 @@ def test_a_single_slice_for_a_model_of_volumes_is_a_warning(
     assert not caplog.records
 
 
+def test_a_label_map_in_the_place_of_the_image_is_a_warning(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.zeros(SHAPE)
+    labels[4:9, 5:9, 6:9] = model.plan.labels.values[1]
+    with caplog.at_level(logging.WARNING):
+        model.predict(labels, np.eye(4))
+    assert "Is it a label map in the place of the image?" in caplog.text
+    caplog.clear()
+    labels[0, 0, 0] = 0.5
+    with caplog.at_level(logging.WARNING):
+        model.predict(labels, np.eye(4))
+        model.predict(np.zeros(SHAPE), np.eye(4))
+    assert not caplog.records
+
+
 @pytest.fixture
 def beside(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with DATASET and scan.nii.gz, as the documents name them."""

@@ -228,8 +228,9 @@ def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> tuple[Path, Path]:
-    """Write ``path`` (JSON) and the same name with ``.csv``: one row per case and label. Returns both paths."""
-    json_path = write_record(path if path.suffix == ".json" else path.with_name(path.name + ".json"), evaluation, RECORD_KIND)
+    """Write ``NAME.json`` and ``NAME.csv`` (one row per case and label); ``path`` is one of them or ``NAME``. Returns both paths."""
+    stem = path.with_suffix("") if path.suffix in (".json", ".csv") else path
+    json_path = write_record(stem.with_name(stem.name + ".json"), evaluation, RECORD_KIND)
     return json_path, write_text(json_path.with_suffix(".csv"), to_csv(evaluation))
 
 

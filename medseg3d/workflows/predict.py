@@ -347,10 +347,19 @@ def _recorded(folder: Path) -> Predictions:
     """All that is recorded in a folder, by machines that worked on all or on parts: of a file the latest entry."""
     cases: dict[str, PredictedCase] = {}
     for file in sorted(folder.glob("predictions*.json")):
-        for name, case in read_record(file, Predictions, "predictions").cases.items():
+        for name, case in _record_of(file).cases.items():
             if name not in cases or case.finished >= cases[name].finished:
                 cases[name] = case
     return Predictions(cases=cases)
+
+
+def _record_of(file: Path) -> Predictions:
+    try:
+        return read_record(file, Predictions, "predictions")
+    except InputError as error:
+        raise InputError(
+            f"{error} It says how the label maps beside it were made. Delete it, and add --overwrite to predict them again."
+        ) from error
 
 
 class _Outputs:
@@ -359,7 +368,7 @@ class _Outputs:
     def __init__(self, record_file: Path) -> None:
         self.record_file = record_file
         self.made: dict[str, PredictedCase] = {}
-        self._before = read_record(record_file, Predictions, "predictions").cases if record_file.exists() else {}
+        self._before = _record_of(record_file).cases if record_file.exists() else {}
 
     def add(self, target: Path, case: PredictedCase) -> None:
         """One more output is there."""

@@ -116,8 +116,10 @@ def test_without_names_all_values_of_all_cases_are_labels(folders):
     assert (invented.false_positive_cases, invented.hd95_mm.n, invented.num_distances_undefined) == (("c",), 0, 1)
 
 
-def test_json_and_csv_hold_every_case_and_label_and_can_be_read_again(folders, tmp_path):
-    evaluation = evaluate(*folders, output=tmp_path / "out" / "scores.json")
+@pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores"])
+def test_json_and_csv_hold_every_case_and_label_and_can_be_read_again(folders, tmp_path, name):
+    evaluation = evaluate(*folders, output=tmp_path / "out" / name)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "scores.json"]
     assert read_evaluation(tmp_path / "out" / "scores.json") == evaluation
     text = (tmp_path / "out" / "scores.json").read_text(encoding="utf-8")
     assert "NaN" not in text

@@ -89,6 +89,13 @@ def test_stages_and_memory_are_shown_and_recorded(trained: Path, images: Path, t
     assert set(json.loads(capsys.readouterr().out)["cases"]) == {f"scan_{i}.nii.gz" for i in range(3)}
 
 
+def test_a_damaged_record_is_an_advice(trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/predictions.json").write_text("{", encoding="utf-8")
+    assert main(["predict", str(trained), "-i", str(images), "-o", str(tmp_path / "out")]) == 2
+    assert "Delete it, and add --overwrite to predict them again." in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_next_image_is_not_read_ahead_where_memory_is_short(
     trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
