@@ -1,7 +1,7 @@
 """Which networks are worth training on a dataset, and what each would cost: a summary goes in, a list of candidates comes out.
 
 Every candidate is planned by its own preset and its real network is traced (:mod:`medseg3d.networks.cost`); seconds follow from
-two speeds of the device, which are measured.
+three speeds of the device, which are measured.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ IMAGE_BYTES, LABEL_BYTES = 2, 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast a device trains: multiply-adds of convolutions, and bytes of feature maps, per second."""
+    """How fast a device trains: multiply-adds of convolutions, bytes of feature maps, and augmented voxels, per second."""
 
     device: str
     multiply_adds: float
     bytes: float
+    augmented_voxels: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,11 @@ def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str,
 
     configuration = plan.configuration(name)
     cost = step_cost(configuration.network, configuration.patch_size, configuration.batch_size, optimizer=configuration.training.optimizer)
-    seconds = None if speed is None else step_seconds(cost, speed) * configuration.training.iterations_per_epoch
+    seconds = (
+        None
+        if speed is None
+        else step_seconds(cost, configuration, configuration.batch_size, speed) * configuration.training.iterations_per_epoch
+    )
     state = cost.fixed_bytes  # last.safetensors holds weights and the optimizer's numbers; weights.safetensors the weights again
     return Candidate(
         planner=planner,
@@ -143,9 +148,13 @@ def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str,
     )
 
 
-def step_seconds(cost: StepCost, speed: Speed) -> float:
-    """What a training step takes by a rule of thumb: the multiply-adds of both passes, and the passes over what is kept between them."""
-    return (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
+def step_seconds(cost: StepCost, configuration: Configuration, batch: int, speed: Speed) -> float:
+    """What a training step takes by a rule of thumb: the multiply-adds of both passes, the passes over what is kept between them, and
+    the augmentation of a batch, half of which is the labels' of one channel.
+    """
+    voxels = batch * prod(configuration.patch_size) * (configuration.network.in_channels + 1) / 2
+    network = (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
+    return network + voxels / speed.augmented_voxels
 
 
 def _store_bytes(plan: Plan, configuration: Configuration) -> float:

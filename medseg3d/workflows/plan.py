@@ -170,10 +170,12 @@ def plan_from_fingerprint(
 def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple[Candidate, ...]:
     """What other networks would take on the device at hand."""
     from medseg3d.devices import choose_device, measure_speed
+    from medseg3d.patches.augmentation import measure_augmentation
 
     device = choose_device("auto")
     multiply_adds, moved = measure_speed(device)
-    speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved)
+    augmented = measure_augmentation(device.device)
+    speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved, augmented_voxels=augmented)
     return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets)
 
 

@@ -124,6 +124,7 @@ def costs(configuration: dict[str, object], batch: int) -> tuple[int, int, float
     """Parameters, multiply-adds of the forward pass of one patch, and the seconds of a step as ``plan --explain`` predicts them here."""
     from medseg3d.devices import choose_device, measure_speed
     from medseg3d.networks.cost import step_cost
+    from medseg3d.patches.augmentation import measure_augmentation
     from medseg3d.plan import Configuration
     from medseg3d.planning.candidates import Speed, step_seconds
     from medseg3d.records import from_plain
@@ -132,7 +133,9 @@ def costs(configuration: dict[str, object], batch: int) -> tuple[int, int, float
     cost = step_cost(record.network, record.patch_size, 1)
     of_batch = step_cost(record.network, record.patch_size, batch, optimizer="adamw")
     multiply_adds, moved = measure_speed(choose_device("cpu"))
-    predicted = step_seconds(of_batch, Speed(device="cpu", multiply_adds=multiply_adds, bytes=moved))
+    device = choose_device("cpu").device
+    speed = Speed(device="cpu", multiply_adds=multiply_adds, bytes=moved, augmented_voxels=measure_augmentation(device))
+    predicted = step_seconds(of_batch, record, batch, speed)
     return cost.parameters, cost.multiply_adds, predicted
 
 

@@ -19,6 +19,7 @@ from medseg3d.patches.augmentation import (
     augmentation_policy,
     crop_box,
     draw_augmentation,
+    measure_augmentation,
 )
 from medseg3d.patches.sampling import OUTSIDE, Box, read_patch
 
@@ -256,3 +257,7 @@ def test_masked_channels_are_zero_outside_and_labels_end_as_background():
     assert image[:, 1, 1:].all()
     assert labels.min() == 0
     assert not labels[:, 0].any()
+
+
+def test_the_speed_of_augmentation_is_measured() -> None:
+    assert 1e4 < measure_augmentation(torch.device("cpu")) < 1e10  # voxels per second of any machine

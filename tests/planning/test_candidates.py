@@ -17,7 +17,7 @@ from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan
 from medseg3d.planning.budget import GIB, RESERVED_GB
 from medseg3d.planning.candidates import Speed, candidates
 
-SPEED = Speed(device="made up", multiply_adds=1e12, bytes=1e11)
+SPEED = Speed(device="made up", multiply_adds=1e12, bytes=1e11, augmented_voxels=1e8)
 
 
 def summary_of(*, spacing: Any = (1.0, 1.0, 1.0), shape: Any = (36, 50, 35), num_cases: int = 20) -> DatasetSummary:
@@ -66,8 +66,10 @@ def test_the_proposed_come_first_and_every_number_is_there() -> None:
         assert candidate.disk_gb > 0
         assert candidate.seconds_per_epoch is not None
         assert candidate.seconds_per_epoch > 3 * 250 * candidate.multiply_adds_per_step / SPEED.multiply_adds
-    slow, unknown = (candidates(summary_of(), gpu_memory_gb=8, speed=speed)[0] for speed in (replace(SPEED, bytes=1e10), None))
+    speeds = (replace(SPEED, bytes=1e10), replace(SPEED, augmented_voxels=1e7), None)
+    slow, augmenting, unknown = (candidates(summary_of(), gpu_memory_gb=8, speed=speed)[0] for speed in speeds)
     assert (slow.seconds_per_epoch or 0) > (found[0].seconds_per_epoch or 0)
+    assert (augmenting.seconds_per_epoch or 0) > (found[0].seconds_per_epoch or 0)
     assert unknown.seconds_per_epoch is None
 
 
