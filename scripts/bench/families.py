@@ -28,8 +28,8 @@ WIDTHS = {
     "u2net": 1.0,
 }
 """The presets, and the alpha that gives about 16 features in the first stage."""
-CONFIGURATIONS = {"unet_2015": "2d"}
-"""Where another configuration than the recommended one is trained: this network was made for slices."""
+CONFIGURATIONS = {"unet_2015": "2d", "unet_wide": "2d"}
+"""Where another configuration than the recommended one is trained: these networks were made for slices."""
 WANTED_DICE = 0.7
 LEARNING_RATE = 2e-3
 WITHOUT_NORMALIZATION = {"unet_2015": 5e-4, "unet_wide": 5e-4, "vnet": 5e-4}
