@@ -55,6 +55,11 @@ class ConvBlock(nn.Module):
         # in place where it can be: the norm keeps its input for the backward pass, not its output
         self.activation = activation_layer(style, out_channels) if is_activated else None
 
+    @property
+    def conv_of_channels(self) -> nn.Module:
+        """The convolution that makes the output's channels: the pointwise one of a separable pair."""
+        return self.conv.pointwise if isinstance(self.conv, SeparableConv) else self.conv
+
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, …)`` → ``(batch, out_channels, … / stride)``."""
         x = self.conv(x)
@@ -123,8 +128,8 @@ class ResidualBlock(nn.Module):
         )
         self.activation = activation_layer(style, out_channels)
 
-    def norms_before_sums(self) -> tuple[nn.Module, ...]:
-        """The norms that begin at zero."""
+    def begins_at_zero(self) -> tuple[nn.Module, ...]:
+        """What begins at zero, see :func:`initialize`."""
         return (self.second.norm,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,12 +204,13 @@ class Decoder(nn.Module):
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """He initialization for leaky ReLU; the last norm of each residual block begins at zero, so the block begins as its skip.
+    """He initialization for leaky ReLU; the end of each residual block begins at zero, so the block begins as its skip.
 
-    Depthwise convolutions begin as a slight blur of their channel. He's random signs would make each a high-pass filter, and a
-    chain of them with norms between would amplify the noise of the image and of bf16 until little else is left; a test holds the
-    gain down. Dropout of a share p makes squares 1 / (1 - p) times as large in the mean; where no norm takes that back, the convolution
-    before it begins smaller, or half of everything dropped would multiply the logits of ten layers by 32.
+    That end is its last norm, or its last convolution where there is no norm (Zhang et al. 2019, Fixup); otherwise each sum would
+    double the squares. Depthwise convolutions begin as a slight blur of their channel: He's random signs would make each a high-pass
+    filter, and a chain of them with norms between would amplify the noise of the image and of bf16 until little else is left; a test
+    holds the gain down. Dropout of a share p makes squares 1 / (1 - p) times as large in the mean; where no norm takes that back, the
+    convolution before it begins smaller, or half of everything dropped would multiply the logits of ten layers by 32.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
@@ -220,9 +226,8 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
             with torch.no_grad():
                 depthwise.div_(depthwise.flatten(1).sum(1).view(-1, *(1,) * (depthwise.ndim - 1)))
         if isinstance(module, ConvBlock) and module.dropout is not None and isinstance(module.norm, nn.Identity):
-            conv = module.conv.pointwise if isinstance(module.conv, SeparableConv) else module.conv
             with torch.no_grad():
-                cast(nn.Conv3d, conv).weight.mul_(math.sqrt(1 - cast(nn.Dropout, module.dropout).p))
-        for norm in getattr(module, "norms_before_sums", tuple)():
-            if isinstance(weight := getattr(norm, "weight", None), nn.Parameter):
+                cast(nn.Conv3d, module.conv_of_channels).weight.mul_(math.sqrt(1 - cast(nn.Dropout, module.dropout).p))
+        for part in getattr(module, "begins_at_zero", tuple)():
+            if isinstance(weight := getattr(part, "weight", None), nn.Parameter):
                 nn.init.zeros_(weight)

@@ -175,7 +175,7 @@ class _Domain(nn.Module):
         )
         self.head = convolution(features[0], plan.num_classes, unit, unit)
 
-    def norms_before_sums(self) -> tuple[nn.Module, ...]:
+    def begins_at_zero(self) -> tuple[nn.Module, ...]:
         """The norms that begin at zero, so that each block of the encoder begins as its skip."""
         return tuple(cast(_Unit, unit).norm for unit in self.second)
 

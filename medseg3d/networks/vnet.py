@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,11 @@ class _ResidualConvs(nn.Module):
         )
         self.gate = gate_layer(style, features, len(kernel_size))
         self.activation = activation_layer(style, features)
+
+    def begins_at_zero(self) -> tuple[nn.Module, ...]:
+        """What makes the convolutions' result zero at first, so that the block begins as its skip: the last norm or convolution."""
+        last = cast(ConvBlock, self.convs[-1])
+        return (last.conv_of_channels if isinstance(last.norm, nn.Identity) else last.norm,)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.convs(x)

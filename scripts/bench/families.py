@@ -1,9 +1,9 @@
 """Each family of networks learns the phantom dataset on a processor: plan, preprocess, train one fold, predict, measure the test cases.
 
 In: minutes of training for each. Out: a Markdown table and ``families.json``; exit code 1 where a family stays below the wanted Dice.
-All are trained alike (AdamW, the phantom's fold 0, the same minutes), in a width that a processor can train: alpha brings every
-family to about 16 features in the first stage, V-Net with its 5-voxel kernels to 8. Networks without normalization take a quarter of
-the learning rate.
+All are trained alike (Dice and cross-entropy, AdamW, the phantom's fold 0, the same minutes), in a width that a processor can train:
+alpha brings every family to about 16 features in the first stage, V-Net with its 5-voxel kernels to 8. Networks without normalization
+take a quarter of the learning rate.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LEARNING_RATE = 2e-3
 WITHOUT_NORMALIZATION = {"unet_2015": 5e-4, "unet_wide": 5e-4, "vnet": 5e-4}
 ALIKE = """
 [training]
+loss = "dice_ce"
 optimizer = "adamw"
 weight_decay = 1e-2
 """

@@ -229,6 +229,17 @@ def test_vnets_blocks_add_their_input_before_the_activation():
     assert build_network(plan("vnet", (4, 8), channels=2)).lift is None
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_fresh_vnets_do_not_amplify_from_block_to_block(norm):
+    torch.manual_seed(0)
+    network = build_network(plan("vnet", (8, 16, 32, 64), kernel=5, encoder=(1, 2, 3, 3), decoder=(3, 2, 1), norm=norm)).eval()
+    block = network.encoder[1]
+    x = torch.randn(1, 16, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, x), block.activation(x))  # it begins as its skip
+        assert network(torch.randn(2, 1, 32, 32, 32)).std() < 2
+
+
 def test_separable_convolutions_cost_what_the_formula_says():
     full = ConvBlock(64, 64, (3, 3, 3), (1, 1, 1), bias=False).conv
     separable = ConvBlock(64, 64, (3, 3, 3), (1, 1, 1), Style(separable=True, norm="none"), bias=False).conv
