@@ -30,6 +30,9 @@ WIDTHS = {
 """The presets, and the alpha that gives about 16 features in the first stage."""
 CONFIGURATIONS = {"unet_2015": "2d", "unet_wide": "2d"}
 """Where another configuration than the recommended one is trained: these networks were made for slices."""
+CHANGES = {"unet_wide": "[network.options]\ndropout = 0.0\n"}
+"""Without its published dropout of a half, which takes more steps than a processor has time for (it has no norms that would take back
+what dropout does to the activations)."""
 WANTED_DICE = 0.7
 LEARNING_RATE = 2e-3
 WITHOUT_NORMALIZATION = {"unet_2015": 5e-4, "unet_wide": 5e-4, "vnet": 5e-4}
@@ -92,9 +95,8 @@ def train(planner: str, dataset: Path, ours: Ours, options: argparse.Namespace) 
     work = options.output / planner
     file = options.output / f"{planner}_cpu.toml"
     rate = WITHOUT_NORMALIZATION.get(planner, LEARNING_RATE)
-    file.write_text(
-        f'extends = "{planner}"\n\n[network]\nwidth_multiplier = {WIDTHS[planner]}\n{ALIKE}learning_rate = {rate}\n', encoding="utf-8"
-    )
+    lines = [f'extends = "{planner}"\n', f"[network]\nwidth_multiplier = {WIDTHS[planner]}\n", CHANGES.get(planner, "")]
+    file.write_text("\n".join([*lines, f"{ALIKE}learning_rate = {rate}\n"]), encoding="utf-8")
     command = ours.command(
         "run", dataset, "-w", work, "--planner", file, "--folds", "0", "--hours", f"{options.minutes / 60:.5f}", "--device", "cpu"
     )

@@ -2,7 +2,8 @@
 
 ``restore``: 40 classes, 40 x 150 x 170 x 170 smooth logits in half precision → a label map of 250 x 340 x 340.
 ``large``: 118 classes on CTs of 512 x 512 x 800 and 1200 at 0.8 mm from logits at 1.5 mm; a small network with random weights, so that
-the network is not what is measured. ``folder``: images with a trained nnU-Net result folder, both tools, mirroring on.
+the network is not what is measured. ``folder``: images with a trained nnU-Net result folder, both tools, mirroring on. ``warm``: a loaded
+model's calls with one small volume, and what they take beside the network.
 
 In: what is to be measured. Out: Markdown tables and ``prediction.json``.
 """
@@ -16,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ from measuring import machine, markdown_table, median_seconds, peak_mib, run_mea
 from synthetic_ct import smooth_noise
 
 LOGITS, NEW_SHAPE = (40, 150, 170, 170), (250, 340, 340)
-PARTS = ("restore", "large", "folder")
+PARTS = ("restore", "large", "folder", "warm")
+WARM_SHAPE, WARM_CALLS = (35, 51, 35), 15
 CT_IN_PLANE, CT_SLICES, CT_SPACING, LOGITS_SPACING = 512, (800, 1200), 0.8, 1.5
 NUM_CLASSES = 118
 
@@ -34,7 +37,7 @@ def main() -> int:
     options = parse_arguments()
     results: dict[str, object] = {"machine": machine()}
     for part in options.parts:
-        table, facts = {"restore": restore, "large": large, "folder": folder}[part](options)
+        table, facts = {"restore": restore, "large": large, "folder": folder, "warm": warm}[part](options)
         results[part] = facts
         print(f"## {part}\n\n{table}\n", flush=True)
         write_json(options.output / "prediction.json", results)
@@ -49,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, help="interpreter beside which nnU-Net 2.8.1 is installed")
     parser.add_argument("--our-python", type=Path, default=Path(sys.executable), help="with medseg3d (default: this one)")
     parser.add_argument("--runs", type=int, default=3, help="of each measurement that takes less than minutes (default: 3)")
-    parser.add_argument("--model", type=Path, help="for folder: a trained nnU-Net result folder (TRAINER__PLANS__CONFIGURATION)")
+    parser.add_argument("--model", type=Path, help="for folder and warm: a trained nnU-Net result folder (TRAINER__PLANS__CONFIGURATION)")
     parser.add_argument("--images", type=Path, help="for folder: images (default: imagesTr of Hippocampus in MEDSEG3D_DATA)")
     parser.add_argument("--num-images", type=int, default=60)
     parser.add_argument("--slices", type=int, nargs="+", default=list(CT_SLICES), help="for large (default: 800 1200)")
@@ -175,6 +178,39 @@ def folder(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
     return compare_folders(
         options.model, source, options.output, options.our_python, options.peer_python, options.num_images, options.device, options.runs
     )
+
+
+def warm(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """Milliseconds of the second and further calls of a loaded model, of this interpreter: all, in the networks, and the rest."""
+    import torch
+
+    from medseg3d import load_model
+
+    model = load_model(options.model, device=options.device, mirroring=True)
+    image = np.random.default_rng(0).normal(size=WARM_SHAPE)
+    model.predict(image, np.eye(4))
+    inside: list[float] = []
+    began = [0.0]
+
+    def now() -> float:
+        if model.device.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for network in model.members[0].networks:
+        network.register_forward_pre_hook(lambda *_: began.__setitem__(0, now()))
+        network.register_forward_hook(lambda *_: inside.append(now() - began[0]))
+    calls = []
+    for _ in range(WARM_CALLS):
+        inside.clear()
+        start = now()
+        model.predict(image, np.eye(4))
+        total = now() - start
+        calls.append((total, sum(inside), total - sum(inside)))
+    whole, networks, rest = (1000 * float(np.median(each)) for each in zip(*calls, strict=True))
+    header = ("volume", "a call, ms", "in the networks, ms", "the rest, ms")
+    row = ("×".join(map(str, WARM_SHAPE)), f"{whole:.0f}", f"{networks:.0f}", f"{rest:.1f}")
+    return markdown_table(header, [row]), {"calls": calls, "precision": model.device.precision}
 
 
 def compare_folders(
