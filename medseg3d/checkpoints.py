@@ -107,7 +107,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with replacing(path, is_lasting=True) as temporary:
         temporary.touch()
         usual_mode = stat.S_IMODE(temporary.stat().st_mode)  # save_file puts a file of mode 0600 in its place
         try:

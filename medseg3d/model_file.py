@@ -106,7 +106,7 @@ def write_model_file(path: Path, parts: ModelParts) -> Path:
     if differing:
         raise InputError(f"{path}: not written, as the description and the weights do not name the same networks ({listed(differing)}).")
     digests: dict[str, str] = {}
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path, is_lasting=True) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, (configuration, fold) in networks.items():
             _add(archive, name, _serialized(parts.weights[configuration][fold]), digests)
         _add(archive, README, model_card(description).encode(), digests)

@@ -52,3 +52,16 @@ def test_weights_have_the_mode_of_any_new_file(tmp_path: Path, mask: int) -> Non
     assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o666 & ~mask
     assert load_tensors(tmp_path / "w.safetensors")[0]["a"].sum() == 2
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_lasting_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    settled = []
+    monkeypatch.setattr("os.fsync", lambda number: settled.append((os.fstat(number).st_size, path.exists())))
+    with replacing(path, is_lasting=True) as temporary:
+        temporary.write_bytes(b"123")
+    assert settled == [(3, False)]
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"1234")
+    assert len(settled) == 1
+    assert path.read_bytes() == b"1234"

@@ -339,7 +339,7 @@ def _write(path: Path, raw: Any, array: np.ndarray) -> Path:
     from isal import igzip
 
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, is_lasting=True) as temporary, temporary.open("wb") as file:
         if path.name.lower().endswith(".gz"):
             # No time stamp and no name inside: equal label maps are equal files.
             with igzip.IGzipFile(filename="", mode="wb", compresslevel=COMPRESSION_LEVEL, fileobj=file, mtime=0) as stream:

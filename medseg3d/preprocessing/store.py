@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ class Store:
         if case.outside is not None:
             _save(folder / "outside.b2nd", case.outside, self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
-        write_record(folder / "case.json", StoredRecord(name=case.name, digest=digest, restoration=case.restoration), "case")
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        record = StoredRecord(name=case.name, digest=digest, restoration=case.restoration, sizes=sizes)
+        write_record(folder / "case.json", record, "case")
 
     def read(self, name: str, *, in_memory: bool = False) -> StoredCase:
         """Open a case; with ``in_memory`` its arrays are decoded at once. Raises :class:`InputError` where there is none."""
@@ -111,8 +113,10 @@ class Store:
         if not path.exists():
             return False
         try:
-            return read_record(path, StoredRecord, "case").digest == digest
-        except InputError as error:
+            record = read_record(path, StoredRecord, "case")
+            is_whole = all((path.parent / file).stat().st_size == size for file, size in record.sizes.items())
+            return is_whole and record.digest == digest
+        except (InputError, FileNotFoundError) as error:
             logger.info("%s; the case is made again.", error)
             return False
 
@@ -148,11 +152,15 @@ def _is_abandoned(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecord:
-    """``case.json``: ``digest`` stands for the raw files and the part of the plan that the case was made from."""
+    """``case.json``: ``digest`` stands for the raw files and the part of the plan that the case was made from.
+
+    ``sizes`` are those of the other files in bytes: where the power failed, files may be there without their content.
+    """
 
     name: str
     digest: str
     restoration: Restoration
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class StoredCase:

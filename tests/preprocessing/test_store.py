@@ -82,6 +82,17 @@ def test_a_case_is_current_only_for_its_digest(tmp_path, case):
     assert not store.is_current("case_1", "b")
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()], ids=["emptied", "lost"])
+@pytest.mark.parametrize("file", ["image.b2nd", "labels.b2nd", "foreground.npz"])
+def test_a_case_that_a_power_failure_emptied_is_made_again(tmp_path, case, file, damage):
+    store = Store(tmp_path)
+    store.write(case, "a")
+    damage(tmp_path / "case_1" / file)
+    assert not store.is_current("case_1", "a")
+    store.write(case, "a")
+    assert store.is_current("case_1", "a")
+
+
 def test_a_failed_write_leaves_the_old_case(tmp_path, case, monkeypatch):
     store = Store(tmp_path)
     store.write(case, "old")
