@@ -18,7 +18,8 @@ def replacing(path: Path, *, is_lasting: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path`` (same suffixes); rename it to ``path`` when the block succeeds.
 
     The folder is made if it is missing. A lasting file is on the disk before it is renamed, so that it is whole even where the power
-    fails then; that takes milliseconds, and is for what took long to make. Raises :class:`StorageError` where the disk is full or the folder cannot be written.
+    fails then; that takes milliseconds, and is for what took long to make. Raises :class:`StorageError` where the disk is full or
+    the folder cannot be written.
     """
     temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
     with storage_errors(path):
