@@ -67,9 +67,11 @@ def can_pack() -> bool:
 def packed(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a network for prediction on a processor that convolves in ``dtype``, float32 or bfloat16; ask :func:`can_pack` first.
 
-    Its convolutions have no parameters any more. A module whose ``reads_weights_itself`` is True keeps its convolutions as they are.
+    Its convolutions have no parameters any more; what other modules have is shared with the network, which is not changed. A module
+    whose ``reads_weights_itself`` is True keeps its convolutions as they are.
     """
-    copy = deepcopy(network).eval()
+    tensors = [*network.parameters(), *network.buffers()]
+    copy = deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()  # modules of its own around the same tensors
     done: dict[nn.Module, PackedConvolution] = {}
     for module in list(copy.modules()):
         if isinstance(module, ConvBlock) and isinstance(module.norm, InstanceNorm):

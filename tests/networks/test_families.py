@@ -317,8 +317,9 @@ def test_every_family_keeps_its_logits_with_arranged_weights(family, name):
     x = torch.randn(2, 2, *size)
     with torch.inference_mode():
         expected, found = network(x), arranged(x)
-    assert float((found - expected).square().mean().sqrt()) < 1e-3 * float(expected.std())  # depth amplifies rounding
-    assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in before.items())  # the original is as it was
+        assert float((found - expected).square().mean().sqrt()) < 1e-3 * float(expected.std())  # depth amplifies rounding
+        assert torch.equal(network(x), expected)  # the original is as it was, also beside the copy that writes in place
+    assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
