@@ -65,14 +65,21 @@ class Model:
         self.backend = backend
         self.weights_identity = identity
         self._is_precision_checked = False
+        self._used = self.members  # converted for the device when the first image comes
         self._converted: dict[str, tuple[Member, ...]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the converted networks, which cannot be copied; they are made again."""
+        return {**self.__dict__, "_used": self.members, "_converted": {}, "_is_precision_checked": False}
 
     def for_one_image(self) -> Model:
         """The same model before it has seen an image: what the first image decides is decided anew, what was converted is shared.
 
         Of a model that has seen none itself; so a server's answers do not depend on what came before.
         """
-        return copy(self)
+        other = copy(self)
+        other._converted = self._converted
+        return other
 
     def __repr__(self) -> str:
         members = ", ".join(f"{m.configuration.name} of {len(m.networks)} networks" for m in self.members)
@@ -154,13 +161,13 @@ class Model:
         """
         self._check_precision(prepared)
         return segment(
-            prepared, self.members, self.plan.labels, self.device, step=self.step, probabilities=probabilities, max_bytes=max_bytes
+            prepared, self._used, self.plan.labels, self.device, step=self.step, probabilities=probabilities, max_bytes=max_bytes
         )
 
     def segment_both(self, prepared: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
         """Label indices with mirroring and without, of one pass; for a model of one configuration."""
         self._check_precision(prepared)
-        (member,) = self.members
+        (member,) = self._used
         return segment_with_and_without_mirroring(prepared, member, self.plan.labels, self.device, step=self.step)
 
     def finish(self, indices: np.ndarray, orientation: Orientation) -> np.ndarray:
@@ -186,34 +193,47 @@ class Model:
             logger.info(
                 "A window in float32 does not fit the memory of %s; going on in %s unchecked.", self.device.device, self.device.precision
             )
-        self._use_fast_kernels(member, batch)
+        self._use_fast_kernels()
         self._is_precision_checked = True
 
-    def _use_fast_kernels(self, first: Member, batch: torch.Tensor) -> None:
-        """Convert the networks for the processor, where the first of them then gives torch's logits on a window of the first image."""
+    def _use_fast_kernels(self) -> None:
+        """Convert the networks for the processor, where the first of them then gives torch's logits.
+
+        They are compared on noise, once for each precision: what is found does not depend on an image.
+        """
+        if self.device.precision not in self._converted:
+            self._converted[self.device.precision] = self._converted_members()
+        self._used = self._converted[self.device.precision]
+
+    def _converted_members(self) -> tuple[Member, ...]:
         device = self.device
         if self.backend == "openvino":
             kernels = "OpenVINO"
         elif device.device.type == "cpu" and can_pack():
             kernels = "oneDNN with arranged weights"
         else:
-            return
+            return self.members
 
         def converted(network: torch.nn.Module, configuration: Configuration) -> torch.nn.Module:
             if self.backend == "openvino":
                 return openvino_backend.OpenVinoNetwork(network, configuration.network.in_channels, configuration.patch_size, device)
             return packed(network, device.dtype)
 
-        if device.precision not in self._converted:
-            self._converted[device.precision] = tuple(with_networks(member, converted) for member in self.members)
-        members = self._converted[device.precision]
-        network = (members[0].previous or members[0]).networks[0]
-        with torch.inference_mode(), device.autocast():
-            deviation = relative_deviation(network(batch).float(), first.networks[0](batch).float())
-        if deviation > MAX_RELATIVE_DEVIATION:
-            logger.warning("%s deviates by %.1f %% from torch on the first window; going on with torch.", kernels, 100 * deviation)
-            return
-        self.members = members
+        first = self.members[0]
+        shape = (1, first.configuration.network.in_channels, *first.configuration.patch_size)
+        window = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        try:
+            members = tuple(with_networks(member, converted) for member in self.members)
+            with torch.inference_mode(), device.autocast():
+                exact = first.networks[0](window).float()
+                deviation = relative_deviation(members[0].networks[0](window).float(), exact)
+        except RuntimeError as error:  # the kernels are not part of torch's public interface
+            logger.warning("%s cannot compute this network (%s); going on with torch.", kernels, str(error).splitlines()[0])
+            return self.members
+        if not deviation <= MAX_RELATIVE_DEVIATION:
+            logger.warning("%s deviates by %.1f %% from torch; going on with torch.", kernels, 100 * deviation)
+            return self.members
+        return members
 
     def _check_channels(self, raw: RawCase) -> None:
         if raw.image.shape[0] != len(self.plan.channels):
@@ -224,7 +244,7 @@ class Model:
 
 
 def _looks_like_labels(image: np.ndarray, labels: Labels) -> bool:
-    """Whether every tenth slice has label values only, and more than one of them; a few voxels mostly settle it."""
+    """Whether some ten slices have label values only, and more than one of them; a few voxels mostly settle it."""
     few = image[(slice(None), *(slice(None, None, max(1, n // 16)) for n in image.shape[1:]))]
     if not np.isin(few, labels.values).all():
         return False

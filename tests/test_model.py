@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -172,23 +175,39 @@ IMAGE = np.random.default_rng(0).normal(150, 60, (20, 18, 12))
 def test_a_processor_predicts_with_arranged_weights(trained: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = medseg3d.load_model(trained, device="cpu", precision=precision)
     found = model.predict(IMAGE, np.eye(4))
-    assert any(isinstance(module, PackedConvolution) for module in model.members[0].networks[0].modules())
+    assert any(isinstance(module, PackedConvolution) for module in model._used[0].networks[0].modules())
     monkeypatch.setattr("medseg3d.model.can_pack", lambda: False)
     plain = medseg3d.load_model(trained, device="cpu", precision=precision)
     expected = plain.predict(IMAGE, np.eye(4))
-    assert not any(isinstance(module, PackedConvolution) for module in plain.members[0].networks[0].modules())
+    assert not any(isinstance(module, PackedConvolution) for module in plain._used[0].networks[0].modules())
     assert (found == expected).mean() > 0.999
+
+
+def _fail(*_: object) -> torch.Tensor:
+    raise RuntimeError("could not create a primitive")
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
-def test_torch_goes_on_where_a_kernel_is_wrong(trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda convolve: lambda x, *others: -convolve(x, *others), "oneDNN with arranged weights deviates by"),
+        (lambda convolve: lambda x, *others: convolve(x, *others) * torch.nan, "oneDNN with arranged weights deviates by nan"),
+        (lambda convolve: _fail, "cannot compute this network (could not create a primitive)"),
+    ],
+    ids=["other numbers", "not finite", "refused"],
+)
+def test_torch_goes_on_where_a_kernel_is_wrong(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: Any, message: str
+) -> None:
+    monkeypatch.setattr("medseg3d.model.can_pack", lambda: False)
     expected = medseg3d.load_model(trained, device="cpu", precision="float32").predict(IMAGE, np.eye(4))
-    convolve = packed._convolve
-    monkeypatch.setattr(packed, "_convolve", lambda x, *others: -convolve(x, *others))
+    monkeypatch.setattr("medseg3d.model.can_pack", lambda: True)
+    monkeypatch.setattr(packed, "_convolve", wrong(packed._convolve))
     with caplog.at_level("WARNING"):
         found = medseg3d.load_model(trained, device="cpu", precision="float32").predict(IMAGE, np.eye(4))
-    assert "oneDNN with arranged weights deviates by" in caplog.text
-    assert (found == expected).mean() > 0.999
+    assert message in caplog.text
+    assert np.array_equal(found, expected)
 
 
 def test_a_model_for_one_image_leaves_what_it_was_made_of(trained: Path) -> None:
@@ -196,4 +215,13 @@ def test_a_model_for_one_image_leaves_what_it_was_made_of(trained: Path) -> None
     first, second = model.for_one_image(), model.for_one_image()
     assert np.array_equal(first.predict(IMAGE, np.eye(4)), second.predict(IMAGE, np.eye(4)))
     if can_pack():
-        assert first.members[0].networks[0] is second.members[0].networks[0] is not model.members[0].networks[0]
+        assert first._used[0].networks[0] is second._used[0].networks[0] is not model._used[0].networks[0]
+    assert first.members == model.members
+
+
+def test_a_model_that_has_predicted_can_be_copied(trained: Path) -> None:
+    model = medseg3d.load_model(trained, device="cpu")
+    expected = model.predict(IMAGE, np.eye(4))
+    for other in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(other.predict(IMAGE, np.eye(4)), expected)
+    assert "conv.weight" in " ".join(model.members[0].networks[0].state_dict())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,9 @@ class SeparableConv(nn.Module):
     ) -> None:
         super().__init__()
         unit = (1,) * len(kernel_size)
-        self.depthwise = convolution(in_channels, in_channels, kernel_size, stride, bias=bias, groups=in_channels, is_padded=is_padded)
+        depthwise: Any = convolution(in_channels, in_channels, kernel_size, stride, bias=bias, groups=in_channels, is_padded=is_padded)
+        depthwise.keeps_size = style.norm == "none"
+        self.depthwise: nn.Module = depthwise
         self.norm = norm_layer(style, in_channels, len(kernel_size))
         self.activation = activation_layer(style, in_channels)
         self.pointwise = convolution(in_channels, out_channels, unit, unit, bias=bias)
@@ -130,7 +132,7 @@ class ResidualBlock(nn.Module):
 
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
         """What begins at zero, see :func:`initialize`."""
-        return (self.second.norm,)
+        return (self.second.conv_of_channels if isinstance(self.second.norm, nn.Identity) else self.second.norm,)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, …)`` → ``(batch, out_channels, … / stride)``."""
@@ -209,8 +211,9 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
     That end is its last norm, or its last convolution where there is no norm (Zhang et al. 2019, Fixup); otherwise each sum would
     double the squares. Depthwise convolutions begin as a slight blur of their channel: He's random signs would make each a high-pass
     filter, and a chain of them with norms between would amplify the noise of the image and of bf16 until little else is left; a test
-    holds the gain down. Dropout of a share p makes squares 1 / (1 - p) times as large in the mean; where no norm takes that back, the
-    convolution before it begins smaller, or half of everything dropped would multiply the logits of ten layers by 32.
+    holds the gain down. Where no norm follows (``keeps_size``) their weights sum to 1. Dropout of a share p makes squares 1 / (1 - p)
+    times as large in the mean; where no norm takes that back, the convolution of a :class:`ConvBlock` begins smaller, or half of
+    everything dropped would multiply the logits of ten layers by 32.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
@@ -220,11 +223,9 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
             if module.groups > 1:
                 with torch.no_grad():
                     module.weight.abs_().mul_(BLUR).flatten(2)[..., math.prod(module.kernel_size) // 2] += 1
+                    if getattr(module, "keeps_size", False):
+                        module.weight.div_(module.weight.flatten(1).sum(1).view(-1, *(1,) * (module.weight.ndim - 1)))
     for module in network.modules():
-        if isinstance(module, SeparableConv) and isinstance(module.norm, nn.Identity):
-            depthwise = cast(nn.Conv3d, module.depthwise).weight
-            with torch.no_grad():
-                depthwise.div_(depthwise.flatten(1).sum(1).view(-1, *(1,) * (depthwise.ndim - 1)))
         if isinstance(module, ConvBlock) and module.dropout is not None and isinstance(module.norm, nn.Identity):
             with torch.no_grad():
                 cast(nn.Conv3d, module.conv_of_channels).weight.mul_(math.sqrt(1 - cast(nn.Dropout, module.dropout).p))

@@ -7,6 +7,7 @@ can keep them arranged.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -53,6 +54,8 @@ OF_SUMS = (
 )
 """… give four slices."""
 
+_ARRANGING = threading.Lock()
+
 
 def can_pack() -> bool:
     """Whether this torch has oneDNN and its (private) operators for arranged weights."""
@@ -79,9 +82,15 @@ def packed(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         if getattr(module, "reads_weights_itself", False):
             continue
         for name, child in module._modules.items():
-            if isinstance(child, nn.Conv2d | nn.Conv3d) and type(child) in PACKED_KINDS and child.padding_mode == "zeros":
+            if isinstance(child, nn.Conv2d | nn.Conv3d) and _is_packed(child, dtype):
                 module._modules[name] = done.setdefault(child, PackedConvolution(child, dtype))
     return copy
+
+
+def _is_packed(conv: nn.Conv2d | nn.Conv3d, dtype: torch.dtype) -> bool:
+    # of a single channel some strided and flat shapes come out wrong (torch 2.13); in bfloat16 there is nothing to gain either
+    is_doubtful = conv.in_channels == 1 and (dtype != torch.float32 or any(s != 1 for s in conv.stride))
+    return type(conv) in PACKED_KINDS and conv.padding_mode == "zeros" and not is_doubtful
 
 
 class PackedConvolution(nn.Module):
@@ -101,6 +110,7 @@ class PackedConvolution(nn.Module):
         self.padding, self.stride, self.dilation = ([int(n) for n in sizes[first:]] for sizes in (conv.padding, conv.stride, conv.dilation))
         self.groups, self.dtype = conv.groups, dtype
         self.fewer_products: _SlicesOfFour | None = None
+        self.is_arranged = False
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution it was made of."""
@@ -108,8 +118,11 @@ class PackedConvolution(nn.Module):
         if self.is_slicewise:
             x = as_slices(x)
         x = x.to(self.dtype).contiguous(memory_format=channels_last(x))
-        if self.fewer_products is None and not self.weight.is_mkldnn:
-            self._arrange(x)
+        if not self.is_arranged:
+            with _ARRANGING:
+                if not self.is_arranged:
+                    self._arrange(x)
+                    self.is_arranged = True
         if self.fewer_products is not None:
             return self.fewer_products(x)
         convolved = _convolve(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
@@ -117,28 +130,33 @@ class PackedConvolution(nn.Module):
 
     def _arrange(self, x: Tensor) -> None:
         weight = self.weight
-        if self.dtype == torch.float32 and weight.shape[2:3] == (3,) and {*self.stride, *self.dilation, self.groups} == {1} and x.ndim == 5:
-            num_slices = x.shape[2] + 2 * self.padding[0] - 2
-            if min(weight.shape[:2]) >= MIN_CHANNELS and num_slices / -(-num_slices // 4) >= MIN_SLICES:
-                self.fewer_products = _SlicesOfFour(weight, self.bias, self.padding, x)
-                self.weight = self.weight[:0]
-                return
-        self.weight = _arranged(weight, self.padding, self.stride, self.dilation, self.groups, x.shape)
+        is_suited = self.dtype == torch.float32 and weight.shape[2:] == (3, 3, 3) and {*self.stride, *self.dilation, self.groups} == {1}
+        # padded on all sides: elsewhere a constant region stays exactly constant, and an instance norm would blow up its rounding
+        if is_suited and {*self.padding} == {1} and min(weight.shape[:2]) >= MIN_CHANNELS and _share_of_four(x.shape[2]) >= MIN_SLICES:
+            self.fewer_products = _SlicesOfFour(weight, self.bias, x)
+            self.weight = weight.new_empty(0)
+        else:
+            self.weight = _arranged(weight, self.padding, self.stride, self.dilation, self.groups, x.shape)
+
+
+def _share_of_four(num_slices: int) -> float:
+    """How many of the four slices that are computed at once are wanted, in the mean."""
+    return num_slices / -(-num_slices // 4)
 
 
 class _SlicesOfFour:
-    """A 3D convolution of stride 1 with three slices in its kernel, four slices at once in half the products: Winograd's F(4, 3).
+    """A padded 3D convolution of stride 1 with a kernel of 3x3x3, four slices at once in half the products: Winograd's F(4, 3).
 
     Six 2D convolutions of sums of six slices take the place of twelve (Winograd, Arithmetic complexity of computations, 1980; Lavin and
     Gray 2016 for the matrices). The sums are made while the caches hold the slices. The rounding error is some three times that of the
     direct computation.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, padding: Sequence[int], x: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
         kernels = torch.einsum("kj,oijyx->koiyx", torch.tensor(OF_KERNEL, dtype=torch.float64), weight.double()).float()
         size = (1, x.shape[1], *x.shape[3:])
-        self.padding, self.bias, self.out_channels = list(padding), bias, len(weight)
-        self.weights = [_arranged(kernel, self.padding[1:], [1, 1], [1, 1], 1, size) for kernel in kernels]
+        self.bias, self.out_channels = bias, len(weight)
+        self.weights = [_arranged(kernel, [1, 1], [1, 1], [1, 1], 1, size) for kernel in kernels]
         self.of_slices, self.of_sums = torch.tensor(OF_SLICES), torch.tensor(OF_SUMS)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -148,17 +166,15 @@ class _SlicesOfFour:
     def _of_sample(self, x: Tensor) -> Tensor:
         """``(n0, n1, n2, in_channels)`` → the same with ``out_channels``."""
         slices = x.reshape(len(x), -1)
-        num_slices = len(x) + 2 * self.padding[0] - 2
-        num_tiles = -(-num_slices // 4)
+        num_tiles = -(-len(x) // 4)
         tiles_at_once = min(num_tiles, max(1, CACHED_NUMBERS // (6 * slices.shape[1])))
-        in_plane = [n + 2 * p - 2 for n, p in zip(x.shape[1:3], self.padding[1:], strict=True)]
-        out = x.new_empty(num_slices, *in_plane, self.out_channels)
-        rows = out.view(num_slices, -1)
+        out = x.new_empty(*x.shape[:3], self.out_channels)
+        rows = out.view(len(x), -1)
         sums, convolved = x.new_empty(6, tiles_at_once, slices.shape[1]), x.new_empty(6, tiles_at_once, rows.shape[1])
         for first in range(0, num_tiles, tiles_at_once):
             tiles = range(first, min(first + tiles_at_once, num_tiles))
             for place, tile in enumerate(tiles):
-                start = 4 * tile - self.padding[0]
+                start = 4 * tile - 1
                 low, high = max(0, start), min(len(x), start + 6)  # what lies beyond the image is zero
                 torch.mm(self.of_slices[:, low - start : high - start], slices[low:high], out=sums[:, place])
             for number, each in enumerate(sums[:, : len(tiles)]):
@@ -171,7 +187,7 @@ class _SlicesOfFour:
 
     def _convolved(self, number: int, x: Tensor) -> Tensor:
         bias = self.bias if number == 1 else None  # the second sum counts once in each slice
-        return _convolve(x.movedim(-1, 1), self.weights[number], bias, self.padding[1:], [1, 1], [1, 1], 1).movedim(1, -1)
+        return _convolve(x.movedim(-1, 1), self.weights[number], bias, [1, 1], [1, 1], [1, 1], 1).movedim(1, -1)
 
 
 def _arranged(

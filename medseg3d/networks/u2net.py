@@ -7,7 +7,7 @@ its own normalization, stem and heads. Each domain keeps its own strides and ker
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,10 @@ class U2Net(nn.Module):
         if not self.adapters and _common_kernel([plan]) != self.kernel_size:
             raise PlanError(f"{name}: without adapters all domains share kernels of {self.kernel_size} voxels.")
         self.domains[name] = _Domain(plan, self)
+
+    def begins_at_zero(self) -> tuple[nn.Module, ...]:
+        """Without norms the shared convolutions at the end of the blocks; otherwise the domains' norms after them do."""
+        return tuple(cast(_SharedConv, each).conv for each in self.shared.second) if self.style.norm == "none" else ()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The tensors that every domain uses."""
@@ -192,9 +196,11 @@ class _Unit(nn.Module):
         super().__init__()
         dimensions = len(kernel_size)
         self.stride = tuple(stride)
+        depthwise: Any = convolution(before, before, kernel_size, stride, groups=before)
+        depthwise.keeps_size = style.norm == "none"
         self.depthwise = (
             nn.Sequential(
-                convolution(before, before, kernel_size, stride, groups=before),
+                depthwise,
                 norm_layer(style, before, dimensions),
                 activation_layer(style, before),
             )

@@ -230,14 +230,15 @@ def test_vnets_blocks_add_their_input_before_the_activation():
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_fresh_vnets_do_not_amplify_from_block_to_block(norm):
+@pytest.mark.parametrize("family", ["residual_unet", "vnet", "u2net"])
+def test_fresh_blocks_with_sums_do_not_amplify(family, norm):
     torch.manual_seed(0)
-    network = build_network(plan("vnet", (8, 16, 32, 64), kernel=5, encoder=(1, 2, 3, 3), decoder=(3, 2, 1), norm=norm)).eval()
-    block = network.encoder[1]
-    x = torch.randn(1, 16, 8, 8, 8)
-    with torch.no_grad():
+    network = build_network(plan(family, (8, 16, 32, 64), encoder=(1, 2, 3, 3), decoder=(3, 2, 1), norm=norm)).train()
+    if family == "vnet":
+        block, x = network.encoder[1], torch.randn(1, 16, 8, 8, 8)
         torch.testing.assert_close(block(x, x), block.activation(x))  # it begins as its skip
-        assert network(torch.randn(2, 1, 32, 32, 32)).std() < 2
+    with torch.no_grad():
+        assert network(torch.randn(2, 1, 32, 32, 32)).std() < 3  # beyond it the softmax is saturated
 
 
 def test_separable_convolutions_cost_what_the_formula_says():

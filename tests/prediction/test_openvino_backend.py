@@ -22,7 +22,7 @@ def test_label_maps_are_those_of_torch(trained: Path) -> None:
     theirs = load_model(trained, device="cpu", precision="float32", backend="openvino")
     expected = ours.predict(IMAGE, np.eye(4))
     assert (theirs.predict(IMAGE, np.eye(4)) == expected).mean() > 0.999
-    assert isinstance(theirs.members[0].networks[0], openvino_backend.OpenVinoNetwork)
+    assert isinstance(theirs._used[0].networks[0], openvino_backend.OpenVinoNetwork)
     assert theirs.identity != ours.identity
 
 
