@@ -1,6 +1,6 @@
 """Networks on OpenVINO's kernels for processors: a torch network and its window go in, a network with the same numbers comes out.
 
-OpenVINO arranges the weights once and joins convolutions with what follows them; torch does both anew in every call.
+OpenVINO arranges the weights once and joins convolutions with what follows them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One window through a network on the processor: torch as prediction uses it, torch.compile, OpenVINO, ONNX Runtime.
+"""One window through a network on the processor: torch, ours (arranged weights, fewer products), torch.compile, OpenVINO, ONNX Runtime.
 
 In: a model (work folder, .medseg3d, nnU-Net result folder). Out: a Markdown table of seconds per window and of the largest difference
 of the logits from torch's in float32. A backend that is not installed is left out.
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from measuring import machine, markdown_table
 
 from medseg3d.devices import use_all_cores
 from medseg3d.loading import load_model
+from medseg3d.networks.packed import packed
 
 Run = Callable[[], torch.Tensor]
 
@@ -61,6 +63,10 @@ def backends(network: torch.nn.Module, window: torch.Tensor) -> Iterator[tuple[s
 
     yield "torch float32", lambda: network(window)
     yield "torch bfloat16", lambda: in_bfloat16(network)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        arranged = packed(network, dtype)
+        run = partial(in_bfloat16, arranged) if precision == "bfloat16" else partial(arranged, window)
+        yield f"ours {precision}", run
     compiled = torch.compile(network)
     yield "torch.compile float32", lambda: compiled(window)
     yield "torch.compile bfloat16", lambda: in_bfloat16(compiled)
