@@ -213,7 +213,9 @@ def table(outcomes: list[Outcome], minutes: float) -> str:
             f"{outcome.parameters / 1e6:.2f} M",
             *(f"{outcome.dice[name]:.3f}" for name in names),
             f"{sum(outcome.dice.values()) / len(names):.3f}",
-            ", ".join(str(outcome.steps[name]) for name in names),
+            f"{outcome.steps[names[0]]} in the mean"
+            if outcome.way == "equal_work"
+            else ", ".join(str(outcome.steps[name]) for name in names),
         )
         for outcome in outcomes
     ]
