@@ -203,6 +203,13 @@ def add(source: Path, datasets: dict[str, Path], ours: Ours, options: argparse.N
     return f"{joined}; predictions of {len(same)} of {len(datasets)} others are bit-identical."
 
 
+def steps_of(outcome: Outcome, names: list[str]) -> str:
+    """Of each dataset; where they differ by their work, only the mean is known."""
+    if outcome.way == "equal_work":
+        return f"{outcome.steps[names[0]]} in the mean"
+    return ", ".join(str(outcome.steps[name]) for name in names)
+
+
 def table(outcomes: list[Outcome], minutes: float) -> str:
     """One row per way."""
     names = list(outcomes[0].dice)
@@ -213,9 +220,7 @@ def table(outcomes: list[Outcome], minutes: float) -> str:
             f"{outcome.parameters / 1e6:.2f} M",
             *(f"{outcome.dice[name]:.3f}" for name in names),
             f"{sum(outcome.dice.values()) / len(names):.3f}",
-            f"{outcome.steps[names[0]]} in the mean"
-            if outcome.way == "equal_work"
-            else ", ".join(str(outcome.steps[name]) for name in names),
+            steps_of(outcome, names),
         )
         for outcome in outcomes
     ]
