@@ -197,7 +197,7 @@ def warm(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    for network in model.members[0].networks:
+    for network in model._used[0].networks:  # as converted for the device
         network.register_forward_pre_hook(lambda *_: began.__setitem__(0, now()))
         network.register_forward_hook(lambda *_: inside.append(now() - began[0]))
     calls = []
