@@ -178,8 +178,8 @@ def use_all_cores() -> None:
 def _keep_freed_memory() -> None:
     """Tell glibc to keep blocks of up to :data:`KEPT_BLOCK` bytes when they are freed, :data:`KEPT_BYTES` in all.
 
-    Otherwise the pages of each feature map go back to the system and come again empty, which takes a tenth of a training step. What
-    the user has set for the allocator stands.
+    Otherwise the pages of each feature map go back to the system and must come again, cleared, for the next one. What the user has set
+    for the allocator stands.
     """
     if not sys.platform.startswith("linux") or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
