@@ -96,8 +96,8 @@ def _is_packed(conv: nn.Conv2d | nn.Conv3d, dtype: torch.dtype) -> bool:
 class PackedConvolution(nn.Module):
     """A convolution ``(batch, in_channels, …)`` → ``(batch, out_channels, …)`` without gradients, in one type; in the channels-last layout.
 
-    The weights are arranged in the first call, for the size that comes then. In float32, 3D kernels of three slices go by Winograd's
-    minimal filtering along the first axis, see :class:`_SlicesOfFour`, where the first image has slices enough for it.
+    The weights are arranged in the first call, for the size that comes then. In float32, padded kernels of 3x3x3 go by Winograd's
+    minimal filtering along the first axis, see :class:`_SlicesOfFour`, where that size has slices enough for it.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.Conv3d, dtype: torch.dtype) -> None:
