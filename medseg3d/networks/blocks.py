@@ -60,6 +60,11 @@ class ConvBlock(nn.Module):
         """The convolution that makes the output's channels: the pointwise one of a separable pair."""
         return self.conv.pointwise if isinstance(self.conv, SeparableConv) else self.conv
 
+    @property
+    def end(self) -> nn.Module:
+        """What makes the result zero where its weight is zero: the norm, or the convolution where there is none."""
+        return self.conv_of_channels if isinstance(self.norm, nn.Identity) else self.norm
+
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, …)`` → ``(batch, out_channels, … / stride)``."""
         x = self.conv(x)
@@ -132,7 +137,7 @@ class ResidualBlock(nn.Module):
 
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
         """What begins at zero, see :func:`initialize`."""
-        return (self.second.conv_of_channels if isinstance(self.second.norm, nn.Identity) else self.second.norm,)
+        return (self.second.end,)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, …)`` → ``(batch, out_channels, … / stride)``."""

@@ -104,9 +104,8 @@ class _ResidualConvs(nn.Module):
         self.activation = activation_layer(style, features)
 
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
-        """What makes the convolutions' result zero at first, so that the block begins as its skip: the last norm or convolution."""
-        last = cast(ConvBlock, self.convs[-1])
-        return (last.conv_of_channels if isinstance(last.norm, nn.Identity) else last.norm,)
+        """The end of the convolutions, so that the block begins as its skip."""
+        return (cast(ConvBlock, self.convs[-1]).end,)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.convs(x)
