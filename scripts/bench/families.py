@@ -85,6 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--our-python", type=Path, default=Path(sys.executable), help="with medseg3d (default: this one)")
     parser.add_argument("--planners", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="default: all")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training for each (default: 6)")
+    parser.add_argument("--published", action="store_true", help="with the dropout of the wide U-Net, which the table leaves out")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     return options
@@ -95,7 +96,11 @@ def train(planner: str, dataset: Path, ours: Ours, options: argparse.Namespace) 
     work = options.output / planner
     file = options.output / f"{planner}_cpu.toml"
     rate = WITHOUT_NORMALIZATION.get(planner, LEARNING_RATE)
-    lines = [f'extends = "{planner}"\n', f"[network]\nwidth_multiplier = {WIDTHS[planner]}\n", CHANGES.get(planner, "")]
+    lines = [
+        f'extends = "{planner}"\n',
+        f"[network]\nwidth_multiplier = {WIDTHS[planner]}\n",
+        "" if options.published else CHANGES.get(planner, ""),
+    ]
     file.write_text("\n".join([*lines, f"{ALIKE}learning_rate = {rate}\n"]), encoding="utf-8")
     command = ours.command(
         "run", dataset, "-w", work, "--planner", file, "--folds", "0", "--hours", f"{options.minutes / 60:.5f}", "--device", "cpu"
