@@ -21,11 +21,13 @@ from typing import Literal
 import torch
 
 from medseg3d.errors import InputError
-from medseg3d.execution import available_cores
+from medseg3d.execution import available_cores, free_memory
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16", "float16"]
 
+GPU_TYPES = ("cuda",)
+"""As torch names them; ROCm has the same name."""
 MAX_RELATIVE_DEVIATION = 0.05
 """Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their spread:
 bf16 keeps 8 bits (0.4 %) a number, and a healthy network loses about 1 % over its layers."""
@@ -52,9 +54,14 @@ class Device:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether work is queued there, and memory of its own fills up."""
+        return is_gpu(self.device)
+
+    @property
     def for_resampling(self) -> str | None:
         """The device's name where it resamples images faster than NumPy does: on a GPU."""
-        return str(self.device) if self.device.type == "cuda" else None
+        return str(self.device) if self.is_gpu else None
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -78,12 +85,14 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     if precision == "float32":
         return choose_device(name).in_float32()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = GPU_TYPES[0] if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: not a device. Say auto, cpu, cuda, cuda:1 or mps.") from error
-    if device.type == "cuda":
+    if device.type not in (*GPU_TYPES, "mps", "cpu"):
+        raise InputError(f"--device {name}: networks do not run there. Say auto, cpu, cuda, cuda:1 or mps.")
+    if is_gpu(device):
         if not torch.cuda.is_available():
             raise InputError("--device cuda: this PyTorch sees no CUDA device. Use --device cpu, or install PyTorch with CUDA.")
         native = torch.cuda.get_device_capability(device)[0] >= 8  # bf16 is emulated, and slow, below compute capability 8
@@ -99,6 +108,31 @@ def _cpu_has_bf16_units() -> bool:
     # Private in torch, so each name is looked up: a torch without it simply means float32.
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether work is queued on the device, and memory of its own fills up."""
+    return device.type in GPU_TYPES
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when all that was queued on the device is done; at once on a processor."""
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Let go of what torch keeps on a GPU for its next tensors."""
+    if is_gpu(device):
+        torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, with what torch keeps there for its next tensors; otherwise the free main memory."""
+    if not is_gpu(device):
+        return free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -154,8 +188,7 @@ def measure_speed(device: Device) -> tuple[float, float]:
             for _ in range(SPEED_RUNS):
                 began = time.perf_counter()
                 run()
-                if device.device.type == "cuda":
-                    torch.cuda.synchronize(device.device)
+                wait_for(device.device)
                 best = min(best, time.perf_counter() - began)
         return best
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medseg3d.devices import wait_for
 from medseg3d.patches.sampling import OUTSIDE, Box
 
 ANISOTROPY_THRESHOLD = 3
@@ -385,8 +386,7 @@ def measure_augmentation(device: torch.device) -> float:
         for _ in range(2):  # the first one makes kernels
             began = time.perf_counter()
             augment(batch, policy, device)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             runs.append(time.perf_counter() - began)
         seconds += min(runs)
     return MEASURED_SAMPLES * math.prod(MEASURED_PATCH) / seconds

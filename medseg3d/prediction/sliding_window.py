@@ -15,9 +15,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from medseg3d.devices import Device, is_out_of_memory
+from medseg3d.devices import Device, free_bytes, give_back_memory, is_out_of_memory
 from medseg3d.errors import NotFiniteError
-from medseg3d.execution import free_memory
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction.mirroring import flipped_logits
 
@@ -197,8 +196,7 @@ class _Place:
 
     def step_down(self, sums: _Sums | None, case: str) -> None:
         """The next step of the ladder; raises ``MemoryError`` below the last one."""
-        if self._home.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_memory(self._home)
         if self.per_batch > 1:
             self.per_batch //= 2
             logger.info("%s: %s is out of memory; %d windows at once from here on.", case, self._home, self.per_batch)
@@ -235,7 +233,7 @@ class _Sums:
     def for_tiles(tiles: _Tiles, logits: torch.Tensor, place: _Place, max_bytes: int | None) -> _Sums:
         """Sums of the precision that the memory allows."""
         rows = min(tiles.most_rows(place.per_batch), tiles.covered[0])
-        allowed = max_bytes if max_bytes is not None else SHARE_FOR_SUMS * _free_bytes(place.results)
+        allowed = max_bytes if max_bytes is not None else SHARE_FOR_SUMS * free_bytes(place.results)
         needed = 4 * logits.shape[1] * rows * tiles.covered[1] * tiles.covered[2]
         return _Sums(tiles, logits.shape[1], rows, torch.float32 if needed <= allowed else torch.float16, place.results)
 
@@ -280,13 +278,6 @@ class _Sums:
             count = min(rows, total - rows - place)
             self.values.narrow(1, place, count).copy_(self.values.narrow(1, place + rows, count))
         self.values.narrow(1, total - rows, rows).zero_()
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return free_memory()
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps for its next tensors
-    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def _window_logits(

@@ -192,7 +192,7 @@ class _Run:
             freeze_all_but(self.network, added)
         self.optimizer = optimizer_of(self.network, settings)
         self.scaler = _scaler(device)
-        torch.backends.cudnn.benchmark = device.device.type == "cuda"  # patches of a domain all have one size
+        torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
         self.policies = [domain.policy() for domain in self.domains]
         self.losses = [domain.loss() for domain in self.domains]
         self._epoch_rate: float | None = None
@@ -286,7 +286,7 @@ class _Run:
         self.network.train()
         bad_in_a_row: list[str] = []
         loaders = [self._loader(index) for index in range(len(self.domains))]
-        is_gpu = self.device.device.type == "cuda"
+        is_gpu = self.device.is_gpu
         # a CPU needs its cores for the network
         reader = BatchReader(prefetch=6 if is_gpu else 3, num_threads=min(4, available_cores()) if is_gpu else 1)
         began, start = time.perf_counter(), state
@@ -501,7 +501,7 @@ class _Run:
             self.domains[index],
             batch_size=self.state.batch_sizes[index],
             seed=self.state.seed,
-            on_gpu=self.device.device.type == "cuda",
+            on_gpu=self.device.is_gpu,
             policy=None if is_validation else self.policies[index],
             is_validation=is_validation,
         )

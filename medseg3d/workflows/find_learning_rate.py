@@ -73,7 +73,7 @@ def find_lr(
     network = build_network(chosen.network).to(run_on.device)
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=())
     policy, loss = domain.policy(), domain.loss()
-    loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.device.type == "cuda", policy=policy)
+    loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.is_gpu, policy=policy)
     image, _ = augment(loader.make_batch(0, 0), policy, run_on.device)
     run_on = checked_precision(network, image[:1], trusted_precision(run_on, chosen, samples), is_trained=False)
     # closing: a search that ends early must end the reading threads at once
