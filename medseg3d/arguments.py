@@ -86,7 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="half precision where that is faster, a few voxels at borders differ (auto, default); float32 is exact",
     )
-    predict.add_argument("--backend", choices=("torch", "openvino"), default="torch", help="what computes the networks (default: torch)")
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")

@@ -350,7 +350,6 @@ def _predict(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             device=options.device,
             precision=options.precision,
-            backend=options.backend,
             max_ram_gb=options.max_ram,
             part=options.part,
             executor=executor,

@@ -11,13 +11,12 @@ from medseg3d.checkpoints import load_into, load_network, read_card
 from medseg3d.devices import Device, choose_device
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import file_digest
-from medseg3d.model import Backend, Model
+from medseg3d.model import Model
 from medseg3d.model_file import ENDING, MemberDescription, ModelParts, read_model_file
 from medseg3d.networks.build import build_network
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
-from medseg3d.prediction.openvino_backend import check_openvino
 from medseg3d.prediction.predict_case import Member
 from medseg3d.records import read_record
 from medseg3d.selection import Selection, read_fold_mirroring
@@ -35,29 +34,26 @@ def load_model(
     precision: str = "auto",
     mirroring: bool | None = None,
     step: float = 0.5,
-    backend: Backend = "torch",
 ) -> Model:
     """Load a work folder, a ``.medseg3d`` file, a ``weights.safetensors`` (or its folder), or an nnU-Net v2 result folder.
 
     A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
     ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
-    mirrors where validation showed a gain, and where nothing is known. ``backend`` openvino computes on its kernels for processors.
+    mirrors where validation showed a gain, and where nothing is known.
     Raises :class:`InputError` where nothing is trained there.
     """
     place = Path(path)
     chosen = choose_device(device, precision)
-    if backend == "openvino":
-        check_openvino(chosen)
     if not place.exists():
         raise InputError(
             f"{place}: no such model. Name a work folder (the one that holds models/), a .medseg3d file, a weights.safetensors file, or "
             "an nnU-Net result folder."
         )
     if place.is_file() and place.name.endswith(ENDING):
-        return _assembled(chosen_parts(read_model_file(place), place, configuration, folds), chosen, mirroring, step, backend)
+        return _assembled(chosen_parts(read_model_file(place), place, configuration, folds), chosen, mirroring, step)
     if is_nnunet_model(place):
         parts = read_nnunet_model(place, configuration=configuration, folds=fold_names(folds))
-        return _assembled(parts, chosen, mirroring, step, backend)
+        return _assembled(parts, chosen, mirroring, step)
     if (place / "weights.safetensors").is_file():
         place = place / "weights.safetensors"
     if place.is_file() and place.suffix != ".safetensors":
@@ -66,7 +62,7 @@ def load_model(
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(configuration=card.plan.configuration(card.configuration), networks=(network,), mirroring=mirroring is not False)
-        return Model(card.plan, [member], chosen, step=step, identity=file_digest(place), backend=backend)
+        return Model(card.plan, [member], chosen, step=step, identity=file_digest(place))
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
     if not work.plan.exists():
         raise InputError(_no_model(place))
@@ -92,7 +88,6 @@ def load_model(
         mirroring=mirroring,
         step=step,
         postprocessing=postprocessing,
-        backend=backend,
     )
 
 
@@ -109,7 +104,7 @@ def _no_model(place: Path) -> str:
     return f"{place}: no model here. Name a work folder with a trained model, its dataset, a .medseg3d file or an nnU-Net result folder."
 
 
-def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: float, backend: Backend) -> Model:
+def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: float) -> Model:
     """Networks from tensors."""
     description = parts.description
     stages = {stage.configuration: stage for stage in (*description.previous, *description.members)}
@@ -135,7 +130,6 @@ def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: 
         postprocessing=description.postprocessing,
         step=step,
         identity=parts.identity,
-        backend=backend,
     )
 
 
@@ -217,7 +211,6 @@ def load_models(
     mirroring: bool | Mapping[str, bool] | None = None,
     step: float = 0.5,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
-    backend: Backend = "torch",
 ) -> Model:
     """A model of the named configurations of a work folder, averaged; ``mirroring`` may be given for each. Raises as :func:`load_model`."""
     selection = read_record(work.selection, Selection, "selection") if work.selection.exists() else None
@@ -258,5 +251,4 @@ def load_models(
         postprocessing=postprocessing,
         step=step,
         identity=";".join([*identity, repr(postprocessing)]),
-        backend=backend,
     )

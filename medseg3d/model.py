@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_ca
 from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
-from medseg3d.plan import Configuration, Plan
+from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
-from medseg3d.prediction import openvino_backend
 from medseg3d.prediction.predict_case import (
     Member,
     PreparedCase,
@@ -35,8 +33,6 @@ from medseg3d.prediction.predict_case import (
 from medseg3d.reading import RawCase, read_case
 
 logger = logging.getLogger(__name__)
-Backend = Literal["torch", "openvino"]
-"""What computes the networks."""
 
 MIN_VOLUME_OF_AXES = 0.1
 """Of the box of the three unit axes, as for files: a sheared grid has less than 1, two axes that point the same way 0."""
@@ -54,7 +50,6 @@ class Model:
         postprocessing: Postprocessing = NO_POSTPROCESSING,
         step: float = 0.5,
         identity: str = "",
-        backend: Backend = "torch",
     ) -> None:
         self.plan = plan
         self.members = tuple(members)
@@ -62,7 +57,6 @@ class Model:
         self._precision = device.precision  # the device goes on in float32 where the check on the first image fails
         self.postprocessing = postprocessing
         self.step = step
-        self.backend = backend
         self.weights_identity = identity
         self._is_precision_checked = False
         self._used = self.members  # converted for the device when the first image comes
@@ -90,8 +84,7 @@ class Model:
         """Changes when anything changes that changes a prediction."""
         mirroring = ",".join(str(member.mirroring) for member in self.members)
         exact = ";float32" if self._precision == "float32" else ""
-        other = "" if self.backend == "torch" else f";{self.backend}"
-        return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}{other}"
+        return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}"
 
     def predict(self, array: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """Label values ``(x, y, z)`` of an image ``(x, y, z)`` or ``(channel, x, y, z)`` as nibabel gives it; the input is not changed.
@@ -207,31 +200,23 @@ class Model:
 
     def _converted_members(self) -> tuple[Member, ...]:
         device = self.device
-        if self.backend == "openvino":
-            kernels = "OpenVINO"
-        elif device.device.type == "cpu" and can_pack():
-            kernels = "oneDNN with arranged weights"
-        else:
+        if device.device.type != "cpu" or not can_pack():
             return self.members
-
-        def converted(network: torch.nn.Module, configuration: Configuration) -> torch.nn.Module:
-            if self.backend == "openvino":
-                return openvino_backend.OpenVinoNetwork(network, configuration.network.in_channels, configuration.patch_size, device)
-            return packed(network, device.dtype)
-
         first = self.members[0]
         shape = (1, first.configuration.network.in_channels, *first.configuration.patch_size)
         window = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
-            members = tuple(with_networks(member, converted) for member in self.members)
+            members = tuple(with_networks(member, lambda network: packed(network, device.dtype)) for member in self.members)
             with torch.inference_mode(), device.autocast():
                 exact = first.networks[0](window).float()
                 deviation = relative_deviation(members[0].networks[0](window).float(), exact)
         except RuntimeError as error:  # the kernels are not part of torch's public interface
-            logger.warning("%s cannot compute this network (%s); going on with torch.", kernels, str(error).splitlines()[0])
+            logger.warning(
+                "oneDNN with arranged weights cannot compute this network (%s); going on with torch.", str(error).splitlines()[0]
+            )
             return self.members
         if not deviation <= MAX_RELATIVE_DEVIATION:
-            logger.warning("%s deviates by %.1f %% from torch; going on with torch.", kernels, 100 * deviation)
+            logger.warning("oneDNN with arranged weights deviates by %.1f %% from torch; going on with torch.", 100 * deviation)
             return self.members
         return members
 

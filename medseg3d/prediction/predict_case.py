@@ -174,11 +174,11 @@ def _slabs(
     return ahead(slab.to("cpu", copy=True) for slab in slabs)  # the device computes the next slab while this one is restored
 
 
-def with_networks(member: Member, converted: Callable[[torch.nn.Module, Configuration], torch.nn.Module]) -> Member:
+def with_networks(member: Member, converted: Callable[[torch.nn.Module], torch.nn.Module]) -> Member:
     """The same member with other networks in place of its own, in all stages."""
     return replace(
         member,
-        networks=tuple(converted(network, member.configuration) for network in member.networks),
+        networks=tuple(converted(network) for network in member.networks),
         previous=None if member.previous is None else with_networks(member.previous, converted),
     )
 

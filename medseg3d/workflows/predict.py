@@ -25,7 +25,7 @@ from medseg3d.fingerprint import digest_of
 from medseg3d.images import ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.loading import load_model
-from medseg3d.model import Backend, Model
+from medseg3d.model import Model
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
@@ -93,7 +93,6 @@ def predict(
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
-    backend: Backend = "torch",
     max_ram_gb: float | None = None,
     part: tuple[int, int] | None = None,
     executor: Executor | None = None,
@@ -117,7 +116,6 @@ def predict(
         folds=fold_names(folds),
         device=device,
         precision=precision,
-        backend=backend,
         mirroring={"auto": None, "on": True, "off": False}[tta],
         step=step,
     )

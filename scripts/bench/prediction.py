@@ -11,7 +11,6 @@ In: what is to be measured. Out: Markdown tables and ``prediction.json``.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shutil
@@ -227,14 +226,14 @@ def compare_folders(
     log = output / "folder.log"
     ours = Ours(python=our_python)
     runs = {}
-    for precision, backend in itertools.product(("float32", "auto"), backends_of(our_python, device)):
-        out = output / f"ours_{precision}_{backend}"
+    for precision in ("float32", "auto"):
+        out = output / f"ours_{precision}"
         repeated = []
         for _ in range(num_runs):
             shutil.rmtree(out, ignore_errors=True)
             command = ours.command("predict", "-m", model, "-i", images, "-o", out, "--tta", "on", "--device", device)
-            repeated.append(run_measured([*command, "--precision", precision, "--backend", backend], log=log))
-        runs[f"ours, {precision}, {backend}"] = (repeated, out)
+            repeated.append(run_measured([*command, "--precision", precision], log=log))
+        runs[f"ours, {precision}"] = (repeated, out)
     if peer_python:
         peer = Peer(python=peer_python, folder=output / "peer")
         out = output / "peer_predictions"
@@ -266,12 +265,6 @@ def compare_folders(
             "values": values_in(out),
         }
     return markdown_table(("program", "seconds", "times as fast", "peak MiB", "equal voxels", "label values"), rows), facts
-
-
-def backends_of(python: Path, device: str) -> tuple[str, ...]:
-    """torch, and OpenVINO where it is installed and a processor is measured."""
-    found = subprocess.run([str(python), "-c", "import openvino"], capture_output=True, check=False).returncode == 0
-    return ("torch", "openvino") if found and device == "cpu" else ("torch",)
 
 
 def values_in(folder: Path) -> list[int]:
