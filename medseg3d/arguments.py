@@ -87,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="half precision where that is faster, a few voxels at borders differ (auto, default); float32 is exact",
     )
     predict.add_argument("--step", type=float, default=0.5, metavar="0.5", help="distance of windows as a share of the window")
+    predict.add_argument(
+        "--skip-empty", action="store_true", help="leave out windows that validation says hold nothing, as beside the body"
+    )
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
     predict.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts of the images: one for each machine")

@@ -346,6 +346,7 @@ def _predict(options: argparse.Namespace) -> int:
             folds=options.fold,
             tta=options.tta,
             step=options.step,
+            skip_empty=options.skip_empty,
             probabilities=options.probabilities,
             overwrite=options.overwrite,
             device=options.device,

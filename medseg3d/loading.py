@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg3d.checkpoints import load_into, load_network, read_card
 from medseg3d.devices import Device, choose_device
+from medseg3d.empty_windows import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import file_digest
 from medseg3d.model import Model
@@ -17,6 +18,7 @@ from medseg3d.networks.build import build_network
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
 from medseg3d.records import read_record
 from medseg3d.selection import Selection, read_fold_mirroring
@@ -34,12 +36,13 @@ def load_model(
     precision: str = "auto",
     mirroring: bool | None = None,
     step: float = 0.5,
+    skip_empty: bool = False,
 ) -> Model:
     """Load a work folder, a ``.medseg3d`` file, a ``weights.safetensors`` (or its folder), or an nnU-Net v2 result folder.
 
     A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
     ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
-    mirrors where validation showed a gain, and where nothing is known.
+    mirrors where validation showed a gain, and where nothing is known. ``skip_empty`` leaves out windows that validation says are empty.
     Raises :class:`InputError` where nothing is trained there.
     """
     place = Path(path)
@@ -50,10 +53,10 @@ def load_model(
             "an nnU-Net result folder."
         )
     if place.is_file() and place.name.endswith(ENDING):
-        return _assembled(chosen_parts(read_model_file(place), place, configuration, folds), chosen, mirroring, step)
+        return _assembled(chosen_parts(read_model_file(place), place, configuration, folds), chosen, mirroring, step, skip_empty)
     if is_nnunet_model(place):
         parts = read_nnunet_model(place, configuration=configuration, folds=fold_names(folds))
-        return _assembled(parts, chosen, mirroring, step)
+        return _assembled(parts, chosen, mirroring, step, skip_empty)
     if (place / "weights.safetensors").is_file():
         place = place / "weights.safetensors"
     if place.is_file() and place.suffix != ".safetensors":
@@ -62,6 +65,7 @@ def load_model(
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(configuration=card.plan.configuration(card.configuration), networks=(network,), mirroring=mirroring is not False)
+        _skipping(None, card.configuration, card.plan, is_wanted=skip_empty)
         return Model(card.plan, [member], chosen, step=step, identity=file_digest(place))
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
     if not work.plan.exists():
@@ -87,8 +91,26 @@ def load_model(
         precision=precision,
         mirroring=mirroring,
         step=step,
+        skip_empty=skip_empty,
         postprocessing=postprocessing,
     )
+
+
+def _skipping(found: EmptyWindows | None, name: str, plan: Plan, *, is_wanted: bool) -> Skipping | None:
+    """What is left out, and a word on it."""
+    if not is_wanted:
+        return None
+    if found is None or found.level is None:
+        logger.warning("%s: its validation has not shown which windows are empty, so none is left out.", name)
+        return None
+    logger.warning("%s: windows darker than %.3g are left out as empty; these were %s.", name, found.level, found)
+    return Skipping(level=found.level, is_regions=bool(plan.labels.regions))
+
+
+def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str]) -> EmptyWindows | None:
+    """What the validations of these folds say together."""
+    files = [work.validation(configuration, fold) / EMPTY_WINDOWS for fold in folds]
+    return combined([read_record(file, EmptyWindows, "empty windows") if file.exists() else None for file in files])
 
 
 def _no_model(place: Path) -> str:
@@ -104,7 +126,7 @@ def _no_model(place: Path) -> str:
     return f"{place}: no model here. Name a work folder with a trained model, its dataset, a .medseg3d file or an nnU-Net result folder."
 
 
-def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: float) -> Model:
+def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: float, skip_empty: bool) -> Model:
     """Networks from tensors."""
     description = parts.description
     stages = {stage.configuration: stage for stage in (*description.previous, *description.members)}
@@ -121,6 +143,9 @@ def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: 
             networks=tuple(networks),
             mirroring=stage.mirroring if mirroring is None else mirroring,
             previous=member(stages[configuration.previous_stage]) if configuration.previous_stage else None,
+            skipping=_skipping(
+                stage.empty_windows, stage.configuration, description.plan, is_wanted=skip_empty and stage in description.members
+            ),
         )
 
     return Model(
@@ -210,6 +235,7 @@ def load_models(
     precision: str = "auto",
     mirroring: bool | Mapping[str, bool] | None = None,
     step: float = 0.5,
+    skip_empty: bool = False,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
 ) -> Model:
     """A model of the named configurations of a work folder, averaged; ``mirroring`` may be given for each. Raises as :func:`load_model`."""
@@ -234,6 +260,7 @@ def load_models(
                 configuration=plans[files[0]].configuration(name),
                 networks=tuple(load_network(file, chosen.device)[0] for file in files),
                 mirroring=_is_mirrored(work, name, wanted, selection, mirroring),
+                skipping=_skipping(empty_windows_of(work, name, wanted), name, planned, is_wanted=skip_empty),
             )
         )
         identity += [f"{name}/{fold}/{file_digest(file)}" for fold, file in zip(wanted, files, strict=True)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
+from medseg3d.prediction.empty_windows import Survey
 from medseg3d.prediction.predict_case import (
     Member,
     PreparedCase,
@@ -79,12 +81,19 @@ class Model:
         members = ", ".join(f"{m.configuration.name} of {len(m.networks)} networks" for m in self.members)
         return f"<Model for {', '.join(self.plan.labels.names[1:])}: {members}, on {self.device.device} in {self.device.precision}>"
 
+    def survey_windows(self) -> Survey:
+        """Count, from the first image on, which windows could have been left out."""
+        survey = Survey(is_regions=bool(self.plan.labels.regions))
+        self.members = self._used = tuple(replace(member, survey=survey) for member in self.members)
+        return survey
+
     @property
     def identity(self) -> str:
         """Changes when anything changes that changes a prediction."""
         mirroring = ",".join(str(member.mirroring) for member in self.members)
+        skipping = "".join(f";skip={member.skipping.level}" for member in self.members if member.skipping is not None)
         exact = ";float32" if self._precision == "float32" else ""
-        return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}"
+        return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}{skipping}"
 
     def predict(self, array: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """Label values ``(x, y, z)`` of an image ``(x, y, z)`` or ``(channel, x, y, z)`` as nibabel gives it; the input is not changed.

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from medseg3d.axes import CANONICAL
+from medseg3d.empty_windows import EmptyWindows
 from medseg3d.errors import InputError
 from medseg3d.files import replacing, unreadable
 from medseg3d.plan import Configuration, Plan
@@ -46,11 +47,15 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberDescription:
-    """A configuration of a model with its folds; ``mirroring`` says whether mirroring helps it at prediction."""
+    """A configuration of a model with its folds; ``mirroring`` says whether mirroring helps it at prediction.
+
+    ``empty_windows`` is what validation said of windows that may be left out.
+    """
 
     configuration: str
     folds: tuple[str, ...]
     mirroring: bool = True
+    empty_windows: EmptyWindows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

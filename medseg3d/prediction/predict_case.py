@@ -22,6 +22,7 @@ from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels
 from medseg3d.networks.build import output_size
 from medseg3d.plan import Configuration, Plan
+from medseg3d.prediction.empty_windows import Skipping, Survey
 from medseg3d.prediction.restore import LabelCanvas, on_crop, restore_label_maps, restored_probabilities
 from medseg3d.prediction.sliding_window import stream_logits
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels
@@ -32,12 +33,17 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One configuration of a model with the networks of its folds; ``previous`` is the first stage of a cascade."""
+    """One configuration of a model with the networks of its folds; ``previous`` is the first stage of a cascade.
+
+    ``skipping`` says which windows are left out as empty; ``survey`` counts the windows that could be.
+    """
 
     configuration: Configuration
     networks: tuple[torch.nn.Module, ...]
     mirroring: bool = True
     previous: Member | None = None
+    skipping: Skipping | None = None
+    survey: Survey | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +174,8 @@ def _slabs(
         mirror_axes=configuration.mirror_axes if member.mirroring or with_unmirrored else (),
         with_unmirrored=with_unmirrored,
         max_bytes=max_bytes,
+        skipping=member.skipping,
+        survey=member.survey,
     )
     if device.device.type == "cpu":
         return slabs

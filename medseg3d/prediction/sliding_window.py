@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from medseg3d.devices import Device, free_bytes, give_back_memory, is_out_of_memory
 from medseg3d.errors import NotFiniteError
 from medseg3d.patches.sampling import reflected
+from medseg3d.prediction.empty_windows import Skipper, Skipping, Survey
 from medseg3d.prediction.mirroring import flipped_logits
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ def stream_logits(
     mirror_axes: Sequence[int] = (),
     with_unmirrored: bool = False,
     max_bytes: int | None = None,
+    skipping: Skipping | None = None,
+    survey: Survey | None = None,
 ) -> Iterator[torch.Tensor]:
     """Logits ``(K, rows, n1, n2)``, the mean over ``networks`` (folds) and mirrorings, slab by slab along axis 0.
 
@@ -101,7 +104,8 @@ def stream_logits(
     ``window`` of two entries belongs to a 2D network, which sees the slices along axis 0 one by one. Images smaller than the
     window are padded with 0 on both sides. ``output`` is the middle part of the window that the networks give logits for, all of it
     if None; then what they see beyond the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
-    ``with_unmirrored`` appends the logits without mirroring: 2 K channels.
+    ``with_unmirrored`` appends the logits without mirroring: 2 K channels. ``skipping`` says which windows are left out, and ``survey``
+    counts windows that could be.
 
     The sums are float32, or float16 where they would take more than ``max_bytes`` (default: a quarter of the free memory); where
     a sum could overflow there, float32 again. Where the device runs out of memory, fewer windows go through the network at once, then
@@ -111,6 +115,7 @@ def stream_logits(
     tiles = _tiles(image, tuple(window), tuple(output or window), step)
     place = _Place(list(networks), device, _windows_at_once(device, tiles.size))
     sums: _Sums | None = None
+    skipper = None if skipping is None else Skipper(skipping)
     index = 0
     try:
         while index < len(tiles.starts):
@@ -118,7 +123,10 @@ def stream_logits(
             if sums is not None and starts[0][0] > sums.low:
                 yield from tiles.inside(sums.low, sums.finish(starts[0][0]))
             try:
-                logits = _window_logits(place, tiles, starts, mirror_axes, with_unmirrored, case)
+                compute = partial(_window_logits, place, tiles, starts, mirror_axes, with_unmirrored, case)
+                logits = compute() if skipper is None else skipper.logits(tiles.brightest(starts), compute)
+                if survey is not None:
+                    survey.add(case, tiles.brightest(starts), logits[:, : logits.shape[1] // (2 if with_unmirrored else 1)])
                 sums = sums or _Sums.for_tiles(tiles, logits, place, max_bytes)
                 logits = sums.fitting(logits)
             except RuntimeError as error:  # torch's own memory errors are of this kind
@@ -132,6 +140,8 @@ def stream_logits(
         if sums is None:
             raise NotFiniteError(f"{case}: the image is empty.")
         yield from tiles.inside(sums.low, sums.finish(tiles.covered[0]))
+        if skipper is not None:
+            logger.info("%s: %d of %d windows left out as empty.", case, skipper.num_skipped, len(tiles.starts))
     finally:
         place.restore_networks()
 
@@ -164,6 +174,14 @@ class _Tiles:
         first, last = max(low, wanted.start), min(low + rows.shape[1], wanted.stop)
         if first < last:
             yield rows[:, first - low : last - low, second, third]
+
+    def brightest(self, starts: Sequence[tuple[int, ...]]) -> list[float]:
+        """The largest value of each of these windows, of all channels."""
+        return [float(self.padded[(slice(None), *self.box(start))].max()) for start in starts]
+
+    def box(self, start: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where the window that starts there lies in the padded image."""
+        return tuple(slice(s, s + n) for s, n in zip(start, self.size, strict=True))
 
     def most_rows(self, per_batch: int) -> int:
         """Rows that must be held at once."""
@@ -284,8 +302,7 @@ def _window_logits(
     place: _Place, tiles: _Tiles, starts: Sequence[tuple[int, ...]], mirror_axes: Sequence[int], with_unmirrored: bool, case: str
 ) -> torch.Tensor:
     """Float32 logits ``(B, K, …)`` of windows, with an axis of one slice for a 2D network."""
-    boxes = [tuple(slice(s, s + n) for s, n in zip(start, tiles.size, strict=True)) for start in starts]
-    batch = torch.stack([tiles.padded[(slice(None), *box)] for box in boxes]).to(place.device.device)
+    batch = torch.stack([tiles.padded[(slice(None), *tiles.box(start))] for start in starts]).to(place.device.device)
     if tiles.is_2d:
         batch = batch[:, :, 0]
     total: torch.Tensor | None = None

@@ -21,7 +21,7 @@ from medseg3d.bundle import write_bundle
 from medseg3d.checkpoints import load_into, load_network
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import replacing, storage_errors
-from medseg3d.loading import chosen_parts, load_model, usual_folds
+from medseg3d.loading import chosen_parts, empty_windows_of, load_model, usual_folds
 from medseg3d.model_file import (
     DICE,
     DICE_CASES,
@@ -189,7 +189,9 @@ def _describe_work(source: Path, configuration: str | None, folds: Folds) -> tup
         name = member.configuration.name
         used = fold_names(folds) or usual_folds(work, name)
         weights[name] = {fold: network.state_dict() for fold, network in zip(used, member.networks, strict=True)}
-        return MemberDescription(configuration=name, folds=used, mirroring=member.mirroring)
+        return MemberDescription(
+            configuration=name, folds=used, mirroring=member.mirroring, empty_windows=empty_windows_of(work, name, used)
+        )
 
     members = tuple(described(member) for member in model.members)
     stages = [member.previous for member in model.members if member.previous is not None]

@@ -89,6 +89,7 @@ def predict(
     folds: Folds = None,
     tta: str = "auto",
     step: float = 0.5,
+    skip_empty: bool = False,
     probabilities: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -102,7 +103,8 @@ def predict(
 
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
     A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. ``part`` (2, 8)
-    predicts the second of eight parts, for eight machines. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
+    predicts the second of eight parts, for eight machines. ``skip_empty`` as for
+    :func:`~medseg3d.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
     is predicted wherever it runs, from and into the same folders.
     """
     if not 0 < step <= 1:
@@ -118,6 +120,7 @@ def predict(
         precision=precision,
         mirroring={"auto": None, "on": True, "off": False}[tta],
         step=step,
+        skip_empty=skip_empty,
     )
     loaded = load()
     cases = prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else source

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from medseg3d.dataset import Case, Split, open_dataset
 from medseg3d.devices import choose_device
+from medseg3d.empty_windows import EMPTY_WINDOWS
 from medseg3d.errors import CaseFailure, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
@@ -133,7 +134,10 @@ def validate(
     shutil.rmtree(target, ignore_errors=True)  # a measure that is stopped leaves none that belongs to other label maps
     if measure is predict_and_measure:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
-    return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
+    survey = model.survey_windows()
+    evaluation = measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
+    write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
+    return evaluation
 
 
 def _kept_measures(target: Path, weights: Path, tta: str) -> Evaluation | None:
@@ -164,7 +168,7 @@ def use_other_mirroring(validation: Path) -> None:
     other, own = validation / made.other, validation / now.other
     own.mkdir(exist_ok=True)
     (validation / METRICS).replace(own / METRICS)
-    for file in [file for file in validation.iterdir() if file.is_file() and file.name != MIRRORING]:
+    for file in [file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS)]:
         file.replace(own / file.name)
     for file in [file for file in other.iterdir() if file.name != METRICS]:
         file.replace(validation / file.name)
