@@ -7,7 +7,7 @@ counted by the same rule and nothing is computed or allocated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,8 @@ OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}
 """float32 numbers that an optimizer keeps per parameter: the momentum; Adam's two moments."""
 BYTES = 4
 """Of a float32."""
+LARGEST_TRACED = 3
+"""Larger batches follow from this one and the one before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,27 @@ def step_cost(
     """Count a training step of ``batch_size`` patches, in bf16 mixed precision or in float32.
 
     The tensors pretend to lie on a CPU, where mixed precision keeps what it keeps on a GPU; so no GPU is needed. Raises
-    :class:`PlanError` for a plan that cannot be built.
+    :class:`PlanError` for a plan that cannot be built. All grows with the batch by the same amount for each sample from the second on,
+    so large batches are not traced: norms go through their samples one by one.
     """
+    if batch_size > LARGEST_TRACED:
+        less, more = (
+            _traced(plan, patch_size, batch, in_half_precision=in_half_precision, optimizer=optimizer)
+            for batch in (LARGEST_TRACED - 1, LARGEST_TRACED)
+        )
+        further = batch_size - LARGEST_TRACED
+        return replace(
+            more,
+            saved_bytes=more.saved_bytes + further * (more.saved_bytes - less.saved_bytes),
+            largest_bytes=more.largest_bytes + further * (more.largest_bytes - less.largest_bytes),
+            multiply_adds=more.multiply_adds + further * (more.multiply_adds - less.multiply_adds),
+        )
+    return _traced(plan, patch_size, batch_size, in_half_precision=in_half_precision, optimizer=optimizer)
+
+
+def _traced(
+    plan: NetworkPlan, patch_size: Sequence[int], batch_size: int, *, in_half_precision: bool, optimizer: Literal["sgd", "adamw"]
+) -> StepCost:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 

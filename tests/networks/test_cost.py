@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from medseg3d.networks import NETWORKS, build_network
-from medseg3d.networks.cost import _stand_in_loss, step_cost
+from medseg3d.networks.cost import _stand_in_loss, _traced, step_cost
 from medseg3d.plan import NetworkPlan
 
 
@@ -76,3 +76,9 @@ def test_multiply_adds_are_those_of_the_formula() -> None:
 def test_an_optimizer_with_more_numbers_takes_more() -> None:
     sgd, adamw = (step_cost(plan("vnet"), (8, 32, 32), 1, optimizer=name) for name in ("sgd", "adamw"))
     assert adamw.peak_bytes - sgd.peak_bytes == 4 * sgd.parameters
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_a_large_batch_costs_what_its_trace_says(family: str) -> None:
+    traced = _traced(plan(family), (8, 32, 32), 6, in_half_precision=True, optimizer="sgd")
+    assert step_cost(plan(family), (8, 32, 32), 6) == traced
