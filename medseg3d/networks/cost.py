@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -61,24 +62,26 @@ def step_cost(
     :class:`PlanError` for a plan that cannot be built. All grows with the batch by the same amount for each sample from the second on,
     so large batches are not traced: norms go through their samples one by one.
     """
-    if batch_size > LARGEST_TRACED:
-        less, more = (
-            _traced(plan, patch_size, batch, in_half_precision=in_half_precision, optimizer=optimizer)
-            for batch in (LARGEST_TRACED - 1, LARGEST_TRACED)
-        )
-        further = batch_size - LARGEST_TRACED
-        return replace(
-            more,
-            saved_bytes=more.saved_bytes + further * (more.saved_bytes - less.saved_bytes),
-            largest_bytes=more.largest_bytes + further * (more.largest_bytes - less.largest_bytes),
-            multiply_adds=more.multiply_adds + further * (more.multiply_adds - less.multiply_adds),
-        )
-    return _traced(plan, patch_size, batch_size, in_half_precision=in_half_precision, optimizer=optimizer)
+    traced = partial(_traced, plan, patch_size, in_half_precision=in_half_precision, optimizer=optimizer)
+    if batch_size <= LARGEST_TRACED:
+        return traced(batch_size)[0]
+    (less, fewer), (more, sizes) = (traced(batch) for batch in (LARGEST_TRACED - 1, LARGEST_TRACED))
+    if len(fewer) != len(sizes):
+        return traced(batch_size)[0]
+    further = batch_size - LARGEST_TRACED
+    grown = [size + further * (size - smaller) for size, smaller in zip(sizes, fewer, strict=True)]
+    return replace(
+        more,
+        saved_bytes=sum(grown),
+        largest_bytes=max(grown, default=0),
+        multiply_adds=more.multiply_adds + further * (more.multiply_adds - less.multiply_adds),
+    )
 
 
 def _traced(
     plan: NetworkPlan, patch_size: Sequence[int], batch_size: int, *, in_half_precision: bool, optimizer: Literal["sgd", "adamw"]
-) -> StepCost:
+) -> tuple[StepCost, list[int]]:
+    """The cost, and the bytes of everything that is saved, in order."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,13 +106,14 @@ def _traced(
         sizes = [tensor.untyped_storage().nbytes() for tensor in saved.values()]
         parameters = sum(parameter.numel() for parameter in network.parameters())
         del total
-    return StepCost(
+    cost = StepCost(
         parameters=parameters,
         saved_bytes=sum(sizes),
         largest_bytes=max(sizes, default=0),
         multiply_adds=counter.get_total_flops() // 2,
         optimizer=optimizer,
     )
+    return cost, sizes
 
 
 def _stand_in_loss(outputs: Tensor | list[Tensor]) -> Tensor:
