@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +23,13 @@ import torch
 
 from medseg3d.errors import InputError
 from medseg3d.execution import available_cores, free_memory
+from medseg3d.wording import counted
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16", "float16"]
 
+RESAMPLING_ON_GPU = threading.Lock()
+"""Held while an image is resampled on a GPU: whoever lacks memory there waits for its end before doing with less."""
 GPU_TYPES = ("cuda",)
 """As torch names them; ROCm has the same name."""
 MAX_RELATIVE_DEVIATION = 0.05
@@ -37,6 +41,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt."""
 KEPT_BLOCK, KEPT_BYTES = 2**28, 2**29
 """Feature maps of a window fit; images of a gigabyte go back to the system."""
+NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "unable to find an engine",  # cuDNN, whose workspace does not fit; torch keeps the memory error to itself
+    "valid cuDNN algorithm",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What torch and the libraries below it say where memory is short."""
 ROUNDINGS = 10
 """Mixed precision rounds after every operation, not once: a hundred independent roundings have ten times the effect of one."""
 
@@ -77,13 +91,17 @@ class Device:
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     """The device by name with its fast precision, or with ``float32``; ``auto`` takes CUDA, or else the CPU; MPS only by name.
 
-    bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Raises :class:`InputError` where the
+    bf16 where the device has bf16 units, fp16 on older CUDA devices, otherwise float32. Whoever asks for float32 gets it in convolutions on
+    a GPU as well, in this whole process: there torch rounds to the 10 bits of TF32 by default. Raises :class:`InputError` where the
     named device is missing.
     """
     if precision not in ("auto", "float32"):
         raise InputError(f"precision {precision!r}: expected auto or float32.")
     if precision == "float32":
-        return choose_device(name).in_float32()
+        chosen = choose_device(name).in_float32()
+        if chosen.is_gpu:
+            torch.backends.cudnn.allow_tf32 = False
+        return chosen
     if name == "auto":
         name = GPU_TYPES[0] if torch.cuda.is_available() else "cpu"
     try:
@@ -93,6 +111,8 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     if device.type not in (*GPU_TYPES, "mps", "cpu"):
         raise InputError(f"--device {name}: networks do not run there. Say auto, cpu, cuda, cuda:1 or mps.")
     if is_gpu(device):
+        if torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: this machine has {counted(torch.cuda.device_count(), 'CUDA device')}, the first is cuda:0.")
         if not torch.cuda.is_available():
             raise InputError("--device cuda: this PyTorch sees no CUDA device. Use --device cpu, or install PyTorch with CUDA.")
         native = torch.cuda.get_device_capability(device)[0] >= 8  # bf16 is emulated, and slow, below compute capability 8
@@ -137,8 +157,7 @@ def free_bytes(device: torch.device) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch says that a device has no memory left; for main memory it has no error of its own."""
-    words = ("can't allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY))
 
 
 def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Device, *, is_trained: bool = True) -> Device:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 EMPTY_WINDOWS = "windows.json"
 """Beside the measures of a validation."""
+SAFE_AGREEMENT = 0.9999
+"""Of the voxels of windows that would have been left out in validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,11 @@ class EmptyWindows:
     windows: int
     empty: int
     agreement: float | None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether windows may be left out: a level is known, and it would have been right in validation."""
+        return self.level is not None and (self.agreement is None or self.agreement >= SAFE_AGREEMENT)
 
     def __str__(self) -> str:
         """What was found, as a part of a sentence."""

@@ -65,7 +65,8 @@ def load_model(
     if place.is_file():
         network, card = load_network(place, chosen.device)
         member = Member(configuration=card.plan.configuration(card.configuration), networks=(network,), mirroring=mirroring is not False)
-        _skipping(None, card.configuration, card.plan, is_wanted=skip_empty)
+        if skip_empty:
+            _skipping(None, card.configuration, card.plan)
         return Model(card.plan, [member], chosen, step=step, identity=file_digest(place))
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
     if not work.plan.exists():
@@ -96,21 +97,27 @@ def load_model(
     )
 
 
-def _skipping(found: EmptyWindows | None, name: str, plan: Plan, *, is_wanted: bool) -> Skipping | None:
+def _skipping(found: EmptyWindows | None, name: str, plan: Plan) -> Skipping | None:
     """What is left out, and a word on it."""
-    if not is_wanted:
-        return None
     if found is None or found.level is None:
         logger.warning("%s: its validation has not shown which windows are empty, so none is left out.", name)
+        return None
+    if not found.is_safe:
+        logger.warning("%s: no window is left out, as that would not have been safe: dark windows were %s.", name, found)
         return None
     logger.warning("%s: windows darker than %.3g are left out as empty; these were %s.", name, found.level, found)
     return Skipping(level=found.level, is_regions=bool(plan.labels.regions))
 
 
 def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str]) -> EmptyWindows | None:
-    """What the validations of these folds say together."""
-    files = [work.validation(configuration, fold) / EMPTY_WINDOWS for fold in folds]
-    return combined([read_record(file, EmptyWindows, "empty windows") if file.exists() else None for file in files])
+    """What the validations of these folds say together; nothing where one of them was made with other weights."""
+
+    def said(fold: str) -> EmptyWindows | None:
+        file, weights = work.validation(configuration, fold) / EMPTY_WINDOWS, work.weights(configuration, fold)
+        is_current = file.exists() and file.stat().st_mtime >= weights.stat().st_mtime
+        return read_record(file, EmptyWindows, "empty windows") if is_current else None
+
+    return combined([said(fold) for fold in folds])
 
 
 def _no_model(place: Path) -> str:
@@ -143,9 +150,9 @@ def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: 
             networks=tuple(networks),
             mirroring=stage.mirroring if mirroring is None else mirroring,
             previous=member(stages[configuration.previous_stage]) if configuration.previous_stage else None,
-            skipping=_skipping(
-                stage.empty_windows, stage.configuration, description.plan, is_wanted=skip_empty and stage in description.members
-            ),
+            skipping=_skipping(stage.empty_windows, stage.configuration, description.plan)
+            if skip_empty and stage in description.members
+            else None,
         )
 
     return Model(
@@ -260,7 +267,7 @@ def load_models(
                 configuration=plans[files[0]].configuration(name),
                 networks=tuple(load_network(file, chosen.device)[0] for file in files),
                 mirroring=_is_mirrored(work, name, wanted, selection, mirroring),
-                skipping=_skipping(empty_windows_of(work, name, wanted), name, planned, is_wanted=skip_empty),
+                skipping=_skipping(empty_windows_of(work, name, wanted), name, plans[files[0]]) if skip_empty else None,
             )
         )
         identity += [f"{name}/{fold}/{file_digest(file)}" for fold, file in zip(wanted, files, strict=True)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from medseg3d.dataset import Case, prediction_cases
-from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, relative_deviation, use_all_cores
+from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, is_out_of_memory, relative_deviation, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
@@ -191,7 +191,9 @@ class Model:
         batch = window[None, :, 0] if len(patch) == 2 else window[None]
         try:
             self.device = checked_precision(member.networks[0], batch.to(self.device.device), self.device)
-        except torch.OutOfMemoryError:  # float32 takes twice the memory; whether half precision fits will be seen
+        except RuntimeError as error:  # float32 takes twice the memory; whether half precision fits will be seen
+            if not is_out_of_memory(error):
+                raise
             logger.info(
                 "A window in float32 does not fit the memory of %s; going on in %s unchecked.", self.device.device, self.device.precision
             )

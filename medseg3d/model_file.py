@@ -161,9 +161,13 @@ def content_identity(description: ModelDescription, weights: Mapping[str, Mappin
 
 
 def _identity(description: ModelDescription, digests: Mapping[str, str]) -> str:
-    """Of all that a prediction depends on; facts and the text for people are not among it."""
+    """Of all that a prediction depends on; facts, what validation said of empty windows, and the text for people are not among it."""
+    members = tuple(replace(member, empty_windows=None) for member in description.members)
+    plain = to_plain(replace(description, facts={}, members=members))
+    for member in (*plain["members"], *plain["previous"]):
+        del member["empty_windows"]
     content = {
-        "description": to_plain(replace(description, facts={})),
+        "description": plain,
         "digests": {name: digests[name] for name in _networks(description)},
     }
     return _digest(json.dumps(content, sort_keys=True).encode())

@@ -14,9 +14,11 @@ import torch
 
 from medseg3d.empty_windows import EmptyWindows
 
+Start = tuple[int, ...]
+
 MARGIN = 1.0
 """In units of the normalized image, mostly its standard deviation: a window must be so far below the darkest one with a label."""
-MIN_CASES = 3
+MIN_CASES = 5
 """With fewer cases the darkest window with a label is not known well enough."""
 
 
@@ -32,11 +34,20 @@ class Survey:
         self.is_regions = is_regions
         self._windows: dict[str, list[tuple[float, int, int]]] = {}
 
-    def add(self, case: str, brightest: Sequence[float], logits: torch.Tensor) -> None:
-        """Windows of a case with their logits ``(B, K, …)``."""
-        rows = self._windows.setdefault(case, [])
-        for value, window in zip(brightest, logits, strict=True):
-            rows.append((value, int(finds_something(window, is_regions=self.is_regions).sum()), window[0].numel()))
+    def seen(self, brightest: Sequence[float], ways: Sequence[torch.Tensor]) -> list[tuple[float, int, int]]:
+        """Of each window its brightest voxel, the voxels in which any of the ways found something, and all voxels of its output.
+
+        ``ways`` are logits ``(B, K, …)``: with mirroring, and without.
+        """
+        rows = []
+        for value, *windows in zip(brightest, *ways, strict=True):
+            anything = torch.stack([finds_something(window, is_regions=self.is_regions) for window in windows]).any(0)
+            rows.append((value, int(anything.sum()), anything.numel()))
+        return rows
+
+    def add(self, case: str, windows: Sequence[tuple[float, int, int]]) -> None:
+        """Windows of a case as :meth:`seen`."""
+        self._windows.setdefault(case, []).extend(windows)
 
     def result(self) -> EmptyWindows:
         """The level of all cases; and what the levels without the case in question would have done to it."""
@@ -81,14 +92,27 @@ class Skipper:
         self._logits: torch.Tensor | None = None
         self.num_skipped = 0
 
-    def logits(self, brightest: Sequence[float], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Logits ``(B, K, …)`` of windows: computed, unless all of them are empty and known to be."""
-        is_empty = self._is_safe and max(brightest) < self._skipping.level
-        if is_empty and self._logits is not None:
-            self.num_skipped += len(brightest)
-            return self._logits.expand(len(brightest), *self._logits.shape[1:])
-        logits = compute()
-        if is_empty:
-            self._is_safe = not any(bool(finds_something(window, is_regions=self._skipping.is_regions).any()) for window in logits)
-            self._logits = logits[:1].mean(tuple(range(2, logits.dim())), keepdim=True).expand(1, *logits.shape[1:])
+    def logits(
+        self, brightest: Sequence[float], starts: Sequence[Start], compute: Callable[[Sequence[Start]], torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits ``(B, K, …)`` of windows: computed, but for those that are empty and known to be."""
+        is_dark = [self._is_safe and value < self._skipping.level for value in brightest]
+        if self._logits is None or not any(is_dark):
+            logits = compute(starts)
+            self._learn([window for window, dark in zip(logits, is_dark, strict=True) if dark])
+            return logits
+        bright = [index for index, dark in enumerate(is_dark) if not dark]
+        logits = known = self._logits.expand(len(starts), *self._logits.shape)
+        if bright:
+            computed = compute([starts[index] for index in bright])
+            logits = known.to(computed.device, copy=True)  # the networks may have moved, for want of memory
+            logits[bright] = computed
+        self.num_skipped += sum(is_dark)
         return logits
+
+    def _learn(self, windows: Sequence[torch.Tensor]) -> None:
+        """From the logits ``(K, …)`` of the first empty windows."""
+        if not windows:
+            return
+        self._is_safe = not any(bool(finds_something(window, is_regions=self._skipping.is_regions).any()) for window in windows)
+        self._logits = windows[0].mean(tuple(range(1, windows[0].dim())), keepdim=True).expand_as(windows[0])

@@ -24,7 +24,7 @@ from medseg3d.networks.build import output_size
 from medseg3d.plan import Configuration, Plan
 from medseg3d.prediction.empty_windows import Skipping, Survey
 from medseg3d.prediction.restore import LabelCanvas, on_crop, restore_label_maps, restored_probabilities
-from medseg3d.prediction.sliding_window import stream_logits
+from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels
 from medseg3d.reading import RawCase
 
@@ -179,7 +179,7 @@ def _slabs(
     )
     if device.device.type == "cpu":
         return slabs
-    return ahead(slab.to("cpu", copy=True) for slab in slabs)  # the device computes the next slab while this one is restored
+    return ahead(copied_to_host(slab) for slab in slabs)  # the device computes the next slab while this one is restored
 
 
 def with_networks(member: Member, converted: Callable[[torch.nn.Module], torch.nn.Module]) -> Member:

@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from medseg3d.devices import Device, free_bytes, give_back_memory, is_out_of_memory
+from medseg3d.devices import RESAMPLING_ON_GPU, Device, free_bytes, give_back_memory, is_gpu, is_out_of_memory
 from medseg3d.errors import NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction.empty_windows import Skipper, Skipping, Survey
@@ -80,7 +80,15 @@ def predict_logits(
 ) -> torch.Tensor:
     """The slabs of :func:`stream_logits` in one tensor ``(K, n0, n1, n2)``, in main memory."""
     slabs = stream_logits(networks, image, case=case, window=window, device=device, output=output, step=step, mirror_axes=mirror_axes)
-    return torch.cat([slab.to("cpu", copy=True) for slab in slabs], 1)
+    return torch.cat([copied_to_host(slab) for slab in slabs], 1)
+
+
+def copied_to_host(slab: torch.Tensor) -> torch.Tensor:
+    """A copy in main memory, channel by channel: a GPU copies what does not lie in one piece there first."""
+    copy = torch.empty(slab.shape, dtype=slab.dtype)
+    for target, channel in zip(copy, slab, strict=True):
+        target.copy_(channel)
+    return copy
 
 
 def stream_logits(
@@ -115,7 +123,8 @@ def stream_logits(
     tiles = _tiles(image, tuple(window), tuple(output or window), step)
     place = _Place(list(networks), device, _windows_at_once(device, tiles.size))
     sums: _Sums | None = None
-    skipper = None if skipping is None else Skipper(skipping)
+    # an image without one bright window is not what the level was found on
+    skipper = None if skipping is None or float(tiles.padded.max()) < skipping.level else Skipper(skipping)
     index = 0
     try:
         while index < len(tiles.starts):
@@ -123,18 +132,21 @@ def stream_logits(
             if sums is not None and starts[0][0] > sums.low:
                 yield from tiles.inside(sums.low, sums.finish(starts[0][0]))
             try:
-                compute = partial(_window_logits, place, tiles, starts, mirror_axes, with_unmirrored, case)
-                logits = compute() if skipper is None else skipper.logits(tiles.brightest(starts), compute)
-                if survey is not None:
-                    survey.add(case, tiles.brightest(starts), logits[:, : logits.shape[1] // (2 if with_unmirrored else 1)])
+                compute = partial(_window_logits, place, tiles, mirror_axes, with_unmirrored, case)
+                logits = compute(starts) if skipper is None else skipper.logits(tiles.brightest(starts), starts, compute)
+                seen = None if survey is None else survey.seen(tiles.brightest(starts), logits.chunk(2 if with_unmirrored else 1, 1))
                 sums = sums or _Sums.for_tiles(tiles, logits, place, max_bytes)
                 logits = sums.fitting(logits)
+                weights = sums.weights(starts, logits)
             except RuntimeError as error:  # torch's own memory errors are of this kind
                 if not is_out_of_memory(error):
                     raise
             else:
-                sums.add(starts, logits)
+                sums.add(starts, logits, weights)
+                if survey is not None and seen is not None:
+                    survey.add(case, seen)
                 index += len(starts)
+                place.has_waited = False
                 continue
             place.step_down(sums, case)  # outside of the handler, whose traceback still holds the tensors
         if sums is None:
@@ -211,11 +223,19 @@ class _Place:
     def __init__(self, networks: list[torch.nn.Module], device: Device, per_batch: int) -> None:
         self.networks, self.device, self.results, self.per_batch = networks, device, device.device, per_batch
         self._home = device.device
+        self.has_waited = False
 
     def step_down(self, sums: _Sums | None, case: str) -> None:
-        """The next step of the ladder; raises ``MemoryError`` below the last one."""
+        """The next step of the ladder; raises ``MemoryError`` below the last one.
+
+        First of all it waits for the image that may be resampled there right now.
+        """
         give_back_memory(self._home)
-        if self.per_batch > 1:
+        if is_gpu(self._home) and not self.has_waited:
+            with RESAMPLING_ON_GPU:
+                self.has_waited = True
+            give_back_memory(self._home)
+        elif self.per_batch > 1:
             self.per_batch //= 2
             logger.info("%s: %s is out of memory; %d windows at once from here on.", case, self._home, self.per_batch)
         elif self.results.type != "cpu":
@@ -265,20 +285,30 @@ class _Sums:
         """Go on on another device."""
         self.values = self.values.to(device)
 
-    def add(self, starts: Sequence[tuple[int, ...]], logits: torch.Tensor) -> None:
-        """Add the :meth:`fitting` logits ``(B, K, …)`` of windows."""
+    def weights(self, starts: Sequence[tuple[int, ...]], logits: torch.Tensor) -> list[torch.Tensor]:
+        """The weights of windows, where their :meth:`fitting` logits are, and one more tensor of that size where sums are rounded.
+
+        What adding takes in memory is taken here, before anything is added.
+        """
+        made = []
+        with torch.inference_mode():
+            for start in starts:
+                first, second, third = (axis[place].to(logits.device) for axis, place in zip(self._tiles.weights, start, strict=True))
+                made.append(first[:, None, None] * second[:, None] * third)
+            return made if self.values.dtype == logits.dtype else [*made, torch.empty_like(made[0])]
+
+    def add(self, starts: Sequence[tuple[int, ...]], logits: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+        """Add the :meth:`fitting` logits ``(B, K, …)`` of windows with their :meth:`weights`."""
         self._drop_finished()
         with torch.inference_mode():
-            for start, window in zip(starts, logits, strict=True):
-                first, second, third = (axis[place].to(window.device) for axis, place in zip(self._tiles.weights, start, strict=True))
-                weights = first[:, None, None] * second[:, None] * third
+            for start, window, weight in zip(starts, logits, weights, strict=False):  # after the weights a scratch tensor may follow
                 box = tuple(slice(s, s + n) for s, n in zip((start[0] - self.low, *start[1:]), self._tiles.given, strict=True))
                 sums = self.values[(slice(None), *box)]
                 if sums.dtype == window.dtype:
-                    sums.addcmul_(window, weights)
+                    sums.addcmul_(window, weight)
                 else:  # weighted before it is rounded
                     for channel, total in zip(window, sums, strict=True):
-                        total += channel * weights
+                        total += torch.mul(channel, weight, out=weights[-1])
 
     def finish(self, stop: int) -> torch.Tensor:
         """The rows from ``low`` to ``stop``, to which nothing more is added; valid until the next call of ``add``."""
@@ -299,7 +329,7 @@ class _Sums:
 
 
 def _window_logits(
-    place: _Place, tiles: _Tiles, starts: Sequence[tuple[int, ...]], mirror_axes: Sequence[int], with_unmirrored: bool, case: str
+    place: _Place, tiles: _Tiles, mirror_axes: Sequence[int], with_unmirrored: bool, case: str, starts: Sequence[tuple[int, ...]]
 ) -> torch.Tensor:
     """Float32 logits ``(B, K, …)`` of windows, with an axis of one slice for a 2D network."""
     batch = torch.stack([tiles.padded[(slice(None), *tiles.box(start))] for start in starts]).to(place.device.device)

@@ -79,18 +79,23 @@ def _resample_there(
     """One channel on a torch device; None where its memory does not suffice."""
     import torch
 
+    from medseg3d.devices import RESAMPLING_ON_GPU, is_out_of_memory
+
     try:
-        resampled = resample_tensor(
-            torch.from_numpy(channel).to(device)[None],
-            new_shape,
-            spacing=spacing,
-            new_spacing=new_spacing,
-            order=resampling.image_order,
-            coarse_order=resampling.image_coarse_order,
-            separate_threshold=resampling.separate_threshold,
-        )
-        return resampled[0].cpu().numpy()
-    except torch.OutOfMemoryError:
+        with RESAMPLING_ON_GPU:
+            resampled = resample_tensor(
+                torch.from_numpy(channel).to(device)[None],
+                new_shape,
+                spacing=spacing,
+                new_spacing=new_spacing,
+                order=resampling.image_order,
+                coarse_order=resampling.image_coarse_order,
+                separate_threshold=resampling.separate_threshold,
+            )
+            return resampled[0].cpu().numpy()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         logger.warning("A volume of %s voxels does not fit the memory of %s; resampling it on the processor.", channel.shape, device)
         return None
 

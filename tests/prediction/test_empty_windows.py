@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -61,20 +62,30 @@ def test_labels_are_those_of_all_windows(shape: tuple[int, ...], level: float, s
     assert torch.equal(labels_of(Brighter(1.0), image, at_once, step=step, skipping=skipping), expected)
 
 
-def test_the_network_sees_one_empty_window_and_those_with_something(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("at_once", "calls", "skipped"), [(1, 2, 62), (4, 2, 59)])
+def test_the_network_sees_an_empty_window_and_those_with_something(
+    at_once: int, calls: int, skipped: int, caplog: pytest.LogCaptureFixture
+) -> None:
     image = torch.full((1, 32, 32, 32), -2.0)
-    image[0, :4, :4, :4] = 2
+    image[0, 16:20, :4, 8:12] = 2
     network = Brighter(1.0)
     with caplog.at_level(logging.INFO, logger="medseg3d"):
-        labels = labels_of(network, image, step=1.0, skipping=Skipping(level=0.0, is_regions=False))
-    assert network.calls == 2
+        labels = labels_of(network, image, at_once, step=1.0, skipping=Skipping(level=0.0, is_regions=False))
+    assert network.calls == calls  # the first windows, and those that are not empty alone
     assert int(labels.sum()) == 64
-    assert "62 of 64 windows left out as empty" in caplog.text
+    assert f"{skipped} of 64 windows left out as empty" in caplog.text
+
+
+def test_an_image_that_is_dark_all_over_is_predicted_whole() -> None:
+    network = Brighter(1.0)
+    labels_of(network, torch.full((1, 32, 8, 8), -2.0), skipping=Skipping(level=0.0, is_regions=False))
+    assert network.calls == 7
 
 
 @pytest.mark.parametrize("is_regions", [False, True])
 def test_windows_in_which_the_network_finds_something_are_not_left_out(is_regions: bool) -> None:
     image = torch.randn(1, 24, 24, 24, generator=torch.Generator().manual_seed(0)) - 5
+    image[0, -1, -1, -1] = 1
     network, every = Brighter(-5.0), Brighter(-5.0)  # it finds what is darker than the level
     found = labels_of(network, image, skipping=Skipping(level=0.0, is_regions=is_regions))
     assert torch.equal(found, labels_of(every, image))
@@ -84,9 +95,10 @@ def test_windows_in_which_the_network_finds_something_are_not_left_out(is_region
 
 def test_probabilities_and_neighbours_get_what_the_network_says_of_an_empty_window() -> None:
     image = torch.full((1, 32, 8, 8), -2.0)
+    image[0, -1, -1, -1] = 0.5
     logits = logits_of(Brighter(1.0), image, skipping=Skipping(level=0.0, is_regions=False))
-    assert torch.allclose(logits[0], torch.tensor(3.0), atol=1e-5)
-    assert torch.allclose(logits[1], torch.tensor(-3.0), atol=1e-5)
+    assert torch.allclose(logits[0, :20], torch.tensor(3.0), atol=1e-5)
+    assert torch.allclose(logits[1, :20], torch.tensor(-3.0), atol=1e-5)
 
 
 def window(found: int) -> torch.Tensor:
@@ -99,27 +111,31 @@ def window(found: int) -> torch.Tensor:
 
 def test_the_level_lies_below_the_darkest_window_with_a_label_and_is_tried_without_the_case() -> None:
     survey = Survey(is_regions=False)
-    for case, darkest in (("a", 5.0), ("b", 4.0), ("c", 2.5)):
-        survey.add(case, [darkest], window(2))
-        survey.add(case, [9.0], window(1))
-        survey.add(case, [0.5], window(0))
+    for case, darkest in (("a", 5.0), ("b", 4.0), ("c", 2.5), ("d", 6.0), ("e", 7.0)):
+        survey.add(case, survey.seen([darkest, 9.0], [torch.cat([window(2), window(1)])]))
+        survey.add(case, survey.seen([0.5], [window(0)]))
     result = survey.result()
     assert result.level == 2.5 - MARGIN
-    assert result.windows == 9
+    assert result.windows == 15
+    assert not result.is_safe
     # without c the level is 3, and c's window at 2.5 with two labelled voxels of ten would have been lost
-    assert result.empty == 4
-    assert result.agreement == pytest.approx(1 - 2 / 40)
-    assert "4 of 9 windows" in str(result)
-    assert "95.000 %" in str(result)
+    assert result.empty == 6
+    assert result.agreement == pytest.approx(1 - 2 / 60)
+    assert "6 of 15 windows" in str(result)
+    assert "96.667 %" in str(result)
+
+
+def test_what_is_found_without_mirroring_counts_as_well() -> None:
+    assert Survey(is_regions=False).seen([1.0], [window(0), window(3)]) == [(1.0, 3, 10)]
 
 
 def test_too_few_cases_or_no_label_at_all_give_no_level() -> None:
     survey = Survey(is_regions=True)
-    for case in "ab":
-        survey.add(case, [5.0], torch.ones(1, 1, 2, 5))
-    assert survey.result() == EmptyWindows(level=None, windows=2, empty=0, agreement=None)
-    for case in "cdef":
-        survey.add(case, [1.0], -torch.ones(1, 1, 2, 5))
+    for case in "abcd":
+        survey.add(case, survey.seen([5.0], [torch.ones(1, 1, 2, 5)]))
+    assert survey.result() == EmptyWindows(level=None, windows=4, empty=0, agreement=None)
+    for case in "efghi":
+        survey.add(case, survey.seen([1.0], [-torch.ones(1, 1, 2, 5)]))
     assert survey.result().level is None
 
 
@@ -152,6 +168,13 @@ def test_validation_writes_what_it_saw_and_prediction_follows_it(trained: Path, 
         assert "windows darker than 1e+03 are left out as empty" in caplog.text
         assert main([*words[:-1], "-o", str(tmp_path / "skipped")]) == 2  # made with another setting
         assert load_model(work, skip_empty=True, device="cpu").identity != load_model(work, device="cpu").identity
+        record.write_text(json.dumps({**document, "level": 1000.0, "empty": 3, "agreement": 0.99}), encoding="utf-8")
+        assert load_model(work, skip_empty=True, device="cpu").identity == load_model(work, device="cpu").identity
+        assert "would not have been safe: dark windows were 3 of" in caplog.text
+        os.utime(record, (0, 0))  # before the weights
+        caplog.clear()
+        assert load_model(work, skip_empty=True, device="cpu").members[0].skipping is None
+        assert "has not shown" in caplog.text
     finally:
         record.write_text(before, encoding="utf-8")
     for file in (tmp_path / "all").glob("*.nii.gz"):  # one window each, and the network finds something in it

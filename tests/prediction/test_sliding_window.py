@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg3d import devices
 from medseg3d.devices import Device
 from medseg3d.errors import NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction import sliding_window
 from medseg3d.prediction.mirroring import flipped_logits
-from medseg3d.prediction.sliding_window import axis_weights, predict_logits, stream_logits, window_starts
+from medseg3d.prediction.sliding_window import axis_weights, copied_to_host, predict_logits, stream_logits, window_starts
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 sizes = st.integers(1, 23)
@@ -130,6 +131,55 @@ def test_the_sums_move_to_main_memory_then_the_networks(monkeypatch: pytest.Monk
     torch.testing.assert_close(found, 2 * image, rtol=1e-5, atol=1e-5)
     assert "main memory" in caplog.text
     assert "going on without it" in caplog.text
+
+
+def test_a_gpu_without_memory_waits_for_the_image_that_is_resampled_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
+    monkeypatch.setattr(torch.Tensor, "to", moving_nothing_to_meta(torch.Tensor.to))
+    monkeypatch.setattr(devices, "GPU_TYPES", ("meta",))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(sliding_window, "free_bytes", lambda device: 2**30)
+    waited = []
+
+    class Watched:
+        def __enter__(self) -> None:
+            waited.append(True)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(sliding_window, "RESAMPLING_ON_GPU", Watched())
+    meta = Elsewhere(device=torch.device("meta"), precision="float32")
+    network = Full(failures=1)
+    place = sliding_window._Place([network], meta, 4)
+    place.step_down(None, "x")
+    assert (waited, place.per_batch) == ([True], 4)  # once as before
+    place.step_down(None, "x")
+    assert (waited, place.per_batch) == ([True], 2)
+    place.has_waited = False  # after windows that fitted
+    place.step_down(None, "x")
+    assert (len(waited), place.per_batch) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_libraries_that_lack_memory_are_understood(words: str) -> None:
+    assert devices.is_out_of_memory(RuntimeError(words))
+    assert not devices.is_out_of_memory(ValueError(words))
+
+
+def test_slabs_are_copied_whole() -> None:
+    slab = torch.randn(3, 6, 7, 8)[:, 1:4, :, 2:5]
+    copy = copied_to_host(slab)
+    assert torch.equal(copy, slab)
+    assert copy.is_contiguous()
+    slab.zero_()
+    assert copy.abs().max() > 0
 
 
 class Elsewhere(Device):
