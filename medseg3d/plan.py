@@ -97,7 +97,7 @@ class TrainingPlan:
     the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
     ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
     says how a universal network draws its next dataset: in turn, in proportion to the number of training cases, or so that each
-    gets the same work.
+    gets the same work. With ``unit_gradients`` gradients are divided by their running norm, each dataset's by its own.
     """
 
     epochs: int = 1000
@@ -117,6 +117,7 @@ class TrainingPlan:
     loss_options: dict[str, float] = field(default_factory=dict)
     foreground_oversampling: float = 0.33
     domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"
+    unit_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medseg3d.execution import available_cores
 from medseg3d.networks.build import build_network, build_universal, output_size
+from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
@@ -30,6 +31,10 @@ VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
 that epochs can be compared."""
 WEIGHTED_LOSSES = ("weighted_ce", "surface")
 """These weigh classes by their voxels."""
+NORM_MEMORY = 0.95
+"""Of the running norms of gradients: they follow the last twenty steps of a domain."""
+LARGEST_RISE = 10
+"""A single step counts as so many times the running norm at most: what follows a spike would be too small for long otherwise."""
 CASES_COUNTED = 20
 """Class weights come from the voxels of so many training cases: shares hardly change with more."""
 
@@ -140,6 +145,25 @@ def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, ite
     else:
         shares = np.array([1 / (math.prod(d.configuration.patch_size) * d.configuration.batch_size) for d in domains])
     return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
+
+
+def with_unit_gradients(network: nn.Module, domain: int, norms: tuple[float, ...]) -> tuple[float, ...]:
+    """Divide the gradients of a step by the running norm of its domain's gradients; the norms with this step's.
+
+    Adam remembers the squares of a thousand steps: once the gradients have fallen to a part of those of the first steps, its steps are too
+    small by as much. And of several datasets, those that are not learned yet would decide where the shared weights go, whose
+    norm counts there. ``norms`` are 0 for domains without a step yet. Gradients that are not finite are left to those who skip them.
+    """
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    shared = network.shared_parameters() if isinstance(network, U2Net) else ()
+    common = [parameter.grad for parameter in shared if parameter.grad is not None]  # none where a domain is added
+    norm = float(torch.nn.utils.get_total_norm(common or gradients))
+    if not math.isfinite(norm) or norm == 0:
+        return norms
+    known = norms[domain]
+    running = norm if known == 0 else NORM_MEMORY * known + (1 - NORM_MEMORY) * min(norm, LARGEST_RISE * known)
+    torch._foreach_div_(gradients, running)
+    return (*norms[:domain], running, *norms[domain + 1 :])
 
 
 def freeze_all_but(network: nn.Module, domain: str) -> None:

@@ -43,7 +43,9 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain."""
+    """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain,
+    as have ``gradient_norms``, the running norms where gradients are evened out. ``threads`` of
+    a processor; with another number sums are rounded otherwise. None on a GPU."""
 
     configuration: str
     fold: str
@@ -64,6 +66,8 @@ class TrainingState:
     skipped: int = 0
     skipped_total: int = 0
     skipped_cases: dict[str, int] = field(default_factory=dict)
+    gradient_norms: tuple[float, ...] = ()
+    threads: int | None = None
     best: float | None = None
     best_epoch: int | None = None
     smoothed: float | None = None

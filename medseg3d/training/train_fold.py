@@ -18,18 +18,27 @@ import numpy as np
 import torch
 
 from medseg3d.checkpoints import ModelCard, load_matching, load_tensors, save_weights
-from medseg3d.devices import Device, checked_precision, use_all_cores
-from medseg3d.errors import DivergedError, PlanMismatchError
+from medseg3d.devices import Device, checked_precision, is_out_of_memory, use_all_cores
+from medseg3d.errors import DivergedError, InputError, PlanMismatchError
 from medseg3d.execution import available_cores
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.preprocessing.store import StoredCase
-from medseg3d.training.domains import NO_NAME, TrainingDomain, build_for, draw_domain, freeze_all_but, patch_loader, run_network, to_device
+from medseg3d.training.domains import (
+    NO_NAME,
+    TrainingDomain,
+    build_for,
+    draw_domain,
+    freeze_all_but,
+    patch_loader,
+    run_network,
+    with_unit_gradients,
+)
 from medseg3d.training.loss_functions import supervised_loss
-from medseg3d.training.losses import Counts
 from medseg3d.training.probe import trusted_precision
+from medseg3d.training.pseudo_dice import PatchValidation, mean_of, validate_patches
 from medseg3d.training.schedule import learning_rate, parameter_groups
 from medseg3d.training.state import (
     BEST,
@@ -44,6 +53,7 @@ from medseg3d.training.state import (
     restore_state,
     save_state,
 )
+from medseg3d.training.time_budget import batch_for_hours
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +63,6 @@ MAX_BAD_STEPS_IN_A_ROW = 20
 """So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
 EPOCHS_IN_A_TIME_BUDGET = 30
 """With ``hours`` an epoch ends after this share of the budget at the latest, so that slow devices decay and validate as well."""
-TIMED_STEPS = 3
-"""The first step sets up memory and kernels; the fastest of three is what the others will take."""
-MIN_STEPS_IN_A_TIME_BUDGET = 2500
-"""Ten epochs of 250: nnU-Net's plain network reaches 99 % of its final pseudo-Dice on Hippocampus by then."""
-MIN_BATCH = 2
-"""The smallest batch of nnU-Net's plans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,14 +151,23 @@ def train_domains(
     """
     use_all_cores()
     run = _Run(domains, name, fold, folder, device, options, plan_digest, added)
-    run.resume_or_begin(init)
-    if run.is_finished:  # it was stopped, and the length that is asked for now is over already
-        run.end()
-    while not run.is_finished:
-        if not run.train_epoch(stop, on_step):
-            run.save()
-            return
-        yield run.finish_epoch()
+    try:
+        run.resume_or_begin(init)
+        if run.is_finished:  # it was stopped, and the length that is asked for now is over already
+            run.end()
+        while not run.is_finished:
+            if not run.train_epoch(stop, on_step):
+                run.save()
+                return
+            yield run.finish_epoch()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        sizes = ", ".join(map(str, run.state.batch_sizes))
+        raise InputError(
+            f"{name}, fold {fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. Close what else "
+            "uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
+        ) from error
 
 
 class _Run:
@@ -185,6 +198,7 @@ class _Run:
             batch_sizes=tuple(options.batch_size or domain.configuration.batch_size for domain in self.domains),
             precision=device.precision,
             plan_digest=plan_digest,
+            threads=torch.get_num_threads() if device.device.type == "cpu" else None,
         )
         torch.manual_seed(options.seed)
         self.network = build_for(domains).to(device.device)
@@ -217,6 +231,14 @@ class _Run:
             self.device = replace(self.device, precision=state.precision)
             self.scaler = _scaler(self.device)
             restore_state(self.folder, tensors, metadata, self.network, self.optimizer, self.scaler)
+            if None not in (state.threads, self.state.threads) and state.threads != self.state.threads and not state.is_finished:
+                logger.warning(
+                    "Fold %s was begun with %d threads and goes on with %d; its weights will differ in the last digits from those of a run "
+                    "that was never stopped.",
+                    state.fold,
+                    state.threads,
+                    self.state.threads,
+                )
             is_length_given = self.options.epochs is not None or self.options.hours is not None
             self.state = replace(
                 state,
@@ -250,34 +272,12 @@ class _Run:
         self.state = replace(self.state, precision=self.device.precision)
         self.scaler = _scaler(self.device)
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:
-            sizes = tuple(self._batch_for_hours(index, self.options.hours * 3600) for index in range(len(self.domains)))
+            sizes = tuple(self._batch_for_hours(index, self.options.hours) for index in range(len(self.domains)))
             self.state = replace(self.state, batch_sizes=sizes)
 
-    def _batch_for_hours(self, index: int, seconds: float) -> int:
-        """A smaller batch where the planned one would leave too few steps: early on, steps count for more than their size."""
-        planned, domain = self.state.batch_sizes[index], self.domains[index]
+    def _batch_for_hours(self, index: int, hours: float) -> int:
         image, labels = augment(self._loader(index).make_batch(0, 0), self.policies[index], self.device.device)
-        durations = []
-        for _ in range(TIMED_STEPS):
-            began = time.perf_counter()
-            with self.device.autocast():
-                outputs = run_network(self.network, image, domain)
-            supervised_loss(outputs, labels, self.losses[index]).total.backward()  # type: ignore[no-untyped-call]
-            durations.append(time.perf_counter() - began)
-        self.network.zero_grad(set_to_none=True)
-        affordable = seconds / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / planned)
-        size = max(min(MIN_BATCH, planned), min(planned, int(affordable)))
-        if size < planned:
-            logger.warning(
-                "%sA step takes %.2g s here, so the batch is %d instead of the plan's %d: that gives about %d steps in %.2g hours.",
-                f"{domain.name}: " if domain.name else "",
-                min(durations),
-                size,
-                planned,
-                seconds / (min(durations) * size / planned),
-                seconds / 3600,
-            )
-        return size
+        return batch_for_hours(self.network, self.domains[index], image, labels, self.losses[index], self.device, hours=hours)
 
     def train_epoch(self, stop: StopRequest, on_step: Callable[[int, int, int], None] | None) -> bool:
         """Train to the end of the epoch; False where a stop request came first."""
@@ -347,6 +347,9 @@ class _Run:
             return value
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
+        if self.settings.unit_gradients:
+            norms = with_unit_gradients(self.network, index, self.state.gradient_norms or (0.0,) * len(self.domains))
+            self.state = replace(self.state, gradient_norms=norms)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         is_finite = bool(torch.isfinite(norm))
         if is_finite or self.scaler.is_enabled():  # the scaler skips the step itself, and must hear of it to lower its scale
@@ -371,7 +374,8 @@ class _Run:
         """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
         began = time.perf_counter()
         state = self.state
-        validation_loss, per_label, mean = self._measure(state.iteration)
+        found = self._validate(state.iteration)
+        mean = mean_of([each.mean for each in found])
         seconds = time.perf_counter() - began
         smoothed = state.smoothed
         if mean is not None:
@@ -381,8 +385,8 @@ class _Run:
         record = EpochRecord(
             epoch=state.epoch,
             train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
-            validation_loss=validation_loss,
-            pseudo_dice=per_label,
+            validation_loss=mean_of([each.loss for each in found]),
+            pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
             pseudo_dice_mean=mean,
             pseudo_dice_smoothed=smoothed,
             learning_rate=self._epoch_rate or 0.0,
@@ -415,43 +419,17 @@ class _Run:
         append_history(self.folder, record)
         return record
 
-    def _measure(self, trained_iterations: int) -> tuple[float | None, dict[str, float | None], float | None]:
-        """Validation loss, pseudo-Dice of every label, and its mean: every domain counts the same, whatever its number of labels."""
-        losses: list[float] = []
-        per_label: dict[str, float | None] = {}
-        means: list[float] = []
-        for index, domain in enumerate(self.domains):
-            loss, counts = self._validate(index, max(1, trained_iterations // len(self.domains)))
-            losses += [] if loss is None else [loss]
-            labels = domain.plan.labels
-            dice = counts.dice().tolist() if counts is not None else [math.nan] * labels.num_classes
-            own = {domain.label(i): None if math.isnan(dice[i]) else dice[i] for i in labels.foreground}
-            present = [value for value in own.values() if value is not None]
-            means += [float(np.mean(present))] if present else []
-            per_label |= own
-        return (float(np.mean(losses)) if losses else None), per_label, (float(np.mean(means)) if means else None)
-
-    def _validate(self, index: int, trained_iterations: int) -> tuple[float | None, Counts | None]:
-        domain = self.domains[index]
-        if not domain.validation:
-            return None, None
+    def _validate(self, trained_iterations: int) -> list[PatchValidation]:
+        """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
         share = self.settings.validation_iterations / self.settings.iterations_per_epoch
-        num_iterations = max(1, min(self.settings.validation_iterations, math.ceil(trained_iterations * share)))
-        self.network.eval()
-        losses: list[float] = []
-        counts: Counts | None = None
-        loader = self._loader(index, is_validation=True)
-        with torch.inference_mode(), closing(loader.batches(0, num_iterations)) as batches:
-            for batch in batches:
-                image, labels = to_device(batch, self.device.device)
-                with self.device.autocast():
-                    logits = run_network(self.network, image, domain)
-                loss = supervised_loss(logits, labels, self.losses[index], with_counts=True)
-                losses.append(float(loss.total))
-                if loss.counts is not None:
-                    counts = loss.counts if counts is None else counts + loss.counts
-        finite = [value for value in losses if math.isfinite(value)]
-        return (float(np.mean(finite)) if finite else None), counts
+        of_one = max(1, trained_iterations // len(self.domains))
+        num_batches = max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
+        return [
+            validate_patches(
+                self.network, domain, self._loader(index, is_validation=True), self.losses[index], self.device, num_batches=num_batches
+            )
+            for index, domain in enumerate(self.domains)
+        ]
 
     def end(self) -> None:
         """Write down that the run is finished, where that is not known yet."""

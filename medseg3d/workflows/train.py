@@ -276,9 +276,15 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
 
 
 def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
-    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, or the fold's cases."""
+    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, or the fold's cases.
+
+    What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid.
+    """
+    described = to_plain(configuration)
+    if not configuration.training.unit_gradients:
+        del described["training"]["unit_gradients"]
     parts = {
-        "configuration": to_plain(configuration),
+        "configuration": described,
         "labels": to_plain(plan.labels),
         "axis_order": plan.axis_order,
         "split": to_plain(split),

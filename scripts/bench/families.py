@@ -35,7 +35,8 @@ CHANGES = {"unet_wide": "[network.options]\ndropout = 0.0\n"}
 what dropout does to the activations)."""
 WANTED_DICE = 0.7
 LEARNING_RATE = 2e-3
-WITHOUT_NORMALIZATION = {"unet_2015": 5e-4, "unet_wide": 5e-4, "vnet": 5e-4}
+OTHER_RATES = {"unet_2015": 5e-4, "unet_wide": 5e-4, "vnet": 5e-4, "u2net": 4e-3}
+"""Of networks without norms, and the preset's own of the 3D U2-Net."""
 ALIKE = """
 [training]
 loss = "dice_ce"
@@ -95,7 +96,7 @@ def train(planner: str, dataset: Path, ours: Ours, options: argparse.Namespace) 
     """One family, from plan to Dice."""
     work = options.output / planner
     file = options.output / f"{planner}_cpu.toml"
-    rate = WITHOUT_NORMALIZATION.get(planner, LEARNING_RATE)
+    rate = OTHER_RATES.get(planner, LEARNING_RATE)
     lines = [
         f'extends = "{planner}"\n',
         f"[network]\nwidth_multiplier = {WIDTHS[planner]}\n",

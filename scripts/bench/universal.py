@@ -1,7 +1,7 @@
 """One 3D U2-Net for five datasets beside five networks of their own, at equal training time per dataset.
 
 The ways: ``universal`` (depthwise convolutions, norms, stem and heads belong to a dataset, pointwise convolutions are shared; datasets
-in turn), ``equal_work`` (the same, datasets with small patches get more steps),
+with small patches get more steps, and gradients of one size), ``in_turn`` (the same, but datasets in turn and gradients as they are),
 ``shared`` (all convolutions are full and shared; only norms, stem and heads belong to a dataset) and ``independent`` (a full network
 for each dataset). Then a sixth dataset joins the universal network, and the predictions for the others are compared bit by bit.
 
@@ -27,7 +27,7 @@ DATASETS = {"Hippocampus": None, "ACDC": r"^(acdc_\d+)", "OpenKBP": None, "LeftA
 ADDED = "BraTS15"
 WAYS = {
     "universal": 'extends = "universal"\n',
-    "equal_work": 'extends = "universal"\n\n[training]\ndomain_sampling = "equal_work"\n',
+    "in_turn": 'extends = "universal"\n\n[training]\ndomain_sampling = "round_robin"\nunit_gradients = false\n',
     "shared": 'extends = "universal"\n\n[network.options]\nadapters = "none"\n',
     "independent": 'extends = "u2net"\n\n[network.options]\nadapters = "none"\n',
 }
@@ -145,7 +145,7 @@ def train(way: str, datasets: dict[str, Path], ours: Ours, options: argparse.Nam
     for name in datasets:
         read_fold(name, work / "domains" / name, outcome)
     steps = sum(json.loads(line)["iterations"] for line in (work / "models/universal/fold_0/history.jsonl").read_text().splitlines())
-    outcome.steps = dict.fromkeys(datasets, steps // len(datasets))  # of equal_work only the mean
+    outcome.steps = dict.fromkeys(datasets, steps // len(datasets))  # of the ways with unequal steps only the mean
     outcome.parameters = parameters_of(work / "models/universal/fold_0/weights.safetensors")
     return outcome
 
@@ -204,8 +204,8 @@ def add(source: Path, datasets: dict[str, Path], ours: Ours, options: argparse.N
 
 
 def steps_of(outcome: Outcome, names: list[str]) -> str:
-    """Of each dataset; where they differ by their work, only the mean is known."""
-    if outcome.way == "equal_work":
+    """Of each dataset; where small patches get more, only the mean is known."""
+    if outcome.way in ("universal", "shared"):
         return f"{outcome.steps[names[0]]} in the mean"
     return ", ".join(str(outcome.steps[name]) for name in names)
 

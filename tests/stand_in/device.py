@@ -16,7 +16,10 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "standin"
 HOST = torch.device("cpu")
-BETWEEN_PLACES = ("aten::copy_", "aten::_to_copy", "aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put")
+OPERATIONS = [0]
+"""So many were run there."""
+PUTTING = ("aten::index_put_", "aten::_index_put_impl_", "aten::index_put")
+BETWEEN_PLACES = ("aten::copy_", "aten::_to_copy", "aten::index.Tensor", *PUTTING)
 """What a GPU also does with a tensor of main memory: copies, and indices in brackets."""
 CAST = (
     "conv2d",
@@ -97,9 +100,12 @@ class OnDevice(torch.Tensor):
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    OPERATIONS[0] += 1
     name = func.name()
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+    if name in PUTTING and isinstance(args[0], OnDevice) and not isinstance(args[2], OnDevice) and args[2].dim():
+        raise RuntimeError(f"{name}: the values must be on the same device.")
     if there and name not in BETWEEN_PLACES:
         strangers = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim()]
         if strangers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -11,15 +13,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from medseg3d.checkpoints import load_tensors
+from medseg3d.checkpoints import load_tensors, save_tensors
+from medseg3d.dataset import Split
 from medseg3d.devices import Device
-from medseg3d.errors import DivergedError, PlanMismatchError, StorageError
+from medseg3d.errors import DivergedError, InputError, PlanMismatchError, StorageError
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.records import to_plain
 from medseg3d.training import probe, train_fold
 from medseg3d.training.state import read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.train import plan_digest
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
 
@@ -136,6 +141,45 @@ def test_a_restart_leaves_nothing_of_the_old_run(material: tuple[Plan, Configura
     assert list(train_fold.train_fold(plan, configuration, fold="0", plan_digest="x", stop=stop, **arguments)) == []  # type: ignore[arg-type]
     assert read_history(tmp_path) == []
     assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_step_that_does_not_fit_the_memory_is_one_message(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(material, tmp_path, epochs=1, iterations=2)
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_fold, "run_network", full)
+    with pytest.raises(InputError, match=r"does not fit the memory of cpu.*--batch-size.*--gpu-memory"):
+        run(material, tmp_path, epochs=2, iterations=2)
+    assert read_history(tmp_path)[-1]["epoch"] == 0
+
+
+def test_another_number_of_threads_is_pointed_out(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(material, tmp_path, epochs=1, iterations=1)
+    run(material, tmp_path, epochs=2, iterations=1)
+    assert "threads" not in caplog.text
+    tensors, metadata = load_tensors(tmp_path / "last.safetensors")
+    metadata["state"] = {**metadata["state"], "threads": 77, "is_finished": False}  # type: ignore[dict-item]
+    save_tensors(tmp_path / "last.safetensors", tensors, metadata)
+    run(material, tmp_path, epochs=3, iterations=1)
+    assert "begun with 77 threads" in caplog.text
+
+
+def test_plans_from_before_a_new_number_keep_their_digest(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
+    plan, configuration, _ = material
+    split = Split(train=("a",), validation=("b",))
+    old = to_plain(configuration)
+    del old["training"]["unit_gradients"]
+    parts = {"configuration": old, "labels": to_plain(plan.labels), "axis_order": plan.axis_order, "split": to_plain(split)}
+    expected = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert plan_digest(plan, configuration, split) == expected
+    changed = replace(configuration, training=replace(configuration.training, unit_gradients=True))
+    assert plan_digest(plan, changed, split) != expected
 
 
 def test_weights_of_another_family_are_refused(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
