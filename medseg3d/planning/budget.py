@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
+from math import ceil, prod
 from typing import Literal, Protocol
 
 from medseg3d.plan import NetworkPlan
@@ -139,7 +139,7 @@ class _TracedBytes:
         return family_of(plan).input_size(plan, topology.patch_size)
 
     def refusal(self, estimate: int) -> str:
-        needed = estimate / GIB + RESERVED_GB
+        needed = ceil(10 * (estimate / GIB + RESERVED_GB)) / 10  # rounded down it would not fit
         return (
             f"{self.planner.network.family} does not fit {self.gpu_memory_gb:g} GB: a training step on the smallest patch takes "
             f"{needed:.1f} GB ({RESERVED_GB:g} GB of it for the GPU's own use). Give --gpu-memory {needed:.1f} if there is so much, or a "
