@@ -111,10 +111,10 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     if device.type not in (*GPU_TYPES, "mps", "cpu"):
         raise InputError(f"--device {name}: networks do not run there. Say auto, cpu, cuda, cuda:1 or mps.")
     if is_gpu(device):
-        if torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: this machine has {counted(torch.cuda.device_count(), 'CUDA device')}, the first is cuda:0.")
         if not torch.cuda.is_available():
             raise InputError("--device cuda: this PyTorch sees no CUDA device. Use --device cpu, or install PyTorch with CUDA.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: this machine has {counted(torch.cuda.device_count(), 'CUDA device')}, the first is cuda:0.")
         native = torch.cuda.get_device_capability(device)[0] >= 8  # bf16 is emulated, and slow, below compute capability 8
         return Device(device=device, precision="bfloat16" if native else "float16")
     if device.type == "mps":

@@ -26,8 +26,8 @@ class EmptyWindows:
 
     @property
     def is_safe(self) -> bool:
-        """Whether windows may be left out: a level is known, and it would have been right in validation."""
-        return self.level is not None and (self.agreement is None or self.agreement >= SAFE_AGREEMENT)
+        """Whether windows may be left out: validation held such windows, and leaving them out would have been right."""
+        return self.level is not None and self.agreement is not None and self.agreement >= SAFE_AGREEMENT
 
     def __str__(self) -> str:
         """What was found, as a part of a sentence."""

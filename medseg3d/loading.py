@@ -99,10 +99,10 @@ def load_model(
 
 def _skipping(found: EmptyWindows | None, name: str, plan: Plan) -> Skipping | None:
     """What is left out, and a word on it."""
-    if found is None or found.level is None:
-        logger.warning("%s: its validation has not shown which windows are empty, so none is left out.", name)
+    if found is None or found.agreement is None:
+        logger.warning("%s: its validation held no windows that were known to be empty, so none is left out.", name)
         return None
-    if not found.is_safe:
+    if found.level is None or not found.is_safe:
         logger.warning("%s: no window is left out, as that would not have been safe: dark windows were %s.", name, found)
         return None
     logger.warning("%s: windows darker than %.3g are left out as empty; these were %s.", name, found.level, found)

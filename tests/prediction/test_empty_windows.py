@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -118,6 +119,8 @@ def test_the_level_lies_below_the_darkest_window_with_a_label_and_is_tried_witho
     assert result.level == 2.5 - MARGIN
     assert result.windows == 15
     assert not result.is_safe
+    assert replace(result, agreement=1.0).is_safe
+    assert not replace(result, agreement=None).is_safe
     # without c the level is 3, and c's window at 2.5 with two labelled voxels of ten would have been lost
     assert result.empty == 6
     assert result.agreement == pytest.approx(1 - 2 / 60)
@@ -159,11 +162,14 @@ def test_validation_writes_what_it_saw_and_prediction_follows_it(trained: Path, 
     assert seen.level is None  # two cases are too few
     words = ["predict", str(trained), "-i", str(trained / "imagesTs"), "--device", "cpu", "--skip-empty"]
     assert main([*words, "-o", str(tmp_path / "all")]) == 0
-    assert "has not shown which windows are empty" in caplog.text
+    assert "held no windows that were known to be empty" in caplog.text
     before = record.read_text(encoding="utf-8")
     try:
         document = json.loads(before)
-        record.write_text(json.dumps({**document, "level": 1000.0}), encoding="utf-8")  # so that every window is dark
+        record.write_text(json.dumps({**document, "level": 1000.0}), encoding="utf-8")
+        assert load_model(work, skip_empty=True, device="cpu").members[0].skipping is None, "no window was ever seen to be empty"
+        every_window = {**document, "level": 1000.0, "empty": 3, "agreement": 1.0}  # is dark
+        record.write_text(json.dumps(every_window), encoding="utf-8")
         assert main([*words, "-o", str(tmp_path / "skipped")]) == 0
         assert "windows darker than 1e+03 are left out as empty" in caplog.text
         assert main([*words[:-1], "-o", str(tmp_path / "skipped")]) == 2  # made with another setting
@@ -174,7 +180,7 @@ def test_validation_writes_what_it_saw_and_prediction_follows_it(trained: Path, 
         os.utime(record, (0, 0))  # before the weights
         caplog.clear()
         assert load_model(work, skip_empty=True, device="cpu").members[0].skipping is None
-        assert "has not shown" in caplog.text
+        assert "held no windows" in caplog.text
     finally:
         record.write_text(before, encoding="utf-8")
     for file in (tmp_path / "all").glob("*.nii.gz"):  # one window each, and the network finds something in it
