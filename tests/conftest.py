@@ -13,6 +13,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.faults import Fault, render
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 TINY_PLANNER = """
@@ -84,6 +86,38 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDSEG3D_DATA names no folder of datasets")
     return Path(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", metavar="FILE", help="write the table of faults that were tried")
+
+
+_faults: dict[tuple[str, str], Fault] = {}
+_marks: dict[str, tuple[str, str]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("fault")
+        if mark is not None:
+            fault = Fault(*mark.args)
+            _faults.setdefault((fault.kind, fault.what), fault)
+            _marks[item.nodeid] = (fault.kind, fault.what)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    key = _marks.get(report.nodeid)
+    if key is None or (report.when != "call" and report.passed):
+        return
+    tries = max([int(value) for name, value in report.user_properties if name == "tries"], default=1)
+    outcomes = _faults[key].outcomes
+    outcomes[report.outcome] = outcomes.get(report.outcome, 0) + tries
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = session.config.getoption("--reliability")
+    if target:
+        Path(target).write_text(render(fault for fault in _faults.values() if fault.outcomes), encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
