@@ -1,23 +1,28 @@
 """From a folder to its cases: which files belong together, and what the labels are called.
 
 Three layouts: nnU-Net's (one file per channel), the Medical Segmentation Decathlon's (4D files listed in ``dataset.json``), and
-two plain folders ``images`` and ``labels``. Everything missing or superfluous is named in one error.
+two plain folders ``images`` and ``labels``. What costs one case is a failure of that case; what makes the dataset unusable as a whole
+is named in one error.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from medseg3d import images
+from medseg3d.case_files import Findings, composed, differs_in_case, image_files, is_unicode, listed_file, printable
 from medseg3d.errors import (
+    CaseFailure,
     ChannelCountError,
     DatasetError,
     ImageReadError,
+    InputError,
     UnsupportedError,
 )
 from medseg3d.images import case_name
@@ -60,7 +65,8 @@ class Dataset:
     """The cases of a folder, sorted by name, and what its ``dataset.json`` says.
 
     ``labels`` is None without a JSON: names and values then come from the label files. ``has_named_channels`` is False where the
-    channel names are only placeholders (``channel_0``). ``declared_splits`` are the user's own folds.
+    channel names are only placeholders (``channel_0``). ``declared_splits`` are the user's own folds. ``failures`` are training cases
+    whose files cannot be used, as far as that is seen without reading voxels; ``test_failures`` those of the test set.
     """
 
     root: Path
@@ -72,22 +78,26 @@ class Dataset:
     training: tuple[Case, ...]
     test: tuple[Case, ...]
     declared_splits: tuple[Split, ...] | None = None
+    failures: tuple[CaseFailure, ...] = ()
+    test_failures: tuple[CaseFailure, ...] = ()
 
 
 def open_dataset(root: Path, *, channels: Sequence[str] | None = None) -> Dataset:
     """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``.
 
-    Reads no voxels. Raises :class:`DatasetError` with all findings at once, and :class:`UnsupportedError` for regions or an
-    ignore label.
+    Reads no voxels. Cases that cannot be used are in ``failures``. Raises :class:`DatasetError` with all findings at once where the
+    dataset as a whole cannot be used, and :class:`UnsupportedError` for regions or an ignore label.
     """
     dataset, findings = find_dataset(root, channels=channels)
     if findings:
+        findings = (*findings, *(f"{failure.case}: {failure.reason}" for failure in dataset.failures))
         raise DatasetError(f"{root}: the dataset cannot be used as it is ({counted(len(findings), 'finding')}).", findings)
-    return replace(dataset, declared_splits=_declared_splits(root, [case.name for case in dataset.training]))
+    failed = [failure.case for failure in dataset.failures]
+    return replace(dataset, declared_splits=_declared_splits(root, [case.name for case in dataset.training], failed))
 
 
 def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[Dataset, tuple[str, ...]]:
-    """What :func:`open_dataset` opens, with its findings instead of an error, and without the declared folds.
+    """What :func:`open_dataset` opens, with findings on the whole dataset instead of an error, and without the declared folds.
 
     Raises :class:`DatasetError` only where there is no dataset at all.
     """
@@ -98,7 +108,7 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
     declared = read_json(file) if file.is_file() else None
     if declared is not None and not isinstance(declared, dict):
         raise DatasetError(f"{file}: expected a JSON object with channel_names and labels.")
-    findings: list[str] = []
+    findings = Findings()
     if declared is not None and _lists_its_files(root, declared):
         dataset = _open_decathlon(root, declared, findings)
     elif (root / "imagesTr").is_dir() or (declared is not None and "dataset" in declared):
@@ -116,24 +126,32 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
             findings.append(f"{given}, the cases have {len(dataset.channel_names)}")
         dataset = replace(dataset, channel_names=tuple(channels), has_named_channels=True)
     if not dataset.training and not findings:
-        findings.append("no training case found: no images")
+        findings.append("no training case can be used" if dataset.failures else "no training case found: no images")
     return dataset, tuple(findings)
 
 
 def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
-    """The cases to predict in a folder, a single file, or a folder with one DICOM series; sorted by name.
+    """As :func:`find_prediction_cases`, but a case that cannot be used is an error: :class:`DatasetError` with all findings."""
+    cases, failures = find_prediction_cases(source, num_channels=num_channels)
+    if failures:
+        findings = [f"{failure.case}: {failure.reason}" for failure in failures]
+        raise _not_predicted(source, findings)
+    return cases
+
+
+def find_prediction_cases(source: Path, *, num_channels: int) -> tuple[tuple[Case, ...], tuple[CaseFailure, ...]]:
+    """The cases to predict in a folder, a single file, or a folder with one DICOM series, sorted by name; and those that cannot be.
 
     One channel: every file is a case, and ``CASE_0000`` is named ``CASE`` where all files are called so. Several channels:
-    ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises :class:`DatasetError` with all findings, for a
-    single file :class:`ChannelCountError`.
+    ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises :class:`DatasetError` with all findings where no
+    case is left, for a single file :class:`ChannelCountError`.
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder; expected images to predict.")
     if images.is_image(source) or not source.is_dir():
-        return (_single_case(source, num_channels),)
-    findings: list[str] = []
-    files = _image_files(source, findings)
-    if not files and not findings:
+        return (_single_case(source, num_channels),), ()
+    findings, files = _predicted_files(source)
+    if not files and not findings and not findings.has_refused and not findings.failures:
         findings.append("no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
     _refuse_shared_study([path for path in files.values() if path.is_dir()], findings)
     numbered = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem))}
@@ -152,13 +170,38 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
                 f"{pairs[0][:-1]}0",
                 pairs[0],
             )
-    if findings:
-        raise DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
-    return tuple(Case(name=name, channels=cases[name]) for name in sorted(cases))
+    findings.settle(cases)
+    failed = {failure.case for failure in findings.failures}
+    usable = tuple(Case(name=name, channels=cases[name]) for name in sorted(cases) if name not in failed)
+    if findings or not usable:
+        raise _not_predicted(source, [*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
+    return usable, findings.failures
 
 
-def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
-    """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``).
+def _not_predicted(source: Path, findings: Sequence[str]) -> DatasetError:
+    return DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
+
+
+def _predicted_files(source: Path) -> tuple[Findings, dict[str, Path]]:
+    """The images of a folder; what is found about ``CASE_0000`` concerns CASE where CASE has other channels."""
+    found, findings = Findings(), Findings()
+    files = image_files(source, found)
+    findings.take(found, _by_stem({match[1] for stem in files if (match := _CHANNEL_NUMBER.match(stem))}))
+    return findings, files
+
+
+def _by_stem(stems: Collection[str]) -> Callable[[str], str]:
+    """From the name of a channel to that of its case, where that is one of ``stems``."""
+
+    def name_of(name: str) -> str:
+        match = _CHANNEL_NUMBER.match(name)
+        return match[1] if match and match[1] in stems else name
+
+    return name_of
+
+
+def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] = ()) -> tuple[Split, ...]:
+    """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``), without ``failed`` cases.
 
     Raises :class:`DatasetError` with all findings: unknown names, cases in no fold, cases on both sides of a fold.
     """
@@ -167,10 +210,13 @@ def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
     if not isinstance(folds, list) or not folds or not all(isinstance(fold, dict) for fold in folds):
         raise DatasetError(f'{path}: expected a list of folds, each {{"train": [...], "val": [...]}}.')
     splits = tuple(
-        from_plain(
-            {"train": fold.get("train", []), "validation": fold.get("validation", fold.get("val", []))},
-            Split,
-            f"{path}: fold {k}",
+        _without(
+            failed,
+            from_plain(
+                {"train": fold.get("train", []), "validation": fold.get("validation", fold.get("val", []))},
+                Split,
+                f"{path}: fold {k}",
+            ),
         )
         for k, fold in enumerate(folds)
     )
@@ -193,6 +239,12 @@ def read_splits(path: Path, case_names: Sequence[str]) -> tuple[Split, ...]:
     return splits
 
 
+def _without(failed: Collection[str], split: Split) -> Split:
+    """The fold with its names as files are named (Unicode's NFC), and without the cases that cannot be used."""
+    train, validation = (tuple(n for n in map(composed, side) if n not in failed) for side in (split.train, split.validation))
+    return Split(train=train, validation=validation)
+
+
 # ---- layouts
 
 
@@ -207,31 +259,49 @@ def _lists_its_files(root: Path, declared: Mapping[str, Any]) -> bool:
     return not any((path.parent / path.name.replace(case_name(path), f"{case_name(path)}_0000", 1)).exists() for path in paths)
 
 
-def _open_decathlon(root: Path, declared: dict[str, Any], findings: list[str]) -> Dataset:
+def _open_decathlon(root: Path, declared: dict[str, Any], findings: Findings) -> Dataset:
     names, labels = _channel_names(declared, findings), declared_labels(root, declared, findings)
     training = []
-    for entry in declared["training"]:
+    for number, entry in enumerate(declared["training"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not isinstance(entry.get("label"), str):
-            findings.append(f"dataset.json, training: expected an image and a label, found {entry!r}")
+            findings.fail(f"training[{number}]", f"dataset.json, training: expected an image and a label, found {entry!r:.200}")
             continue
-        image, label = root / entry["image"], root / entry["label"]
-        missing = [path for path in (image, label) if not path.is_file()]
-        findings.extend(f"{path}: listed in dataset.json, but there is no such file" for path in missing)
-        if image.is_file():
-            training.append(Case(name=case_name(image), channels=_channels_of_file(image, len(names), findings), label=label))
-    test = []
-    reference = _files_by_case(root / "labelsTs", findings)
+        image, label = listed_file(root, entry["image"]), listed_file(root, entry["label"])
+        name = _listed_name(image, findings)
+        if name is None or _is_missing(name, (image, label), findings):
+            continue
+        training.append(Case(name=name, channels=_channels_of_file(image, len(names), findings), label=label))
+    test, test_findings = [], Findings()
+    reference = _files_by_case(root / "labelsTs", test_findings)
     for entry in declared.get("test") or ():
-        image = root / (entry["image"] if isinstance(entry, dict) and "image" in entry else str(entry))
+        image = listed_file(root, str(entry["image"] if isinstance(entry, dict) and "image" in entry else entry))
         if not image.is_file():
             logger.warning("%s: listed under test in dataset.json, but there is no such file.", image)
             continue
-        name = case_name(image)
-        test.append(Case(name=name, channels=_channels_of_file(image, len(names), findings), label=reference.get(name)))
-    return _dataset(root, declared, "decathlon", names, labels, training, test, findings)
+        listed_name = _listed_name(image, test_findings)
+        if listed_name is not None:
+            channels = _channels_of_file(image, len(names), test_findings)
+            test.append(Case(name=listed_name, channels=channels, label=reference.get(listed_name)))
+    return _dataset(root, declared, "decathlon", names, labels, training, test, findings, test_findings)
 
 
-def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
+def _listed_name(image: Path, findings: Findings) -> str | None:
+    """The name of a case by its listed image; None, and a failure, where it is no Unicode."""
+    if is_unicode(image.name):
+        return case_name(image)
+    findings.fail(case_name(Path(printable(image.name))), "the file name holds bytes that are no UTF-8. Rename the file")
+    return None
+
+
+def _is_missing(name: str, paths: Iterable[Path], findings: Findings) -> bool:
+    """Whether a listed file of a case is not there, which costs the case."""
+    missing = [path for path in paths if not path.exists()]
+    for path in missing:
+        findings.fail(name, f"{path}: listed in dataset.json, but there is no such file")
+    return bool(missing)
+
+
+def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: Findings) -> Dataset:
     names = _channel_names(declared, findings) if declared is not None else None
     labels = declared_labels(root, declared, findings) if declared is not None else None
     if declared is not None and "dataset" in declared:
@@ -241,20 +311,21 @@ def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: list[str
         grouped, names = _grouped(root / "imagesTr", label_files, names, findings)
         training = _paired(grouped, label_files, root / "labelsTr", findings)
     test: list[Case] = []
+    test_findings = Findings()
     if (root / "imagesTs").is_dir() and names:
-        reference = _files_by_case(root / "labelsTs", findings)
-        grouped, _ = _grouped(root / "imagesTs", reference, names, findings)
+        reference = _files_by_case(root / "labelsTs", test_findings)
+        grouped, _ = _grouped(root / "imagesTs", reference, names, test_findings, is_required=False)
         test = [Case(name=name, channels=files, label=reference.get(name)) for name, files in grouped.items()]
-    return _dataset(root, declared, "nnunet", names or (), labels, training, test, findings)
+    return _dataset(root, declared, "nnunet", names or (), labels, training, test, findings, test_findings)
 
 
-def _open_folders(root: Path, declared: dict[str, Any] | None, findings: list[str]) -> Dataset:
+def _open_folders(root: Path, declared: dict[str, Any] | None, findings: Findings) -> Dataset:
     names = _channel_names(declared, findings) if declared is not None else None
     labels = declared_labels(root, declared, findings) if declared is not None else None
     label_files = _files_by_case(root / "labels", findings, is_required=True)
     grouped, names = _grouped(root / "images", label_files, names, findings)
     training = _paired(grouped, label_files, root / "labels", findings)
-    return _dataset(root, declared, "folders", names, labels, training, [], findings)
+    return _dataset(root, declared, "folders", names, labels, training, [], findings, Findings())
 
 
 def _dataset(
@@ -265,13 +336,20 @@ def _dataset(
     labels: Labels | None,
     training: list[Case],
     test: list[Case],
-    findings: list[str],
+    findings: Findings,
+    test_findings: Findings,
 ) -> Dataset:
-    counted = [case.name for case in training]
-    findings.extend(f"{name}: two training cases have this name" for name in sorted({n for n in counted if counted.count(n) > 1}))
+    for name, number in Counter(case.name for case in training).items():
+        if number > 1:
+            findings.fail(name, f"{number} training cases have this name")
+    for found, cases in ((findings, training), (test_findings, test)):
+        found.settle({case.name for case in cases} - {failure.case for failure in found.failures})
+    failed, test_failed = ({failure.case for failure in found.failures} for found in (findings, test_findings))
+    training = [case for case in training if case.name not in failed]
+    test = [case for case in test if case.name not in test_failed]
     if declared is not None:
         announced = declared.get("numTraining")
-        if isinstance(announced, int) and announced != len(training):
+        if isinstance(announced, int) and announced != len(training) and not failed:
             logger.warning("%s: numTraining in dataset.json is %d, found %d cases; all are used.", root, announced, len(training))
     return Dataset(
         root=root,
@@ -282,39 +360,49 @@ def _dataset(
         labels=labels,
         training=tuple(sorted(training, key=lambda case: case.name)),
         test=tuple(sorted(test, key=lambda case: case.name)),
+        failures=findings.failures,
+        test_failures=test_findings.failures,
     )
 
 
-def _explicit_cases(root: Path, described: object, names: tuple[str, ...], findings: list[str]) -> list[Case]:
+def _explicit_cases(root: Path, described: object, names: tuple[str, ...], findings: Findings) -> list[Case]:
     """nnU-Net's ``dataset`` key: case → images and label, paths absolute or relative to the dataset folder."""
     if not isinstance(described, dict):
         findings.append("dataset.json, dataset: expected an object of cases with images and label")
         return []
     cases = []
-    for name, entry in described.items():
+    for described_name, entry in described.items():
+        name = composed(str(described_name))
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or not isinstance(entry.get("label"), str):
-            findings.append(f"dataset.json, dataset, {name}: expected images (a list) and label")
+            findings.fail(name, "dataset.json, dataset: expected images (a list) and label")
             continue
-        files, label = [root / str(path) for path in entry["images"]], root / entry["label"]
-        missing = [path for path in (*files, label) if not path.exists()]
-        findings.extend(f"{name}: {path} is listed in dataset.json, but does not exist" for path in missing)
+        files, label = [listed_file(root, str(path)) for path in entry["images"]], listed_file(root, entry["label"])
+        _is_missing(name, (*files, label), findings)
         if len(files) != len(names):
-            findings.append(f"{name}: {counted(len(files), 'channel')}, expected {len(names)} ({', '.join(names)})")
-        cases.append(Case(name=str(name), channels=tuple(ChannelFile(path=path) for path in files), label=label))
+            findings.fail(name, f"{counted(len(files), 'channel')}, expected {len(names)} ({', '.join(names)})")
+        cases.append(Case(name=name, channels=tuple(ChannelFile(path=path) for path in files), label=label))
     return cases
 
 
 def _grouped(
-    folder: Path, label_files: Mapping[str, Path], names: tuple[str, ...] | None, findings: list[str]
+    folder: Path,
+    label_files: Mapping[str, Path],
+    names: tuple[str, ...] | None,
+    findings: Findings,
+    *,
+    is_required: bool = True,
 ) -> tuple[dict[str, tuple[ChannelFile, ...]], tuple[str, ...]]:
     """The images of a folder by case, and the channel names, made up where ``names`` is None.
 
     ``CASE_0000`` is channel 0 of CASE where CASE has a label (or all files are named so); a file that is called as its label is
     one channel, or with several channels a 4D file.
     """
-    files = _image_files(folder, findings)
+    found = Findings()
+    files = image_files(folder, found)
+    findings.take(found, _by_stem({*label_files, *(failure.case for failure in findings.failures)}))
     if not files:
-        findings.append(f"{folder}: no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+        if is_required or found:
+            findings.append(f"{folder}: no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
         return {}, names or ()
     matches = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem)) and stem not in label_files}
     matched = {stem for stem, match in matches.items() if match[1] in label_files}
@@ -325,16 +413,24 @@ def _grouped(
         matched = set(matches)  # all labelled files carry channel numbers, so the others do as well
     numbered = {stem: files[stem] for stem in matched}
     if names is None:
-        if numbered:
-            count = 1 + max(int(matches[stem][2]) for stem in numbered)
-        else:
-            count = _num_volumes(next(iter(files.values())), findings)
-        names = tuple(f"channel_{index}" for index in range(count))
+        names = tuple(f"channel_{index}" for index in range(_usual_count([matches[stem] for stem in numbered], files.values())))
     grouped = _numbered_cases(numbered, len(names), findings)
     for stem, path in files.items():
         if stem not in matched:
             grouped[stem] = _channels_of_file(path, len(names), findings)
     return dict(sorted(grouped.items())), names
+
+
+def _usual_count(numbered: Sequence[re.Match[str]], files: Iterable[Path]) -> int:
+    """The channels that most cases have: by the numbers in their names, else by the volumes of their files."""
+    if numbered:
+        highest: dict[str, int] = {}
+        for match in numbered:
+            highest[match[1]] = max(highest.get(match[1], 0), 1 + int(match[2]))
+        counts = list(highest.values())
+    else:
+        counts = [count for path in files if (count := _num_volumes(path, Findings()))]
+    return Counter(counts).most_common(1)[0][0] if counts else 1
 
 
 def _are_channels(matches: Iterable[re.Match[str]], num_channels: int) -> bool:
@@ -352,7 +448,7 @@ def _are_channels(matches: Iterable[re.Match[str]], num_channels: int) -> bool:
     return len(numbers) > 1 or set().union(*numbers.values()) == {"0000"}
 
 
-def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: list[str]) -> dict[str, tuple[ChannelFile, ...]]:
+def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: Findings) -> dict[str, tuple[ChannelFile, ...]]:
     """Files ``CASE_0000``, ``CASE_0001``, … by case."""
     by_case: dict[str, dict[int, Path]] = {}
     for stem, path in files.items():
@@ -364,76 +460,55 @@ def _numbered_cases(files: Mapping[str, Path], num_channels: int, findings: list
         if set(found) != expected:
             lacks = [f"{c:04d}" for c in sorted(expected - set(found))]
             extra = [f"{c:04d}" for c in sorted(set(found) - expected)]
-            findings.append(
-                f"{name}: {counted(len(found), 'channel')}, expected {num_channels}"
+            findings.fail(
+                name,
+                f"{counted(len(found), 'channel')}, expected {num_channels}"
                 + (f"; missing {', '.join(lacks)}" if lacks else "")
-                + (f"; superfluous {', '.join(extra)}" if extra else "")
+                + (f"; superfluous {', '.join(extra)}" if extra else ""),
             )
     return {name: tuple(ChannelFile(path=found[c]) for c in sorted(found)) for name, found in by_case.items()}
 
 
-def _channels_of_file(path: Path, num_channels: int, findings: list[str]) -> tuple[ChannelFile, ...]:
+def _channels_of_file(path: Path, num_channels: int, findings: Findings) -> tuple[ChannelFile, ...]:
     """One file that holds the whole case; with several channels it is 4D."""
     if num_channels == 1:
         return (ChannelFile(path=path),)
     found = _num_volumes(path, findings)
     if found not in (0, num_channels):
-        findings.append(f"{case_name(path)}: {path.name} holds {counted(found, 'channel')}, expected {num_channels}")
+        findings.fail(case_name(path), f"{path.name} holds {counted(found, 'channel')}, expected {num_channels}")
     return tuple(ChannelFile(path=path, volume=volume) for volume in range(num_channels))
 
 
-def _num_volumes(path: Path, findings: list[str]) -> int:
+def _num_volumes(path: Path, findings: Findings) -> int:
     """Volumes of a file; 0 and a finding where it cannot be read."""
     try:
         return images.read_header(path).num_volumes
     except ImageReadError as error:
-        findings.append(str(error))
+        findings.fail(case_name(path), str(error))
         return 0
 
 
 def _paired(
-    grouped: Mapping[str, tuple[ChannelFile, ...]], label_files: Mapping[str, Path], folder: Path, findings: list[str]
+    grouped: Mapping[str, tuple[ChannelFile, ...]], label_files: Mapping[str, Path], folder: Path, findings: Findings
 ) -> list[Case]:
+    lonely = sorted(set(label_files) - set(grouped))
     for name in sorted(set(grouped) - set(label_files)):
         file = f" ({grouped[name][0].path.name})" if grouped[name] else ""  # a damaged file has no channels
-        findings.append(f"{name}: image without a label{file}; expected {folder.name}/{name}.*")
-    for name in sorted(set(label_files) - set(grouped)):
-        findings.append(f"{name}: label without an image ({folder.name}/{label_files[name].name})")
+        other = differs_in_case(name, lonely)
+        hint = f"; {label_files[other].name} differs in upper and lower case: rename one of them" if other else ""
+        findings.fail(name, f"image without a label{file}; expected {folder.name}/{name}.*{hint}")
+    for name in lonely:
+        findings.fail(name, f"label without an image ({folder.name}/{label_files[name].name})")
     return [Case(name=name, channels=grouped[name], label=label_files[name]) for name in grouped if name in label_files]
 
 
-def _files_by_case(folder: Path, findings: list[str], *, is_required: bool = False) -> dict[str, Path]:
+def _files_by_case(folder: Path, findings: Findings, *, is_required: bool = False) -> dict[str, Path]:
     """The label files of a folder by case name; empty where the folder does not exist."""
     if not folder.is_dir():
         if is_required:
             findings.append(f"{folder}: no such folder; expected one label map per case in it")
         return {}
-    return _image_files(folder, findings)
-
-
-def _image_files(folder: Path, findings: list[str]) -> dict[str, Path]:
-    """The images of a folder by name without ending, sorted; two files of one name and formats that are not read are findings."""
-    files: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir())
-    except PermissionError as error:
-        findings.append(f"{folder}: cannot be looked into ({error.strerror})")
-        return files
-    for path in paths:
-        reason = images.refusal(path)
-        try:
-            is_taken = not (reason and path.is_file()) and images.is_image(path)
-        except ImageReadError as error:
-            findings.append(str(error))
-            continue
-        if reason and path.is_file():
-            findings.append(f"{path}: {reason}")
-        elif is_taken:
-            name = case_name(path)
-            if name in files:
-                findings.append(f"{name}: two files of this name, {files[name].name} and {path.name}; keep one")
-            files.setdefault(name, path)
-    return files
+    return image_files(folder, findings)
 
 
 # ---- dataset.json
@@ -502,10 +577,10 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
-def _declared_splits(root: Path, names: Sequence[str]) -> tuple[Split, ...] | None:
+def _declared_splits(root: Path, names: Sequence[str], failed: Sequence[str]) -> tuple[Split, ...] | None:
     for file in (root / "splits.json", root / "splits_final.json"):
         if file.is_file():
-            return read_splits(file, names)
+            return read_splits(file, names, failed)
     return None
 
 
@@ -514,12 +589,14 @@ def _declared_splits(root: Path, names: Sequence[str]) -> tuple[Split, ...] | No
 
 def _single_case(source: Path, num_channels: int) -> Case:
     """A file named on the command line; ``CASE_0000`` brings its other channels along."""
-    findings: list[str] = []
+    findings = Findings()
+    if not is_unicode(source.name):
+        raise InputError(f"{printable(str(source))}: the file name holds bytes that are no UTF-8. Rename the file.")
     if not source.is_dir():
         images.read_header(source)  # what cannot be read is refused here, with its own message
     match = _CHANNEL_NUMBER.match(case_name(source))
     if match and match[2] == "0000":
-        siblings = _image_files(source.parent, [])
+        siblings = image_files(source.parent, Findings())
         files = {stem: path for stem, path in siblings.items() if (m := _CHANNEL_NUMBER.match(stem)) and m[1] == match[1]}
         if num_channels == 1:
             files = {case_name(source): source}
@@ -527,12 +604,13 @@ def _single_case(source: Path, num_channels: int) -> Case:
         name = match[1]
     else:
         channels, name = _channels_of_file(source, num_channels, findings), case_name(source)
-    if findings:
-        raise ChannelCountError(f"{source}: {'; '.join(findings)}. Give the channels the model was trained with, in their order.")
+    if findings.failures:
+        reasons = "; ".join(failure.reason for failure in findings.failures)
+        raise ChannelCountError(f"{source}: {reasons}. Give the channels the model was trained with, in their order.")
     return Case(name=name, channels=channels)
 
 
-def _refuse_shared_study(folders: Sequence[Path], findings: list[str]) -> None:
+def _refuse_shared_study(folders: Sequence[Path], findings: Findings) -> None:
     """Several series of one study are several looks at one patient; which one is meant cannot be guessed."""
     if len(folders) < 2:
         return
@@ -543,7 +621,7 @@ def _refuse_shared_study(folders: Sequence[Path], findings: list[str]) -> None:
         try:
             study = dicom.study_of(folder)
         except (ImageReadError, PermissionError) as error:
-            findings.append(str(error))
+            findings.fail(case_name(folder), str(error))
             continue
         if study:
             by_study.setdefault(study, []).append(folder)

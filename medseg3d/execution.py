@@ -7,7 +7,6 @@ default: the heavy calls release the interpreter lock. Any ``concurrent.futures.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -17,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from medseg3d.errors import CaseFailure, InputError, MedsegError, StorageError
+from medseg3d.boundary import CaseBoundary
+from medseg3d.errors import CaseFailure
 
-logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -49,11 +48,12 @@ def run_cases(
 ) -> Iterator[Done[Item, Result]]:
     """Run ``work`` over all items, at most ``num_workers`` at once and within ``max_bytes`` of predicted memory.
 
-    ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. An :class:`InputError` or a
-    ``MemoryError`` of one item becomes its failure; a :class:`StorageError` and every other exception stops all work.
+    ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. What goes wrong with one item becomes its
+    failure (:class:`~medseg3d.boundary.CaseBoundary`); a :class:`StorageError` and what else concerns all of them stops the work.
     """
     workers = num_workers or available_cores()
     budget = max_bytes or memory_budget(None)
+    boundary = CaseBoundary(stage)
     pending = list(items)
     running: dict[Future[Result], tuple[Item, int]] = {}
     pool = executor or ThreadPoolExecutor(workers, thread_name_prefix=stage)
@@ -68,27 +68,16 @@ def run_cases(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 item, _ = running.pop(future)
-                yield _outcome(future, item, name_of(item), stage)
+                result = None
+                with boundary.around(name_of(item)) as attempt:
+                    result = future.result()
+                yield Done(item=item, result=result, failure=attempt.failure)
+        boundary.finish()
     finally:
         for future in running:
             future.cancel()
         if executor is None:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(future: Future[Result], item: Item, name: str, stage: str) -> Done[Item, Result]:
-    try:
-        return Done(item=item, result=future.result(), failure=None)
-    except MemoryError:
-        reason = "not enough memory; close other programs, or give --max-ram and --jobs 1"
-    except StorageError:
-        raise
-    except InputError as error:
-        reason = str(error)
-    except MedsegError:
-        raise
-    logger.error("%s: %s failed: %s", name, stage, reason)
-    return Done(item=item, result=None, failure=CaseFailure(case=name, stage=stage, reason=reason))
 
 
 def available_cores() -> int:

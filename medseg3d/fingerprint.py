@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg3d.cropping import nonzero_box
-from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, StorageError
+from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, LabelValueError, StorageError
 from medseg3d.execution import run_cases
 from medseg3d.geometry import code_of
 from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
 from medseg3d.labels import Labels, unique_values
+from medseg3d.wording import listed
 
 if TYPE_CHECKING:
     from medseg3d.dataset import Case, Dataset
@@ -153,13 +154,14 @@ def make_fingerprint(
         from medseg3d.reading import read_case
 
         digest = digest_of(case)
-        old = known.get(case.name)
-        if old is not None and old.digest == digest and len(old.channels) == len(case.channels):
-            return old
-        return fingerprint_case(read_case(case), digest, background=background)
+        found = known.get(case.name)
+        if found is None or found.digest != digest or len(found.channels) != len(case.channels):
+            found = fingerprint_case(read_case(case), digest, background=background)
+        _check_values(found, dataset.labels)
+        return found
 
     cases: list[CaseFingerprint] = []
-    failures: list[CaseFailure] = []
+    failures = list(dataset.failures)
     for done in run_cases(
         work,
         dataset.training,
@@ -182,6 +184,16 @@ def make_fingerprint(
             [f"{failure.case}: {failure.reason}" for failure in sorted(failures, key=lambda failure: failure.case)],
         )
     return merge(cases, dataset=dataset.name, channel_names=dataset.channel_names, background=background, failures=failures)
+
+
+def _check_values(case: CaseFingerprint, labels: Labels | None) -> None:
+    """Raise :class:`LabelValueError` for values of a label file that the dataset does not list."""
+    unknown = sorted(set(case.labels) - set(labels.values)) if labels is not None else []
+    if labels is not None and unknown:
+        raise LabelValueError(
+            f"{case.name}: label values {listed([str(v) for v in unknown])} are not in the list {sorted(labels.values)}. Correct the "
+            "file, or add the labels to dataset.json."
+        )
 
 
 def digest_of(case: Case) -> str:

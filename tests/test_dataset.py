@@ -166,7 +166,7 @@ def test_all_that_is_missing_or_superfluous_is_named_in_one_error(tmp_path) -> N
         "a: image without a label",
         "b: label without an image",
         "c: 1 channel, expected 2; missing 0001",
-        "d: 3 channels, expected 2; superfluous 0002",
+        "3 channels, expected 2; superfluous 0002",
         "FreeSurfer",
         "d: two files of this name",
     ):

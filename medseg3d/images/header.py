@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -107,15 +108,15 @@ def ending_of(path: Path) -> str:
 
 
 def case_name(path: Path) -> str:
-    """The file name without its ending; a folder's name as it is.
+    """The file name without its ending, a folder's name as it is; in Unicode's composed form, whichever the file system keeps.
 
     >>> case_name(Path("labelsTr/patient.7.nii.gz"))
     'patient.7'
     """
     ending = ending_of(path)
     if ending not in FORMATS and ending not in REFUSED_ENDINGS:
-        return path.name
-    return path.name[: -len(ending)]
+        return unicodedata.normalize("NFC", path.name)
+    return unicodedata.normalize("NFC", path.name[: -len(ending)])
 
 
 def homogeneous(linear: np.ndarray, origin: np.ndarray) -> np.ndarray:

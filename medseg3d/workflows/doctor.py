@@ -27,6 +27,8 @@ def doctor(
     """
     dataset, missing = find_dataset(root)
     findings = [Finding(case=None, kind="dataset", severity="error", message=message) for message in missing]
+    for failure in (*dataset.failures, *dataset.test_failures):
+        findings.append(Finding(case=failure.case, kind="files", severity="error", message=failure.reason))
     if not missing:
         findings.extend(_splits_findings(root))
     total = len(dataset.training) + len(dataset.test)

@@ -83,6 +83,8 @@ def plan(
         stages = min(max_stages, rules.network.max_stages or max_stages)
         rules = replace(rules, network=replace(rules.network, max_stages=stages))
     dataset = open_dataset(root, channels=channels)
+    for failure in dataset.failures:
+        logger.error("%s", failure)
     folder = work_folder(root, work)
     check_writable(folder.root)
     fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from medseg3d.dataset import Case, prediction_cases
-from medseg3d.errors import CaseFailure, InputError, PlanMismatchError, StorageError
+from medseg3d.boundary import CaseBoundary
+from medseg3d.dataset import Case, find_prediction_cases
+from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
 from medseg3d.files import check_writable
@@ -123,7 +124,9 @@ def predict(
         skip_empty=skip_empty,
     )
     loaded = load()
-    cases = prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else source
+    cases, unusable = (
+        find_prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else (tuple(source), ())
+    )
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
     check_writable(folder)
@@ -136,7 +139,7 @@ def predict(
         made = _predict_here(loaded, pending, targets, record=outputs.add, probabilities=probabilities, budget=budget)
     else:
         made = _predict_there(load, loaded.identity, pending, targets, executor, probabilities=probabilities)
-    failures: list[CaseFailure] = []
+    failures = list(unusable)
     for index, (case, result) in enumerate(made):
         if isinstance(result, CaseFailure):
             failures.append(result)
@@ -216,6 +219,7 @@ def _predict_here(
     ``record`` is called by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
     """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
+    boundary = CaseBoundary("predict")
     sums = int(SHARE_FOR_SUMS * budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming: Future[_Ready] | None = None
@@ -223,8 +227,8 @@ def _predict_here(
             current = upcoming or reader.submit(_read, case, model)
             upcoming = None
             reset_peak_memory()
-            prepared = ready = indices = chances = failure = None
-            try:
+            prepared = ready = indices = chances = None
+            with boundary.around(case.name) as attempt:
                 ready = current.result()
                 prepared = _prepare(ready, model)
                 if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
@@ -234,36 +238,30 @@ def _predict_here(
                     probability_array(targets[case.name], prepared, model.plan.labels, probabilities) as chances,
                 ):
                     indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
-            except (InputError, MemoryError) as error:
-                failure = _failure(case, error)
-            if failure is not None or prepared is None or ready is None or indices is None:
+            if attempt.failure is not None or prepared is None or ready is None or indices is None:
                 current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
-                yield case, failure or _failure(case, MemoryError())
+                if attempt.failure is not None:
+                    yield case, attempt.failure
                 continue
             prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
             chances = None  # the file is whole then; some systems cannot delete a file that is mapped
             writing.append((case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record)))
             prepared = ready = indices = None
             if len(writing) > 1:  # one file is being written while the next image is in the network
-                yield _written(*writing.pop(0))
+                yield from _written(*writing.pop(0), boundary)
         for waiting in writing:
-            yield _written(*waiting)
+            yield from _written(*waiting, boundary)
+    boundary.finish()
 
 
-def _written(case: Case, future: Future[PredictedCase]) -> tuple[Case, PredictedCase | CaseFailure]:
+def _written(case: Case, future: Future[PredictedCase], boundary: CaseBoundary) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """What became of an output; a disk that fails ends the run."""
-    try:
-        return case, future.result()
-    except StorageError:
-        raise
-    except (InputError, MemoryError) as error:
-        return case, _failure(case, error)
-
-
-def _failure(case: Case, error: Exception) -> CaseFailure:
-    reason = str(error) or "not enough memory for this image"
-    logger.info("%s: predict failed: %s", case.name, reason)
-    return CaseFailure(case=case.name, stage="predict", reason=reason)
+    made = None
+    with boundary.around(case.name) as attempt:
+        made = future.result()
+    outcome = attempt.failure or made
+    if outcome is not None:
+        yield case, outcome
 
 
 def _read(case: Case, model: Model) -> _Ready:
@@ -408,7 +406,7 @@ def _divide(
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
         complete = target.exists() and (not probabilities or probability_file(target).exists())
-        if complete and entry is not None and entry.model == identity and entry.input_digest == digest_of(case):
+        if complete and entry is not None and entry.model == identity and _is_of(case, entry.input_digest):
             kept.append(target)
         elif target.exists() and not overwrite and (entry is None or entry.model != identity):
             foreign.append(target)
@@ -420,3 +418,11 @@ def _divide(
             "Name another output folder, or give --overwrite to replace them."
         )
     return kept, pending
+
+
+def _is_of(case: Case, digest: str) -> bool:
+    """Whether a record is of these inputs; of inputs that cannot be read it is none, and reading will say what is wrong."""
+    try:
+        return digest_of(case) == digest
+    except InputError:
+        return False

@@ -64,7 +64,7 @@ def preprocess(
     wanted = [plan.configuration(name) for name in configurations or plan.configurations]
     resampler = _resampler(device)
     dataset = open_dataset(root, channels=plan.channels)
-    failures: list[CaseFailure] = []
+    failures = list(dataset.failures)
     made: list[str] = []
     kept: list[str] = []
     total = len(dataset.training)

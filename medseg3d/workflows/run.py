@@ -149,7 +149,7 @@ def predict_test_set(
     """Predict the test images where there are any, and measure them where they have labels."""
     opened = open_dataset(root, channels=folder.read_plan().channels)
     if not opened.test:
-        return None, ()
+        return None, opened.test_failures
     result = predict(opened.test, folder.predictions, dataset=root, work=work, device=device, overwrite=True, on=on)
     failed = {failure.case for failure in result.failures}
     pairs = [
@@ -157,11 +157,12 @@ def predict_test_set(
         for case in opened.test
         if case.label is not None and case.name not in failed
     ]
+    failures = (*opened.test_failures, *result.failures)
     if not pairs:
-        return None, result.failures
+        return None, failures
     evaluation = evaluate_pairs(pairs, labels=folder.read_plan().labels, tolerance_mm=work_tolerance_mm(folder))
     write_evaluation(evaluation, folder.predictions / "metrics.json")
-    return evaluation, (*result.failures, *evaluation.failures)
+    return evaluation, (*failures, *evaluation.failures)
 
 
 class _Clock:

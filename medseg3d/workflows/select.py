@@ -163,7 +163,7 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> I
     for fold in best.folds:
         target = folder.validation("+".join(best.names), fold)
         for name in read_split(folder, fold).validation:
-            label = cases[name].label
+            label = cases[name].label if name in cases else None
             if label is not None:
                 yield ValidatedCase(name=name, load=partial(_load, plan, name, target / f"{name}.nii.gz", label))
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from medseg3d.boundary import CaseBoundary
 from medseg3d.dataset import Case, Split, open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.empty_windows import EMPTY_WINDOWS
@@ -231,21 +232,24 @@ def _predict_validation(
     root: Path, model: Model, names: tuple[str, ...], predict: Callable[[Case], None], on: Listener
 ) -> tuple[list[Case], list[CaseFailure]]:
     """Predict training cases one by one; those that worked, and the failures."""
-    cases = {case.name: case for case in open_dataset(root, channels=model.plan.channels).training}
+    dataset = open_dataset(root, channels=model.plan.channels)
+    cases = {case.name: case for case in dataset.training}
+    failures = [failure for failure in dataset.failures if failure.case in names]
+    names = tuple(name for name in names if name not in {failure.case for failure in failures})
     missing = [name for name in names if name not in cases]
     if missing:
         raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
     done: list[Case] = []
-    failures: list[CaseFailure] = []
+    boundary = CaseBoundary("validate")
     for index, name in enumerate(names):
-        try:
+        with boundary.around(name) as attempt:
             predict(cases[name])
-        except (InputError, MemoryError) as error:
-            logger.error("%s: validate failed: %s", name, error)
-            failures.append(CaseFailure(case=name, stage="validate", reason=str(error)))
+        if attempt.failure is not None:
+            failures.append(attempt.failure)
             continue
         done.append(cases[name])
         on(Event(stage="validate", done=index + 1, total=len(names)))
+    boundary.finish()
     return done, failures
 
 

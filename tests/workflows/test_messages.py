@@ -61,15 +61,15 @@ def test_a_folder_without_images_says_what_is_expected(tmp_path: Path, capsys: p
 def test_images_without_labels_are_all_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiny / "labelsTr/ball_0.nii.gz").unlink()
     (tiny / "labelsTr/ball_3.nii.gz").unlink()
-    assert main(["plan", str(tiny)]) == 2
+    assert main(["plan", str(tiny)]) == 3
     message = message_of(capsys)
-    assert "ball_0" in message
-    assert "ball_3" in message
+    assert "ball_0 (files): image without a label" in message
+    assert "ball_3 (files): image without a label" in message
 
 
 def test_label_values_outside_the_list_are_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(tiny / "labelsTr/ball_1.nii.gz", change=lambda a: np.where(a == 7, 9, a))
-    assert main(["plan", str(tiny)]) == 2
+    assert main(["plan", str(tiny)]) == 3
     message = message_of(capsys)
     assert "ball_1" in message
     assert "9" in message
