@@ -1,13 +1,15 @@
 """Weights on disk: one safetensors file that carries its plan, so that it can be used wherever it is copied. No pickle.
 
 ``weights.safetensors`` holds a network's tensors; its metadata holds, as JSON, the plan, the configuration's name, the fold and
-what training knew about the model.
+what training knew about the model, and beside it a digest of all of it, which is checked whenever the tensors are read.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import re
 import stat
 from dataclasses import dataclass, field
@@ -21,7 +23,12 @@ from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
 
+logger = logging.getLogger(__name__)
+
 METADATA_KEY = "medseg3d"
+DIGEST_KEY = "medseg3d_digest"
+HAS_DIGEST = "has_digest"
+"""In the metadata: a digest stands beside them. Files that were written before there were digests do not say so."""
 FORMAT_VERSION = 2
 """1: one plan only."""
 ONLY_DOMAIN = ""
@@ -102,51 +109,95 @@ def load_matching(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) ->
     return [name for name in tensors if name not in fitting], [name for name in own if name not in fitting]
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, object]) -> None:
-    """Tensors and JSON metadata in one safetensors file, whole or not at all."""
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, object]) -> str:
+    """Tensors and JSON metadata in one safetensors file, whole or not at all; gives their digest."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    text = json.dumps({**metadata, HAS_DIGEST: True})
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = _digest(plain, text)
     with replacing(path, is_lasting=True) as temporary:
         temporary.touch()
         usual_mode = stat.S_IMODE(temporary.stat().st_mode)  # save_file puts a file of mode 0600 in its place
         try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                str(temporary),
-                {METADATA_KEY: json.dumps(metadata)},
-            )
+            save_file(plain, str(temporary), {METADATA_KEY: text, DIGEST_KEY: digest})
         except SafetensorError as error:  # it hides the system's error number in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
         temporary.chmod(usual_mode)
+    return digest
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """What :func:`save_tensors` wrote."""
+    """What :func:`save_tensors` wrote, checked; raises :class:`InputError` for a file that is damaged.
+
+    A file of before there were digests is read without that check.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    metadata = _metadata(path)
+    text, metadata, digest = _header(path)
     try:
-        return load_file(str(path)), metadata
+        tensors = load_file(str(path))
     except SafetensorError as error:
-        raise InputError(f"{path}: the file is damaged ({error}). Copy it again, or train again with --restart.") from error
+        raise InputError(f"{path}: the file is damaged ({error}). {ADVICE}") from error
+    if digest is None:
+        logger.info("%s: was written without a digest, so it cannot be told whether it is undamaged.", path)
+    elif digest != _digest(tensors, text):
+        raise InputError(f"{path}: the file is damaged: its content does not have the digest that it was written with. {ADVICE}")
+    return tensors, metadata
+
+
+def weights_digest(path: Path) -> str | None:
+    """The digest of tensors, plan and card that a weights file names, without reading its tensors; None in files without one.
+
+    It stands for the same in every copy of the file. Raises :class:`InputError` for a file that is missing or damaged.
+    """
+    return _header(path)[2]
+
+
+ADVICE = (
+    "Copy it again from where it is whole, train this fold again with --restart, or name only the other folds with --fold to do without it."
+)
+
+
+def _digest(tensors: dict[str, torch.Tensor], text: str) -> str:
+    """Of names, types, shapes and bits, and of the metadata."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, object]:
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[str, dict[str, object], str | None]:
+    """The metadata as text and parsed, and the digest that stands beside them."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         raise InputError(f"{path}: no such file.")
     try:
         with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
+            found = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file, or damaged ({error}).") from error
+    text = found.get(METADATA_KEY)
     if text is None:
         raise InputError(f"{path}: these weights carry no medseg3d plan; they were not made by medseg3d.")
-    metadata: dict[str, object] = json.loads(text)
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {metadata.get('format_version')}, this medseg3d reads {FORMAT_VERSION}.")
-    return metadata
+    try:
+        metadata: dict[str, object] = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: the file is damaged (its metadata are no JSON: {error}). {ADVICE}") from error
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        version = metadata.get("format_version") if isinstance(metadata, dict) else None
+        raise InputError(f"{path}: format version {version}, this medseg3d reads {FORMAT_VERSION}.")
+    digest = found.get(DIGEST_KEY)
+    if digest is None and metadata.get(HAS_DIGEST):
+        raise InputError(f"{path}: the file is damaged: the digest that belongs to it is missing. {ADVICE}")
+    return text, metadata, digest

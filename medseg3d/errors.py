@@ -15,6 +15,7 @@ MedsegError                     exit code 2
 ├── PlanError                   a planner file is wrong, or no plan can be made
 ├── PlanMismatchError           a plan, a store or a model belongs to another dataset
 ├── StorageError                disk full, or a folder that cannot be written
+│   └── DamagedCaseError        a preprocessed case is not as it was written
 ├── DivergedError               training produced NaN or infinite losses again and again
 ├── CasesFailedError            exit code 3: done, but some cases failed and are listed
 └── InterruptedBySignalError    exit code 128 + signal: stopped, the state is saved
@@ -79,6 +80,10 @@ class PlanMismatchError(MedsegError):
 
 class StorageError(MedsegError):
     """The disk is full, or a folder cannot be written."""
+
+
+class DamagedCaseError(StorageError):
+    """The files of a preprocessed case are not as they were written."""
 
 
 class DivergedError(MedsegError):

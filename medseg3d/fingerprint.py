@@ -220,6 +220,19 @@ def digest_of(case: Case) -> str:
     return digest.hexdigest()
 
 
+def stamp_of(case: Case) -> str:
+    """Sizes and times of a case's files: while it is the same, they have not been written since, and need not be read to know it.
+
+    Empty where a file cannot be looked at.
+    """
+    paths = list(dict.fromkeys(channel.path for channel in case.channels))
+    try:
+        states = [file.stat() for path in (*paths, *((case.label,) if case.label else ())) for file in _files_of(path)]
+    except OSError:
+        return ""
+    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
+
+
 def _files_of(path: Path) -> list[Path]:
     """The files that hold an image: a DICOM series is a folder, and .nhdr and .mhd are headers with the voxels beside them."""
     if path.is_dir():

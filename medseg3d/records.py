@@ -1,12 +1,14 @@
 """Records to and from JSON and TOML: frozen dataclasses, checked by pydantic at the door, trusted inside.
 
 Every JSON file says what it is: ``format`` (``medseg3d/plan``), ``format_version`` and ``made_by`` stand beside the record's
-fields.
+fields. Files that nobody should edit are sealed: the checksum of their text stands at their end, and is checked when they are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -21,13 +23,21 @@ FORMAT_VERSION = 1
 """Raised when a reader of the old files would misread the new ones."""
 
 
-def write_record(path: Path, record: object, kind: str) -> Path:
+SEALED = "is_sealed"
+CHECKSUM = re.compile(r'"checksum": "([0-9a-f]{32})"')
+
+
+def write_record(path: Path, record: object, kind: str, *, is_sealed: bool = False) -> Path:
     """Write a record as indented JSON, whole or not at all; ``kind`` names the file's format, for instance ``plan``."""
-    head = {"format": f"medseg3d/{kind}", "format_version": FORMAT_VERSION, "made_by": f"medseg3d {__version__}"}
+    head: dict[str, object] = {"format": f"medseg3d/{kind}", "format_version": FORMAT_VERSION, "made_by": f"medseg3d {__version__}"}
     body = to_plain(record)
     if not isinstance(body, dict):
         body = {"records": body}
-    return write_text(path, json.dumps({**head, **body}, indent=2, allow_nan=False) + "\n")
+    if is_sealed:
+        head[SEALED] = True
+        body = {**body, "checksum": "0" * 32}
+    text = json.dumps({**head, **body}, indent=2, allow_nan=False) + "\n"
+    return write_text(path, _with_checksum(text, _checksum(text)) if is_sealed else text)
 
 
 def read_record(path: Path, record_type: type[T], kind: str) -> T:
@@ -40,7 +50,7 @@ def read_record(path: Path, record_type: type[T], kind: str) -> T:
             f"{path}: format version {document.get('format_version')}, this medseg3d reads {FORMAT_VERSION}. "
             "Make the file again with this version."
         )
-    body = {key: value for key, value in document.items() if key not in ("format", "format_version", "made_by")}
+    body = {key: value for key, value in document.items() if key not in ("format", "format_version", "made_by", SEALED, "checksum")}
     return from_plain(body, record_type, str(path))
 
 
@@ -62,13 +72,36 @@ def from_plain(plain: object, record_type: type[T], source: str) -> T:
 
 
 def read_json(path: Path) -> Any:
-    """Plain JSON; raises :class:`InputError` where the file is missing or broken."""
+    """Plain JSON; raises :class:`InputError` where the file is missing, broken, or sealed with another content."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        document = json.loads(text)
     except OSError as error:
         raise unreadable(path, error) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
+    if _is_sealed(document) and CHECKSUM.findall(text)[-1:] != [_checksum(text)]:
+        raise InputError(f"{path}: damaged, or changed by hand: its content does not have the checksum that it was written with.")
+    return document
+
+
+def _is_sealed(document: object) -> bool:
+    """A damaged letter can take one of the two signs away, not both."""
+    if not isinstance(document, dict):
+        return False
+    return SEALED in document or ("checksum" in document and str(document.get("format")).startswith("medseg3d/"))
+
+
+def _with_checksum(text: str, checksum: str) -> str:
+    """The last one in the text is its own."""
+    *_, place = CHECKSUM.finditer(text)
+    return text[: place.start(1)] + checksum + text[place.end(1) :]
+
+
+def _checksum(text: str) -> str:
+    """Of the text with zeros in its own place."""
+    zeros = _with_checksum(text, "0" * 32) if CHECKSUM.search(text) else text
+    return hashlib.blake2b(zeros.replace("\r\n", "\n").encode(), digest_size=16).hexdigest()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -5,9 +5,10 @@
                 labels.b2nd      (n0, n1, n2) the smallest unsigned integer type
                 outside.b2nd     (n0, n1, n2) bool, only where a channel is normalized inside a mask
                 foreground.npz   per label index an array (n, 3) of voxels that hold it
-                case.json        what is needed to go back, and the digest of what it was made from
+                case.json        what is needed to go back, the digest of what it was made from, and checksums of the other files
 ```
-A case is written in a hidden folder and renamed when it is whole. All arrays are in network order.
+A case is written in a hidden folder and renamed when it is whole. All arrays are in network order. Checksums are compared when a case
+is opened for the first time in a process.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medseg3d.errors import InputError, StorageError
+from medseg3d.errors import DamagedCaseError, InputError, StorageError
 from medseg3d.files import storage_errors
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
 from medseg3d.records import read_record, write_record
@@ -64,14 +65,17 @@ class Store:
         self.folder = folder
         self.patch_size = tuple(patch_size) if patch_size is not None else None
 
-    def write(self, case: PreprocessedCase, digest: str) -> None:
-        """Write a case whole or not at all, in place of an older one. Raises :class:`StorageError` where the disk is full."""
+    def write(self, case: PreprocessedCase, digest: str, stamp: str = "") -> None:
+        """Write a case whole or not at all, in place of an older one. Raises :class:`StorageError` where the disk is full.
+
+        ``digest`` and ``stamp`` as in :class:`StoredRecord`.
+        """
         target = self.folder / case.name
         temporary = self.folder / f".{secrets.token_hex(4)}.tmp.{case.name}"
         with storage_errors(target):
             temporary.mkdir(parents=True)
             try:
-                self._write_files(temporary, case, digest)
+                self._write_files(temporary, case, digest, stamp)
                 doomed = self.folder / f".{secrets.token_hex(4)}.old.{case.name}"
                 with suppress(FileNotFoundError):
                     os.replace(target, doomed)
@@ -85,7 +89,7 @@ class Store:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _write_files(self, folder: Path, case: PreprocessedCase, digest: str) -> None:
+    def _write_files(self, folder: Path, case: PreprocessedCase, digest: str, stamp: str) -> None:
         _save(folder / "image.b2nd", compact(case.image), self.patch_size)
         foreground: dict[str, np.ndarray] = {}
         if case.labels is not None:
@@ -95,29 +99,58 @@ class Store:
         if case.outside is not None:
             _save(folder / "outside.b2nd", case.outside, self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        record = StoredRecord(name=case.name, digest=digest, restoration=case.restoration, sizes=sizes)
-        write_record(folder / "case.json", record, "case")
+        written = sorted(folder.iterdir())
+        record = StoredRecord(
+            name=case.name,
+            digest=digest,
+            restoration=case.restoration,
+            sizes={path.name: path.stat().st_size for path in written},
+            checksums={path.name: file_checksum(path) for path in written},
+            stamp=stamp,
+        )
+        write_record(folder / "case.json", record, "case", is_sealed=True)
 
     def read(self, name: str, *, in_memory: bool = False) -> StoredCase:
-        """Open a case; with ``in_memory`` its arrays are decoded at once. Raises :class:`InputError` where there is none."""
+        """Open a case; with ``in_memory`` its arrays are decoded at once. Raises :class:`InputError` where there is none.
+
+        Raises :class:`DamagedCaseError` where its files are not as they were written.
+        """
         folder = self.folder / name
         if not (folder / "case.json").exists():
             raise InputError(f"{folder}: there is no preprocessed case here. Run medseg3d preprocess.")
-        case = StoredCase(folder, read_record(folder / "case.json", StoredRecord, "case"))
+        case = StoredCase(folder, self.checked(name))
         return case.load() if in_memory else case
 
+    def checked(self, name: str) -> StoredRecord:
+        """The record of a case whose files are as they were written; the first time in a process they are read for it.
+
+        Raises :class:`DamagedCaseError`.
+        """
+        folder = self.folder / name
+        try:
+            record = read_record(folder / "case.json", StoredRecord, "case")
+        except InputError as error:
+            raise DamagedCaseError(_damage(name, str(error))) from error
+        if record.name != name:
+            raise DamagedCaseError(_damage(name, f"{folder} holds {record.name}"))
+        for file, size in record.sizes.items():
+            reason = _wrong_with(folder / file, size, record.checksums.get(file))
+            if reason is not None:
+                raise DamagedCaseError(_damage(name, reason))
+        return record
+
+    def set_stamp(self, name: str, stamp: str) -> None:
+        """Note that the raw files with this stamp are those that a case was made from; raises as :meth:`checked`."""
+        write_record(self.folder / name / "case.json", replace(self.checked(name), stamp=stamp), "case", is_sealed=True)
+
     def is_current(self, name: str, digest: str) -> bool:
-        """The case is there, whole, and was made from what ``digest`` stands for."""
-        path = self.folder / name / "case.json"
-        if not path.exists():
+        """The case is there, undamaged, and was made from what ``digest`` stands for; a damaged one is told."""
+        if not (self.folder / name / "case.json").exists():
             return False
         try:
-            record = read_record(path, StoredRecord, "case")
-            is_whole = all((path.parent / file).stat().st_size == size for file, size in record.sizes.items())
-            return is_whole and record.digest == digest
-        except (InputError, FileNotFoundError) as error:
-            logger.info("%s; the case is made again.", error)
+            return self.checked(name).digest == digest
+        except DamagedCaseError as error:
+            logger.warning("%s It is made again.", str(error).removesuffix(AGAIN))
             return False
 
     def names(self) -> tuple[str, ...]:
@@ -154,13 +187,57 @@ def _is_abandoned(path: Path) -> bool:
 class StoredRecord:
     """``case.json``: ``digest`` stands for the raw files and the part of the plan that the case was made from.
 
-    ``sizes`` are those of the other files in bytes: where the power failed, files may be there without their content.
+    ``sizes`` are those of the other files in bytes: where the power failed, files may be there without their content. Cases that were
+    stored by older versions have no ``checksums``. ``stamp`` are sizes and times of the raw files: while it is the same, they need not
+    be read to know that the case is up to date.
     """
 
     name: str
     digest: str
     restoration: Restoration
     sizes: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+    stamp: str = ""
+
+
+AGAIN = " Run medseg3d preprocess, which makes it again from its images."
+
+
+def _damage(name: str, reason: str) -> str:
+    return f"{name}: the preprocessed case is damaged ({reason.removesuffix('.')}).{AGAIN}"
+
+
+def file_checksum(path: Path) -> str:
+    """CRC-32 of a file's content in hexadecimal: it finds what disks and copies do, at the speed of memory."""
+    from isal import isal_zlib
+
+    checksum = 0
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(READ_BYTES):
+            checksum = isal_zlib.crc32(block, checksum)
+    return f"{checksum:08x}"
+
+
+READ_BYTES = 4 << 20
+_seen: dict[Path, tuple[int, int, str]] = {}
+"""Files whose checksum this process has compared already, with their size, time and checksum then."""
+
+
+def _wrong_with(path: Path, size: int, checksum: str | None) -> str | None:
+    """What is wrong with a file of a case, in words; it is read once in a process."""
+    try:
+        status = path.stat()
+        if status.st_size != size:
+            return f"{path} has {status.st_size} bytes instead of {size}"
+        key = (size, status.st_mtime_ns, checksum or "")
+        if checksum is None or _seen.get(path) == key:
+            return None
+        if file_checksum(path) != checksum:
+            return f"{path} does not have the checksum that it was written with"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"
+    _seen[path] = key
+    return None
 
 
 class StoredCase:

@@ -13,7 +13,7 @@ from medseg3d.dataset import Case, Dataset, open_dataset
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries
-from medseg3d.fingerprint import digest_of
+from medseg3d.fingerprint import digest_of, stamp_of
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
 from medseg3d.preprocessing.store import Store
@@ -112,6 +112,7 @@ def preprocess_cases(
         store.remove_leftovers()
 
     def work(case: Case) -> CaseWritten:
+        stamp = stamp_of(case)
         try:
             files = digest_of(case)
         except OSError as error:
@@ -123,7 +124,7 @@ def preprocess_cases(
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
             made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
             for data, preprocessed in zip(lacking, made, strict=True):
-                stores[data].write(preprocessed, digests[data])
+                stores[data].write(preprocessed, digests[data], stamp)
             logger.info("Preprocessed %s for %s", case.name, ", ".join(lacking))
         return CaseWritten(name=case.name, written=tuple(lacking))
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from medseg3d.boundary import CaseBoundary
 from medseg3d.dataset import Case, Split, open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.empty_windows import EMPTY_WINDOWS
-from medseg3d.errors import CaseFailure, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
+from medseg3d.errors import CaseFailure, DamagedCaseError, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
@@ -37,6 +37,7 @@ from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fol
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.renew_cases import renew_cases
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FIGURES = 20.0
@@ -68,6 +69,7 @@ def train(
     chosen = plan.configuration(configuration)
     refuse_cascade(chosen)
     split = read_split(folder, fold)
+    renew_cases(root, folder, plan, chosen, (*split.train, *split.validation), on=on)
     training, validation = stored_cases(folder, chosen, split)
     target = folder.fold(chosen.name, fold)
     _warn_about_memory(training)
@@ -309,12 +311,24 @@ def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split)
             raise InputError(f"{folder.root}: {message}. Run medseg3d preprocess -c {configuration.name} first.")
         logger.warning("%s; training without them.", message)
     training, validation = (
-        [store.read(name) for name in usable],
-        [store.read(name) for name in split.validation if name in available],
+        _undamaged(store, usable),
+        _undamaged(store, [name for name in split.validation if name in available]),
     )
+    if not training:
+        raise InputError(f"{folder.root}: every training case is damaged. Run medseg3d preprocess -c {configuration.name} first.")
     if sum(case.nbytes for case in (*training, *validation)) > memory_budget(None):
         return training, validation
     return [case.load() for case in training], [case.load() for case in validation]
+
+
+def _undamaged(store: Store, names: Sequence[str]) -> list[StoredCase]:
+    cases = []
+    for name in names:
+        try:
+            cases.append(store.read(name))
+        except DamagedCaseError as error:
+            logger.error("%s Until then the training goes on without it.", error)
+    return cases
 
 
 def _warn_about_memory(training: list[StoredCase]) -> None:

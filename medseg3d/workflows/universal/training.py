@@ -23,6 +23,7 @@ from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.train import ALL_CASES, follow, plan_digest, stop_on_signals, stored_cases, validate
 from medseg3d.workflows.universal.planning import planned_memory, recommending, rules_of
 from medseg3d.workflows.universal.weights import fold_of_domain, hand_out, split_of
@@ -61,7 +62,7 @@ def train_universal(
         return _validate(folder, universal, universal.joint, fold, device, tta, on)
     if options.restart:
         shutil.rmtree(target / ADDED, ignore_errors=True)
-    domains = [_training_domain(folder, universal, name, fold) for name in universal.joint]
+    domains = [_training_domain(folder, universal, name, fold, on) for name in universal.joint]
     _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, on=on)
     return _validate(folder, universal, universal.joint, fold, device, tta, on)
 
@@ -110,7 +111,7 @@ def add_domain(
         write_universal(folder, universal)
     _check_fold(folder, universal, fold)
     target = base.parent / ADDED / name
-    domain = _training_domain(folder, universal, name, fold)
+    domain = _training_domain(folder, universal, name, fold, on)
     _train(
         [domain], fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
     )
@@ -183,11 +184,13 @@ def _validate(
     return measured
 
 
-def _training_domain(folder: WorkFolder, universal: Universal, name: str, fold: str) -> TrainingDomain:
+def _training_domain(folder: WorkFolder, universal: Universal, name: str, fold: str, on: Listener) -> TrainingDomain:
     home = domain_folder(folder, name)
     made = home.read_plan()
     configuration = made.configuration(universal.configuration)
-    training, validation = stored_cases(home, configuration, split_of(home, fold))
+    split = split_of(home, fold)
+    renew_cases(universal.dataset(name), home, made, configuration, (*split.train, *split.validation), on=on)
+    training, validation = stored_cases(home, configuration, split)
     return TrainingDomain(name=name, plan=made, configuration=configuration, training=training, validation=validation)
 
 
