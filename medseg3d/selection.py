@@ -18,6 +18,8 @@ MIN_CASES_FOR_PAIR = 5
 """With fewer cases an interval says little, and the simpler model stays."""
 MIN_GAIN_OF_MIRRORING = 1e-3
 """Mean Dice that mirroring must add: it costs two, four or eight times the time of prediction."""
+MIN_CASES_FOR_MIRRORING = 5
+"""With fewer cases it is not left out: the choice would hang on one of them."""
 MIRRORING = "mirroring.json"
 TIE = 1e-6
 """Means that differ by less are equal."""
@@ -153,7 +155,8 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
 def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, float | None], *, seed: int = 0) -> MirroringChoice:
     """Mirror where it gains more than ``MIN_GAIN_OF_MIRRORING`` mean Dice over the cases that were measured both ways.
 
-    A case that is empty in reference and prediction counts as 1, as for :func:`select`.
+    A case that is empty in reference and prediction counts as 1, as for :func:`select`. Below ``MIN_CASES_FOR_MIRRORING`` cases it is
+    used as if nothing had been measured.
     """
     cases = [case for case in mirrored if case in plain and (mirrored[case] is not None or plain[case] is not None)]
     if not cases:
@@ -163,6 +166,9 @@ def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, f
         return [1.0 if (value := dice[case]) is None else value for case in cases]
 
     gain = paired_difference(values(mirrored), values(plain), seed=seed)
+    if gain.n < MIN_CASES_FOR_MIRRORING:
+        few = f"and is used: {MIN_CASES_FOR_MIRRORING} cases are needed to leave it out"
+        return MirroringChoice(is_used=True, gain=gain, reason=f"mirroring changes the mean Dice by {_signed(gain)}, {few}")
     is_used = (gain.mean or 0.0) > MIN_GAIN_OF_MIRRORING
     verdict = "is used" if is_used else f"is left out, as less than {MIN_GAIN_OF_MIRRORING:g} is not worth its time"
     return MirroringChoice(is_used=is_used, gain=gain, reason=f"mirroring changes the mean Dice by {_signed(gain)}, and {verdict}")

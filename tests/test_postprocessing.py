@@ -14,10 +14,9 @@ from medseg3d.postprocessing import (
     NO_POSTPROCESSING,
     Postprocessing,
     Step,
-    ValidatedCase,
     apply_postprocessing,
-    choose_postprocessing,
 )
+from medseg3d.postprocessing_choice import ValidatedCase, choose_postprocessing
 from medseg3d.records import read_record, write_record
 
 LABELS = Labels(names=("background", "organ", "tumor"), values=(0, 1, 2))
@@ -109,6 +108,11 @@ def case(name: str, prediction: np.ndarray, reference: np.ndarray) -> ValidatedC
     return ValidatedCase(name=name, load=lambda: (prediction.copy(), reference))
 
 
+def five(prediction: np.ndarray, reference: np.ndarray) -> list[ValidatedCase]:
+    """As many cases as a step needs."""
+    return [case(f"c{i}", prediction, reference) for i in range(5)]
+
+
 def operations(chosen: Postprocessing) -> list[tuple[str, int | None]]:
     return [(step.operation, step.index) for step in chosen.steps]
 
@@ -117,7 +121,7 @@ def test_stray_organs_are_removed_but_not_at_the_cost_of_the_tumor():
     reference = organ_and_tumor()
     prediction = reference.copy()
     prediction[0:2, 10:12, 17:20] = 1
-    chosen = choose_postprocessing([case(f"c{i}", prediction, reference) for i in range(3)], LABELS, num_workers=1)
+    chosen = choose_postprocessing(five(prediction, reference), LABELS, num_workers=1)
     assert operations(chosen) == [("keep_largest", 1)]
     np.testing.assert_array_equal(apply_postprocessing(prediction, chosen), reference)
     foreground = chosen.decisions[0]
@@ -131,7 +135,7 @@ def test_the_whole_foreground_is_tried_first_and_then_nothing_is_left_to_gain():
     prediction = reference.copy()
     prediction[0:2, 10:12, 17:20] = 1
     prediction[7, 11, 0] = 2
-    chosen = choose_postprocessing([case("c", prediction, reference)], LABELS, num_workers=1)
+    chosen = choose_postprocessing(five(prediction, reference), LABELS, num_workers=1)
     assert operations(chosen) == [("keep_largest_foreground", None)]
     assert [d.accepted for d in chosen.decisions] == [True, False, False, False, False]
     assert chosen.decisions[0].dice_after == 1.0
@@ -141,7 +145,7 @@ def test_holes_are_filled_where_the_reference_has_none():
     reference = organ_and_tumor()
     prediction = reference.copy()
     prediction[5, 7:9, 7:9] = 0
-    chosen = choose_postprocessing([case("c", prediction, reference)], LABELS, num_workers=1)
+    chosen = choose_postprocessing(five(prediction, reference), LABELS, num_workers=1)
     assert operations(chosen) == [("fill_holes", 1)]
     np.testing.assert_array_equal(apply_postprocessing(prediction, chosen), reference)
 
@@ -152,6 +156,54 @@ def test_a_perfect_prediction_needs_nothing_and_every_decision_is_explained():
     assert chosen.steps == ()
     assert len(chosen.decisions) == 5
     assert all(decision.reason and decision.num_cases == 1 for decision in chosen.decisions)
+
+
+def stray_organ() -> tuple[np.ndarray, np.ndarray]:
+    """A prediction that is wrong by one object apart from the organ, and its reference with one object."""
+    reference = np.where(organ_and_tumor() == 1, 1, 0).astype(np.uint8)
+    prediction = reference.copy()
+    prediction[0:2, 10:12, 17:20] = 1
+    return prediction, reference
+
+
+ORGAN = Labels(names=("background", "organ"), values=(0, 1))
+
+
+@pytest.mark.fault("A8", "postprocessing that fewer than five cases speak for", "not chosen, and selection.json says why")
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_step_needs_five_cases_with_the_label(number):
+    prediction, reference = stray_organ()
+    empty = np.zeros_like(reference)
+    cases = [*five(prediction, reference)[:number], *(case(f"empty_{i}", empty, empty) for i in range(6))]
+    chosen = choose_postprocessing(cases, ORGAN, num_workers=1)
+    assert chosen.steps == ()
+    assert f"only {number} case" in chosen.decisions[0].reason
+    assert operations(choose_postprocessing(five(prediction, reference), ORGAN, num_workers=1)) == [("keep_largest_foreground", None)]
+
+
+@pytest.mark.fault("A8", "keep-largest for a label that has several objects in a reference", "never chosen, and selection.json says why")
+@pytest.mark.parametrize("labels", [ORGAN, LABELS])
+def test_the_largest_object_is_not_kept_alone_where_any_reference_has_several(labels):
+    prediction, reference = stray_organ()
+    two = reference.copy()
+    two[1:7, 1:10, 14:19] = 1
+    chosen = choose_postprocessing([*five(prediction, reference) * 4, case("two_kidneys", two, two)], labels, num_workers=1)
+    assert chosen.steps == ()
+    gains = [case(f"g{i}", prediction, reference) for i in range(30)]
+    small = reference.copy()
+    small[7, 11, 19] = 1  # a second object so small that losing it costs less than the strays of the others
+    chosen = choose_postprocessing([*gains, case("small", small, small)], labels, num_workers=1)
+    assert chosen.steps == ()
+    assert any("1 reference has several objects" in decision.reason for decision in chosen.decisions)
+
+
+@pytest.mark.fault("A8", "postprocessing that helps one case of many", "not chosen, as the interval of its gain reaches 0")
+def test_a_step_that_helps_one_case_of_many_is_not_chosen():
+    prediction, reference = stray_organ()
+    cases = [case("stray", prediction, reference), *(case(f"good_{i}", reference, reference) for i in range(9))]
+    chosen = choose_postprocessing(cases, ORGAN, num_workers=1)
+    assert chosen.steps == ()
+    assert "but not clearly (95 % interval" in chosen.decisions[0].reason
 
 
 def test_a_gain_in_one_case_is_weighed_against_the_loss_in_another():

@@ -7,7 +7,7 @@ import pytest
 
 from medseg3d.errors import InputError
 from medseg3d.records import read_record, write_record
-from medseg3d.selection import Candidate, Selection, pairs_of, select
+from medseg3d.selection import Candidate, Selection, choose_mirroring, pairs_of, select
 
 CASES = [f"case_{i}" for i in range(12)]
 BASE = dict(zip(CASES, np.random.default_rng(0).uniform(0.4, 0.9, len(CASES)).tolist(), strict=True))
@@ -100,3 +100,13 @@ def test_a_selection_survives_a_file(tmp_path):
 
 def test_pairs_are_all_pairs():
     assert len(pairs_of(["a", "b", "c", "d"])) == 6
+
+
+@pytest.mark.fault("A8", "mirroring left out on the evidence of fewer than five cases", "mirroring is used, as where nothing is measured")
+def test_mirroring_is_not_left_out_on_four_cases():
+    worse = {f"c{i}": 0.8 for i in range(5)}
+    better = dict.fromkeys(worse, 0.9)
+    few = choose_mirroring(dict(list(worse.items())[:4]), better)
+    assert few.is_used
+    assert "5 cases are needed" in few.reason
+    assert not choose_mirroring(worse, better).is_used

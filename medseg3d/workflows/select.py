@@ -18,7 +18,7 @@ from medseg3d.events import Event, Listener, silent
 from medseg3d.fingerprint import Fingerprint
 from medseg3d.loading import load_models
 from medseg3d.plan import Plan
-from medseg3d.postprocessing import ValidatedCase, choose_postprocessing
+from medseg3d.postprocessing_choice import ValidatedCase, choose_postprocessing
 from medseg3d.reading import read_label_maps
 from medseg3d.records import read_record, write_record
 from medseg3d.selection import (
