@@ -64,3 +64,30 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """Over what is known: every domain counts the same, whatever its number of labels."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+SMOOTHING = 0.9
+"""Of the smoothed value what stays after an epoch (nnU-Net 2.8.1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smoothed:
+    """An exponential mean of the epochs' values and the weight that they have in it together, 0 … 1.
+
+    Dividing by that weight corrects the bias of the start, as Adam does: the mean follows a curve that rises from its first epoch on.
+    """
+
+    value: float
+    weight: float
+
+
+def smoothed(before: Smoothed | None, value: float) -> Smoothed:
+    """With one more epoch.
+
+    >>> first = smoothed(None, 0.5)
+    >>> round(first.value, 6), round(smoothed(first, 0.9).value, 6)
+    (0.5, 0.710526)
+    """
+    old = before or Smoothed(value=0.0, weight=0.0)
+    weight = SMOOTHING * old.weight + (1 - SMOOTHING)
+    return Smoothed(value=(SMOOTHING * old.weight * old.value + (1 - SMOOTHING) * value) / weight, weight=weight)

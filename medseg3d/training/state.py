@@ -17,6 +17,7 @@ from medseg3d.devices import Precision
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
 from medseg3d.records import from_plain, to_plain, write_record
+from medseg3d.training.pseudo_dice import Smoothed
 
 LAST, BEST, STATE, HISTORY = "last.safetensors", "weights.safetensors", "training.json", "history.jsonl"
 
@@ -71,7 +72,15 @@ class TrainingState:
     best: float | None = None
     best_epoch: int | None = None
     smoothed: float | None = None
+    smoothed_weight: float | None = None
     is_finished: bool = False
+
+    @property
+    def smoothed_dice(self) -> Smoothed | None:
+        """The smoothed pseudo-Dice so far; runs of before it was corrected for its start go on as they began, with the whole weight."""
+        if self.smoothed is None:
+            return None
+        return Smoothed(value=self.smoothed, weight=1.0 if self.smoothed_weight is None else self.smoothed_weight)
 
 
 def save_state(

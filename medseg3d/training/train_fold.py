@@ -38,7 +38,7 @@ from medseg3d.training.domains import (
 )
 from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
-from medseg3d.training.pseudo_dice import PatchValidation, mean_of, validate_patches
+from medseg3d.training.pseudo_dice import PatchValidation, mean_of, smoothed, validate_patches
 from medseg3d.training.schedule import learning_rate, parameter_groups
 from medseg3d.training.state import (
     BEST,
@@ -57,8 +57,6 @@ from medseg3d.training.time_budget import batch_for_hours
 
 logger = logging.getLogger(__name__)
 
-SMOOTHING = 0.9
-"""Smoothed pseudo-Dice = 0.9 old + 0.1 new (nnU-Net 2.8.1)."""
 MAX_BAD_STEPS_IN_A_ROW = 20
 """So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
 EPOCHS_IN_A_TIME_BUDGET = 30
@@ -377,18 +375,17 @@ class _Run:
         found = self._validate(state.iteration)
         mean = mean_of([each.mean for each in found])
         seconds = time.perf_counter() - began
-        smoothed = state.smoothed
-        if mean is not None:
-            smoothed = mean if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * mean
+        mean_so_far = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
+        value = None if mean_so_far is None else mean_so_far.value
         # Without validation cases (fold "all") the newest weights are the best there is.
-        is_best = smoothed is None or state.best is None or smoothed > state.best
+        is_best = value is None or state.best is None or value > state.best
         record = EpochRecord(
             epoch=state.epoch,
             train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
             validation_loss=mean_of([each.loss for each in found]),
             pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
             pseudo_dice_mean=mean,
-            pseudo_dice_smoothed=smoothed,
+            pseudo_dice_smoothed=value,
             learning_rate=self._epoch_rate or 0.0,
             seconds=state.epoch_seconds + seconds,
             waiting_share=state.epoch_waiting / max(state.epoch_seconds, 1e-9),
@@ -408,8 +405,9 @@ class _Run:
             loss_sum=0.0,
             num_losses=0,
             skipped=0,
-            smoothed=smoothed,
-            best=smoothed if is_best else state.best,
+            smoothed=value,
+            smoothed_weight=None if mean_so_far is None else mean_so_far.weight,
+            best=value if is_best else state.best,
             best_epoch=state.epoch if is_best else state.best_epoch,
         )
         self.state = replace(self.state, is_finished=self.is_finished)
