@@ -19,7 +19,7 @@ from medseg3d.axes import CANONICAL
 from medseg3d.cropping import nonzero_mask
 from medseg3d.dataset import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.files import write_text
+from medseg3d.files import replacing, write_text
 from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, model_card
 from medseg3d.networks.build import build_network, output_size
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
@@ -60,8 +60,8 @@ def write_bundle(folder: Path, parts: ModelParts, *, name: str) -> tuple[Path, .
     }
     written = [write_text(folder / file, text) for file, text in files.items()]
     checkpoint = folder / "models" / "model.pt"
-    checkpoint.parent.mkdir()
-    torch.save(tensors, checkpoint)  # MONAI's loader reads nothing else; tensors only, so it loads with weights_only=True
+    with replacing(checkpoint) as temporary:
+        torch.save(tensors, temporary)  # MONAI's loader reads nothing else; tensors only, so it loads with weights_only=True
     return (*written, checkpoint)
 
 

@@ -6,12 +6,10 @@ what training knew about the model, and beside it a digest of all of it, which i
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import re
-import stat
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +30,19 @@ HAS_DIGEST = "has_digest"
 FORMAT_VERSION = 2
 """1: one plan only."""
 ONLY_DOMAIN = ""
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of safetensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,22 +121,26 @@ def load_matching(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) ->
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, object]) -> str:
-    """Tensors and JSON metadata in one safetensors file, whole or not at all; gives their digest."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Tensors and JSON metadata in one safetensors file, whole or not at all; gives their digest.
 
+    Written by ourselves, tensor by tensor, as the library would write it: it hides why a write failed, and leaves a file of an
+    unknown name where it is killed.
+    """
     text = json.dumps({**metadata, HAS_DIGEST: True})
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = _digest(plain, text)
-    with replacing(path, is_lasting=True) as temporary:
-        temporary.touch()
-        usual_mode = stat.S_IMODE(temporary.stat().st_mode)  # save_file puts a file of mode 0600 in its place
-        try:
-            save_file(plain, str(temporary), {METADATA_KEY: text, DIGEST_KEY: digest})
-        except SafetensorError as error:  # it hides the system's error number in its text
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
-        temporary.chmod(usual_mode)
+    largest_first = sorted(plain, key=lambda name: (-plain[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {METADATA_KEY: text, DIGEST_KEY: digest}}
+    end = 0
+    for name in largest_first:
+        begin, end = end, end + plain[name].nbytes
+        header[name] = {"dtype": DTYPES[plain[name].dtype], "shape": list(plain[name].shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with replacing(path, is_lasting=True) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in largest_first:
+            file.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from medseg3d import images
 from medseg3d.dataset import Case, Dataset
 from medseg3d.errors import ImageReadError, InputError, LabelValueError
 from medseg3d.execution import run_cases
-from medseg3d.files import replacing
+from medseg3d.files import copy_file, storage
 from medseg3d.geometry import (
     Geometry,
     GeometryDifference,
@@ -229,7 +228,7 @@ def repair_label(case: Case, *, root: Path) -> str:
         target = target.with_name(f"{images.case_name(target)}.nii.gz")
     images.write_label_map(target, values, header)
     if target != case.label:
-        case.label.unlink()
+        storage().remove(case.label)
     return f"{case.name}: the label was {what}; the original is kept as {kept}"
 
 
@@ -334,8 +333,7 @@ def _keep_original(path: Path, root: Path) -> Path:
     inside = path.resolve().relative_to(root.resolve()) if path.resolve().is_relative_to(root.resolve()) else Path(path.name)
     kept = root / "medseg3d-originals" / inside
     if not kept.exists():
-        with replacing(kept) as temporary:
-            shutil.copy2(path, temporary)
+        copy_file(path, kept)
     return kept
 
 

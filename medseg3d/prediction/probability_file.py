@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from medseg3d.files import replacing, storage_errors
+from medseg3d.files import NOT_SUPPORTED, replacing, scratch_name, storage, storage_errors
 from medseg3d.geometry import to_canonical
 from medseg3d.labels import Labels
 from medseg3d.prediction.predict_case import PreparedCase
@@ -29,16 +29,17 @@ def probability_array(target: Path, prepared: PreparedCase, labels: Labels, is_w
         yield None
         return
     scratch = scratch_file(target)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.unlink(missing_ok=True)
     shape = (labels.num_outputs, *prepared.header.geometry.shape)
     try:
-        with storage_errors(scratch), scratch.open("wb") as file:
-            _reserve(file, 2 * prod(shape))
+        with storage_errors(target):
+            storage().make_folder(scratch.parent)
+            with scratch.open("wb") as file:
+                _reserve(file, 2 * prod(shape))
+            storage().finish(scratch)
         array: np.ndarray = np.memmap(scratch, np.float16, "r+", shape=shape, order="F")
         yield to_canonical(array, prepared.orientation)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        storage().remove(scratch)
         raise
 
 
@@ -64,14 +65,19 @@ def probability_file(target: Path) -> Path:
 
 def scratch_file(target: Path) -> Path:
     """The file that is mapped while probabilities come; whoever asked for it removes it."""
-    return target.with_name(f".{probability_file(target).name}.scratch")
+    return scratch_name(probability_file(target))
 
 
 def _reserve(file: BinaryIO, num_bytes: int) -> None:
     """Make room for all bytes now: a mapped file that finds the disk full later ends the process without a word."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
-        return
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+        else:
+            return
     block = bytes(1 << 20)
     for start in range(0, num_bytes, len(block)):
         file.write(block[: num_bytes - start])

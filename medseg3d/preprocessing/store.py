@@ -16,11 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
-import secrets
-import shutil
 import threading
-import time
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -33,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from medseg3d.errors import DamagedCaseError, InputError, StorageError
-from medseg3d.files import storage_errors
+from medseg3d.files import abandoned, remove_leftovers, storage, storage_errors, temporary_for
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
 from medseg3d.records import read_record, write_record
 
@@ -71,23 +67,21 @@ class Store:
         ``digest`` and ``stamp`` as in :class:`StoredRecord`.
         """
         target = self.folder / case.name
-        temporary = self.folder / f".{secrets.token_hex(4)}.tmp.{case.name}"
-        with storage_errors(target):
-            temporary.mkdir(parents=True)
-            try:
-                self._write_files(temporary, case, digest, stamp)
-                doomed = self.folder / f".{secrets.token_hex(4)}.old.{case.name}"
-                with suppress(FileNotFoundError):
-                    os.replace(target, doomed)
+        with storage_errors(target), temporary_for(target) as temporary:
+            storage().make_folder(temporary)
+            self._write_files(temporary, case, digest, stamp)
+            with temporary_for(target, OLD) as doomed:
+                if target.is_dir():
+                    storage().replace(target, doomed)
                 try:
-                    os.replace(temporary, target)
+                    storage().replace(temporary, target)
                 except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                    logger.info("%s: another process has written this case meanwhile.", target)
-                shutil.rmtree(doomed, ignore_errors=True)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        logger.info("%s: another process has written this case meanwhile.", target)
+                        return
+                    if doomed.is_dir():
+                        storage().replace(doomed, target)
+                    raise
 
     def _write_files(self, folder: Path, case: PreprocessedCase, digest: str, stamp: str) -> None:
         _save(folder / "image.b2nd", compact(case.image), self.patch_size)
@@ -99,6 +93,7 @@ class Store:
         if case.outside is not None:
             _save(folder / "outside.b2nd", case.outside, self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
+        storage().finish(folder / "foreground.npz")
         written = sorted(folder.iterdir())
         record = StoredRecord(
             name=case.name,
@@ -160,27 +155,19 @@ class Store:
         return tuple(sorted(p.parent.name for p in self.folder.glob("*/case.json") if not p.parent.name.startswith(".")))
 
     def remove_leftovers(self) -> None:
-        """Delete what a crash has left; what is younger than an hour may be another process at work, and stays."""
-        for path in filter(_is_abandoned, self.folder.glob(".*.tmp.*")):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in filter(_is_abandoned, self.folder.glob(".*.old.*")):
+        """Delete what a crash has left; what another process is writing stays."""
+        remove_leftovers(self.folder)
+        for path in abandoned(self.folder, kind=OLD):
             # a crash between the two renames of a replacement: the old case is whole, and better than none
-            target = self.folder / path.name.split(".old.", 1)[1]
-            if target.exists() or not (path / "case.json").exists():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.replace(path, target)
+            with suppress(InputError):
+                target = self.folder / read_record(path / "case.json", StoredRecord, "case").name
+                if not target.exists():
+                    storage().replace(path, target)
+        remove_leftovers(self.folder, kind=OLD)
 
 
-ABANDONED_SECONDS = 3600.0
-"""Writing one case takes minutes at most, so a temporary folder that has not changed for an hour belongs to nobody."""
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-    except FileNotFoundError:  # its process has just finished it
-        return False
+OLD = "old"
+"""In the temporary name of a case that is being replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,7 +360,7 @@ def _save(path: Path, array: np.ndarray, patch_size: tuple[int, ...] | None) -> 
     compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
     compressed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=compression, dparams={"nthreads": 1})
     # written by ourselves: blosc2 hides why a write failed, and a full disk must be told from a defect
-    path.write_bytes(compressed.to_cframe())
+    storage().write(path, compressed.to_cframe())
 
 
 def chunk_shapes(shape: Sequence[int], itemsize: int, patch_size: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import logging
 import math
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ import torch
 from medseg3d.bundle import write_bundle
 from medseg3d.checkpoints import load_into, load_network
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.files import replacing, storage_errors
+from medseg3d.files import remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.loading import chosen_parts, empty_windows_of, load_model, usual_folds
 from medseg3d.model_file import (
     DICE,
@@ -113,6 +111,7 @@ def export_model(
         raise InputError(f"{output}: the name of a single-file model ends with {ENDING}.")
     is_folder = not (chosen == "medseg3d" or (chosen == "onnx" and output.suffix == ".onnx"))
     _check_free(output, is_folder=is_folder)
+    remove_leftovers(output.parent, name=output.name)
     parts = model_parts(source, configuration=configuration, folds=folds)
     parity: tuple[Parity, ...] = ()
     if chosen == "medseg3d":
@@ -247,16 +246,11 @@ def _check_onnx() -> None:
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside the output that takes its place when the block succeeds."""
-    temporary = output.with_name(f".{secrets.token_hex(4)}.tmp.{output.name}")
-    with storage_errors(output):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            if output.exists():
-                output.rmdir()
-            temporary.rename(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with storage_errors(output), temporary_for(output) as temporary:
+        storage().make_folder(temporary)
+        yield temporary
+        remove_tree(output)  # it is empty
+        storage().replace(temporary, output)
 
 
 def _networks_of(parts: ModelParts) -> Iterator[tuple[str, str]]:
@@ -272,9 +266,11 @@ def _one_onnx_file(parts: ModelParts, output: Path) -> tuple[tuple[Path, ...], t
             f"{output}: one file holds one network, the model has {len(networks)}. Name a folder with --format onnx, or one of them with "
             "-c and --fold."
         )
+    measured = output.with_suffix(".parity.json")
     with replacing(output) as temporary:
         parity = replace(_export_onnx(parts, *networks[0], temporary), file=output.name)
-    report = _write_parity(output.with_suffix(".parity.json"), (parity,))
+        storage().remove(measured)  # that of an older file must not lie beside this one
+    report = _write_parity(measured, (parity,))
     return (output, report), (parity,)
 
 
@@ -315,6 +311,7 @@ def _export_onnx(parts: ModelParts, configuration: str, fold: str, path: Path) -
         raise UnsupportedError(f"{configuration}: torch's exporter gave no ONNX program. Export to {ENDING}.")
     program.model.metadata_props.update(onnx_metadata(plan, configuration, fold))
     program.save(str(path), external_data=False)
+    storage().finish(path)
     return _checked_parity(network, windows, path, configuration, fold, is_regions=bool(plan.labels.regions))
 
 

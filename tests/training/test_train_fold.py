@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -10,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
 from medseg3d.checkpoints import load_tensors, save_tensors
 from medseg3d.dataset import Split
 from medseg3d.devices import Device
 from medseg3d.errors import DivergedError, InputError, PlanMismatchError, StorageError
+from medseg3d.files import Storage, using_storage
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
@@ -194,16 +195,14 @@ def test_weights_of_another_family_are_refused(material: tuple[Plan, Configurati
         list(epochs)
 
 
-def test_a_full_disk_while_weights_are_saved_is_one_message(
-    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:  # what safetensors says on a full file system
-        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+def test_a_full_disk_while_weights_are_saved_is_one_message(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
+    class Full(Storage):
+        def finish(self, path: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     run(material, tmp_path, epochs=1, iterations=2)
     kept = (tmp_path / "last.safetensors").read_bytes()
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(StorageError, match="disk is full"):
+    with pytest.raises(StorageError, match="disk is full"), using_storage(Full()):
         run(material, tmp_path, epochs=2, iterations=2)
     assert (tmp_path / "last.safetensors").read_bytes() == kept
     assert not list(tmp_path.glob(".*"))
