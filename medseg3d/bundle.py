@@ -214,6 +214,10 @@ def _only_member(description: ModelDescription) -> tuple[MemberDescription, Conf
     configuration = description.plan.configurations[member.configuration]
     if configuration.previous_stage is not None or description.previous:
         raise UnsupportedError(f"{member.configuration} is a stage of a cascade, which a MONAI bundle cannot hold. Export to .medseg3d.")
+    if description.plan.orientation == "canonical" and not description.plan.frame.is_canonical:
+        raise UnsupportedError(
+            "The model was trained on oblique slices with axes of their own, which MONAI does not know. Export to .medseg3d."
+        )
     if output_size(configuration.network, configuration.patch_size) != configuration.patch_size:
         raise UnsupportedError(
             f"{configuration.network.family} gives logits for the middle of its window only, which MONAI's windows do not know. "

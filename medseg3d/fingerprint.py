@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ import numpy as np
 from medseg3d.cropping import nonzero_box
 from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, LabelValueError, StorageError
 from medseg3d.execution import run_cases
-from medseg3d.geometry import code_of
+from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid, common_frame, grid_of, orientation_in
+from medseg3d.geometry import Orientation, code_of, orientation_of
 from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
 from medseg3d.labels import Labels, unique_values
 from medseg3d.wording import listed
@@ -77,7 +78,8 @@ class CaseFingerprint:
     """One case. ``orientation`` is the code of the file, for instance ``LAS``.
 
     ``labels`` is keyed by the values in the file, without the background. ``crop`` is (start, stop) of the box of
-    non-zero voxels along (S, A, R); ``relative_size`` its share of the volume.
+    non-zero voxels along (S, A, R); ``relative_size`` its share of the volume. ``direction`` holds the unit vectors of the file's axes
+    (x, y, z) in RAS+ world axes, ``axes`` says which axis of the lists each of them is; both are None in a file of an older version.
     """
 
     name: str
@@ -89,6 +91,32 @@ class CaseFingerprint:
     relative_size: float
     channels: tuple[ChannelFingerprint, ...]
     labels: dict[int, LabelStatistics]
+    direction: tuple[Direction, Direction, Direction] | None = None
+    axes: Orientation | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of the file; None in a record of an older version."""
+        if self.direction is None or self.axes is None:
+            return None
+        x, y, z = (2 - ras for ras, _ in self.axes)
+        spacing, shape = self.spacing, self.shape
+        return Grid(direction=self.direction, spacing=(spacing[x], spacing[y], spacing[z]), shape=(shape[x], shape[y], shape[z]))
+
+    @property
+    def axis_directions(self) -> np.ndarray:
+        """3x3: the unit vectors of the axes (S, A, R) of the lists in RAS+ world axes, in rows."""
+        rows = np.eye(3)[::-1].copy()
+        if self.direction is not None and self.axes is not None:
+            for vector, (ras, sign) in zip(self.direction, self.axes, strict=True):
+                rows[2 - ras] = np.asarray(vector) * sign
+        return rows
+
+    def world_position(self, center: Sequence[float]) -> np.ndarray:
+        """A center (fractions along S, A, R) in mm from the middle of the volume, along the anatomical axes (S, A, R)."""
+        extent = np.multiply(self.shape, self.spacing)
+        world: np.ndarray = ((np.asarray(center) - 0.5) * extent) @ self.axis_directions
+        return world[::-1]
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -102,7 +130,7 @@ class Fingerprint:
     """A dataset: its cases by name, and per channel the intensities of all foreground voxels of all cases.
 
     ``failures`` are the cases that could not be read; they are tried again next time. ``background`` is the label value that is
-    not foreground.
+    not foreground. ``frame`` says which axes the lists of all cases follow.
     """
 
     dataset: str
@@ -111,6 +139,7 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
     intensities: tuple[IntensityStatistics, ...]
     failures: tuple[CaseFailure, ...] = ()
+    frame: Frame = CANONICAL_FRAME
 
     @property
     def median_relative_size(self) -> float:
@@ -155,7 +184,7 @@ def make_fingerprint(
 
         digest = digest_of(case)
         found = known.get(case.name)
-        if found is None or found.digest != digest or len(found.channels) != len(case.channels):
+        if found is None or found.grid is None or found.digest != digest or len(found.channels) != len(case.channels):
             found = fingerprint_case(read_case(case), digest, background=background)
         _check_values(found, dataset.labels)
         return found
@@ -183,7 +212,44 @@ def make_fingerprint(
             f"{dataset.root}: no training case could be read. Run medseg3d doctor to see what is wrong with the files.",
             [f"{failure.case}: {failure.reason}" for failure in sorted(failures, key=lambda failure: failure.case)],
         )
-    return merge(cases, dataset=dataset.name, channel_names=dataset.channel_names, background=background, failures=failures)
+    merged = merge(cases, dataset=dataset.name, channel_names=dataset.channel_names, background=background, failures=failures)
+    return in_common_frame(merged, previous=previous.frame if previous else None)
+
+
+def in_common_frame(fingerprint: Fingerprint, *, previous: Frame | None = None) -> Fingerprint:
+    """The same fingerprint with the axes of all cases assigned together; see :func:`~medseg3d.frame.common_frame`."""
+    frame = common_frame([case.grid for case in fingerprint.cases if case.grid is not None], previous=previous)
+    return replace(fingerprint, frame=frame, cases=tuple(in_frame(case, frame) for case in fingerprint.cases))
+
+
+def in_frame(case: CaseFingerprint, frame: Frame) -> CaseFingerprint:
+    """The same case with its lists along the axes that the frame gives its file; no image is read."""
+    if case.grid is None or case.axes is None:
+        return case
+    axes = orientation_in(frame, case.grid)
+    if axes == case.axes:
+        return case
+    source, is_flipped = [0, 0, 0], [False, False, False]
+    for (old, old_sign), (new, new_sign) in zip(case.axes, axes, strict=True):
+        source[2 - new], is_flipped[2 - new] = 2 - old, old_sign != new_sign
+
+    def box(axis: int) -> tuple[int, int]:
+        (start, stop), length = case.crop[source[axis]], case.shape[source[axis]]
+        return (length - stop, length - start) if is_flipped[axis] else (start, stop)
+
+    def turned(label: LabelStatistics) -> LabelStatistics:
+        s, a, r = (1 - label.center[source[axis]] if is_flipped[axis] else label.center[source[axis]] for axis in range(3))
+        return replace(label, center=(s, a, r))
+
+    s, a, r = source
+    return replace(
+        case,
+        axes=axes,
+        shape=(case.shape[s], case.shape[a], case.shape[r]),
+        spacing=(case.spacing[s], case.spacing[a], case.spacing[r]),
+        crop=(box(0), box(1), box(2)),
+        labels={value: turned(label) for value, label in case.labels.items()},
+    )
 
 
 def _check_values(case: CaseFingerprint, labels: Labels | None) -> None:
@@ -279,7 +345,9 @@ def fingerprint_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseF
         digest=digest,
         shape=(shape[0], shape[1], shape[2]),
         spacing=(float(raw.spacing[0]), float(raw.spacing[1]), float(raw.spacing[2])),
-        orientation=code_of(raw.orientation),
+        orientation=code_of(orientation_of(raw.header.geometry.matrix)),
+        direction=grid_of(raw.header.geometry).direction,
+        axes=raw.orientation,
         crop=(crop[0], crop[1], crop[2]),
         relative_size=math.prod(stop - start for start, stop in crop) / math.prod(shape),
         channels=channels,

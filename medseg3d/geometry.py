@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -61,6 +62,22 @@ def orientation_of(affine: np.ndarray) -> Orientation:
 
 AS_STORED: Orientation = ((0, 1), (1, 1), (2, 1))
 """No reorientation: file axes (x, y, z) become array axes (z, y, x)."""
+
+
+def axes_onto(geometry: Geometry, reference: Geometry) -> Orientation:
+    """For each axis of a grid the axis of ``reference`` that it is closest to, +1 or -1; a mirror image is possible."""
+    cosines = reference.direction.T @ geometry.direction
+    order = max(permutations(range(3)), key=lambda axes: sum(abs(float(cosines[ref, own])) for own, ref in enumerate(axes)))
+    return tuple((ref, -1 if cosines[ref, own] < 0 else 1) for own, ref in enumerate(order))
+
+
+def through(first: Orientation, second: Orientation) -> Orientation:
+    """The orientation that leads from the axes of ``first`` to those of ``second``, whose axes ``first`` points at.
+
+    >>> through(((1, -1), (0, 1), (2, 1)), ((0, -1), (1, 1), (2, 1)))
+    ((1, -1), (0, -1), (2, 1))
+    """
+    return tuple((second[axis][0], sign * second[axis][1]) for axis, sign in first)
 
 
 def orientation_code(affine: np.ndarray) -> str:

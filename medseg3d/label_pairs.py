@@ -50,7 +50,7 @@ def left_right_pairs_by_position(fingerprint: Fingerprint, labels: Labels) -> tu
             continue
         pairs.append((left, right))
         middles += [(a.center[2] + b.center[2]) / 2 for _, a, b in both]
-        swapped = [case.name for case, one, other in both if one.center[2] > other.center[2]]
+        swapped = [case.name for case, one, other in both if case.world_position(one.center)[2] > case.world_position(other.center)[2]]
         if swapped and len(swapped) >= AGREEMENT * len(both):
             always_swapped.append(title)
         elif swapped:
@@ -75,7 +75,7 @@ def _cases_with(fingerprint: Fingerprint, labels: Labels, first: int, second: in
 def _is_mirrored(both: Both) -> bool:
     """Medians over cases, so that one odd case does not decide."""
     s, a, r = np.median(
-        [np.abs(np.subtract(first.center, second.center)) * np.multiply(case.shape, case.spacing) for case, first, second in both],
+        [np.abs(case.world_position(first.center) - case.world_position(second.center)) for case, first, second in both],
         axis=0,
     )
     ratio = float(np.median([math.log(first.volume_mm3 / second.volume_mm3) for _, first, second in both]))

@@ -225,11 +225,12 @@ def _common_plan(plans: Mapping[Path, Plan], names: Sequence[str]) -> Plan:
 
 def _fits(plan: Plan, other: Plan, names: Sequence[str]) -> bool:
     """Both plans mean the same for the networks of these configurations."""
-    return (plan.labels, plan.axis_order, plan.orientation, plan.channels) == (
+    return (plan.labels, plan.axis_order, plan.orientation, plan.channels, plan.frame.directions) == (
         other.labels,
         other.axis_order,
         other.orientation,
         other.channels,
+        other.frame.directions,
     ) and all(plan.configurations.get(name) == other.configurations.get(name) for name in names)
 
 

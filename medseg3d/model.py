@@ -17,7 +17,8 @@ import torch
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, is_out_of_memory, relative_deviation, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError
-from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, orientation_of, to_canonical
+from medseg3d.frame import grid_of, orientation_in
+from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
@@ -109,7 +110,8 @@ class Model:
             raise InputError(f"An array of type {channels.dtype}; expected real numbers.")
         matrix = _checked_affine(affine)
         geometry = geometry_of(channels.shape[1:], matrix)
-        orientation = AS_STORED if self.plan.orientation == "as_stored" else orientation_of(matrix)
+        frame = self.plan.reading_frame
+        orientation = AS_STORED if frame is None else orientation_in(frame, grid_of(geometry))
         image = np.array(to_canonical(channels, orientation), np.float32, order="C")  # a copy in any case: it will be overwritten
         if not np.isfinite(image).all():
             raise InputError("The array holds NaN or infinite voxels; replace them before predicting.")
@@ -140,7 +142,7 @@ class Model:
 
     def read(self, case: Case) -> RawCase:
         """Read a case with the axes that the model's plan was made for."""
-        return read_case(case, with_label=False, axes=self.plan.orientation)
+        return read_case(case, with_label=False, frame=self.plan.reading_frame)
 
     def prepare(self, raw: RawCase, *, in_place: bool = False) -> PreparedCase:
         """Preprocess a case that is read already; with ``in_place`` its image is overwritten, which spares a copy."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from medseg3d.axes import AxisOrder
 from medseg3d.errors import PlanMismatchError
+from medseg3d.frame import CANONICAL_FRAME, Frame
 from medseg3d.labels import Labels
 
 Option = bool | int | float | str | tuple[int, ...] | None
@@ -151,7 +152,10 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that was decided for a dataset; ``plan.json``."""
+    """Everything that was decided for a dataset; ``plan.json``.
+
+    ``frame`` says which axes of a file become S, A and R, where ``orientation`` is canonical.
+    """
 
     dataset: str
     planner: str
@@ -167,6 +171,12 @@ class Plan:
     recommended_reason: str
     fingerprint_digest: str
     notes: tuple[str, ...] = ()
+    frame: Frame = CANONICAL_FRAME
+
+    @property
+    def reading_frame(self) -> Frame | None:
+        """The frame to read cases in; None where their axes stay as they are stored."""
+        return None if self.orientation == "as_stored" else self.frame
 
     def configuration(self, name: str | None) -> Configuration:
         """A configuration by name, the recommended one for None; raises :class:`PlanMismatchError` for an unknown name."""

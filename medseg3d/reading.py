@@ -9,23 +9,24 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from medseg3d import images
 from medseg3d.dataset import Case
 from medseg3d.errors import GeometryMismatchError, NotFiniteError
+from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
 from medseg3d.geometry import (
     AS_STORED,
     Geometry,
     GeometryDifference,
     Orientation,
+    axes_onto,
     canonical_geometry,
     canonical_spacing,
     compare,
-    from_canonical,
     orientation_of,
+    through,
     to_canonical,
 )
 from medseg3d.images import Image, ImageHeader
@@ -39,7 +40,7 @@ LABEL_ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawCase:
-    """One case in memory, axes canonical.
+    """One case in memory, axes (S, A, R) as the frame gives them.
 
     ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
     ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
@@ -53,16 +54,17 @@ class RawCase:
     header: ImageHeader
 
 
-def read_case(case: Case, *, with_label: bool = True, axes: Literal["canonical", "as_stored"] = "canonical") -> RawCase:
+def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME) -> RawCase:
     """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
 
-    ``axes`` as_stored leaves the axes of the first channel's file as they are, (z, y, x) in the place of (S, A, R).
+    ``frame`` says which axis of the file becomes S, A and R. None leaves the axes of the first channel's file as they are, (z, y, x) in
+    the place of (S, A, R).
     A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
     what is wrong, naming the case.
     """
     first, *others = _read_channels(case)
     geometry = first.header.geometry
-    orientation = orientation_of(geometry.matrix) if axes == "canonical" else AS_STORED
+    orientation = AS_STORED if frame is None else orientation_in(frame, grid_of(geometry))
     if not others:  # without a copy, where the file holds float32 in canonical order
         stack = np.ascontiguousarray(_float32(to_canonical(first.array, orientation)))[None]
         _check_finite(case, 0, stack[0], first.array)
@@ -113,7 +115,7 @@ def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
     as_stored = compare(image, other)
     if as_stored.is_same_grid(GRID_TOLERANCE_VOXELS):
         return as_stored
-    turned = compare(*(canonical_geometry(grid, orientation_of(grid.matrix)) for grid in (image, other)))
+    turned = compare(image, canonical_geometry(other, axes_onto(other, image)))
     if turned.is_same_shape and (not as_stored.is_same_shape or turned.corner_offset_mm < as_stored.corner_offset_mm):
         return turned
     return as_stored
@@ -167,22 +169,17 @@ def _read_channels(case: Case) -> list[Image]:
 
 
 def orientation_on_grid(geometry: Geometry, reference: Geometry, orientation: Orientation) -> Orientation | GeometryDifference:
-    """The orientation that brings a file onto the reference's canonical grid, or how far it lies from it."""
+    """The orientation that brings a file onto the reference's grid, whose own one is ``orientation``, or how far it lies from it."""
     if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
         return orientation
     difference = grid_difference(reference, geometry)
-    return orientation_of(geometry.matrix) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
+    return through(axes_onto(geometry, reference), orientation) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
 
 
 def _on_grid(array: np.ndarray, geometry: Geometry, reference: Geometry, orientation: Orientation) -> np.ndarray | GeometryDifference:
     """A file's array as a view with the axes that ``orientation`` gives the reference, or how far the two grids lie apart."""
-    if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
-        return to_canonical(array, orientation)
     turned = orientation_on_grid(geometry, reference, orientation)
-    if isinstance(turned, GeometryDifference):
-        return turned
-    canonical, stored = to_canonical(array, turned), orientation_of(reference.matrix)
-    return canonical if orientation == stored else to_canonical(from_canonical(canonical, stored), orientation)
+    return turned if isinstance(turned, GeometryDifference) else to_canonical(array, turned)
 
 
 def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:

@@ -225,3 +225,16 @@ def test_a_model_that_has_predicted_can_be_copied(trained: Path) -> None:
     for other in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert np.array_equal(other.predict(IMAGE, np.eye(4)), expected)
     assert "conv.weight" in " ".join(model.members[0].networks[0].state_dict())
+
+
+@pytest.mark.fault("A0", "a tilted copy of an image that a model predicts", "the same voxels as of the upright one")
+@pytest.mark.parametrize("degrees", [15, 40, 44, 46, 60, 90])
+def test_a_tilted_stack_gets_the_label_map_of_the_upright_one(trained: Path, degrees: float) -> None:
+    model = medseg3d.load_model(trained / "medseg3d-work")
+    image = nibabel.load(trained / "imagesTs" / "ball_6_0000.nii.gz")
+    angle = np.radians(degrees)
+    tilt = np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    upright, tilted = (model.predict(np.asarray(image.dataobj), affine) for affine in (image.affine, tilt @ image.affine))
+    assert upright.any()
+    assert np.array_equal(upright, tilted)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medseg3d.dataset import Case, ChannelFile
+from medseg3d.frame import CANONICAL_FRAME, Frame
 from medseg3d.reading import read_case
 
 SHAPE = (4, 5, 6)
@@ -33,14 +34,14 @@ ORIENTATIONS = [(order, flips) for order in ((0, 1, 2), (2, 0, 1)) for flips in 
 
 @pytest.mark.parametrize("first", ORIENTATIONS[::3])
 @pytest.mark.parametrize("second", ORIENTATIONS)
-@pytest.mark.parametrize("axes", ["canonical", "as_stored"])
-def test_channels_and_label_lie_on_the_first_channels_axes(tmp_path: Path, first: tuple, second: tuple, axes: str) -> None:
+@pytest.mark.parametrize("frame", [CANONICAL_FRAME, None], ids=["canonical", "as_stored"])
+def test_channels_and_label_lie_on_the_first_channels_axes(tmp_path: Path, first: tuple, second: tuple, frame: Frame | None) -> None:
     array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
     one, other = stored(tmp_path / "a.nii.gz", array, *first), stored(tmp_path / "b.nii.gz", array, *second)
     case = Case(name="x", channels=(ChannelFile(path=one), ChannelFile(path=other)), label=other)
-    raw = read_case(case, axes=axes)  # type: ignore[arg-type]
-    expected = np.asarray(nibabel.load(one).dataobj).T if axes == "as_stored" else array.T
+    raw = read_case(case, frame=frame)
+    expected = np.asarray(nibabel.load(one).dataobj).T if frame is None else array.T
     assert np.array_equal(raw.image[0], expected)
     assert np.array_equal(raw.image[1], expected)
     assert np.array_equal(raw.labels, expected)
-    assert read_case(case, axes=axes).spacing == raw.spacing  # type: ignore[arg-type]
+    assert read_case(case, frame=frame).spacing == raw.spacing

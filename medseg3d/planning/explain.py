@@ -73,7 +73,8 @@ def _dataset(plan: Plan, summary: DatasetSummary, planner: Planner, derivation: 
             f"of its voxels, that axis takes the {_percentile(rule.coarse_percentile)} instead, so that no case loses slices."
         ),
         inputs=(
-            f"{counted(len(summary.spacings), 'case')}, {_percentile(rule.percentile)} {_times(target.median, 4)} mm; the coarsest axis "
+            (f"Taken from {target.basis}. " if target.basis else "")
+            + f"{counted(len(summary.spacings), 'case')}, {_percentile(rule.percentile)} {_times(target.median, 4)} mm; the coarsest axis "
             f"has {coarse:.4g} mm; "
             f"thick slices: {_yes(target.has_anisotropic_spacing)}, few slices: {_yes(target.has_few_slices)}."
         ),

@@ -16,15 +16,16 @@ from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Normalization, Plan
 from medseg3d.planning.budget import MemoryBudget, memory_budget_of, network_plan_of, stages_of
 from medseg3d.planning.planner import BatchRule, Planner
-from medseg3d.planning.spacing import TargetSpacing, axis_order, median_shape, target_spacing
+from medseg3d.planning.spacing import TargetSpacing, axis_order, median_shape, target_spacing_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology, derive_topology
 from medseg3d.records import to_plain
 
 logger = logging.getLogger(__name__)
 
-LEFT_RIGHT_AXIS = 2
-"""The canonical axis R, at the same place as the x axis of an array as it is stored."""
+LEFT_RIGHT_COSINE = 0.4
+"""An axis that runs further than this from left to right (24 degrees off an axis that does not) exchanges the sides when it is mirrored.
+Of an array as it is stored the x axis, at the place of R, is taken as left-right."""
 
 Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
 SCHEMES: dict[str, Scheme] = {
@@ -73,6 +74,7 @@ def make_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: float
         recommended_reason=reason,
         fingerprint_digest=summary.digest,
         notes=(*summary.notes, *_notes(summary, configurations)),
+        frame=summary.frame,
     )
 
 
@@ -122,7 +124,7 @@ class Derivation:
 
 def derive(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: float) -> Derivation:
     """The numbers of all configurations, with what :mod:`medseg3d.planning.explain` needs to give reasons."""
-    target = target_spacing(summary.spacings, summary.cropped_shapes, planner.spacing)
+    target = target_spacing_of(summary.spacings, summary.cropped_shapes, planner.spacing, summary.dissenting)
     median = median_shape(summary.spacings, summary.cropped_shapes, target.spacing)
     order = axis_order(target.spacing, median, single_slice_first=planner.spacing.single_slice_first)
     spacing, shape = permute(target.spacing, order), permute(median, order)
@@ -332,9 +334,10 @@ def normalizations(summary: DatasetSummary, planner: Planner) -> tuple[Normaliza
 
 
 def _mirror_axes(dimensions: int, order: AxisOrder, summary: DatasetSummary) -> tuple[int, ...]:
-    """Axes of the patch, without the one that runs from left to right where labels come in left and right pairs."""
+    """Axes of the patch, without those that run from left to right where labels come in left and right pairs."""
     axes = order[3 - dimensions :]
-    return tuple(place for place, axis in enumerate(axes) if not (summary.labels.pairs and axis == LEFT_RIGHT_AXIS))
+    exchanges_sides = [cosine > LEFT_RIGHT_COSINE for cosine in summary.frame.left_right]
+    return tuple(place for place, axis in enumerate(axes) if not (summary.labels.pairs and exchanges_sides[axis]))
 
 
 def _data_name(
@@ -345,13 +348,14 @@ def _data_name(
     planner: Planner,
 ) -> str:
     """The same name for the same preprocessing: whatever changes the stored voxels or label indices is in the digest."""
-    identity = [
+    identity: list[object] = [
         [float(s) for s in spacing],
         [to_plain(n) for n in normalization],
         to_plain(planner.resampling),
         summary.orientation,
         list(order),
         list(summary.labels.values),
+        *([] if summary.frame.is_canonical else [to_plain(summary.frame)]),
     ]
     return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medseg3d.axes import AxisOrder, network_order
+from medseg3d.frame import THICK_SLICE_RATIO
 from medseg3d.planning.planner import SpacingRule
 
 Triple = tuple[float, float, float]
@@ -21,6 +22,8 @@ class TargetSpacing:
     median: Triple
     has_anisotropic_spacing: bool
     has_few_slices: bool
+    basis: str = ""
+    """Which cases or spacings the target was taken from, where not all."""
 
     @property
     def is_refined(self) -> bool:
@@ -54,6 +57,39 @@ def target_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], 
         median=median,
         has_anisotropic_spacing=has_anisotropic_spacing,
         has_few_slices=has_few_slices,
+    )
+
+
+MAX_DISSENTING_SHARE = 1 / 3
+"""Up to this share of cases whose slices run along another axis the target is that of the others; beyond, no axis may be coarse."""
+
+
+def target_spacing_of(
+    spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], rule: SpacingRule, dissenting: Sequence[int] = ()
+) -> TargetSpacing:
+    """:func:`target_spacing`, where the thick slices of some cases (``dissenting``) lie along another axis than those of the rest.
+
+    A few such cases do not decide. Where they are many, the percentile over all cases would mix slice distances with edges of pixels
+    and give a number that no case has; each axis then takes that of the cases whose slices do not lie along it, so that the detail
+    inside the slices of every case is kept.
+    """
+    if not dissenting:
+        return target_spacing(spacings, shapes, rule)
+    agreeing = [place for place in range(len(spacings)) if place not in set(dissenting)]
+    if len(dissenting) <= MAX_DISSENTING_SHARE * len(spacings):
+        target = target_spacing([spacings[k] for k in agreeing], [shapes[k] for k in agreeing], rule)
+        return replace(target, basis=f"the {len(agreeing)} cases whose slices lie along one axis")
+    values = np.asarray(spacings, np.float64)
+    is_slice = (values == values.max(1, keepdims=True)) & (values >= THICK_SLICE_RATIO * np.sort(values, 1)[:, 1:2])
+    inside = [values[~is_slice[:, axis], axis] for axis in range(3)]
+    edges = [float(np.percentile(column if column.size else values[:, axis], rule.percentile)) for axis, column in enumerate(inside)]
+    median: Triple = (edges[0], edges[1], edges[2])
+    return TargetSpacing(
+        spacing=tuple(edge / rule.resolution_multiplier for edge in edges),  # type: ignore[arg-type]
+        median=median,
+        has_anisotropic_spacing=False,
+        has_few_slices=False,
+        basis="the spacing inside the slices, as the slices of the cases run along different axes",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
 from medseg3d.intensities import IntensityStatistics
 from medseg3d.labels import Labels, left_right_pairs
 from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.records import read_json
+from medseg3d.wording import listed
 
 if TYPE_CHECKING:
     from medseg3d.fingerprint import CaseFingerprint, Fingerprint
@@ -32,7 +34,8 @@ class DatasetSummary:
     foreground over all cases, one per channel, empty where unknown. ``num_label_entries`` counts everything in the list of
     labels, an ignore label too: nnU-Net counts so when it predicts memory. ``class_shares`` are the mean over cases of each
     class's share of the voxels, background first, with the sum 1, and 0 for a label that no case has. Both they and
-    ``loss_facts`` are None where the labels were not measured, as in nnU-Net's fingerprint.
+    ``loss_facts`` are None where the labels were not measured, as in nnU-Net's fingerprint. ``frame`` are the axes (S, A, R) in space;
+    ``dissenting`` are the places of cases whose thick slices lie along another axis than those of the others.
     """
 
     dataset: str
@@ -50,14 +53,18 @@ class DatasetSummary:
     notes: tuple[str, ...] = ()
     loss_facts: LossFacts | None = None
     class_shares: tuple[float, ...] | None = None
+    frame: Frame = CANONICAL_FRAME
+    dissenting: tuple[int, ...] = ()
 
 
 def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str = "", num_cases: int | None = None) -> DatasetSummary:
-    """Our own fingerprint, in canonical axes. Raises :class:`InputError` where it has no cases."""
+    """Our own fingerprint, in the axes of its frame. Raises :class:`InputError` where it has no cases."""
     cases = tuple(fingerprint.cases)
     if not cases:
         raise InputError(f"{fingerprint.dataset}: the fingerprint has no cases, so there is nothing to plan from.")
     identity = [sorted((case.name, case.digest) for case in cases), list(fingerprint.channel_names), list(labels.values)]
+    placed = [(place, case.grid) for place, case in enumerate(cases) if case.grid is not None]
+    dissenting = tuple(placed[k][0] for k in dissenters(fingerprint.frame, [grid for _, grid in placed]))
     return DatasetSummary(
         dataset=fingerprint.dataset,
         num_cases=num_cases or len(cases),
@@ -73,7 +80,24 @@ def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str 
         modality_reason=modality_reason or "The channels are named by the dataset.",
         loss_facts=_loss_facts(cases, labels),
         class_shares=_class_shares(cases, labels),
+        frame=fingerprint.frame,
+        dissenting=dissenting,
+        notes=tuple(_axis_notes(fingerprint, [cases[place].name for place in dissenting])),
     )
+
+
+def _axis_notes(fingerprint: Fingerprint, dissenting: Sequence[str]) -> Iterator[str]:
+    if not fingerprint.frame.is_canonical:
+        yield (
+            f"The images are cut obliquely (in the mean {fingerprint.frame.obliqueness:.0f} degrees from the anatomical axes), so "
+            "the axes of all cases were assigned together: thick slices lie along one axis, and S, A and R are names only."
+        )
+    if dissenting:
+        yield (
+            f"The slices of {listed(dissenting)} run along another axis than those of the other cases (as sagittal among axial stacks). "
+            "They keep their place in the anatomy, and a network learns little from them: leave them out, or train them as a dataset of "
+            "their own."
+        )
 
 
 def _loss_facts(cases: Sequence[CaseFingerprint], labels: Labels) -> LossFacts | None:

@@ -160,7 +160,7 @@ def target_spacing(spacing: Sequence[float], configuration: Configuration) -> Sp
 
 def data_digest(plan: Plan, configuration: Configuration) -> str:
     """A digest of the parts of a plan that decide the preprocessed values; a stored case of another digest is out of date."""
-    part = {
+    part: dict[str, object] = {
         "labels": to_plain(plan.labels),
         "axis_order": plan.axis_order,
         "orientation": plan.orientation,
@@ -169,6 +169,8 @@ def data_digest(plan: Plan, configuration: Configuration) -> str:
         "normalization": [to_plain(rule) for rule in configuration.normalization],
         "resampling": to_plain(configuration.resampling),
     }
+    if not plan.frame.is_canonical:
+        part["frame"] = to_plain(plan.frame)
     return hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

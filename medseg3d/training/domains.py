@@ -93,10 +93,11 @@ class TrainingDomain:
 
 
 def left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
-    """The patch axis that runs from left to right; None where the plan does not know, or a 2D slice does not have it."""
+    """The patch axis that runs most from left to right; None where the plan does not know, or a 2D slice does not have it."""
     if plan.orientation != "canonical":
         return None
-    axis = plan.axis_order.index(2) - (3 - configuration.dimensions)
+    cosines = plan.frame.left_right
+    axis = plan.axis_order.index(max((2, 1, 0), key=lambda axis: cosines[axis])) - (3 - configuration.dimensions)
     return axis if axis >= 0 else None
 
 

@@ -120,7 +120,7 @@ def preprocess_cases(
         digests = {data: f"{files}-{part}" for data, part in plan_parts.items()}
         lacking = [data for data, store in stores.items() if not store.is_current(case.name, digests[data])]
         if lacking:
-            raw = read_case(case)
+            raw = read_case(case, frame=plan.reading_frame)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
             made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
             for data, preprocessed in zip(lacking, made, strict=True):

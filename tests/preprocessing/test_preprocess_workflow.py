@@ -50,7 +50,7 @@ def write(root, *configurations: Configuration) -> None:
 def test_all_configurations_are_made_from_one_read_and_kept_afterwards(root, monkeypatch):
     reads = []
     read = workflow.read_case
-    monkeypatch.setattr(workflow, "read_case", lambda case: reads.append(case.name) or read(case))
+    monkeypatch.setattr(workflow, "read_case", lambda case, **how: reads.append(case.name) or read(case, **how))
     events = []
     first = workflow.preprocess(root, on=events.append)
     assert (first.made, first.kept, first.failures) == (("a", "b", "c"), (), ())
