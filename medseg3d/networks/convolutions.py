@@ -27,7 +27,7 @@ def convolution(
         return {2: PointwiseConv2d, 3: PointwiseConv3d}[len(kernel_size)](in_channels, out_channels, 1, bias=bias)
     is_slicewise = len(kernel_size) == 3 and kernel_size[0] == stride[0] == 1
     is_depthwise = len(kernel_size) == 3 and groups == in_channels == out_channels > 1 and is_padded
-    kind = SlicewiseConv3d if is_slicewise else DepthwiseConv3d if is_depthwise else {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel_size)]
+    kind = SlicewiseConv3d if is_slicewise else DepthwiseConv3d if is_depthwise else {2: nn.Conv2d, 3: VolumeConv3d}[len(kernel_size)]
     padding = tuple((k - 1) // 2 if is_padded else 0 for k in kernel_size)
     return kind(in_channels, out_channels, tuple(kernel_size), tuple(stride), padding, groups=groups, bias=bias)  # type: ignore[arg-type]
 
@@ -46,6 +46,14 @@ class PointwiseConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, n1, n2)``."""
         return _pointwise(x, self.weight, self.bias) if x.device.type == "cpu" else super().forward(x)
+
+
+class VolumeConv3d(nn.Conv3d):
+    """A 3D convolution; on a CPU in half precision a 2D one where the image is a single slice, see :func:`convolve`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0 / stride, …)``."""
+        return convolve(x, self.weight, self.bias, self.stride, _numbers(self.padding), self.dilation, self.groups)
 
 
 class SlicewiseConv3d(nn.Conv3d):
@@ -74,7 +82,7 @@ class DepthwiseConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, channels, n0, n1, n2)`` → ``(batch, channels, n0 / stride, …)``."""
         if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
+            return convolve(x, self.weight, self.bias, self.stride, _numbers(self.padding), self.dilation, self.groups)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
@@ -90,7 +98,7 @@ class _Depthwise3d(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.has_bias = stride, bias is not None
-        return F.conv3d(x, weight, bias, stride, _half(weight), groups=x.shape[1])
+        return convolve(x, weight, bias, stride, _half(weight), groups=x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -98,7 +106,8 @@ class _Depthwise3d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_bias = gradient.sum((0, 2, 3, 4)) if ctx.has_bias else None
         gradient = _spread(gradient, ctx.stride, x.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
-        of_input = F.conv3d(gradient, weight.flip(2, 3, 4), None, 1, _half(weight), groups=x.shape[1]) if ctx.needs_input_grad[0] else None
+        flipped = weight.flip(2, 3, 4)
+        of_input = convolve(gradient, flipped, None, (1, 1, 1), _half(weight), groups=x.shape[1]) if ctx.needs_input_grad[0] else None
         return of_input, _gradient_of_weight(x, gradient, weight), of_bias, None
 
 
@@ -147,6 +156,75 @@ class SlicewiseConvTranspose3d(nn.ConvTranspose3d):
         return as_volumes(slices, len(x))
 
 
+class VolumeConvTranspose3d(nn.ConvTranspose3d):
+    """A transposed 3D convolution; on a CPU in half precision a 2D one where the image is a single slice, as in :class:`VolumeConv3d`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0 * stride, …)``."""
+        axis = lone_axis(x, self.weight)
+        if axis is None:
+            return super().forward(x, output_size)
+        planes = self.weight.movedim(axis, 2).flatten(1, 2)  # the kernel's slices, which do not overlap, as channels
+        bias = None if self.bias is None else self.bias.repeat_interleave(self.kernel_size[axis - 2])
+        out = F.conv_transpose2d(x.squeeze(axis), planes, bias, _without(self.stride, axis - 2))
+        return out.unflatten(1, (self.out_channels, -1)).movedim(2, axis)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """A 3D convolution ``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, …)`` that half precision gets right on every CPU.
+
+    Of a single slice a 3D convolution is the 2D one with that slice of the kernel that does not lie on padding. On a CPU it is
+    computed so in half precision: oneDNN's bf16 kernels for AMX (torch 2.13) read the kernel's other slices from memory that was never
+    written where the input has an odd number of channels, with errors of 1 to 1e35. Their 2D kernels are right. float32 keeps its bits.
+    """
+    axis = lone_axis(x, weight)
+    if axis is None:
+        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    padded, step = padding[axis - 2], dilation[axis - 2]
+    place, rest = divmod(padded, step)
+    surplus = 2 * padded - step * (weight.shape[axis] - 1)
+    if rest or place >= weight.shape[axis] or not 0 <= surplus < stride[axis - 2]:  # no slice of the kernel meets it, or several do
+        x = F.pad(x, [n for a in (4, 3, 2) for n in (padded if a == axis else 0,) * 2])
+        padding = [0 if a == axis - 2 else n for a, n in enumerate(padding)]
+        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    within = [_without(sizes, axis - 2) for sizes in (stride, padding, dilation)]
+    return F.conv2d(x.squeeze(axis), weight.select(axis, place), bias, within[0], within[1], within[2], groups).unsqueeze(axis)
+
+
+def lone_axis(x: Tensor, weight: Tensor) -> int | None:
+    """The first axis of ``(batch, channel, n0, n1, n2)`` along which the image has one voxel and the kernel more.
+
+    None in float32 and on other devices than a CPU.
+    """
+    if x.device.type != "cpu" or not _is_half_precision(x):
+        return None
+    return next((axis for axis in (2, 3, 4) if x.shape[axis] == 1 and weight.shape[axis] > 1), None)
+
+
+def _is_half_precision(x: Tensor) -> bool:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and x.dtype == torch.float32 else x.dtype
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def _without(sizes: Sizes, axis: int) -> tuple[int, ...]:
+    return tuple(n for a, n in enumerate(sizes) if a != axis)
+
+
+def _numbers(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    """The padding of a convolution that was made with numbers."""
+    if isinstance(padding, str):
+        raise TypeError(f"padding is expected in numbers here, found {padding!r}")
+    return padding
+
+
 def as_slices(x: Tensor) -> Tensor:
     """``(batch, channels, n0, n1, n2)`` → ``(batch * n0, channels, n1, n2)``; a view in the channels-last layout."""
     return x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
@@ -158,12 +236,18 @@ def as_volumes(slices: Tensor, batch: int) -> Tensor:
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same numbers as a matrix product over channels, which is a view in the channels-last layout and faster there."""
-    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    """The same numbers as a matrix product over channels, which is a view in the channels-last layout and faster there.
+
+    A single product of two matrices: left to itself, torch takes another kernel, with other last digits, where the weights ask for
+    gradients, and so for a network that was loaded than for its copy.
+    """
+    voxels = x.movedim(1, -1)
+    product = F.linear(voxels.reshape(-1, x.shape[1]), weight.flatten(1), bias)
+    return product.view(*voxels.shape[:-1], -1).movedim(-1, 1)
 
 
 def transposed_convolution(in_channels: int, out_channels: int, stride: Sizes, *, bias: bool = True) -> nn.Module:
     """A 2D or 3D transposed convolution whose kernel is its stride: sizes are multiplied, nothing overlaps."""
     is_slicewise = len(stride) == 3 and stride[0] == 1
-    kind = SlicewiseConvTranspose3d if is_slicewise else {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
+    kind = SlicewiseConvTranspose3d if is_slicewise else {2: nn.ConvTranspose2d, 3: VolumeConvTranspose3d}[len(stride)]
     return kind(in_channels, out_channels, tuple(stride), tuple(stride), bias=bias)  # type: ignore[arg-type]

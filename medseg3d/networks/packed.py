@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.convolutions import DepthwiseConv3d, SlicewiseConv3d, as_slices, as_volumes
+from medseg3d.networks.convolutions import DepthwiseConv3d, SlicewiseConv3d, VolumeConv3d, as_slices, as_volumes, convolve, lone_axis
 from medseg3d.networks.normalization import InstanceNorm, channels_last
 
-PACKED_KINDS = (nn.Conv2d, nn.Conv3d, DepthwiseConv3d, SlicewiseConv3d)
+PACKED_KINDS = (nn.Conv2d, VolumeConv3d, DepthwiseConv3d, SlicewiseConv3d)
 """Kernels of one voxel are matrix products already."""
 
 MIN_CHANNELS = 16
@@ -105,7 +105,8 @@ class PackedConvolution(nn.Module):
         self.is_slicewise = isinstance(conv, SlicewiseConv3d)
         first = 1 if self.is_slicewise else 0
         weight = conv.weight[:, :, 0] if self.is_slicewise else conv.weight
-        self.weight = weight.detach().to(dtype)
+        self.unpacked = weight.detach()
+        self.weight = self.unpacked.to(dtype)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.padding, self.stride, self.dilation = ([int(n) for n in sizes[first:]] for sizes in (conv.padding, conv.stride, conv.dilation))
         self.groups, self.dtype = conv.groups, dtype
@@ -118,6 +119,8 @@ class PackedConvolution(nn.Module):
         if self.is_slicewise:
             x = as_slices(x)
         x = x.to(self.dtype).contiguous(memory_format=channels_last(x))
+        if x.ndim == 5 and lone_axis(x, self.unpacked) is not None:
+            return convolve(x, self.unpacked.to(self.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
         if not self.is_arranged:
             with _ARRANGING:
                 if not self.is_arranged:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medseg3d.errors import PlanError
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.convolutions import convolution
+from medseg3d.networks.convolutions import convolution, convolve
 from medseg3d.networks.family import Family
 from medseg3d.networks.style import Style, activation_layer, dropout_layer, gate_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
@@ -141,7 +141,7 @@ class _SharedConv(nn.Module):
         conv = self.conv
         if not isinstance(conv, nn.Conv2d | nn.Conv3d):
             raise TypeError(f"a convolution is expected here, found {type(conv).__name__}")
-        strided = F.conv2d if isinstance(conv, nn.Conv2d) else F.conv3d
+        strided = F.conv2d if isinstance(conv, nn.Conv2d) else convolve
         padding = tuple((k - 1) // 2 for k in conv.kernel_size)
         return strided(x, conv.weight, conv.bias, tuple(stride), padding)
 
