@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -294,21 +293,20 @@ def stamp_of(case: Case) -> str:
     paths = list(dict.fromkeys(channel.path for channel in case.channels))
     try:
         states = [file.stat() for path in (*paths, *((case.label,) if case.label else ())) for file in _files_of(path)]
-    except OSError:
+    except (OSError, ImageReadError):
         return ""
     return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The files that hold an image: a DICOM series is a folder, and .nhdr and .mhd are headers with the voxels beside them."""
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.is_file())
-    if path.suffix.lower() in (".nhdr", ".mhd"):
-        header = path.read_text(encoding="latin-1")
-        named = re.search(r"(?im)^(?:data ?file *:|ElementDataFile *=) *(\S.*?)\s*$", header)
-        voxels = path.parent / named[1] if named else path
-        return [path, voxels] if voxels.is_file() and voxels != path else [path]
-    return [path]
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """The files that an image consists of, all of them plain files: a pipe would wait for ever."""
+    from medseg3d import images
+
+    found = images.data_files(path)
+    if not path.is_dir():
+        for file in found:
+            images.check_is_file(file)
+    return found
 
 
 SMALL_FILE = 1 << 18

@@ -443,7 +443,7 @@ def test_the_digest_depends_on_each_file_and_the_volume(dataset: Dataset) -> Non
 
 def test_the_digest_covers_voxels_beside_a_header(tmp_path: Path) -> None:
     header = tmp_path / "a.mhd"
-    header.write_text("NDims = 3\nElementDataFile = a.raw\n", encoding="latin-1")
+    header.write_text("NDims = 2\nDimSize = 1 1\nElementType = MET_UCHAR\nElementDataFile = a.raw\n", encoding="latin-1")
     case = Case(name="a", channels=(ChannelFile(path=header),))
     digests = []
     for content in (b"1", b"2"):

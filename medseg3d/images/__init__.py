@@ -1,29 +1,37 @@
 """Read and write images: a path goes in, an array (x, y, z) with its header comes out; label maps go back onto the same grid.
 
-The format is chosen by what the file is called: NIfTI (``nifti``), NRRD and MetaImage (``itk``), a DICOM series (``dicom``).
+The format is chosen by what the file is called: NIfTI (``nifti``), NRRD (``nrrd``), MetaImage (``metaimage``), a DICOM series
+(``dicom``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medseg3d.errors import ImageReadError, InputError, StorageError
+from medseg3d.errors import ImageReadError, InputError
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS, Format, Image, ImageHeader, NiftiGrid, case_name, ending_of
+from medseg3d.images.opening import check_is_file, reading
+
+if TYPE_CHECKING:
+    from medseg3d.images.text_header import TextHeader
 
 __all__ = [
     "Image",
     "ImageHeader",
     "NiftiGrid",
     "case_name",
+    "check_is_file",
+    "data_files",
     "ending_of",
     "is_image",
     "read_header",
     "read_image",
     "read_volumes",
+    "reading",
     "refusal",
     "write_image",
     "write_label_map",
@@ -35,7 +43,7 @@ def read_header(path: Path) -> ImageHeader:
 
     Raises :class:`ImageReadError` for what :func:`read_image` would refuse by its header.
     """
-    with _reading(path):
+    with reading(path):
         kind = _format_of(path)
         if kind == "nifti":
             from medseg3d.images import nifti
@@ -45,9 +53,9 @@ def read_header(path: Path) -> ImageHeader:
             from medseg3d.images import dicom
 
             return dicom.read_header(path)
-        from medseg3d.images import itk
+        from medseg3d.images import text_header
 
-        return itk.read_header(path, kind)
+        return text_header.image_header(path, kind, _text_header(path, kind))
 
 
 def read_image(path: Path, *, volume: int | None = None) -> Image:
@@ -61,7 +69,7 @@ def read_image(path: Path, *, volume: int | None = None) -> Image:
 
 def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
     """Several volumes of one file, decompressed once; errors as :func:`read_image`."""
-    with _reading(path):
+    with reading(path):
         kind = _format_of(path)
         if kind == "nifti":
             from medseg3d.images import nifti
@@ -71,9 +79,10 @@ def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]
             from medseg3d.images import dicom
 
             return tuple(dicom.read_image(path, volume=volume) for volume in volumes)
-        from medseg3d.images import itk
+        from medseg3d.images import text_header
 
-        return tuple(itk.read_image(path, kind, volume=volume) for volume in volumes)
+        parsed = _text_header(path, kind)
+        return tuple(text_header.read_image(path, kind, parsed, volume=volume) for volume in volumes)
 
 
 def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
@@ -101,7 +110,7 @@ def is_image(path: Path) -> bool:
     """
     if path.name.startswith("."):
         return False
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             from medseg3d.images import dicom
 
@@ -114,20 +123,33 @@ def refusal(path: Path) -> str | None:
     return None if path.name.startswith(".") else REFUSED_ENDINGS.get(ending_of(path))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What is wrong with one file or its permissions is an :class:`ImageReadError`, a failing disk a :class:`StorageError`."""
-    try:
-        yield
-    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageReadError(f"{error.filename or path}: cannot be read ({error.strerror}). Check the file and its permissions.") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files that an image consists of: itself, or a header and the files that it names, or those of a DICOM folder.
+
+    Raises :class:`ImageReadError` for a header that cannot be read.
+    """
+    with reading(path):
+        if path.is_dir():
+            return tuple(sorted(file for file in path.iterdir() if file.is_file()))
+        kind = FORMATS.get(ending_of(path))
+        if kind not in ("nrrd", "mha"):
+            return (path,)
+        voxels = _text_header(path, kind).voxels
+        return (path,) if voxels.is_attached else (path, *(file for file in voxels.files if file != path))
+
+
+def _text_header(path: Path, kind: Format) -> TextHeader:
+    """The checked header of a NRRD or MetaImage file."""
+    if kind == "nrrd":
+        from medseg3d.images import nrrd
+
+        return nrrd.read_header(path)
+    from medseg3d.images import metaimage
+
+    return metaimage.read_header(path)
 
 
 def _format_of(path: Path) -> Format:
-    if not path.exists():
-        raise ImageReadError(f"{path}: no such file.")
     if path.is_dir():
         return "dicom"
     reason = refusal(path)
@@ -137,6 +159,7 @@ def _format_of(path: Path) -> Format:
     if kind is None:
         known = ", ".join(FORMATS)
         raise ImageReadError(f"{path}: not an image by its name; expected one of {known}, or a folder with a DICOM series.")
+    check_is_file(path)
     return kind
 
 

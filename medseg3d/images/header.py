@@ -16,6 +16,7 @@ Format = Literal["nifti", "nrrd", "mha", "dicom"]
 FORMATS: dict[str, Format] = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
+    ".seg.nrrd": "nrrd",
     ".nrrd": "nrrd",
     ".nhdr": "nrrd",
     ".mha": "mha",

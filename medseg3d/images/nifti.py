@@ -10,54 +10,81 @@ import io
 import logging
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
 from medseg3d.errors import ImageReadError, InputError
 from medseg3d.files import replacing
 from medseg3d.geometry import geometry_of
+from medseg3d.images.grid import check_affine, in_mm
 from medseg3d.images.header import Image, ImageHeader, NiftiGrid, volume_of
+from medseg3d.images.opening import check_claim, check_memory
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 HEADER_BYTES = {1: 348, 2: 540}
+MAX_EXTENSION_CODE = 100
+"""Registered codes of extensions go up to 44."""
 COMPRESSION_LEVEL = 2
 """isal's level: level 3 is slower and hardly smaller for label maps."""
 UNITS_TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's codes for meter, millimeter and micrometer; anything else counts as mm."""
-ORTHONORMAL_TOLERANCE = 1e-3
-"""Largest cosine between two voxel axes that still counts as rounding."""
+MAX_BYTES_BEHIND = 1 << 26
+"""Of an uncompressed stream beyond its last voxel: more of them are not read, only to compare a checksum."""
 
 
 def read_header(path: Path) -> ImageHeader:
     """See :func:`medseg3d.images.read_header`."""
-    with _opened(path) as stream:
-        return _image_header(path, _parse(path, stream)[0])
+
+    def read(stream: BinaryIO) -> ImageHeader:
+        raw, position = _parse(path, stream)
+        header = _image_header(path, raw)
+        _check_size(path, raw, header, _voxel_offset(path, raw, stream, position)[0])
+        return header
+
+    return _reading_stream(path, read)
 
 
 def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
     """See :func:`medseg3d.images.read_volumes`; scaled voxels become float32 where 16 bits or less were stored, else float64."""
-    with _opened(path) as stream:
-        raw, position = _parse(path, stream)
-        header = _image_header(path, raw)
-        try:
-            wanted = [volume_of(header.num_volumes, volume) for volume in volumes]
-        except ValueError as error:
-            raise ImageReadError(f"{path}: {error}.") from None
-        dtype, start = raw.get_data_dtype(), max(position, int(raw["vox_offset"]))
-        arrays: dict[int, np.ndarray] = {}
-        for index in sorted(set(wanted)):  # forward only: gzip cannot go back
-            array = np.empty(header.num_voxels, dtype)
-            begin = start + index * array.nbytes
-            _skip(path, stream, begin - position)
-            _fill(path, stream, memoryview(array).cast("B"))  # type: ignore[arg-type]
-            position = begin + array.nbytes
-            arrays[index] = array
-        _drain(stream)
+    return _reading_stream(path, lambda stream: _volumes(path, stream, volumes))
+
+
+def _reading_stream(path: Path, read: Callable[[BinaryIO], Result]) -> Result:
+    try:
+        with _opened(path) as stream:
+            return read(stream)
+    except _ForeignBytesError:
+        with _opened_to_its_end(path) as stream:
+            return read(stream)
+
+
+def _volumes(path: Path, stream: BinaryIO, volumes: Sequence[int | None]) -> tuple[Image, ...]:
+    raw, position = _parse(path, stream)
+    header = _image_header(path, raw)
+    try:
+        wanted = [volume_of(header.num_volumes, volume) for volume in volumes]
+    except ValueError as error:
+        raise ImageReadError(f"{path}: {error}.") from None
+    dtype = raw.get_data_dtype()
+    start, position = _voxel_offset(path, raw, stream, position)
+    _check_size(path, raw, header, start)
+    check_memory(path, header.num_voxels * dtype.itemsize * len(set(wanted)), header.stored_shape)
+    arrays: dict[int, np.ndarray] = {}
+    for index in sorted(set(wanted)):  # forward only: gzip cannot go back
+        array = np.empty(header.num_voxels, dtype)
+        begin = start + index * array.nbytes
+        _skip(path, stream, begin - position)
+        _fill(path, stream, memoryview(array).cast("B"))  # type: ignore[arg-type]
+        position = begin + array.nbytes
+        arrays[index] = array
+    _drain(stream, header.num_volumes * header.num_voxels * dtype.itemsize + MAX_BYTES_BEHIND)
     return tuple(Image(array=_decoded(arrays[index], raw, header), header=header) for index in wanted)
 
 
@@ -101,6 +128,7 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The decompressed bytes of a file, whatever its name says; broken gzip becomes an :class:`ImageReadError`."""
     from isal import igzip
+    from isal.igzip_lib import IsalError
 
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
@@ -111,12 +139,39 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         try:
             with igzip.IGzipFile(fileobj=file, mode="rb") as stream:
                 yield stream
-        except EOFError:
-            raise ImageReadError(
-                f"{path}: the compressed file is cut off ({path.stat().st_size} bytes). Copy or download it again."
-            ) from None
-        except (gzip.BadGzipFile, zlib.error) as error:  # isal raises zlib's error
+        except EOFError:  # cut off, or a few bytes behind the end, too few for the header of another member
+            raise _ForeignBytesError from None
+        except (gzip.BadGzipFile, zlib.error, IsalError) as error:  # type: ignore[misc]
+            if isinstance(error, gzip.BadGzipFile) and str(error).startswith(_BEHIND) and file.tell() > 2:
+                raise _ForeignBytesError from None
             raise ImageReadError(f"{path}: the compressed file is damaged ({error}). Copy or download it again.") from None
+
+
+_BEHIND = "Not a gzipped file"
+
+
+class _ForeignBytesError(Exception):
+    """Behind the compressed data stands something else: the data are whole, and gzip itself reads on only with a warning."""
+
+
+@contextmanager
+def _opened_to_its_end(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`_opened`, without the bytes behind the last gzip member."""
+    from isal import igzip, isal_zlib
+
+    content, end = path.read_bytes(), 0
+    while content[end : end + 2] == b"\x1f\x8b":
+        unpack = isal_zlib.decompressobj(31)
+        for start in range(end, len(content), 1 << 16):
+            unpack.decompress(content[start : start + (1 << 16)])
+            if unpack.eof:
+                end = min(start + (1 << 16), len(content)) - len(unpack.unused_data)
+                break
+        else:
+            raise ImageReadError(f"{path}: the compressed file is cut off ({len(content)} bytes). Copy or download it again.")
+    logger.warning("%s: %d bytes behind the compressed data do not belong to the image; they are left out.", path, len(content) - end)
+    with igzip.IGzipFile(fileobj=io.BytesIO(content[:end]), mode="rb") as stream:
+        yield stream
 
 
 def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
@@ -140,9 +195,49 @@ def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
     try:
         raw = kind.from_fileobj(io.BytesIO(block), check=False)
         raw.get_data_dtype(), raw.get_slope_inter(), raw.get_data_shape()
+        if int(raw["sizeof_hdr"]) != len(block):
+            raise ValueError(f"dim[0] is {int(raw['dim'][0])}; expected 1 to 7")
+        if np.isinf(raw["scl_slope"]) or np.isinf(raw["scl_inter"]):
+            raise ValueError("scl_slope or scl_inter is infinite")
     except (HeaderDataError, KeyError, ValueError) as error:
         raise ImageReadError(f"{path}: the NIfTI header is damaged ({error}). Convert the image anew.") from None
     return raw, len(block)
+
+
+def _voxel_offset(path: Path, raw: Any, stream: BinaryIO, position: int) -> tuple[int, int]:
+    """Where the voxels begin by the header, and how many bytes of the stream are taken by then.
+
+    Raises :class:`ImageReadError` where that lies inside the header or its extensions, or is no number of bytes: the voxels would be
+    shifted, and nothing would show it.
+    """
+    offset, least = float(raw["vox_offset"]), position + 4
+    flag = stream.read(4)
+    position += len(flag)
+    extension = b""
+    if flag[:1] not in (b"", b"\0"):
+        extension = stream.read(8)
+        position += len(extension)
+    if len(extension) == 8:
+        size, code = struct.unpack(raw.endianness + "ii", extension)
+        if size >= 16 and size % 16 == 0 and 0 <= code <= MAX_EXTENSION_CODE:
+            least += size
+    if not np.isfinite(offset) or offset != int(offset) or int(offset) < least:
+        raise ImageReadError(
+            f"{path}: vox_offset is {offset:g}; the voxels of this file can begin at byte {least} at the earliest, behind the header"
+            f"{' and its extension' if least > HEADER_BYTES[2] + 4 or extension else ''}. Write the file anew, or correct vox_offset."
+        )
+    return int(offset), position
+
+
+def _check_size(path: Path, raw: Any, header: ImageHeader, start: int) -> None:
+    """Compare what the header claims with the size of the file, before anything is allocated."""
+    claimed = start + header.num_volumes * header.num_voxels * raw.get_data_dtype().itemsize
+    check_claim(path, claimed, there=path.stat().st_size, is_compressed=_is_gzip(path), shape=header.stored_shape)
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _image_header(path: Path, raw: Any) -> ImageHeader:
@@ -188,7 +283,7 @@ def _affine_mm(path: Path, raw: Any, shape: tuple[int, ...]) -> tuple[np.ndarray
     try:
         affine = np.asarray(usable.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise ImageReadError(f"{path}: the header gives no usable grid (spacing {_mm(spacing)}: {error}). Repair the header.") from None
+        raise ImageReadError(f"{path}: the header gives no usable grid (spacing {in_mm(spacing)}: {error}). Repair the header.") from None
     if shape[2] == 1 and not affine[:3, 2].any():  # a 2D file need not say how thick its slice is
         affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
         length = np.linalg.norm(affine[:3, 2])
@@ -198,21 +293,18 @@ def _affine_mm(path: Path, raw: Any, shape: tuple[int, ...]) -> tuple[np.ndarray
     if factor != 1.0:
         affine[:3] *= factor
         notes.append(f"spacing is given in {'meters' if factor > 1 else 'micrometers'} and was converted to mm")
-    found = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    if not np.isfinite(affine).all() or (found <= 0).any():
-        raise ImageReadError(
-            f"{path}: the header gives a spacing of {_mm(found if np.isfinite(found).all() else spacing)}; "
-            "every axis needs a number above 0. Set the spacing in the header."
-        )
-    direction = affine[:3, :3] / found
-    if abs(np.linalg.det(direction)) < 0.1:
-        raise ImageReadError(f"{path}: two axes of the grid point the same way; the header is damaged. Repair its orientation.")
-    cosine = float(np.abs(direction.T @ direction - np.eye(3)).max())
-    if cosine > ORTHONORMAL_TOLERANCE:
-        angle = float(np.degrees(np.arccos(min(1.0, cosine))))
-        notes.append(f"the axes are not at right angles ({angle:.1f} degrees between two of them): the grid is sheared")
+    notes.extend(check_affine(path, affine, _form_of(usable)))
     notes.extend(_forms_note(usable, factor, shape, affine))
     return affine, tuple(notes)
+
+
+def _form_of(raw: Any) -> str:
+    """The part of the header that the affine was taken from."""
+    if int(raw["sform_code"]) > 0:
+        return f"the sform (srow_x, srow_y, srow_z; sform_code {int(raw['sform_code'])})"
+    if int(raw["qform_code"]) > 0:
+        return f"the qform (quatern, qoffset, pixdim; qform_code {int(raw['qform_code'])})"
+    return "pixdim"
 
 
 def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndarray) -> Iterator[str]:
@@ -223,6 +315,8 @@ def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndar
         return
     try:
         qform = np.asarray(raw.get_qform(), np.float64)
+        if not np.isfinite(qform).all():
+            raise ValueError("NaN or infinite numbers")
     except (HeaderDataError, ValueError):
         yield "the qform is damaged; the sform is used"
         return
@@ -231,10 +325,6 @@ def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndar
     offset = float(np.abs((corners @ (affine - qform).T)[:, :3]).max())
     if int(raw["sform_code"]) == int(raw["qform_code"]) and offset > 0.5 * float(np.sqrt((affine[:3, :3] ** 2).sum(0)).min()):
         yield f"sform and qform place the voxels differently, by up to {offset:.1f} mm; the sform is used"
-
-
-def _mm(spacing: np.ndarray) -> str:
-    return " x ".join(f"{s:g}" for s in spacing) + " mm"
 
 
 def _grid_of(raw: Any) -> NiftiGrid:
@@ -271,10 +361,10 @@ def _fill(path: Path, stream: BinaryIO, target: memoryview) -> None:
         done += count
 
 
-def _drain(stream: BinaryIO) -> None:
-    """Read on to the end, so that gzip's checksum is compared."""
-    while stream.read(1 << 20):
-        pass
+def _drain(stream: BinaryIO, most: int) -> None:
+    """Read on to the end, so that gzip's checksum is compared; but not for ever."""
+    while most > 0 and (block := stream.read(1 << 20)):
+        most -= len(block)
 
 
 def _too_short(path: Path) -> ImageReadError:
@@ -285,8 +375,9 @@ def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     """Slope and intercept, computed in float64 slice by slice, so that the memory stays that of the result."""
     small = array.dtype.itemsize <= 2 or array.dtype == np.float32
     result = np.empty(array.shape, np.float32 if small else np.float64, order="F")
-    for k in range(array.shape[2]):
-        result[:, :, k] = array[:, :, k] * np.float64(slope) + np.float64(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused where voxels are checked
+        for k in range(array.shape[2]):
+            result[:, :, k] = array[:, :, k] * np.float64(slope) + np.float64(intercept)
     return result
 
 

@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from medseg3d.errors import InputError
-from medseg3d.serving.attached import MAX_HEADER_BYTES, check_attached
+from medseg3d.images.text_header import MAX_HEADER_BYTES
+from medseg3d.serving.attached import check_attached
 
 IMAGE = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
 

@@ -1,0 +1,95 @@
+"""The door for files of others: what is no plain file is never opened, sizes are compared before anything is read, and whatever goes
+wrong with one file is an :class:`ImageReadError`."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg3d.errors import ImageReadError, MedsegError, StorageError
+from medseg3d.execution import free_memory
+
+MAX_COMPRESSION = 1032
+"""Deflate never makes more bytes of one: a file that claims more is damaged, whatever else it says."""
+COMPRESSION_SLACK = 1 << 16
+"""Bytes that a tiny file may claim beside, as its header is not counted exactly."""
+
+_DISK_ERRORS = {
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET,
+}  # fmt: skip
+"""A disk, a share or a system that fails concerns all files; everything else is the matter of one."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is wrong with one file or its permissions is an :class:`ImageReadError`, a failing disk a :class:`StorageError`.
+
+    Decoders of others raise whatever they like for damaged bytes: all of it means that the file cannot be decoded.
+    """
+    from isal.igzip_lib import IsalError
+
+    try:
+        yield
+    except (MedsegError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        reason = error.strerror or str(error)
+        raise ImageReadError(f"{error.filename or path}: cannot be read ({reason}). Check the file and its permissions.") from error
+    except (  # type: ignore[misc]
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        LookupError,
+        EOFError,
+        TypeError,
+        struct.error,
+        zlib.error,
+        IsalError,
+    ) as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise ImageReadError(f"{path}: cannot be decoded ({reason:.300}). Copy or download it again.") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Raise :class:`ImageReadError` for what would wait for ever or never end: a named pipe, a socket, a device."""
+    if not path.exists():
+        is_link = path.is_symlink()
+        found = f"a link to {path.readlink()}, which is not there; fetch the file that it stands for" if is_link else "no such file"
+        raise ImageReadError(f"{path}: {found}.")
+    if not path.is_file():
+        kinds = {"is_fifo": "a named pipe", "is_socket": "a socket", "is_char_device": "a device", "is_block_device": "a device"}
+        kind = next((name for test, name in kinds.items() if getattr(path, test)()), "a folder" if path.is_dir() else "no file")
+        raise ImageReadError(f"{path}: {kind}; expected a file. Copy the image into one.")
+
+
+def check_claim(path: Path, claimed: int, *, there: int, is_compressed: bool, shape: tuple[int, ...]) -> None:
+    """Compare the bytes that a header claims with those that are ``there``; raises :class:`ImageReadError` where they cannot be.
+
+    And where the memory does not hold an honest image: ``MemoryError``.
+    """
+    most = there * MAX_COMPRESSION + COMPRESSION_SLACK if is_compressed else there
+    times = " x ".join(map(str, shape))
+    if claimed > most:
+        packed = "compressed " if is_compressed else ""
+        raise ImageReadError(
+            f"{path}: the header claims {times} voxels ({claimed:,} bytes), and the file ends before its last voxel: it holds {there:,} "
+            f"{packed}bytes. Copy or download it again."
+        )
+
+
+def check_memory(path: Path, needed: int, shape: tuple[int, ...]) -> None:
+    """Raise ``MemoryError`` where an image would not fit what is free, before anything is allocated."""
+    free = free_memory()
+    if needed > free:
+        times = " x ".join(map(str, shape))
+        raise MemoryError(
+            f"{path}: an image of {times} voxels takes {needed / 2**30:.3g} GiB at least, and {free / 2**30:.3g} GiB of memory are "
+            "free. Close other programs, or work on a machine with more"
+        )
