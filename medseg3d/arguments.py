@@ -68,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     _device_option(select)
 
     predict = _dataset_command(commands, "predict", "label maps for new images")
-    predict.add_argument("-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images or one image")
+    predict.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="INPUT", help="a folder of images, one image, or a tree of DICOM series"
+    )
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="a folder, or a .nii.gz file for one image")
     _domain_option(predict)
     predict.add_argument(
@@ -92,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
+    predict.add_argument(
+        "--series-description", metavar="REGEX", help="of DICOM series only those in whose description this regular expression is found"
+    )
     predict.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts of the images: one for each machine")
     predict.add_argument("--cluster", metavar="ADDRESS", help="predict on the workers of this dask scheduler, such as tcp://host:8786")
     predict.add_argument(

@@ -55,8 +55,8 @@ class Findings(list[str]):
         self._refused.extend((name_of(case), file, reason) for case, file, reason in other._refused)
 
 
-def image_files(folder: Path, findings: Findings) -> dict[str, Path]:
-    """The images of a folder by name without ending, sorted.
+def image_files(folder: Path, findings: Findings, *, with_dicom: bool = True) -> dict[str, Path]:
+    """The images of a folder by name without ending, sorted; ``with_dicom`` its DICOM files and the folders that hold some.
 
     Two files of one name, files of formats that are not read and names that are no Unicode cost their case. Names are composed
     (Unicode's NFC), so that a file that was copied over a Mac has the name it looks like.
@@ -69,6 +69,8 @@ def image_files(folder: Path, findings: Findings) -> dict[str, Path]:
         return files
     twice: set[str] = set()
     for path in paths:
+        if not with_dicom and (path.is_dir() or images.ending_of(path) == ".dcm"):
+            continue
         reason = images.refusal(path)
         name = case_name(path)
         if reason and path.is_file():

@@ -141,7 +141,7 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
     for index, channel in enumerate(case.channels):
         where = f"channel {index} ({channel.path.name})"
         try:
-            image = images.read_image(channel.path, volume=channel.volume)
+            (image,) = images.read_volumes(channel.path, [channel.volume], files=channel.files)
         except ImageReadError as error:
             found("unreadable", "error", str(error))
             continue
@@ -208,7 +208,7 @@ def repair_label(case: Case, *, root: Path) -> str:
     """
     if case.label is None:
         raise InputError(f"{case.name}: has no label to repair.")
-    header = images.read_header(case.channels[0].path)
+    header = images.read_header(case.channels[0].path, files=case.channels[0].files)
     label = images.read_image(case.label)
     values = label_values(case.label, label.array)
     orientation = orientation_of(header.geometry.matrix)
@@ -251,7 +251,7 @@ class _Check:
 def _bytes_of(case: Case) -> int:
     """A stored and a canonical copy of a channel, a mask and the label, at most 16 bytes a voxel."""
     try:
-        return 16 * images.read_header(case.channels[0].path).num_voxels
+        return 16 * images.read_header(case.channels[0].path, files=case.channels[0].files).num_voxels
     except (ImageReadError, IndexError):
         return 0
 

@@ -353,6 +353,7 @@ def _predict(options: argparse.Namespace) -> int:
             precision=options.precision,
             max_ram_gb=options.max_ram,
             part=options.part,
+            series_description=options.series_description,
             executor=executor,
             on=console.listen,
         )

@@ -26,6 +26,7 @@ from medseg3d.errors import (
     UnsupportedError,
 )
 from medseg3d.images import case_name
+from medseg3d.images.dicom_intake import NamedSeries, find_dicom_cases
 from medseg3d.labels import Labels, left_right_pairs
 from medseg3d.records import from_plain, read_json
 from medseg3d.wording import counted, listed
@@ -37,10 +38,11 @@ _CHANNEL_NUMBER = re.compile(r"^(.+)_(\d{4})$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelFile:
-    """Where one channel of a case is: a file, or one volume of a 4D file."""
+    """Where one channel of a case is: a file, one volume of a 4D file, or a folder of which ``files`` are the slices (all, if empty)."""
 
     path: Path
     volume: int | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,21 +141,29 @@ def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
     return cases
 
 
-def find_prediction_cases(source: Path, *, num_channels: int) -> tuple[tuple[Case, ...], tuple[CaseFailure, ...]]:
-    """The cases to predict in a folder, a single file, or a folder with one DICOM series, sorted by name; and those that cannot be.
+def find_prediction_cases(
+    source: Path, *, num_channels: int, channel: str = "", series_description: str | None = None
+) -> tuple[tuple[Case, ...], tuple[CaseFailure, ...]]:
+    """The cases to predict in a folder, a single file, or a tree of DICOM series, sorted by name; and those that cannot be.
 
-    One channel: every file is a case, and ``CASE_0000`` is named ``CASE`` where all files are called so. Several channels:
-    ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises :class:`DatasetError` with all findings where no
-    case is left, for a single file :class:`ChannelCountError`.
+    Of DICOM series those are taken that fit ``channel`` (the name of the model's) and ``series_description`` (a regular expression); see
+    :func:`~medseg3d.images.dicom_intake.find_dicom_cases`. One channel: every file is a case, and ``CASE_0000`` is named ``CASE`` where
+    all files are called so. Several channels: ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises
+    :class:`DatasetError` with all findings where no case is left, for a single file :class:`ChannelCountError`.
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder; expected images to predict.")
-    if images.is_image(source) or not source.is_dir():
+    if not source.is_dir():
         return (_single_case(source, num_channels),), ()
     findings, files = _predicted_files(source)
-    if not files and not findings and not findings.has_refused and not findings.failures:
+    series = _series_of(source, findings, channel, series_description)
+    slices = {case.folder: case.files for case in series if case.is_folder}
+    if list(slices) == [source] and len(series) == 1 and not files:
+        case = _single_case(source, num_channels)
+        return (_with_slices(case, slices),), findings.failures
+    files |= {case.name: case.folder for case in series if case.is_folder}
+    if not files and not series and not findings and not findings.has_refused and not findings.failures:
         findings.append("no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
-    _refuse_shared_study([path for path in files.values() if path.is_dir()], findings)
     numbered = {stem: match for stem in files if (match := _CHANNEL_NUMBER.match(stem))}
     is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
     is_numbered = is_numbered and _are_channels(numbered.values(), num_channels)
@@ -170,9 +180,12 @@ def find_prediction_cases(source: Path, *, num_channels: int) -> tuple[tuple[Cas
                 f"{pairs[0][:-1]}0",
                 pairs[0],
             )
+    for one in series:
+        if not one.is_folder:
+            cases[one.name] = _channels_of_series(one, num_channels, findings)
     findings.settle(cases)
     failed = {failure.case for failure in findings.failures}
-    usable = tuple(Case(name=name, channels=cases[name]) for name in sorted(cases) if name not in failed)
+    usable = tuple(_with_slices(Case(name=name, channels=cases[name]), slices) for name in sorted(cases) if name not in failed)
     if findings or not usable:
         raise _not_predicted(source, [*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
     return usable, findings.failures
@@ -185,7 +198,7 @@ def _not_predicted(source: Path, findings: Sequence[str]) -> DatasetError:
 def _predicted_files(source: Path) -> tuple[Findings, dict[str, Path]]:
     """The images of a folder; what is found about ``CASE_0000`` concerns CASE where CASE has other channels."""
     found, findings = Findings(), Findings()
-    files = image_files(source, found)
+    files = image_files(source, found, with_dicom=False)
     findings.take(found, _by_stem({match[1] for stem in files if (match := _CHANNEL_NUMBER.match(stem))}))
     return findings, files
 
@@ -610,21 +623,25 @@ def _single_case(source: Path, num_channels: int) -> Case:
     return Case(name=name, channels=channels)
 
 
-def _refuse_shared_study(folders: Sequence[Path], findings: Findings) -> None:
-    """Several series of one study are several looks at one patient; which one is meant cannot be guessed."""
-    if len(folders) < 2:
-        return
-    from medseg3d.images import dicom
+def _series_of(source: Path, findings: Findings, channel: str, description: str | None) -> tuple[NamedSeries, ...]:
+    """The DICOM series below a folder; a line for each thing that is left out."""
+    intake = find_dicom_cases(source, channel=channel, description=description)
+    for line in intake.left_out:
+        logger.warning("%s: %s.", printable(str(source)), printable(line))
+    for name, reason in intake.failures:
+        findings.fail(printable(name), printable(reason))
+    if intake.left_out and not intake.cases and not intake.failures:
+        findings.append(f"no DICOM series to predict: {printable('; '.join(intake.left_out))}")
+    return intake.cases
 
-    by_study: dict[str, list[Path]] = {}
-    for folder in folders:
-        try:
-            study = dicom.study_of(folder)
-        except (ImageReadError, PermissionError) as error:
-            findings.fail(case_name(folder), str(error))
-            continue
-        if study:
-            by_study.setdefault(study, []).append(folder)
-    for same in by_study.values():
-        if len(same) > 1:
-            findings.append(f"{len(same)} series found in one study: {listed([f.name for f in same])}; name the folder of one")
+
+def _channels_of_series(series: NamedSeries, num_channels: int, findings: Findings) -> tuple[ChannelFile, ...]:
+    if num_channels > 1:
+        expected = listed([f"CASE_{number:04d}" for number in range(num_channels)])
+        findings.fail(series.name, f"one DICOM series, expected {num_channels} channels; give each a folder: {expected}")
+    return (ChannelFile(path=series.folder, files=series.files),)
+
+
+def _with_slices(case: Case, slices: Mapping[Path, tuple[Path, ...]]) -> Case:
+    """The case with the slices that were chosen in its folders."""
+    return replace(case, channels=tuple(replace(channel, files=slices.get(channel.path, ())) for channel in case.channels))

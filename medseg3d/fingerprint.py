@@ -267,10 +267,10 @@ def digest_of(case: Case) -> str:
     Raises :class:`ImageReadError` for a file that is missing or may not be read, :class:`StorageError` for a disk that fails.
     """
     digest = hashlib.blake2b(digest_size=16)
-    paths = list(dict.fromkeys(channel.path for channel in case.channels))
-    for path in (*paths, *((case.label,) if case.label else ())):
+    paths = list(dict.fromkeys((channel.path, channel.files) for channel in case.channels))
+    for path, files in (*paths, *(((case.label, ()),) if case.label else ())):
         try:
-            for file in _files_of(path):
+            for file in files or _files_of(path):
                 digest.update(f"{file.stat().st_size} ".encode())
                 with file.open("rb", buffering=0) as stream:
                     while block := stream.read(1 << 20):
@@ -281,7 +281,7 @@ def digest_of(case: Case) -> str:
             raise ImageReadError(f"{case.name}: {path}: cannot be read ({error.strerror}). Check the file and its permissions.") from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    digest.update(" ".join(f"{paths.index(channel.path)}:{channel.volume}" for channel in case.channels).encode())
+    digest.update(" ".join(f"{paths.index((channel.path, channel.files))}:{channel.volume}" for channel in case.channels).encode())
     return digest.hexdigest()
 
 
@@ -290,9 +290,11 @@ def stamp_of(case: Case) -> str:
 
     Empty where a file cannot be looked at.
     """
-    paths = list(dict.fromkeys(channel.path for channel in case.channels))
+    places = dict.fromkeys((channel.path, channel.files) for channel in case.channels)
+    if case.label:
+        places[case.label, ()] = None
     try:
-        states = [file.stat() for path in (*paths, *((case.label,) if case.label else ())) for file in _files_of(path)]
+        states = [file.stat() for path, files in places for file in files or _files_of(path)]
     except (OSError, ImageReadError):
         return ""
     return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
@@ -323,7 +325,7 @@ def peak_bytes(case: Case) -> int:
     from medseg3d.images import read_header
 
     try:
-        voxels = math.prod(read_header(first).geometry.shape)
+        voxels = math.prod(read_header(first, files=case.channels[0].files).geometry.shape)
     except InputError:
         return 64 * SMALL_FILE  # reading the case will say what is wrong
     # float32 channels, one of them twice while it is decoded (up to float64), labels, components, masks and foreground values

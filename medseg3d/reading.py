@@ -163,8 +163,8 @@ def label_values(path: Path, array: np.ndarray) -> np.ndarray:
 def _read_channels(case: Case) -> list[Image]:
     """The volumes of all channels; neighbors in one 4D file are decompressed once."""
     found: list[Image] = []
-    for path, channels in itertools.groupby(case.channels, key=lambda channel: channel.path):
-        found.extend(images.read_volumes(path, [channel.volume for channel in channels]))
+    for (path, files), channels in itertools.groupby(case.channels, key=lambda channel: (channel.path, channel.files)):
+        found.extend(images.read_volumes(path, [channel.volume for channel in channels], files=files))
     return found
 
 

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-def read_header(path: Path) -> ImageHeader:
-    """The grid, type and number of volumes of a file, without decoding its voxels.
+def read_header(path: Path, *, files: Sequence[Path] = ()) -> ImageHeader:
+    """The grid, type and number of volumes of a file, without decoding its voxels; ``files`` are the slices in a folder, if not all.
 
     Raises :class:`ImageReadError` for what :func:`read_image` would refuse by its header.
     """
@@ -52,7 +52,7 @@ def read_header(path: Path) -> ImageHeader:
         if kind == "dicom":
             from medseg3d.images import dicom
 
-            return dicom.read_header(path)
+            return dicom.read_header(path, files)
         from medseg3d.images import text_header
 
         return text_header.image_header(path, kind, _text_header(path, kind))
@@ -67,8 +67,8 @@ def read_image(path: Path, *, volume: int | None = None) -> Image:
     return read_volumes(path, [volume])[0]
 
 
-def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]:
-    """Several volumes of one file, decompressed once; errors as :func:`read_image`."""
+def read_volumes(path: Path, volumes: Sequence[int | None], *, files: Sequence[Path] = ()) -> tuple[Image, ...]:
+    """Several volumes of one file, decompressed once; ``files`` are the slices in a folder, if not all; errors as :func:`read_image`."""
     with reading(path):
         kind = _format_of(path)
         if kind == "nifti":
@@ -78,7 +78,7 @@ def read_volumes(path: Path, volumes: Sequence[int | None]) -> tuple[Image, ...]
         if kind == "dicom":
             from medseg3d.images import dicom
 
-            return tuple(dicom.read_image(path, volume=volume) for volume in volumes)
+            return tuple(dicom.read_image(path, files, volume=volume) for volume in volumes)
         from medseg3d.images import text_header
 
         parsed = _text_header(path, kind)
@@ -104,7 +104,7 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path looks like an image that can be read: by its ending, or a folder that holds DICOM files.
+    """Whether a path looks like an image that can be read: by its ending, or a folder that holds DICOM files, itself or below.
 
     macOS' companions (``._name``) and hidden files are none. Raises :class:`ImageReadError` for a folder that cannot be looked into.
     """
@@ -130,7 +130,7 @@ def data_files(path: Path) -> tuple[Path, ...]:
     """
     with reading(path):
         if path.is_dir():
-            return tuple(sorted(file for file in path.iterdir() if file.is_file()))
+            return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
         kind = FORMATS.get(ending_of(path))
         if kind not in ("nrrd", "mha"):
             return (path,)

@@ -1,232 +1,209 @@
-"""A folder with one DICOM series: slices ordered by their position, the grid taken from the positions, irregular ones refused."""
+"""A folder with one DICOM series: its slices in the order of their positions, each with its own slope and intercept."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from medseg3d.errors import ImageReadError
-from medseg3d.geometry import geometry_of
-from medseg3d.images.header import FORMATS, Image, ImageHeader, ending_of, homogeneous, volume_of
-from medseg3d.images.itk import LPS_TO_RAS, reason_of
+from medseg3d.images.dicom_file import DicomFile, looks_like_dicom
+from medseg3d.images.dicom_grid import order_slices
+from medseg3d.images.dicom_pixels import JPEG, PixelFormat, pixel_format, stored_slices
+from medseg3d.images.dicom_series import Series, describe_left_out, find_series
+from medseg3d.images.dicom_tags import NUMBERS
+from medseg3d.images.dicom_volumes import TELLING, separate_volumes
+from medseg3d.images.header import FORMATS, REFUSED_ENDINGS, Image, ImageHeader, ending_of, volume_of
+from medseg3d.images.opening import check_memory
+from medseg3d.wording import counted
 
 logger = logging.getLogger(__name__)
 
-MAX_TILT_DEGREES = 1.0
-"""A smaller angle between the row of slices and their normal is kept in the affine as it is; a larger one is a tilted gantry."""
-MAX_POSITION_ERROR = 0.1
-"""How far a slice may lie from its place on the regular grid, as a share of the slice distance."""
-SEGMENTATION_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4": "DICOM SEG", "1.2.840.10008.5.1.4.1.1.66.7": "DICOM label map SEG"}
-"""SOP classes that hold segments instead of an image."""
-_META_BYTES = 1024
-"""The class of a DICOM file stands in its first few hundred bytes."""
-
-_TAGS = {
-    "modality": "0008|0060",
-    "description": "0008|103e",
-    "study": "0020|000d",
-    "series": "0020|000e",
-    "position": "0020|0032",
-    "orientation": "0020|0037",
-    "spacing": "0028|0030",
-    "thickness": "0018|0050",
-}
+_OTHER_ENDINGS = {*FORMATS, *REFUSED_ENDINGS, ".json", ".txt", ".csv", ".pdf", ".xml", ".html", ".zip"} - {".dcm"}
+"""Files that are not opened to see whether they are DICOM; those without an ending are."""
+_LEFT_OUT = ("DICOMDIR", "__MACOSX", "THUMBS.DB", "DESKTOP.INI")
+INTEGER_TYPES = (np.int16, np.uint16, np.int32, np.int64)
+"""Of values with an intercept: the first that holds them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Slice:
-    path: Path
-    tags: dict[str, str]
-    size: tuple[int, ...]
-    components: int
-    dtype: str
+class _Volume:
+    """Slices in order, how each is stored, and slope and intercept of each."""
 
-    def numbers(self, tag: str, count: int) -> np.ndarray:
-        """The numbers of a tag; raises :class:`ImageReadError` where it is missing or something else."""
-        try:
-            values = np.array([float(v) for v in self.tags[tag].split("\\")])
-        except (KeyError, ValueError):
-            values = np.empty(0)
-        if len(values) != count or not np.isfinite(values).all():
-            raise ImageReadError(f"{self.path}: the DICOM tag {_TAGS[tag]} ({tag}) is missing or damaged; the grid is unknown.")
-        return values
+    slices: list[DicomFile]
+    formats: list[PixelFormat]
+    scale: list[tuple[float, float]]
+    header: ImageHeader
+    warnings: tuple[str, ...]
 
 
 def holds_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files itself, not in a folder below."""
-    return folder.is_dir() and any(_is_dicom(path) for path in folder.iterdir())
+    """Whether DICOM files lie in a folder, or in a folder below."""
+    return folder.is_dir() and any(True for _ in dicom_files(folder))
 
 
-def study_of(folder: Path) -> str | None:
-    """The study that the first DICOM file of a folder belongs to."""
-    files = _files_of(folder)
-    return _read_slice(files[0]).tags.get("study") if files else None
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below that are DICOM by their name or their beginning, damaged ones among them; sorted."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        here = Path(place)
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back, or to a folder that another link leads to
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not _is_left_out(name))
+        for name in sorted(names):
+            path = here / name
+            if not _is_left_out(name) and _is_dicom(path):
+                yield path
 
 
-def read_header(path: Path) -> ImageHeader:
-    """See :func:`medseg3d.images.read_header`; ``path`` is a folder, or one file of a single slice."""
-    return _ordered(path)[1]
+def read_header(path: Path, files: Sequence[Path] = ()) -> ImageHeader:
+    """See :func:`medseg3d.images.read_header`; ``path`` is a folder, or one file of a single slice; ``files`` those that count in it."""
+    return _open(path, files).header
 
 
-def read_image(path: Path, *, volume: int | None = None) -> Image:
-    """See :func:`medseg3d.images.read_image`; rescale slope and intercept are applied."""
-    import SimpleITK as sitk
+def read_image(path: Path, files: Sequence[Path] = (), *, volume: int | None = None) -> Image:
+    """See :func:`medseg3d.images.read_image`; slope and intercept of each slice are applied.
 
-    slices, header = _ordered(path)
+    Values are integers where all slopes are 1 and all intercepts whole numbers, else float32.
+    """
+    found = _open(path, files)
     try:
         volume_of(1, volume)
     except ValueError as error:
         raise ImageReadError(f"{path}: {error}.") from None
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(s.path) for s in slices])
-    try:
-        array = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise ImageReadError(f"{path}: the voxels of the DICOM series cannot be decoded ({reason_of(error)}).") from None
-    array = array.reshape(header.geometry.shape[::-1])
-    if slices[0].tags.get("modality") == "CT" and array.min() >= 0:
+    shape, kind = found.header.geometry.shape, np.dtype(_value_type(found))
+    check_memory(path, found.header.num_voxels * kind.itemsize, shape)
+    array = np.empty(shape[::-1], kind)
+    for index, values in enumerate(stored_slices(found.slices, found.formats)):
+        slope, intercept = found.scale[index]
+        if array.dtype.kind != "f":
+            array[index] = values
+            array[index] += array.dtype.type(intercept)
+        else:
+            array[index] = values * slope + intercept  # in float64
+    if found.slices[0].text("Modality") == "CT" and array.min() >= 0:
         logger.warning("%s: marked as CT, but no value is below 0: these are no Hounsfield units.", path)
-    for note in header.notes:
+    for note in found.warnings:
         logger.warning("%s: %s.", path, note)
-    return Image(array=array.transpose(2, 1, 0), header=header)
+    return Image(array=array.transpose(2, 1, 0), header=found.header)
+
+
+def several_series(path: Path, series: Sequence[Series]) -> ImageReadError:
+    """The error of a place that holds more than one, with what each is."""
+    found = []
+    for each in series:
+        folder = each.first.path.parent
+        name = str(folder.relative_to(path)) if folder != path and folder.is_relative_to(path) else ""
+        described = each.first.text("SeriesDescription")[:64] or "without a description"
+        found.append(f"{name or described} ({counted(len(each.files), 'file')}, first {each.first.path.name})")
+    listed = "; ".join(found)
+    return ImageReadError(f"{path}: {len(series)} series found: {listed}. Name the folder of one series; each needs a folder of its own.")
+
+
+def _open(path: Path, files: Sequence[Path]) -> _Volume:
+    """The slices of the one series in a folder in the order of their positions, and its header."""
+    paths = list(files) or ([path] if path.is_file() else list(dicom_files(path)))
+    if not paths:
+        raise ImageReadError(f"{path}: a folder without DICOM files; expected one series of slices.")
+    found = find_series(paths)
+    if found.damaged:
+        raise ImageReadError(found.damaged[0][1])
+    lines = describe_left_out(found.left_out, path if path.is_dir() else path.parent)
+    if not found.series:
+        raise _nothing_left(path, found.left_out)
+    if len(found.series) > 1:
+        raise several_series(path, found.series)
+    series = found.series[0]
+    volumes = separate_volumes(series.files)
+    if len(volumes) > 1:
+        names = [volume.part for volume in volumes]
+        tags = ", ".join(f"{tag} {NUMBERS[tag]}" for tag, name in TELLING.items() if any(name in part for part in names))
+        raise ImageReadError(
+            f"{path}: {len(volumes)} volumes of {len(volumes[0].files)} slices in one series, over time or of several contrasts; told "
+            f"apart by {tags}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}. Split it into one folder each."
+        )
+    return _volume_of(path, series, lines)
+
+
+def _nothing_left(path: Path, left_out: Sequence[tuple[Path, str]]) -> ImageReadError:
+    first, reason = left_out[0]
+    if len(left_out) == 1 and first == path:
+        return ImageReadError(f"{path}: {reason} is not supported as label or image. Convert it to NIfTI (.nii.gz).")
+    lines = "; ".join(describe_left_out(left_out, path)[:5])
+    return ImageReadError(f"{path}: no series of slices among {counted(len(left_out), 'DICOM file')}: {lines}.")
+
+
+def _volume_of(path: Path, series: Series, lines: Sequence[str]) -> _Volume:
+    formats = {file.path: pixel_format(file) for file in series.files}
+    slices, geometry, oddities = order_slices(path, series.files)
+    scale = [_scale_of(file) for file in slices]
+    warnings = [*oddities, *series.notes, *_pixel_notes(slices)]
+    stored = formats[slices[0].path]
+    is_scaled = any(pair != (1.0, 0.0) for pair in scale)
+    header = ImageHeader(
+        geometry=geometry,
+        stored_shape=geometry.shape,
+        format="dicom",
+        num_volumes=1,
+        dtype=f"{stored.allocated}-bit {'signed' if stored.is_signed else 'unsigned'} integer",
+        is_scaled=is_scaled,
+        modality=slices[0].text("Modality") or None,
+        notes=(*warnings, *lines),
+    )
+    ordered = [formats[file.path] for file in slices]
+    return _Volume(slices=slices, formats=ordered, scale=scale, header=header, warnings=tuple(warnings))
+
+
+def _scale_of(file: DicomFile) -> tuple[float, float]:
+    """Slope and intercept of a slice, 1 and 0 where there are none."""
+    slope = float(file.numbers("RescaleSlope", 1)[0]) if file.text("RescaleSlope") else 1.0
+    intercept = float(file.numbers("RescaleIntercept", 1)[0]) if file.text("RescaleIntercept") else 0.0
+    return slope or 1.0, intercept  # 0 says nothing of the values; other readers take 1 as well
+
+
+def _pixel_notes(slices: Sequence[DicomFile]) -> list[str]:
+    notes = []
+    if slices[0].text("PhotometricInterpretation") == "MONOCHROME1":
+        notes.append("MONOCHROME1: shown with dark and bright exchanged; the values are taken as they are, not inverted")
+    if any(file.text("ModalityLUTSequence") for file in slices):
+        notes.append(f"a table of values (Modality LUT {NUMBERS['ModalityLUTSequence']}) is not applied")
+    behind = [file for file in slices if file.note]
+    if behind:
+        notes.append(f"{behind[0].path.name}: {behind[0].note}" + (f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""))
+    return notes
+
+
+def _value_type(found: _Volume) -> type[np.generic]:
+    """The type that holds all values of a volume."""
+    if any(slope != 1 or not intercept.is_integer() or abs(intercept) > 2**31 for slope, intercept in found.scale):
+        return np.float32
+    if all(intercept == 0 for _, intercept in found.scale) and len({stored.dtype for stored in found.formats}) == 1:
+        return found.formats[0].dtype.type
+    low, high = 0.0, 0.0
+    for file, stored, (_, intercept) in zip(found.slices, found.formats, found.scale, strict=True):
+        # a compressed picture may hold more bits than the header says
+        least, most = (replace(stored, bits=stored.allocated) if file.syntax in JPEG else stored).range
+        low, high = min(low, least + intercept), max(high, most + intercept)
+    return next(kind for kind in INTEGER_TYPES if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_file():
-        return False
-    kind = FORMATS.get(ending_of(path))
-    if kind is not None:
-        return kind == "dicom"
-    with path.open("rb") as file:
-        file.seek(128)
-        return file.read(4) == b"DICM"
+    ending = ending_of(path)
+    if ending == ".dcm":
+        return path.is_file()
+    return ending not in _OTHER_ENDINGS and looks_like_dicom(path)
 
 
-def _files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_dicom(path) and path.name.upper() != "DICOMDIR")
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or name.upper() in _LEFT_OUT
 
 
-def _ordered(path: Path) -> tuple[list[_Slice], ImageHeader]:
-    """The slices of the one series in a folder in the order of their positions, and its header."""
-    files = [path] if path.is_file() else _files_of(path)
-    if not files:
-        _refuse_tree(path)
-    slices = [_read_slice(file) for file in files]
-    by_series: dict[str, list[_Slice]] = {}
-    for each in slices:
-        by_series.setdefault(each.tags.get("series", ""), []).append(each)
-    if len(by_series) > 1:
-        found = [(s[0].tags.get("description", "without a description"), len(s), s[0].path.name) for s in by_series.values()]
-        raise ImageReadError(_several(path, found))
-    if {(s.size, s.dtype) for s in slices} != {(slices[0].size, slices[0].dtype)}:
-        kinds = sorted({(s.size[:2], s.dtype) for s in slices})
-        raise ImageReadError(f"{path}: the slices have different sizes or types: {kinds}.")
-    if slices[0].components > 1:
-        raise ImageReadError(f"{path}: color image ({slices[0].components} values per voxel); one value per voxel is needed.")
-    if len(slices[0].size) > 2 and slices[0].size[2] > 1:
-        raise ImageReadError(f"{path}: multi-frame DICOM is not supported; convert it to NIfTI, for instance with dcm2niix.")
-    return _header_of(path, slices)
-
-
-def _refuse_tree(path: Path) -> None:
-    """No DICOM file lies in the folder itself: say what lies below."""
-    below = [folder for folder in sorted(path.rglob("*")) if folder.is_dir() and holds_series(folder)]
-    if below:
-        found = [(str(folder.relative_to(path)), len(_files_of(folder)), "") for folder in below]
-        raise ImageReadError(_several(path, found))
-    raise ImageReadError(f"{path}: a folder without DICOM files; expected one series of slices.")
-
-
-def _several(path: Path, found: Sequence[tuple[str, int, str]]) -> str:
-    listed = "; ".join(f"{name} ({count} files{', first ' + first if first else ''})" for name, count, first in found)
-    return f"{path}: {len(found)} series found: {listed}. Name the folder of one series; each needs a folder of its own."
-
-
-def _read_slice(path: Path) -> _Slice:
-    import SimpleITK as sitk
-
-    with path.open("rb") as file:
-        beginning = file.read(_META_BYTES)
-    for uid, kind in SEGMENTATION_CLASSES.items():  # GDCM cannot open the newer one at all
-        if uid.encode() in beginning:
-            raise ImageReadError(f"{path}: {kind} is not supported as label or image. Convert it to a label map (.nii.gz).")
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would print to the terminal; what matters is checked here
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ImageReadError(f"{path}: not a DICOM image that can be read ({reason_of(error)}).") from None
-    tags = {name: reader.GetMetaData(tag).strip().strip("\0") for name, tag in _TAGS.items() if reader.HasMetaDataKey(tag)}
-    return _Slice(
-        path=path,
-        tags=tags,
-        size=tuple(reader.GetSize()),
-        components=reader.GetNumberOfComponents(),
-        dtype=sitk.GetPixelIDValueAsString(reader.GetPixelID()),
-    )
-
-
-def _header_of(path: Path, slices: list[_Slice]) -> tuple[list[_Slice], ImageHeader]:
-    first = slices[0].numbers("orientation", 6)
-    for each in slices:
-        if np.abs(each.numbers("orientation", 6) - first).max() > 1e-3:
-            raise ImageReadError(f"{path}: the slices are turned against each other ({each.path.name}); not a regular grid.")
-    rows, columns = first[:3], first[3:]
-    normal = np.cross(rows, columns)
-    slices = sorted(slices, key=lambda s: float(s.numbers("position", 3) @ normal))
-    positions = np.array([s.numbers("position", 3) for s in slices])
-    between_rows, between_columns = slices[0].numbers("spacing", 2)
-    step = _step(path, positions, normal, slices[0].tags.get("thickness", ""))
-    linear = np.stack([rows * between_columns, columns * between_rows, step], axis=1)
-    if not (np.sqrt((linear**2).sum(0)) > 0).all():
-        raise ImageReadError(f"{path}: spacing {between_columns:g} x {between_rows:g} mm; every axis needs a number above 0.")
-    shape = (slices[0].size[0], slices[0].size[1], len(slices))
-    notes = []
-    if len(slices) > 1 and between_rows == between_columns == 1 and np.allclose(step, normal) and not positions[0][:2].any():
-        notes.append("spacing 1 and origin 0: the geometry looks invented")
-    header = ImageHeader(
-        geometry=geometry_of(shape, homogeneous(LPS_TO_RAS @ linear, LPS_TO_RAS @ positions[0])),
-        stored_shape=shape,
-        format="dicom",
-        num_volumes=1,
-        dtype=slices[0].dtype,
-        notes=tuple(notes),
-    )
-    return slices, header
-
-
-def _step(path: Path, positions: np.ndarray, normal: np.ndarray, thickness: str) -> np.ndarray:
-    """The vector from a slice to the next, from the positions; raises :class:`ImageReadError` where there is no regular one."""
-    if len(positions) == 1:
-        try:
-            return normal * float(thickness)
-        except ValueError:
-            return normal
-    step: np.ndarray = (positions[-1] - positions[0]) / (len(positions) - 1)
-    along = positions @ normal
-    gaps = np.diff(along)
-    if gaps.min() < 1e-3:
-        raise ImageReadError(
-            f"{path}: {int((gaps < 1e-3).sum()) + 1} slices or more lie at the same position; a series over time or with several "
-            "contrasts has to be split into one folder each."
-        )
-    tilt = float(np.degrees(np.arccos(min(1.0, abs(float(step @ normal)) / float(np.linalg.norm(step))))))
-    distance = float(np.mean(gaps))
-    uneven = np.abs(along - (along[0] + distance * np.arange(len(along)))).max() > MAX_POSITION_ERROR * distance
-    problems = []
-    if tilt > MAX_TILT_DEGREES:
-        problems.append(f"tilted gantry ({tilt:.1f} degrees)")
-    if uneven:
-        problems.append(f"uneven slice distance ({gaps.min():.2f} to {gaps.max():.2f} mm)")
-    if problems:
-        raise ImageReadError(
-            f"{path}: {' and '.join(problems)}: not a regular grid. Resample it to a regular grid first (dcm2niix corrects a "
-            "tilt), or add the missing slices."
-        )
-    return step
+def _raise(error: OSError) -> None:
+    raise error

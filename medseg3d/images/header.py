@@ -68,7 +68,8 @@ class ImageHeader:
 
     ``stored_shape`` is the shape in the file: (x, y), (x, y, z) or (x, y, z, volume); ``geometry`` is always 3D and in mm.
     ``dtype`` is the type of the stored values; ``is_scaled`` says that a slope or an intercept turns them into the image's.
-    ``nifti`` is None for other formats. ``notes`` are oddities that are no error.
+    ``modality`` is DICOM's (CT, MR, PT, …), None where the file does not tell it. ``nifti`` is None for other formats.
+    ``notes`` are oddities that are no error.
     """
 
     geometry: Geometry
@@ -77,6 +78,7 @@ class ImageHeader:
     num_volumes: int
     dtype: str
     is_scaled: bool = False
+    modality: str | None = None
     nifti: NiftiGrid | None = None
     notes: tuple[str, ...] = ()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.dataset import Case, find_prediction_cases
+from medseg3d.dataset import Case, ChannelFile, find_prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
@@ -97,6 +97,7 @@ def predict(
     precision: str = "auto",
     max_ram_gb: float | None = None,
     part: tuple[int, int] | None = None,
+    series_description: str | None = None,
     executor: Executor | None = None,
     on: Listener = silent,
 ) -> PredictResult:
@@ -104,7 +105,8 @@ def predict(
 
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
     A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. ``part`` (2, 8)
-    predicts the second of eight parts, for eight machines. ``skip_empty`` as for
+    predicts the second of eight parts, for eight machines. Of DICOM series those are predicted whose description ``series_description``
+    (a regular expression) is found in. ``skip_empty`` as for
     :func:`~medseg3d.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
     is predicted wherever it runs, from and into the same folders.
     """
@@ -124,9 +126,7 @@ def predict(
         skip_empty=skip_empty,
     )
     loaded = load()
-    cases, unusable = (
-        find_prediction_cases(source, num_channels=len(loaded.plan.channels)) if isinstance(source, Path) else (tuple(source), ())
-    )
+    cases, unusable = _cases_of(source, loaded.plan.channels, series_description)
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
     check_writable(folder)
@@ -151,6 +151,15 @@ def predict(
     )
 
 
+def _cases_of(
+    source: Path | Sequence[Case], channels: Sequence[str], series_description: str | None
+) -> tuple[tuple[Case, ...], tuple[CaseFailure, ...]]:
+    if not isinstance(source, Path):
+        return tuple(source), ()
+    channel = channels[0] if len(channels) == 1 else ""
+    return find_prediction_cases(source, num_channels=len(channels), channel=channel, series_description=series_description)
+
+
 def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]:
     if part is None:
         return cases
@@ -167,10 +176,14 @@ def _predict_there(
     absolute = {name: target.resolve() for name, target in targets.items()}
     place, keywords = Path(load.args[0]).resolve(), tuple(sorted(load.keywords.items(), key=lambda item: item[0]))
     work = partial(_predict_on_worker, place=place, keywords=keywords, identity=identity, targets=absolute, probabilities=probabilities)
-    found = [replace(case, channels=tuple(replace(channel, path=channel.path.resolve()) for channel in case.channels)) for case in pending]
+    found = [replace(case, channels=tuple(_resolved(channel) for channel in case.channels)) for case in pending]
     done = run_cases(work, found, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
     for outcome in done:
         yield outcome.item, outcome.failure or outcome.result  # type: ignore[misc]
+
+
+def _resolved(channel: ChannelFile) -> ChannelFile:
+    return replace(channel, path=channel.path.resolve(), files=tuple(file.resolve() for file in channel.files))
 
 
 def _predict_on_worker(
@@ -287,7 +300,7 @@ def _prepare(ready: _Ready, model: Model) -> PreparedCase:
 def _bytes_to_read(case: Case, model: Model) -> int:
     """What the next case takes while it is read and prepared; nothing without a header: reading will say what is wrong with it."""
     try:
-        geometry = read_header(case.channels[0].path).geometry
+        geometry = read_header(case.channels[0].path, files=case.channels[0].files).geometry
     except InputError:
         return 0
     volume_mm3 = prod(geometry.shape) * prod(geometry.spacing)

@@ -152,7 +152,7 @@ def peak_bytes(case: Case, plan: Plan, configurations: Sequence[Configuration]) 
     from medseg3d.images import read_header
 
     try:
-        geometry = read_header(case.channels[0].path).geometry
+        geometry = read_header(case.channels[0].path, files=case.channels[0].files).geometry
     except InputError:
         return 0  # the reader will say what is wrong with it
     raw = float(math.prod(geometry.shape))

@@ -1,104 +1,340 @@
+"""Series of slices: where they lie, what their values are, and what is refused."""
+
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
-from medseg3d.dataset import prediction_cases
-from medseg3d.errors import DatasetError, ImageReadError
-from medseg3d.images import is_image, read_image
+from medseg3d.errors import ImageReadError
+from medseg3d.images import is_image, read_header, read_image
+from tests.dicom_writer import CT, MR, PET, SHAPE, numbers, volume, write_other, write_series
 
-ROWS, COLUMNS = np.array([1.0, 0, 0]), np.array([0, 0.96, 0.28])
-NORMAL = np.cross(ROWS, COLUMNS)
-
-
-def write_series(
-    folder: Path, positions: list[np.ndarray], *, series: str = "1.2.3.1", study: str = "1.2.3", names: list[str] | None = None
-) -> Path:
-    """One file per position; slice k holds the value -k everywhere but for a corner of 1000."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k, position in enumerate(positions):
-        pixels = np.full((1, 4, 3), -k, np.int16)
-        pixels[0, 0, 0] = 1000
-        image = sitk.GetImageFromArray(pixels)
-        image.SetSpacing((0.5, 0.7, 1.0))
-        for tag, value in {
-            "0008|0060": "CT",
-            "0020|000d": study,
-            "0020|000e": series,
-            "0008|0018": f"{series}.{k + 1}",
-            "0008|103e": f"series {series}",
-            "0020|0032": "\\".join(f"{p:.6f}" for p in position),
-            "0020|0037": "\\".join(f"{v:.6f}" for v in (*ROWS, *COLUMNS)),
-            "0018|0050": "5",
-            "0028|1052": "0",
-            "0028|1053": "1",
-        }.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / (names[k] if names else f"{k:03d}.dcm")))
-        writer.Execute(image)
-    return folder
+OBLIQUE = (1, 0, 0, 0, 0.96, 0.28)
+PLANES = {
+    "axial": (1, 0, 0, 0, 1, 0),
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "coronal": (1, 0, 0, 0, 0, -1),
+    "feet first": (-1, 0, 0, 0, 1, 0),
+    "oblique": OBLIQUE,
+    "doubly oblique": (0.8, 0.6, 0, -0.36, 0.48, 0.8),
+}
 
 
-def regular(count: int = 5, step: float = 6.5) -> list[np.ndarray]:
-    return [np.array([10.0, 20, 30]) + k * step * NORMAL for k in range(count)]
+def shifted(index: int, by: np.ndarray):
+    """Moves one slice, in mm."""
+
+    def change(file, k):
+        if k == index:
+            file.ImagePositionPatient = numbers(np.array(file.ImagePositionPatient, float) + by)
+
+    return change
 
 
-def test_slices_are_ordered_by_position_and_spaced_by_it(tmp_path) -> None:
-    folder = write_series(tmp_path / "series", regular(), names=["c.dcm", "a.dcm", "e.dcm", "b.dcm", "d.dcm"])
+# ---- the grid
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("names", ["{:03d}.dcm", "{:03d}"])
+def test_each_voxel_lies_where_dicom_says(tmp_path, plane, names) -> None:
+    orientation = np.array(PLANES[plane], float)
+    folder = write_series(tmp_path, orientation=orientation, names=lambda k: names.format((k * 5) % 6), InstanceNumber=1)
     image = read_image(folder)
-    assert image.array.shape == (3, 4, 5)
-    np.testing.assert_array_equal(image.array[1, 1], -np.arange(5))
-    np.testing.assert_array_equal(image.array[0, 0], 1000)
-    np.testing.assert_allclose(image.header.geometry.spacing, (0.5, 0.7, 6.5), rtol=1e-5)
-    np.testing.assert_allclose(image.header.geometry.origin, (-10, -20, 30), atol=1e-5)
-    np.testing.assert_allclose(image.header.geometry.direction[:, 2], NORMAL * [-1, -1, 1], atol=1e-5)
+    np.testing.assert_array_equal(image.array, volume())
+    column, row, index = 3, 2, 4
+    normal = np.cross(orientation[:3], orientation[3:])
+    lps = np.array([10, 20, 5]) + column * 0.5 * orientation[:3] + row * 0.7 * orientation[3:] + index * 2.5 * normal
+    ras = image.header.geometry.matrix @ [column, row, index, 1]
+    np.testing.assert_allclose(ras[:3], lps * [-1, -1, 1], atol=1e-4)
+    assert image.header.geometry.spacing == pytest.approx((0.5, 0.7, 2.5))
+    assert image.header.modality == "CT"
     assert is_image(folder)
 
 
-def test_a_missing_slice_is_refused_with_the_distances(tmp_path) -> None:
-    positions = regular(6)
-    del positions[2]
-    with pytest.raises(ImageReadError, match=r"uneven slice distance \(6\.50 to 13\.00 mm\)"):
-        read_image(write_series(tmp_path / "series", positions))
+@pytest.mark.fault("A4", "DICOM slices shifted in their plane", "refused, naming the slice and the shift in pixels")
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("index", [0, 1, 3, 5])
+def test_a_slice_that_is_shifted_in_the_plane_is_refused(tmp_path, plane, index) -> None:
+    orientation = PLANES[plane]
+    folder = write_series(tmp_path, orientation=orientation, change=shifted(index, 0.3 * np.array(orientation[:3])))
+    with pytest.raises(ImageReadError, match=rf"1 of 6 slices are shifted in the plane, 00{index}\.dcm by 0\.60 x -?0\.00 pixels"):
+        read_header(folder)
 
 
-def test_a_tilted_gantry_is_refused_with_the_angle(tmp_path) -> None:
-    positions = [position + k * 6.5 * np.tan(np.radians(18.5)) * COLUMNS for k, position in enumerate(regular())]
+def test_rounding_of_positions_is_no_shift(tmp_path) -> None:
+    array = np.zeros((2, 2, 100), np.int16)
+    tilted = np.array([0.0013, -0.0021, 0.6667])
+
+    def rounded(file, _):
+        file.ImagePositionPatient = [f"{float(v):.2f}" for v in file.ImagePositionPatient]
+
+    header = read_header(write_series(tmp_path, array, step=tilted, change=rounded))
+    assert header.geometry.spacing[2] == pytest.approx(0.6667, abs=1e-3)
+
+
+@pytest.mark.fault("A4", "DICOM slices shifted in their plane", "refused, naming the slice and the shift in pixels")
+def test_half_a_stack_that_is_shifted_is_refused(tmp_path) -> None:
+    def change(file, k):
+        shifted(k, np.array([0.0, 2.0, 0.0]) if k >= 3 else np.zeros(3))(file, k)
+
+    with pytest.raises(ImageReadError, match="shifted in the plane"):
+        read_header(write_series(tmp_path, change=change))
+
+
+def test_a_missing_slice_is_refused_with_the_distances_and_the_gap(tmp_path) -> None:
+    folder = write_series(tmp_path)
+    (folder / "002.dcm").unlink()
+    with pytest.raises(ImageReadError, match=r"uneven slice distance \(2\.50 to 5\.00 mm\), the widest between 001\.dcm and 003\.dcm"):
+        read_image(folder)
+
+
+def test_a_tilted_gantry_is_refused_with_the_angle_and_a_small_one_is_kept(tmp_path) -> None:
+    tilted = write_series(tmp_path / "tilted", step=(0, 2.5 * np.tan(np.radians(18.5)), 2.5))
     with pytest.raises(ImageReadError, match=r"tilted gantry \(18\.5 degrees\)"):
-        read_image(write_series(tmp_path / "series", positions))
+        read_image(tilted)
+    small = read_header(write_series(tmp_path / "small", step=(0, 0.02, 2.5)))
+    np.testing.assert_allclose(small.geometry.matrix[:3, 2], (0, -0.02, 2.5), atol=1e-6)
 
 
-def test_slices_at_one_position_are_refused(tmp_path) -> None:
-    with pytest.raises(ImageReadError, match="same position"):
-        read_image(write_series(tmp_path / "series", [*regular(3), *regular(3)]))
+@pytest.mark.fault("A4", "DICOM slices that differ in what a volume shares", "refused, naming the tag, two of its values and their files")
+@pytest.mark.parametrize(
+    ("tag", "value", "message"),
+    [
+        ("PixelSpacing", ["0.72", "0.5"], r"different pixel spacings: 003\.dcm 0\.5 x 0\.72 mm, 000\.dcm 0\.5 x 0\.7 mm"),
+        ("ImageOrientationPatient", numbers((1, 0, 0, 0, np.cos(0.05), np.sin(0.05))), r"turned against each other \(003\.dcm"),
+        ("PhotometricInterpretation", "MONOCHROME1", r"differ in PhotometricInterpretation \(0028,0004\): MONOCHROME2 \(000\.dcm\)"),
+        ("RescaleType", "US", r"differ in RescaleType \(0028,1054\): HU \(000\.dcm\), US \(003\.dcm\)"),
+        ("FrameOfReferenceUID", "1.2.10", r"differ in FrameOfReferenceUID"),
+        ("Units", "CNTS", r"differ in Units \(0054,1001\): BQML \(000\.dcm\), CNTS \(003\.dcm\)"),
+    ],
+)
+def test_slices_that_differ_in_what_they_share_are_refused(tmp_path, tag, value, message) -> None:
+    def change(file, k):
+        if k == 3:
+            setattr(file, tag, value)
+
+    folder = write_series(tmp_path, np.zeros((20, 20, 6), np.int16), change=change, RescaleType="HU", Units="BQML")
+    with pytest.raises(ImageReadError, match=message):
+        read_header(folder)
+
+
+@pytest.mark.fault("A4", "DICOM slices that differ in what a volume shares", "refused, naming the tag, two of its values and their files")
+def test_slices_of_different_sizes_are_refused(tmp_path) -> None:
+    def change(file, k):
+        if k == 3:
+            file.Rows, file.Columns = file.Columns, file.Rows
+
+    with pytest.raises(ImageReadError, match=r"different sizes: 4 x 5, 5 x 4"):
+        read_header(write_series(tmp_path, change=change))
+
+
+# ---- the values
+
+
+@pytest.mark.fault("A4", "DICOM slices with slopes or intercepts of their own (PET, MR)", "each slice is scaled by its own")
+@pytest.mark.parametrize("one", [None, 0, 3])
+def test_slopes_of_each_slice_are_applied(tmp_path, one) -> None:
+    slopes = 0.01 + 0.37 * np.arange(6)
+    if one is not None:
+        slopes[one] = 1
+
+    def change(file, k):
+        file.RescaleSlope, file.RescaleIntercept = f"{slopes[k]:.6f}", "0"
+
+    stored = volume().astype(np.uint16)
+    image = read_image(write_series(tmp_path, stored, change=change, kind=PET))
+    assert image.array.dtype == np.float32
+    np.testing.assert_allclose(image.array, stored * np.round(slopes, 6), rtol=1e-6)
+    assert image.header.is_scaled
+
+
+@pytest.mark.fault("A4", "DICOM slices with slopes or intercepts of their own (PET, MR)", "each slice is scaled by its own")
+def test_intercepts_of_each_slice_give_whole_numbers(tmp_path) -> None:
+    def change(file, k):
+        file.RescaleIntercept = str(-40_000 * (k % 2))
+
+    stored = np.abs(volume()).astype(np.uint16)
+    image = read_image(write_series(tmp_path, stored, change=change, kind=MR))
+    assert image.array.dtype == np.int32
+    np.testing.assert_array_equal(image.array, stored.astype(int) - 40_000 * (np.arange(6) % 2))
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags", "dtype"),
+    [
+        (np.int16, {}, np.int16),
+        (np.uint16, {}, np.uint16),
+        (np.uint8, {}, np.uint8),
+        (np.uint16, {"RescaleSlope": "1", "RescaleIntercept": "-1024", "BitsStored": 12, "HighBit": 11}, np.int16),
+        (np.int16, {"RescaleSlope": "1", "RescaleIntercept": "-1024"}, np.int32),
+        (np.uint32, {"RescaleIntercept": "-1"}, np.int64),
+        (np.uint16, {"RescaleIntercept": "0.5"}, np.float32),
+        (np.uint16, {"RescaleSlope": "0"}, np.uint16),
+    ],
+)
+def test_values_take_the_smallest_type_that_holds_them(tmp_path, stored, tags, dtype) -> None:
+    array = (np.arange(np.prod(SHAPE)) % 200).reshape(SHAPE).astype(stored)
+    image = read_image(write_series(tmp_path, array, **tags))
+    assert image.array.dtype == dtype
+    np.testing.assert_array_equal(image.array, array.astype(float) + float(tags.get("RescaleIntercept", 0)))
+
+
+@pytest.mark.fault("A4", "DICOM of MONOCHROME1", "its values are taken as they are, not inverted, and a warning says so")
+def test_monochrome1_keeps_its_values_and_is_told(tmp_path, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        image = read_image(write_series(tmp_path, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(image.array, volume())
+    assert "MONOCHROME1: shown with dark and bright exchanged; the values are taken as they are" in caplog.text
+
+
+# ---- what else lies in the folder
+
+
+@pytest.mark.fault("E", "copies of DICOM slices called a time series", "dropped with a note")
+def test_copies_of_slices_are_dropped_with_a_note(tmp_path) -> None:
+    folder = write_series(tmp_path)
+    for path in sorted(folder.iterdir())[:3]:
+        (folder / f"{path.stem} (1).dcm").write_bytes(path.read_bytes())
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, volume())
+    assert image.header.notes == ("3 copies of slices were dropped (000.dcm, …)",)
+
+
+@pytest.mark.fault("E", "copies of DICOM slices called a time series", "dropped with a note")
+def test_slices_with_one_uid_that_are_no_copies_are_kept(tmp_path) -> None:
+    image = read_image(write_series(tmp_path, SOPInstanceUID="1.2.3.4"))
+    np.testing.assert_array_equal(image.array, volume())
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "listed"),
+    [
+        ("EchoTime", ("10", "20"), r"EchoTime \(0018,0081\): Echo10, Echo20"),
+        ("TemporalPositionIdentifier", ("2", "10"), r"TemporalPositionIdentifier \(0020,0100\): Time2, Time10"),
+        ("AcquisitionNumber", ("1", "2"), r"AcquisitionNumber \(0020,0012\): Acquisition1, Acquisition2"),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), r"ImageType \(0008,0008\): TypeM, TypeP"),
+    ],
+)
+@pytest.mark.fault("B", "DICOM series over time or of several contrasts", "refused, naming the tag that tells volumes apart")
+def test_volumes_in_one_series_are_refused_with_the_tag_that_tells_them_apart(tmp_path, tag, values, listed) -> None:
+    for number, value in enumerate(values):
+        write_series(
+            tmp_path,
+            volume(seed=number),
+            names=f"{number}-{{:03d}}.dcm".format,
+            change=lambda file, k, n=number: setattr(file, "SOPInstanceUID", f"1.2.8.{n}.{k}"),
+            **{tag: value},
+        )
+    with pytest.raises(ImageReadError, match=rf"2 volumes of 6 slices in one series, .*told apart by {listed}\. Split it"):
+        read_image(tmp_path)
+
+
+def test_slices_at_one_position_that_no_tag_tells_apart_are_refused(tmp_path) -> None:
+    for number in range(2):
+        write_series(tmp_path, volume(seed=number), names=f"{number}-{{:03d}}".format)
+    with pytest.raises(ImageReadError, match="12 slices lie at the same positions as others"):
+        read_image(tmp_path)
+
+
+@pytest.mark.fault("B", "reports, segmentations and plans among DICOM slices", "left out, each with its kind")
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.88.22", "structured report"),
+        ("1.2.840.10008.5.1.4.1.1.88.67", "structured report"),
+        ("1.2.840.10008.5.1.4.1.1.66.4", "DICOM SEG"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "RT structure set"),
+        ("1.2.840.10008.5.1.4.1.1.11.1", "presentation state"),
+        ("1.2.840.10008.5.1.4.1.1.104.1", "encapsulated document"),
+        ("1.2.840.10008.5.1.4.1.1.66", "raw data"),
+        ("1.3.12.2.1107.5.9.1", r"no pixel data \(OT\)"),
+    ],
+)
+def test_what_is_no_picture_is_left_out_with_its_kind(tmp_path, kind, named) -> None:
+    folder = write_series(tmp_path)
+    write_other(folder / "report.dcm", kind)
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, volume())
+    assert len(image.header.notes) == 1
+    assert image.header.notes[0] == f"left out report.dcm: {named}".replace("\\", "")
+
+
+@pytest.mark.fault("B", "a localizer, a scout or a screenshot among DICOM slices", "left out, with the reason")
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"orientation": (0, 1, 0, 0, 0, -1)}, "scout: lies in another plane than its series"),
+        ({"orientation": (0, 1, 0, 0, 0, -1), "series": "1.2.3.7"}, "scout: 1 slice beside longer series"),
+        ({"kind": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None, "series": "1.2.3.7"}, "secondary capture"),
+    ],
+)
+def test_scouts_and_screenshots_are_left_out(tmp_path, tags, reason) -> None:
+    folder = write_series(tmp_path)
+    write_series(folder, volume((9, 9, 1)), names="scout{}".format, **{"SOPInstanceUID": "1.2.8", **tags})
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, volume())
+    assert image.header.notes == (f"left out scout0: {reason}",)
 
 
 def test_two_series_are_listed_and_refused(tmp_path) -> None:
-    names = [f"b{k}.dcm" for k in range(5)]
-    write_series(tmp_path / "both", regular())
-    write_series(tmp_path / "both", regular(), series="1.2.3.2", names=names)
-    with pytest.raises(ImageReadError, match=r"2 series found: series 1\.2\.3\.1 \(5 files, first 000\.dcm\); series 1\.2\.3\.2"):
+    write_series(tmp_path / "both", SeriesDescription="first")
+    write_series(tmp_path / "both", series="1.2.3.2", names="b{}.dcm".format, SeriesDescription="second")
+    with pytest.raises(ImageReadError, match=r"2 series found: first \(6 files, first 000\.dcm\); second \(6 files, first b0\.dcm\)"):
         read_image(tmp_path / "both")
-    write_series(tmp_path / "study" / "one", regular())
-    write_series(tmp_path / "study" / "two", regular(), series="1.2.3.2")
-    with pytest.raises(ImageReadError, match=r"2 series found: one \(5 files\); two \(5 files\)"):
+    write_series(tmp_path / "study" / "one")
+    write_series(tmp_path / "study" / "two", series="1.2.3.2")
+    with pytest.raises(ImageReadError, match=r"2 series found: one \(6 files, first 000\.dcm\); two \(6 files, first 000\.dcm\)"):
         read_image(tmp_path / "study")
-    with pytest.raises(DatasetError, match="2 series found in one study: one, two"):
-        prediction_cases(tmp_path / "study", num_channels=1)
 
 
-def test_folders_of_different_patients_are_cases(tmp_path) -> None:
-    write_series(tmp_path / "anna", regular(), study="1.2.4")
-    write_series(tmp_path / "bert", regular(), study="1.2.5")
-    assert [case.name for case in prediction_cases(tmp_path, num_channels=1)] == ["anna", "bert"]
-    assert [case.name for case in prediction_cases(tmp_path / "anna", num_channels=1)] == ["anna"]
+def test_a_series_that_fills_several_folders_is_one(tmp_path) -> None:
+    write_series(tmp_path, names=lambda k: f"{k:03d}.dcm")
+    for k in range(3):
+        (tmp_path / "rest").mkdir(exist_ok=True)
+        (tmp_path / f"{k:03d}.dcm").rename(tmp_path / "rest" / f"{k:03d}.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path).array, volume())
 
 
-def test_a_folder_without_images_is_refused(tmp_path) -> None:
+def test_a_folder_without_dicom_and_one_without_a_series_are_refused(tmp_path) -> None:
     with pytest.raises(ImageReadError, match="without DICOM files"):
         read_image(tmp_path)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "._001.dcm").write_bytes(b"macOS")
+    with pytest.raises(ImageReadError, match="without DICOM files"):
+        read_image(tmp_path)
+    write_other(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.88.22")
+    write_other(tmp_path / "b.dcm", "1.2.840.10008.5.1.4.1.1.88.22")
+    with pytest.raises(ImageReadError, match=r"no series of slices among 2 DICOM files: left out a\.dcm and 1 more: structured report"):
+        read_image(tmp_path)
+    with pytest.raises(ImageReadError, match="structured report is not supported as label or image"):
+        read_image(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("path", ["000.dcm", "."])
+def test_one_slice_is_an_image_of_its_thickness(tmp_path, path) -> None:
+    write_series(tmp_path, volume((5, 4, 1)))
+    header = read_header(Path(tmp_path / path))
+    assert header.geometry.shape == (5, 4, 1)
+    assert header.geometry.spacing == pytest.approx((0.5, 0.7, 3))
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"NumberOfFrames": 3}, r"multi-frame DICOM \(3 frames in one file\) is not supported; convert it to NIfTI"),
+        ({"SamplesPerPixel": 3}, r"color image \(3 values per voxel\)"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"color image \(PALETTE COLOR\)"),
+        ({"ImagePositionPatient": None}, r"000\.dcm: the DICOM tag \(0020,0032\) \(ImagePositionPatient\) is missing or damaged"),
+        ({"PixelSpacing": None}, r"\(0028,0030\) \(PixelSpacing\) is missing"),
+        ({"PixelSpacing": ["0", "0.5"]}, r"every axis needs a number above 0"),
+        ({"ImageOrientationPatient": ["1", "0", "0", "1", "0", "0"]}, r"holds no two directions at right angles"),
+        ({"BitsAllocated": 12}, r"values of 16 bits up to bit 15 in 12"),
+        ({"Rows": 0}, r"a picture of 5 x 0 pixels"),
+    ],
+)
+def test_what_is_no_gray_slice_is_refused_by_name(tmp_path, tags, message) -> None:
+    with pytest.raises(ImageReadError, match=message):
+        read_image(write_series(tmp_path, kind=CT, **tags))

@@ -1,0 +1,127 @@
+"""JPEG's kinds in a process of its own, as GDCM crashes on damaged pictures: DICOM files go in by its standard input, pixels come out.
+
+``python -m medseg3d.images.decoder`` reads a length (8 bytes) and a file of that many bytes, and answers with a length and a message of
+what is wrong, or with 0, a length, and that many bytes: the type of the values and the values. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+SECONDS_PER_SLICE = 60.0
+"""A picture takes milliseconds; one that takes longer than this never ends."""
+MAX_BYTES = 4 << 30
+"""What the process may reserve, where the system keeps to it."""
+_LENGTH = struct.Struct("<Q")
+_TYPE_BYTES = 8
+
+
+class DecoderError(Exception):
+    """A picture that cannot be decoded."""
+
+
+class Decoder:
+    """The process, started with the first picture, and again after one that it did not survive; ended with the ``with`` block."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def decode(self, file: bytes) -> np.ndarray:
+        """The values of a DICOM file with one picture, flat; raises :class:`DecoderError`."""
+        if self._process is None:
+            command = [sys.executable, "-m", "medseg3d.images.decoder"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = self._process
+        timer = threading.Timer(SECONDS_PER_SLICE, process.kill)
+        timer.start()
+        try:
+            return _ask(process.stdin, process.stdout, file)
+        except (EOFError, BrokenPipeError):
+            self.__exit__(None, None, None)
+            self._process = None  # the next picture gets a new one
+            raise DecoderError("the decoder crashed or did not end") from None
+        finally:
+            timer.cancel()
+
+
+def _ask(to: IO[bytes] | None, answers: IO[bytes] | None, file: bytes) -> np.ndarray:
+    if to is None or answers is None:
+        raise EOFError
+    to.write(_LENGTH.pack(len(file)) + file)
+    to.flush()
+    (length,) = _LENGTH.unpack(_exactly(answers, _LENGTH.size))
+    if length:
+        raise DecoderError(_exactly(answers, length).decode())
+    (length,) = _LENGTH.unpack(_exactly(answers, _LENGTH.size))
+    dtype = _exactly(answers, _TYPE_BYTES).decode().strip()
+    return np.frombuffer(_exactly(answers, length - _TYPE_BYTES), dtype)
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    found = stream.read(count)
+    if len(found) < count:
+        raise EOFError
+    return found
+
+
+def main() -> int:
+    """Decode until the input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code prints
+    _limit_memory()
+    with tempfile.TemporaryDirectory(prefix="medseg3d-dicom-") as folder:
+        path = Path(folder) / "slice.dcm"
+        while header := sys.stdin.buffer.read(_LENGTH.size):
+            path.write_bytes(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
+            answers.write(_answer(path))
+            answers.flush()
+    return 0
+
+
+def _answer(path: Path) -> bytes:
+    import SimpleITK as sitk
+
+    from medseg3d.images.itk import reason_of
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except (RuntimeError, MemoryError) as error:
+        reason = (reason_of(error) if isinstance(error, RuntimeError) else "not enough memory").encode()
+        return _LENGTH.pack(len(reason)) + reason
+    dtype = array.dtype.newbyteorder("<").str.ljust(_TYPE_BYTES).encode()
+    return _LENGTH.pack(0) + _LENGTH.pack(len(dtype) + array.nbytes) + dtype + array.tobytes()
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

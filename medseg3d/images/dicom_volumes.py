@@ -1,0 +1,86 @@
+"""A series that holds several volumes, over time or of several contrasts: from its slices to one list per volume."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medseg3d.errors import ImageReadError
+from medseg3d.images.dicom_file import DicomFile
+
+TELLING = {
+    "EchoTime": "Echo",
+    "InversionTime": "Inversion",
+    "FlipAngle": "Flip",
+    "DiffusionBValue": "B",
+    "TemporalPositionIdentifier": "Time",
+    "TriggerTime": "Trigger",
+    "AcquisitionNumber": "Acquisition",
+    "ImageType": "Type",
+    "AcquisitionTime": "At",
+}
+"""The tags that tell volumes of a series apart, in the order in which they are tried, and what they are called in names of cases."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """The slices of one volume; ``part`` names it within its series (``Echo10``), empty where it is the only one."""
+
+    files: tuple[DicomFile, ...]
+    part: str = ""
+
+
+def separate_volumes(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
+    """One volume per value of the first tag, or pair of tags, that tells them apart: each place once in each, all of one size.
+
+    A series whose slices lie at different places is one volume, whatever its tags say. So is one that no tag takes apart; its grid is
+    refused then.
+    """
+    places = [_place(file) for file in files]
+    if None in places or len(set(places)) == len(places):
+        return (Volume(files=tuple(files)),)
+    for count in (1, 2):
+        for tags in itertools.combinations(TELLING, count):
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for index, file in enumerate(files):
+                groups.setdefault(tuple(file.text(tag) for tag in tags), []).append(index)
+            if len(groups) > 1 and _are_volumes([[places[index] for index in group] for group in groups.values()]):
+                names = _part_names(tags, list(groups))
+                found = [Volume(files=tuple(files[i] for i in groups[values]), part=names[values]) for values in groups]
+                return tuple(sorted(found, key=lambda volume: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", volume.part)]))
+    return (Volume(files=tuple(files)),)
+
+
+def _place(file: DicomFile) -> tuple[int, ...] | None:
+    """The position in micrometers, None where there is none."""
+    try:
+        x, y, z = file.numbers("ImagePositionPatient", 3)
+    except ImageReadError:
+        return None
+    return round(1000 * x), round(1000 * y), round(1000 * z)
+
+
+def _are_volumes(groups: Sequence[Sequence[tuple[int, ...] | None]]) -> bool:
+    """Each holds the same places, each of them once."""
+    first = Counter(groups[0])
+    return max(first.values()) == 1 and len(first) > 1 and all(Counter(group) == first for group in groups)
+
+
+def _part_names(tags: Sequence[str], values: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """A name per volume; of an image type the components that differ."""
+    columns = []
+    for index, tag in enumerate(tags):
+        texts = [value[index] for value in values]
+        columns.append([f"{TELLING[tag]}{text}" for text in (_differing(texts) if tag == "ImageType" else texts)])
+    return {value: "".join(column[row] for column in columns) for row, value in enumerate(values)}
+
+
+def _differing(texts: Sequence[str]) -> list[str]:
+    split = [text.split("\\") for text in texts]
+    width = max(map(len, split))
+    padded = [[*parts, *[""] * (width - len(parts))] for parts in split]
+    telling = [column for column in range(width) if len({parts[column] for parts in padded}) > 1]
+    return ["-".join(parts[column] for column in telling if parts[column]) for parts in padded]
