@@ -36,9 +36,10 @@ class Fault:
 
 
 def render(faults: Iterable[Fault]) -> str:
-    """Markdown, a table per kind."""
+    """Markdown: the sum, then a table per kind."""
     rows = sorted(faults, key=lambda fault: (fault.kind, fault.what))
-    lines: list[str] = []
+    tries, failed = sum(fault.tries for fault in rows), sum(fault.failed for fault in rows)
+    lines = [f"{len(rows)} faults were tried {tries} times; {failed} of the tries ended otherwise than the last column says."]
     for letter in sorted({fault.kind[0] for fault in rows}):
         lines += ["", f"## {letter}. {TITLES[letter]}", "", "| fault | tries | failed | what happens now |", "|---|---|---|---|"]
         lines += [f"| {f.what} | {f.tries or 'skipped'} | {f.failed} | {f.now} |" for f in rows if f.kind[0] == letter]

@@ -14,7 +14,12 @@ from medseg3d.errors import GeometryMismatchError, ImageReadError, LabelValueErr
 from medseg3d.images import read_image, write_label_map
 from medseg3d.reading import RawCase, read_case
 
-pytestmark = pytest.mark.real_data
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.fault(
+        "B", "odd files of the real world (headers, 4D, DICOM, NRRD, label types)", "read on the right grid, or refused with what was found"
+    ),
+]
 
 REFUSED = {
     "4d/dmri.nii.gz": "4D image with 7 volumes",
