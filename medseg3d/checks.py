@@ -27,9 +27,10 @@ from medseg3d.geometry import (
     orientation_of,
     to_canonical,
 )
+from medseg3d.grid_wording import describe
 from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels, rare_labels, unique_values, value_counts
-from medseg3d.reading import describe, label_values, orientation_on_grid
+from medseg3d.reading import label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
 

@@ -137,13 +137,17 @@ def canonical_geometry(geometry: Geometry, orientation: Orientation) -> Geometry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeometryDifference:
-    """How far two grids lie apart: shapes, and the largest distance in mm and voxels between their corners."""
+    """How far two grids lie apart: shapes, and the largest distance in mm and voxels between their corners.
+
+    ``turn`` says in words how the axes of the second point otherwise, where that was asked.
+    """
 
     shapes: tuple[tuple[int, int, int], tuple[int, int, int]]
     spacings: tuple[tuple[float, float, float], tuple[float, float, float]]
     corner_offset_mm: float
     corner_offset_voxels: float
     origin_offset_mm: tuple[float, float, float]
+    turn: str = ""
 
     @property
     def is_same_shape(self) -> bool:

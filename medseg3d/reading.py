@@ -6,8 +6,7 @@ Channels and label must lie on one grid; a file that holds the same grid with ot
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from medseg3d.geometry import (
     through,
     to_canonical,
 )
+from medseg3d.grid_wording import describe, turn_in_words
 from medseg3d.images import Image, ImageHeader
 from medseg3d.labels import as_integers
 
@@ -92,33 +92,16 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
     )
 
 
-def describe(difference: GeometryDifference) -> str:
-    """Shapes, spacings and offset of two grids, the second against the first, in words."""
-
-    def times(values: Sequence[float]) -> str:
-        return " x ".join(f"{v:g}" for v in values)
-
-    if not difference.is_same_shape:
-        return (
-            f"shape {times(difference.shapes[1])} at {times(difference.spacings[1])} mm "
-            f"against {times(difference.shapes[0])} at {times(difference.spacings[0])} mm"
-        )
-    return (
-        f"corners up to {difference.corner_offset_mm:.3g} mm ({difference.corner_offset_voxels:.3g} voxels) apart; spacing "
-        f"{times(difference.spacings[1])} against {times(difference.spacings[0])} mm, origin shifted by "
-        f"({', '.join(f'{o:.4g}' for o in difference.origin_offset_mm)}) mm"
-    )
-
-
 def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
     """How far two grids lie apart, whatever the order and direction of their axes; of both readings the closer one."""
     as_stored = compare(image, other)
     if as_stored.is_same_grid(GRID_TOLERANCE_VOXELS):
         return as_stored
-    turned = compare(image, canonical_geometry(other, axes_onto(other, image)))
+    canonical = canonical_geometry(other, axes_onto(other, image))
+    turned = compare(image, canonical)
     if turned.is_same_shape and (not as_stored.is_same_shape or turned.corner_offset_mm < as_stored.corner_offset_mm):
-        return turned
-    return as_stored
+        return replace(turned, turn=turn_in_words(image, other, canonical=canonical))
+    return replace(as_stored, turn=turn_in_words(image, other))
 
 
 def read_label_maps(prediction: Path, reference: Path, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
