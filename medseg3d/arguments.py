@@ -254,6 +254,9 @@ def _planning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--planner", metavar="NAME|FILE.toml", help="rules to plan by (default: those of the present plan)")
     parser.add_argument("--gpu-memory", type=_positive_float, metavar="GB", help="memory that a training step may take")
     parser.add_argument("--channels", type=lambda text: text.split(","), metavar="CT,…", help="modality of each channel")
+    parser.add_argument(
+        "--labels", type=_label_names, metavar="2=left_kidney,…", help="names of label values (default: dataset.json, labels.csv)"
+    )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument("--group-pattern", metavar="REGEX", help="cases with the same match (first group) stay in one fold")
     groups.add_argument("--groups", type=Path, metavar="FILE.csv", help="columns case,group: cases of a group stay in one fold")
@@ -307,6 +310,16 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
+
+
+def _label_names(text: str) -> dict[int, str]:
+    from medseg3d.errors import InputError
+    from medseg3d.label_names import names_from_text
+
+    try:
+        return names_from_text(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _part(text: str) -> tuple[int, int]:

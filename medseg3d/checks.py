@@ -17,9 +17,11 @@ from medseg3d.dataset import Case, Dataset
 from medseg3d.errors import ImageReadError, InputError, LabelValueError
 from medseg3d.execution import run_cases
 from medseg3d.files import copy_file, storage
+from medseg3d.fingerprint import body_middle
 from medseg3d.geometry import (
     Geometry,
     GeometryDifference,
+    Orientation,
     canonical_geometry,
     compare,
     from_canonical,
@@ -29,7 +31,10 @@ from medseg3d.geometry import (
 )
 from medseg3d.grid_wording import describe
 from medseg3d.images import ImageHeader
-from medseg3d.labels import Labels, rare_labels, unique_values, value_counts
+from medseg3d.label_names import with_names
+from medseg3d.label_pairs import Whereabouts, sides, whereabouts
+from medseg3d.label_rules import marker_message, marker_values, name_doubts, rare_labels, refuse_image
+from medseg3d.labels import Labels, unique_values, value_counts
 from medseg3d.reading import label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
@@ -68,7 +73,7 @@ class CheckedCase:
 
     ``content`` is a digest of the voxels of all channels, whatever the file format and orientation; ``intensities`` are the 1st,
     50th and 99th percentile per channel; ``values`` the label values found, ``voxels`` how many voxels each has, without the
-    background, counted where no list of labels is declared. Empty where the file could not be read.
+    background, counted where no list of labels is declared; ``places`` where they lie. Empty where the file could not be read.
     """
 
     name: str
@@ -79,6 +84,7 @@ class CheckedCase:
     intensities: tuple[tuple[float, float, float], ...] = ()
     values: tuple[int, ...] = ()
     voxels: dict[int, int] = field(default_factory=dict)
+    places: Whereabouts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +143,7 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
         findings.append(Finding(case=case.name, kind=kind, severity=severity, message=message, fix=fix))
 
     header: ImageHeader | None = None
+    body: tuple[float, float, float] | None = None
     content = hashlib.blake2b(digest_size=16)
     intensities: list[tuple[float, float, float]] = []
     for index, channel in enumerate(case.channels):
@@ -161,6 +168,8 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
         content.update(repr(canonical.shape).encode())
         content.update(canonical.data)
         finite = np.isfinite(canonical)
+        if index == 0 and finite.all() and canonical.size:
+            body = body_middle(canonical)
         if not finite.all():
             count = finite.size - int(finite.sum())
             found("not finite", "error", f"{where} has {count} NaN or infinite voxels of {finite.size}; replace them")
@@ -170,12 +179,9 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
             intensities.append((low, middle, high))
             if canonical[finite].min() == canonical[finite].max():
                 found("constant", "warning", f"{where}: all voxels have the value {low:g}")
-    values: tuple[int, ...] = ()
-    voxels: dict[int, int] = {}
-    if case.label is not None:
-        values, voxels = _check_label(case.label, header, labels, found)
+    seen = _SeenLabel() if case.label is None else _check_label(case, case.label, header, labels, found, middle=body)
     if header is None:
-        return CheckedCase(name=case.name, findings=tuple(findings), values=values, voxels=voxels)
+        return CheckedCase(name=case.name, findings=tuple(findings), values=seen.values, voxels=seen.voxels, places=seen.places)
     return CheckedCase(
         name=case.name,
         findings=tuple(findings),
@@ -183,8 +189,9 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
         orientation=orientation_code(header.geometry.matrix),
         spacing=header.geometry.spacing,
         intensities=tuple(intensities),
-        values=values,
-        voxels=voxels,
+        values=seen.values,
+        voxels=seen.voxels,
+        places=seen.places,
     )
 
 
@@ -197,6 +204,7 @@ def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Seque
         *_spacing_outliers(training),
         *_intensity_outliers(dataset, training),
         *_labels_over_all(dataset, training),
+        *_left_and_right(dataset, training),
     )
 
 
@@ -257,20 +265,36 @@ def _bytes_of(case: Case) -> int:
         return 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SeenLabel:
+    """What a label file holds, as :class:`CheckedCase` has it."""
+
+    values: tuple[int, ...] = ()
+    voxels: dict[int, int] = field(default_factory=dict)
+    places: Whereabouts | None = None
+
+
 def _check_label(
-    path: Path, header: ImageHeader | None, labels: Labels | None, found: Callable[..., None]
-) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Findings of a label file; returns its values and, where none are declared, the number of voxels of each."""
+    case: Case,
+    path: Path,
+    header: ImageHeader | None,
+    labels: Labels | None,
+    found: Callable[..., None],
+    *,
+    middle: tuple[float, float, float] | None,
+) -> _SeenLabel:
+    """Findings of a label file, and what it holds."""
     try:
         label = images.read_image(path)
         integers = label_values(path, label.array)
+        values = tuple(unique_values(integers))
+        refuse_image(integers, path.name, num_values=len(values))
     except ImageReadError as error:
         found("unreadable", "error", str(error))
-        return (), {}
+        return _SeenLabel()
     except LabelValueError as error:
         found("label values", "error", str(error))
-        return (), {}
-    values = tuple(unique_values(integers))
+        return _SeenLabel()
     if labels is not None:
         unknown = sorted(set(values) - set(labels.values))
         if unknown:
@@ -279,7 +303,19 @@ def _check_label(
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
     if header is not None:
         _check_grid(path, label.header.geometry, header.geometry, integers, found)
-    return values, value_counts(integers) if labels is None else {}
+    geometry = label.header.geometry
+    orientation = orientation_of(geometry.matrix)
+    places = whereabouts(case.name, to_canonical(integers, orientation), _edges(geometry, orientation), middle=middle)
+    return _SeenLabel(values=values, voxels=value_counts(integers) if labels is None else {}, places=places)
+
+
+def _edges(geometry: Geometry, orientation: Orientation) -> tuple[tuple[float, float, float], ...]:
+    """The edges of a volume along its canonical axes (S, A, R), each as a vector (S, A, R) in mm."""
+    edges = np.zeros((3, 3))
+    for column, length, (ras, sign) in zip(geometry.matrix[:3, :3].T, geometry.shape, orientation, strict=True):
+        edges[2 - ras] = column[::-1] * length * sign
+    s, a, r = ((float(edge[0]), float(edge[1]), float(edge[2])) for edge in edges)
+    return s, a, r
 
 
 def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray, found: Callable[..., None]) -> None:
@@ -412,10 +448,26 @@ def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator
     if dataset.labels is None:
         message = f"no dataset.json: the label values found are {there}"
         yield Finding(case=None, kind="label values", severity="note", message=message)
+        for case in cases:
+            markers = [value for value in marker_values(there) if value in case.values and value not in dataset.label_names]
+            if markers:
+                yield Finding(case=case.name, kind="label values", severity="error", message=marker_message(markers))
         for warning in rare_labels({case.name: case.voxels for case in cases if case.values}):
             yield Finding(case=None, kind="rare label", severity="warning", message=warning)
         return
+    for doubt in name_doubts(dict(zip(dataset.labels.values, dataset.labels.names, strict=True))):
+        yield Finding(case=None, kind="label names", severity="warning", message=doubt)
     for name, value in zip(dataset.labels.names[1:], dataset.labels.values[1:], strict=True):
         if value not in there:
             message = f"label {name} ({value}) is declared, but no case has it"
             yield Finding(case=None, kind="label values", severity="warning", message=message)
+
+
+def _left_and_right(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    """Labels that may be left and right of the same, and headers that contradict their names."""
+    values = (0, *sorted({value for case in cases for value in case.values} - {0}))
+    names = tuple(f"label_{value}" if value else "background" for value in values)
+    labels = dataset.labels or with_names(Labels(names=names, values=values), dataset.label_names)
+    known = sides([case.places for case in cases if case.places is not None], labels)
+    for message in (*known.warnings, *filter(None, [known.doubt])):
+        yield Finding(case=None, kind="left and right", severity="warning", message=message.removesuffix("."))

@@ -66,6 +66,7 @@ def _plan(options: argparse.Namespace) -> int:
                 work=options.work,
                 planner=options.planner or DEFAULT_PLANNER,
                 gpu_memory_gb=options.gpu_memory,
+                label_names=options.labels,
                 with_candidates=options.explain,
             )
         else:
@@ -75,6 +76,7 @@ def _plan(options: argparse.Namespace) -> int:
                 planner=options.planner,
                 gpu_memory_gb=options.gpu_memory,
                 channels=options.channels,
+                label_names=options.labels,
                 group_pattern=options.group_pattern,
                 groups=options.groups,
                 jobs=options.jobs,
@@ -104,8 +106,11 @@ def _is_for_domains(options: argparse.Namespace) -> bool:
         raise InputError("--fingerprint plans a single dataset without its images.")
     if options.work is None:
         raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
-    if getattr(options, "channels", None) or getattr(options, "group_pattern", None) or getattr(options, "groups", None):
-        raise InputError("--channels, --group-pattern and --groups belong to one dataset; write channel names and folds into each dataset.")
+    if any(getattr(options, name, None) for name in ("channels", "labels", "group_pattern", "groups")):
+        raise InputError(
+            "--channels, --labels, --group-pattern and --groups belong to one dataset; write names of channels and labels, and folds, into "
+            "each dataset."
+        )
     return True
 
 
@@ -448,6 +453,7 @@ def _run(options: argparse.Namespace) -> int:
             options.dataset,
             work=options.work,
             channels=options.channels,
+            label_names=options.labels,
             group_pattern=options.group_pattern,
             groups=options.groups,
             configurations=options.configuration,

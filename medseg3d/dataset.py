@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,11 @@ from medseg3d.errors import (
 )
 from medseg3d.images import case_name
 from medseg3d.images.dicom_intake import NamedSeries, find_dicom_cases
-from medseg3d.labels import Labels, left_right_pairs
+from medseg3d.label_names import names_beside, with_names
+from medseg3d.label_rules import is_ignore_label, name_findings, repeated_keys
+from medseg3d.labels import Labels
 from medseg3d.records import from_plain, read_json
+from medseg3d.side_names import left_right_pairs
 from medseg3d.wording import counted, listed
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ class Dataset:
     ``labels`` is None without a JSON: names and values then come from the label files. ``has_named_channels`` is False where the
     channel names are only placeholders (``channel_0``). ``declared_splits`` are the user's own folds. ``failures`` are training cases
     whose files cannot be used, as far as that is seen without reading voxels; ``test_failures`` those of the test set.
+    ``label_names`` stand in ``labels.csv`` or ``labels.json`` beside the images, by label value; ``labels`` has them already.
     """
 
     root: Path
@@ -82,6 +86,7 @@ class Dataset:
     declared_splits: tuple[Split, ...] | None = None
     failures: tuple[CaseFailure, ...] = ()
     test_failures: tuple[CaseFailure, ...] = ()
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
 
 def open_dataset(root: Path, *, channels: Sequence[str] | None = None) -> Dataset:
@@ -111,6 +116,11 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
     if declared is not None and not isinstance(declared, dict):
         raise DatasetError(f"{file}: expected a JSON object with channel_names and labels.")
     findings = Findings()
+    if declared is not None:
+        findings.extend(
+            f"dataset.json: {key!r} stands twice in one list, and only the last counts; keep one"
+            for key in repeated_keys(file.read_text(encoding="utf-8", errors="replace"))
+        )
     if declared is not None and _lists_its_files(root, declared):
         dataset = _open_decathlon(root, declared, findings)
     elif (root / "imagesTr").is_dir() or (declared is not None and "dataset" in declared):
@@ -364,13 +374,15 @@ def _dataset(
         announced = declared.get("numTraining")
         if isinstance(announced, int) and announced != len(training) and not failed:
             logger.warning("%s: numTraining in dataset.json is %d, found %d cases; all are used.", root, announced, len(training))
+    label_names = names_beside(root)
     return Dataset(
         root=root,
         name=str((declared or {}).get("name") or root.resolve().name),
         layout=layout,
         channel_names=names,
         has_named_channels=declared is not None,
-        labels=labels,
+        labels=with_names(labels, label_names) if labels is not None and not findings else labels,
+        label_names=label_names,
         training=tuple(sorted(training, key=lambda case: case.name)),
         test=tuple(sorted(test, key=lambda case: case.name)),
         failures=findings.failures,
@@ -558,9 +570,9 @@ def declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -
                 f"{root / 'dataset.json'}: label {name!r} is a region ({value}); regions are not supported yet. "
                 "List plain labels, one value each."
             )
-        if name.strip().lower() == "ignore":
+        if _is_integer(value) and is_ignore_label(name, int(value)):
             raise UnsupportedError(
-                f"{root / 'dataset.json'}: an ignore label (value {value}) is not supported yet; "
+                f"{root / 'dataset.json'}: an ignore label ({name!r}, value {value}) is not supported yet; "
                 "leave out the cases that have it, or label them completely."
             )
     wrong = [name for name, value in pairs if not _is_integer(value)]
@@ -572,6 +584,9 @@ def declared_labels(root: Path, declared: dict[str, Any], findings: list[str]) -
         if int(value) in named:
             findings.append(f"dataset.json: labels {named[int(value)]!r} and {name!r} both have the value {int(value)}")
         named[int(value)] = name
+    findings += [f"dataset.json: {finding}" for finding in name_findings(named)]
+    if set(named) == {0}:
+        findings.append("dataset.json: the background is the only label; list the structures too")
     return labels_from_values(named)
 
 

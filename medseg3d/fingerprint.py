@@ -24,6 +24,7 @@ from medseg3d.execution import run_cases
 from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid, common_frame, grid_of, orientation_in
 from medseg3d.geometry import Orientation, code_of, orientation_of
 from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
+from medseg3d.label_rules import refuse_image
 from medseg3d.labels import Labels, unique_values
 from medseg3d.wording import listed
 
@@ -79,6 +80,7 @@ class CaseFingerprint:
     ``labels`` is keyed by the values in the file, without the background. ``crop`` is (start, stop) of the box of
     non-zero voxels along (S, A, R); ``relative_size`` its share of the volume. ``direction`` holds the unit vectors of the file's axes
     (x, y, z) in RAS+ world axes, ``axes`` says which axis of the lists each of them is; both are None in a file of an older version.
+    ``middle`` is where the middle of the body lies, a fraction of the volume along (S, A, R), None in an older file.
     """
 
     name: str
@@ -92,6 +94,7 @@ class CaseFingerprint:
     labels: dict[int, LabelStatistics]
     direction: tuple[Direction, Direction, Direction] | None = None
     axes: Orientation | None = None
+    middle: tuple[float, float, float] | None = None
 
     @property
     def grid(self) -> Grid | None:
@@ -236,9 +239,9 @@ def in_frame(case: CaseFingerprint, frame: Frame) -> CaseFingerprint:
         (start, stop), length = case.crop[source[axis]], case.shape[source[axis]]
         return (length - stop, length - start) if is_flipped[axis] else (start, stop)
 
-    def turned(label: LabelStatistics) -> LabelStatistics:
-        s, a, r = (1 - label.center[source[axis]] if is_flipped[axis] else label.center[source[axis]] for axis in range(3))
-        return replace(label, center=(s, a, r))
+    def place(center: tuple[float, float, float]) -> tuple[float, float, float]:
+        s, a, r = (1 - center[source[axis]] if is_flipped[axis] else center[source[axis]] for axis in range(3))
+        return (s, a, r)
 
     s, a, r = source
     return replace(
@@ -247,7 +250,8 @@ def in_frame(case: CaseFingerprint, frame: Frame) -> CaseFingerprint:
         shape=(case.shape[s], case.shape[a], case.shape[r]),
         spacing=(case.spacing[s], case.spacing[a], case.spacing[r]),
         crop=(box(0), box(1), box(2)),
-        labels={value: turned(label) for value, label in case.labels.items()},
+        labels={value: replace(label, center=place(label.center)) for value, label in case.labels.items()},
+        middle=None if case.middle is None else place(case.middle),
     )
 
 
@@ -333,13 +337,20 @@ def peak_bytes(case: Case) -> int:
 
 
 def fingerprint_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseFingerprint:
-    """Describe one case; foreground is what has another label value than ``background``, inside the crop box as in nnU-Net."""
+    """Describe one case; foreground is what has another label value than ``background``, inside the crop box as in nnU-Net.
+
+    Raises :class:`LabelValueError` for a label map that looks like an image.
+    """
     box = nonzero_box(raw.image)
     shape = raw.image.shape[1:]
     crop = tuple((s.start, s.stop) for s in box)
     inside = None if raw.labels is None else raw.labels[box] != background
     channels = tuple(_describe_channel(channel, channel[box], inside) for channel in raw.image)
-    labels = {} if raw.labels is None else describe_labels(raw.labels, raw.spacing, background=background)
+    labels: dict[int, LabelStatistics] = {}
+    if raw.labels is not None:
+        values = unique_values(raw.labels)
+        refuse_image(raw.labels, raw.name, num_values=len(values))
+        labels = describe_labels(raw.labels, raw.spacing, background=background, values=values)
     return CaseFingerprint(
         name=raw.name,
         digest=digest,
@@ -352,7 +363,27 @@ def fingerprint_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseF
         relative_size=math.prod(stop - start for start, stop in crop) / math.prod(shape),
         channels=channels,
         labels=labels,
+        middle=body_middle(raw.image[0]),
     )
+
+
+def body_middle(image: np.ndarray) -> tuple[float, float, float]:
+    """The middle of the body along each axis, a fraction of the volume: half way through what is brighter than the mean.
+
+    From a sample of the voxels, without the outermost 5 % on either side; the middle of the image where nothing is brighter.
+    """
+    steps = [max(1, length // SAMPLES_PER_AXIS) for length in image.shape]
+    sample = image[:: steps[0], :: steps[1], :: steps[2]]
+    body = sample > sample.mean(dtype=np.float64)
+    if not body.any():
+        return (0.5, 0.5, 0.5)
+    middle = []
+    for axis, (step, length) in enumerate(zip(steps, image.shape, strict=True)):
+        profile = body.sum(axis=tuple(other for other in range(3) if other != axis))
+        share = np.cumsum(profile) / profile.sum()
+        first, last = np.searchsorted(share, 0.05), np.searchsorted(share, 0.95)
+        middle.append(float((first + last) / 2 * step + 0.5) / length)
+    return (middle[0], middle[1], middle[2])
 
 
 def _describe_channel(whole: np.ndarray, cropped: np.ndarray, inside: np.ndarray | None) -> ChannelFingerprint:
@@ -409,11 +440,13 @@ def merge(
 # --- labels
 
 
-def describe_labels(labels: np.ndarray, spacing: Sequence[float], *, background: int = 0) -> dict[int, LabelStatistics]:
-    """Statistics per foreground value of an integer label map (S, A, R); ``spacing`` in mm."""
+def describe_labels(
+    labels: np.ndarray, spacing: Sequence[float], *, background: int = 0, values: Sequence[int] | None = None
+) -> dict[int, LabelStatistics]:
+    """Statistics per foreground value of an integer label map (S, A, R); ``spacing`` in mm, ``values`` where they are known."""
     import cc3d
 
-    values = [value for value in unique_values(labels) if value != background]
+    values = [value for value in (unique_values(labels) if values is None else values) if value != background]
     if not values:
         return {}
     box = nonzero_box((labels != background)[np.newaxis])

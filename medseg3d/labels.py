@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from medseg3d.errors import LabelValueError
-from medseg3d.wording import counted, listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,31 +107,6 @@ def as_integers(label_map: np.ndarray, source: str) -> np.ndarray:
     return integers
 
 
-MIN_CASES_TO_CALL_RARE = 4
-"""With fewer cases, one case with a label is nothing to wonder at."""
-MIN_VOXELS = 20
-"""Of a label over all cases: a stroke of the mouse leaves fewer, an organ or a lesion that is worth training leaves more."""
-
-
-def rare_labels(voxels: Mapping[str, Mapping[int, int]]) -> tuple[str, ...]:
-    """One sentence for each label that may be a slip of the mouse; ``voxels`` are counted per case and label value, without background.
-
-    That is a label in a single case of four or more, or one with fewer than 20 voxels in all cases together. To be asked where no
-    list of labels says which values are meant.
-    """
-    warnings = []
-    for value in sorted({value for counts in voxels.values() for value in counts}):
-        cases = sorted(name for name, counts in voxels.items() if value in counts)
-        total = sum(voxels[name][value] for name in cases)
-        if total < MIN_VOXELS or (len(cases) == 1 and len(voxels) >= MIN_CASES_TO_CALL_RARE):
-            warnings.append(
-                f"The label value {value} occurs in {len(cases)} of {counted(len(voxels), 'case')} ({listed(cases)}), with "
-                f"{counted(total, 'voxel')} in all. If it is meant, write a dataset.json that lists the labels; if not, correct the "
-                f"label {'file' if len(cases) == 1 else 'files'}."
-            )
-    return tuple(warnings)
-
-
 def value_counts(integers: np.ndarray) -> dict[int, int]:
     """How many voxels each value of an integer array has, without the 0."""
     return {value: int(np.count_nonzero(integers == value)) for value in unique_values(integers) if value}
@@ -153,28 +126,3 @@ def unique_values(integers: np.ndarray) -> list[int]:
         part = flat[start : start + block]
         seen[part.astype(np.int64) - low if low else part] = True
     return [int(v) + low for v in np.flatnonzero(seen)]
-
-
-SIDES = (("left", "right"), ("l", "r"), ("lh", "rh"), ("links", "rechts"))
-"""Words that name a side, compared without case as whole words between ``_ - . space`` and brackets."""
-
-
-def left_right_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Pairs (left, right) of names that differ in exactly one word that names a side.
-
-    >>> left_right_pairs(("background", "Left Kidney", "kidney", "right kidney"))
-    ((1, 3),)
-    """
-    import re
-
-    words: Mapping[tuple[str, ...], int] = {
-        tuple(w for w in re.split(r"[\s_\-.,()\[\]]+", name.lower()) if w): index for index, name in enumerate(names)
-    }
-    pairs = []
-    for split, index in words.items():
-        for place, word in enumerate(split):
-            for left, right in SIDES:
-                twin = words.get((*split[:place], right, *split[place + 1 :])) if word == left else None
-                if twin is not None:
-                    pairs.append((index, twin))
-    return tuple(sorted(set(pairs)))

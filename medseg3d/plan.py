@@ -171,6 +171,10 @@ class Plan:
     recommended_reason: str
     fingerprint_digest: str
     notes: tuple[str, ...] = ()
+    left_right_doubt: str = ""
+    """Why mirroring from left to right may not be safe; empty where it is, or where pairs of labels forbid it anyway."""
+    given_names: dict[int, str] = field(default_factory=dict)
+    """Names of label values that the user gave beside the dataset's own (``--labels``)."""
     frame: Frame = CANONICAL_FRAME
 
     @property

@@ -17,9 +17,9 @@ from hypothesis.extra import numpy as hnp
 from medseg3d.dataset import Case, ChannelFile, Dataset
 from medseg3d.errors import DatasetError, ImageReadError
 from medseg3d.fingerprint import (
-    CaseFingerprint,
     Fingerprint,
     LabelStatistics,
+    body_middle,
     describe_labels,
     digest_of,
     fingerprint_case,
@@ -31,7 +31,6 @@ from medseg3d.fingerprint import (
 from medseg3d.geometry import geometry_of, orientation_of
 from medseg3d.images import ImageHeader
 from medseg3d.intensities import describe_values, keys_of, merge_intensities, values_of
-from medseg3d.label_pairs import left_right_pairs_by_position
 from medseg3d.labels import Labels
 from medseg3d.reading import RawCase
 from medseg3d.records import read_json, read_record, write_record
@@ -479,58 +478,21 @@ def test_labels_without_names_are_called_by_their_values() -> None:
     assert labels == Labels(names=("background", "label_5", "label_10", "label_15"), values=(0, 5, 10, 15))
 
 
-def paired_case(name: str, *, left: tuple[int, int, int], right: tuple[int, int, int], right_size: int = 3) -> CaseFingerprint:
-    labels = np.zeros((20, 30, 40), np.uint8)
-    for value, (s, a, r), size in ((1, left, 3), (2, right, right_size)):
-        labels[s : s + size, a : a + size, r : r + size] = value
-    return fingerprint_case(raw_case(np.ones((1, *labels.shape)), labels, name, (1.0, 1.0, 1.0)), name)
+# --- the middle of the body
 
 
-LEFT, RIGHT = (8, 15, 5), (9, 14, 32)
-NAMED = Labels(names=("background", "left kidney", "right kidney"), values=(0, 1, 2))
-UNNAMED = Labels(names=("background", "label_1", "label_2"), values=(0, 1, 2))
+def test_the_middle_of_the_body_is_found_in_air_and_beside_a_bright_spot() -> None:
+    image = np.full((30, 40, 80), -1000.0, np.float32)
+    image[5:25, 10:30, 10:40] = 50
+    image[15, 20, 75] = 3000
+    assert body_middle(image) == pytest.approx((0.5, 0.5, 25 / 80), abs=0.03)
+    assert body_middle(np.zeros((4, 5, 6), np.float32)) == (0.5, 0.5, 0.5)
 
 
-def judged(cases: list[CaseFingerprint], labels: Labels) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
-    return left_right_pairs_by_position(merge(cases, dataset="d", channel_names=("MRI",)), labels)
-
-
-def test_a_mirrored_pair_is_confirmed_without_a_word() -> None:
-    assert judged([paired_case("a", left=LEFT, right=RIGHT)], NAMED) == (((1, 2),), ())
-
-
-def test_a_left_one_on_the_right_is_a_pair_with_a_warning() -> None:
-    pairs, warnings = judged([paired_case("a", left=RIGHT, right=LEFT)], NAMED)
-    assert pairs == ((1, 2),)
-    assert warnings == (
-        "What is named left lies on the right side by the headers: left kidney / right kidney. "
-        "Either the names or the headers are swapped; training does not suffer.",
-    )
-
-
-def test_a_single_flipped_case_is_named() -> None:
-    cases = [paired_case(f"c{n}", left=LEFT, right=RIGHT) for n in range(4)] + [paired_case("odd", left=RIGHT, right=LEFT)]
-    pairs, warnings = judged(cases, NAMED)
-    assert pairs == ((1, 2),)
-    assert "odd" in warnings[0]
-
-
-@pytest.mark.parametrize(("right", "size"), [((8, 25, 15), 3), (RIGHT, 6)], ids=["askew", "of another size"])
-def test_names_alone_do_not_make_a_pair(right: tuple[int, int, int], size: int) -> None:
-    pairs, warnings = judged([paired_case("a", left=LEFT, right=right, right_size=size)], NAMED)
-    assert pairs == ()
-    assert "a pair by name" in warnings[0]
-
-
-def test_a_pair_that_is_never_seen_together_stays_a_pair() -> None:
-    one = paired_case("a", left=LEFT, right=RIGHT)
-    cases = [replace(one, name=str(value), labels={value: one.labels[value]}) for value in (1, 2)]
-    assert judged(cases, NAMED) == (((1, 2),), ())
-
-
-def test_a_mirrored_pair_without_names_is_only_mentioned() -> None:
-    cases = [paired_case(f"c{n}", left=(8, 14, 5), right=(8, 14, 32)) for n in range(3)]
-    pairs, warnings = judged(cases, UNNAMED)
-    assert pairs == ()
-    assert "say so in their names" in warnings[0]
-    assert judged(cases[:2], UNNAMED) == ((), ())
+def test_a_case_of_an_older_fingerprint_has_no_middle(tmp_path: Path) -> None:
+    found = merge([fingerprint_case(random_case(0), "d")], dataset="d", channel_names=("x", "y"))
+    path = write_record(tmp_path / "f.json", found, "fingerprint")
+    document = read_json(path)
+    del document["cases"][0]["middle"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert read_record(path, Fingerprint, "fingerprint").cases[0].middle is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medseg3d.errors import LabelValueError
-from medseg3d.labels import Labels, as_integers, left_right_pairs, unique_values
+from medseg3d.labels import Labels, as_integers, unique_values
 
 VALUES = st.lists(st.integers(-300, 70_000).filter(bool), min_size=1, max_size=12, unique=True)
 
@@ -41,17 +41,3 @@ def test_undeclared_values_are_listed_with_the_file() -> None:
 def test_values_between_integers_are_refused(value) -> None:
     with pytest.raises(LabelValueError, match="whole numbers"):
         as_integers(np.array([1.0, value]), "x")
-
-
-@pytest.mark.parametrize(
-    ("names", "pairs"),
-    [
-        (("background", "right_parotid", "left_parotid"), ((2, 1),)),
-        (("background", "kidney_left", "kidney_right", "liver"), ((1, 2),)),
-        (("background", "Kidney L", "Kidney (R)"), ((1, 2),)),
-        (("background", "left lung", "right kidney"), ()),
-        (("background", "cleft", "bright"), ()),
-    ],
-)
-def test_sides_are_told_by_whole_words(names, pairs) -> None:
-    assert left_right_pairs(names) == pairs

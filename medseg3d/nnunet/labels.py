@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg3d.errors import InputError
-from medseg3d.labels import Labels, left_right_pairs
+from medseg3d.labels import Labels
 from medseg3d.records import from_plain, read_json
+from medseg3d.side_names import left_right_pairs
 
 IGNORE = "ignore"
 """The label of voxels that were not annotated; it is never predicted."""

@@ -92,10 +92,14 @@ def _dataset(plan: Plan, summary: DatasetSummary, planner: Planner, derivation: 
     yield Explanation(
         configuration="dataset",
         quantity="left and right labels",
-        value=", ".join(f"{plan.labels.names[a]} / {plan.labels.names[b]}" for a, b in plan.labels.pairs) or "none",
-        rule="Labels whose names differ only in left and right form a pair that a left-right flip would exchange.",
-        inputs=f"{len(plan.labels.names)} labels.",
-        changes_it="Other names of the labels.",
+        value=", ".join(f"{plan.labels.names[a]} / {plan.labels.names[b]}" for a, b in plan.labels.pairs)
+        or ("in doubt" if plan.left_right_doubt else "none"),
+        rule=(
+            "Labels whose names differ only in left and right form a pair that a left-right flip would exchange. Labels without names are "
+            "in doubt where they lie mirrored and are alike, or where one lies on one side in nearly all cases."
+        ),
+        inputs=f"{len(plan.labels.names)} labels. {plan.left_right_doubt}".strip(),
+        changes_it="Other names of the labels (dataset.json, --labels, labels.csv).",
     )
     yield _lowres(summary, planner, derivation)
     yield _loss(plan.configuration(None).training, summary.loss_facts)
@@ -307,9 +311,9 @@ def _data(
         "mirror axes",
         " ".join(axes[axis] for axis in configuration.mirror_axes) or "none",
         "Images are mirrored along all axes in training and prediction, but never from left to right where labels come in left "
-        "and right pairs.",
-        f"{len(plan.labels.pairs)} pairs of left and right labels.",
-        "Other names of the labels.",
+        "and right pairs, nor, with mirroring.left_right of the planner at where_safe, where they could.",
+        f"{len(plan.labels.pairs)} pairs of left and right labels; {'there could be some' if plan.left_right_doubt else 'no doubt'}.",
+        "Other names of the labels, or mirroring.left_right of the planner.",
     )
 
 

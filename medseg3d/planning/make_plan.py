@@ -73,7 +73,8 @@ def make_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: float
         recommended=recommended,
         recommended_reason=reason,
         fingerprint_digest=summary.digest,
-        notes=(*summary.notes, *_notes(summary, configurations)),
+        notes=(*summary.notes, *_notes(summary, planner, configurations)),
+        left_right_doubt=summary.left_right_doubt,
         frame=summary.frame,
     )
 
@@ -301,7 +302,7 @@ def _configuration(name: str, design: Design, derivation: Derivation, summary: D
         normalization=normalization,
         resampling=planner.resampling,
         training=planner.training,
-        mirror_axes=_mirror_axes(dimensions, derivation.axis_order, summary),
+        mirror_axes=_mirror_axes(dimensions, derivation.axis_order, summary, planner),
         data=_data_name(design.spacing, normalization, derivation.axis_order, summary, planner),
     )
 
@@ -333,11 +334,18 @@ def normalizations(summary: DatasetSummary, planner: Planner) -> tuple[Normaliza
     return tuple(result)
 
 
-def _mirror_axes(dimensions: int, order: AxisOrder, summary: DatasetSummary) -> tuple[int, ...]:
-    """Axes of the patch, without those that run from left to right where labels come in left and right pairs."""
+def is_left_right_mirrored(summary: DatasetSummary, planner: Planner) -> bool:
+    """Not with pairs of left and right labels, and with most planners not where there could be some."""
+    is_doubtful = planner.mirroring.left_right == "where_safe" and bool(summary.left_right_doubt)
+    return not summary.labels.pairs and not is_doubtful
+
+
+def _mirror_axes(dimensions: int, order: AxisOrder, summary: DatasetSummary, planner: Planner) -> tuple[int, ...]:
+    """Axes of the patch, without those that run from left to right where mirroring along them is not safe."""
     axes = order[3 - dimensions :]
     exchanges_sides = [cosine > LEFT_RIGHT_COSINE for cosine in summary.frame.left_right]
-    return tuple(place for place, axis in enumerate(axes) if not (summary.labels.pairs and exchanges_sides[axis]))
+    is_safe = is_left_right_mirrored(summary, planner)
+    return tuple(place for place, axis in enumerate(axes) if is_safe or not exchanges_sides[axis])
 
 
 def _data_name(
@@ -384,7 +392,14 @@ def _recommend(derivation: Derivation, planner: Planner) -> tuple[str, str]:
     return "3d_fullres", reason
 
 
-def _notes(summary: DatasetSummary, configurations: Mapping[str, Configuration]) -> Iterator[str]:
+def _notes(summary: DatasetSummary, planner: Planner, configurations: Mapping[str, Configuration]) -> Iterator[str]:
+    if summary.left_right_doubt and is_left_right_mirrored(summary, planner):
+        yield (
+            "Images are mirrored along all axes, as nnU-Net does, although a network that is trained so may mix up left and right here. "
+            f"The planner default would say: {summary.left_right_doubt}"
+        )
+    elif summary.left_right_doubt:
+        yield summary.left_right_doubt
     if summary.labels.pairs:
         names = ", ".join(f"{summary.labels.names[a]} / {summary.labels.names[b]}" for a, b in summary.labels.pairs[:3])
         more = f" and {len(summary.labels.pairs) - 3} more pairs" if len(summary.labels.pairs) > 3 else ""

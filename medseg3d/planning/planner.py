@@ -110,6 +110,16 @@ class RecommendRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirroringRule:
+    """Whether images are mirrored from left to right where that is in doubt; with pairs of left and right labels they never are.
+
+    ``where_safe``: not where labels could be left and right of the same and nobody has said what they are. ``unless_pairs``: always.
+    """
+
+    left_right: Literal["where_safe", "unless_pairs"] = "where_safe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """All numbers that :func:`medseg3d.planning.make_plan.make_plan` uses; what each means stands in planners/README.md."""
 
@@ -125,6 +135,7 @@ class Planner:
     resampling: Resampling
     recommend: RecommendRule
     training: TrainingPlan
+    mirroring: MirroringRule = field(default_factory=MirroringRule)
 
 
 def load_planner(name_or_path: str | Path) -> Planner:
@@ -228,7 +239,7 @@ def _missing_keys(numbers: Mapping[str, Any], record: type) -> Iterator[str]:
     types = get_type_hints(record)
     for f in fields(record):
         if f.name not in numbers:
-            if f.default_factory is MISSING:  # tables of options may be left out
+            if f.default_factory is MISSING:  # tables of options, and those that came later, may be left out
                 yield f.name
         elif is_dataclass(types[f.name]):
             yield from (f"{f.name}.{key}" for key in _missing_keys(numbers[f.name], types[f.name]))

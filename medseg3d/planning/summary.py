@@ -15,9 +15,10 @@ import numpy as np
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
 from medseg3d.intensities import IntensityStatistics
-from medseg3d.labels import Labels, left_right_pairs
+from medseg3d.labels import Labels
 from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.records import read_json
+from medseg3d.side_names import left_right_pairs
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class DatasetSummary:
     labels, an ignore label too: nnU-Net counts so when it predicts memory. ``class_shares`` are the mean over cases of each
     class's share of the voxels, background first, with the sum 1, and 0 for a label that no case has. Both they and
     ``loss_facts`` are None where the labels were not measured, as in nnU-Net's fingerprint. ``frame`` are the axes (S, A, R) in space;
-    ``dissenting`` are the places of cases whose thick slices lie along another axis than those of the others.
+    ``dissenting`` are the places of cases whose thick slices lie along another axis than those of the others. ``left_right_doubt`` says
+    why mirroring from left to right may not be safe, and is empty where it is.
     """
 
     dataset: str
@@ -55,9 +57,12 @@ class DatasetSummary:
     class_shares: tuple[float, ...] | None = None
     frame: Frame = CANONICAL_FRAME
     dissenting: tuple[int, ...] = ()
+    left_right_doubt: str = ""
 
 
-def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str = "", num_cases: int | None = None) -> DatasetSummary:
+def summarize(
+    fingerprint: Fingerprint, labels: Labels, *, modality_reason: str = "", left_right_doubt: str = "", num_cases: int | None = None
+) -> DatasetSummary:
     """Our own fingerprint, in the axes of its frame. Raises :class:`InputError` where it has no cases."""
     cases = tuple(fingerprint.cases)
     if not cases:
@@ -83,6 +88,7 @@ def summarize(fingerprint: Fingerprint, labels: Labels, *, modality_reason: str 
         frame=fingerprint.frame,
         dissenting=dissenting,
         notes=tuple(_axis_notes(fingerprint, [cases[place].name for place in dissenting])),
+        left_right_doubt=left_right_doubt,
     )
 
 

@@ -114,7 +114,7 @@ def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubl
         rules = read_record(work.planner, Planner, "planner") if work.planner.exists() else None
         if rules is None or rules.name != plan.planner:
             rules = load_planner(plan.planner)
-        summary = summarize(fingerprint, plan.labels, modality_reason=plan.modality_reason)
+        summary = summarize(fingerprint, plan.labels, modality_reason=plan.modality_reason, left_right_doubt=plan.left_right_doubt)
         return tuple(to_plain(explanation) for explanation in explain(plan, summary, rules))
     except MedsegError as error:
         troubles.append(f"The plan cannot be explained: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
 from medseg3d.files import check_writable
-from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint
-from medseg3d.label_pairs import left_right_pairs_by_position
-from medseg3d.labels import Labels, rare_labels
+from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
+from medseg3d.label_names import with_names
+from medseg3d.label_pairs import Sides, sides
+from medseg3d.label_rules import marker_message, marker_values, name_doubts, rare_labels
+from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import (
     DatasetSummary,
@@ -30,6 +32,7 @@ from medseg3d.planning import (
 from medseg3d.planning.candidates import Candidate, Speed, candidates
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits
+from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ def plan(
     planner: str | Planner | None = None,
     gpu_memory_gb: float | None = None,
     channels: Sequence[str] | None = None,
+    label_names: Mapping[int, str] | None = None,
     group_pattern: str | None = None,
     groups: Path | None = None,
     jobs: int | None = None,
@@ -71,11 +75,13 @@ def plan(
 ) -> PlanResult:
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
 
-    Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
+    Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept, and so are the names of labels.
     ``max_stages`` is a cap on the depth beside the planner's. ``with_candidates`` also says what other networks would take, which
     needs torch and some seconds; ``num_datasets`` of them could share a universal one.
     """
     folder = work_folder(root, work)
+    if label_names is None:
+        label_names = folder.read_plan().given_names if folder.plan.exists() else {}
     rules = planner if isinstance(planner, Planner) else load_planner(planner or DEFAULT_PLANNER)
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
@@ -88,14 +94,17 @@ def plan(
     folder = work_folder(root, work)
     check_writable(folder.root)
     fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
-    labels, warnings = _labels(dataset, fingerprint)
+    names = {**dataset.label_names, **label_names}
+    if dataset.labels is None:
+        fingerprint = _without_markers(fingerprint, names)
+    labels, found, warnings = _labels(dataset, fingerprint, names)
     channel_names, reason = dataset.channel_names, NAMED_CHANNELS
     if not dataset.has_named_channels:
         channel_names, reason = infer_modality(fingerprint)
     fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
     write_record(folder.fingerprint, fingerprint, "fingerprint")
-    summary = summarize(fingerprint, labels, modality_reason=reason)
-    made = make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
+    summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
+    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names))
     folds, split_warnings = _folds(dataset, fingerprint, folder, group_pattern, groups)
     split_warnings = (*split_warnings, *_stale_models(folder, made))
     write_record(folder.plan, made, "plan")
@@ -148,13 +157,16 @@ def plan_from_fingerprint(
     work: Path | None = None,
     planner: str = DEFAULT_PLANNER,
     gpu_memory_gb: float | None = None,
+    label_names: Mapping[int, str] | None = None,
     with_candidates: bool = False,
 ) -> PlanResult:
     """Plan without images, from our ``fingerprint.json`` or nnU-Net's ``dataset_fingerprint.json``; written only with ``work``."""
     document = read_json(file)
     if isinstance(document, dict) and document.get("format") == "medseg3d/fingerprint":
         fingerprint = read_record(file, Fingerprint, "fingerprint")
-        summary = summarize(fingerprint, infer_labels(fingerprint))
+        labels = with_names(infer_labels(fingerprint), label_names or {})
+        found = sides(fingerprint.cases, labels)
+        summary = summarize(fingerprint, replace(labels, pairs=found.pairs), left_right_doubt=found.doubt)
     elif isinstance(document, dict) and "spacings" in document:
         summary = read_nnunet_fingerprint(file)
     else:
@@ -209,9 +221,33 @@ def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb:
     return fingerprint
 
 
-def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Labels, tuple[str, ...]]:
-    """The declared labels, checked against what the files hold; inferred where nothing is declared."""
+def _without_markers(fingerprint: Fingerprint, names: Mapping[int, str]) -> Fingerprint:
+    """Leave out the cases with values that seem to mean "not annotated", unless these have names.
+
+    Raises :class:`DatasetError` where that is half of them or more.
+    """
+    markers = set(marker_values(fingerprint.label_values)) - set(names)
+    reasons = {case.name: marker_message(found) for case in fingerprint.cases if (found := sorted(markers & set(case.labels)))}
+    if not reasons:
+        return fingerprint
+    if 2 * len(reasons) >= len(fingerprint.cases):
+        message = f"{counted(len(reasons), 'label map')} of {len(fingerprint.cases)} cannot be used ({listed(list(reasons), most=5)}):"
+        raise DatasetError(message, sorted(set(reasons.values())))
+    rest = merge(
+        [case for case in fingerprint.cases if case.name not in reasons],
+        dataset=fingerprint.dataset,
+        channel_names=fingerprint.channel_names,
+        background=fingerprint.background,
+        failures=(*fingerprint.failures, *(CaseFailure(case=n, stage="fingerprint", reason=r) for n, r in reasons.items())),
+    )
+    return replace(rest, frame=fingerprint.frame)
+
+
+def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[Labels, Sides, tuple[str, ...]]:
+    """The declared labels, checked against what the files hold, inferred where nothing is declared; what is known of left and right."""
     labels = dataset.labels or infer_labels(fingerprint)
+    unknown_names = sorted(set(names) - set(labels.values))
+    labels = with_names(labels, names)
     findings = [
         f"{case.name}: label values {unknown} are not in the list {sorted(labels.values)}"
         for case in fingerprint.cases
@@ -223,7 +259,14 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Labels, tuple[s
             "dataset.json:",
             findings,
         )
-    pairs, warnings = left_right_pairs_by_position(fingerprint, labels)
+    found = sides(fingerprint.cases, labels)
+    warnings = (*found.warnings, *name_doubts(dict(zip(labels.values, labels.names, strict=True))))
+    if unknown_names:
+        values = ", ".join(map(str, unknown_names))
+        warnings = (
+            *warnings,
+            f"Names are given for the label values {values}, which no label file holds; they are {list(labels.values[1:])}.",
+        )
     if dataset.labels is None:
         voxels = {case.name: {value: label.voxels for value, label in case.labels.items()} for case in fingerprint.cases}
         warnings = (*warnings, *rare_labels(voxels))
@@ -231,7 +274,7 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Labels, tuple[s
     absent = [name for name in absent if name != labels.names[0]]
     if absent:
         warnings = (*warnings, f"No training case holds {', '.join(absent)}; the network cannot learn it.")
-    return replace(labels, pairs=tuple(pairs)), tuple(warnings)
+    return replace(labels, pairs=found.pairs), found, tuple(warnings)
 
 
 def _folds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ def run(
     planner: str | None = None,
     gpu_memory_gb: float | None = None,
     channels: str | Sequence[str] | None = None,
+    label_names: Mapping[int, str] | None = None,
     group_pattern: str | None = None,
     groups: Path | str | None = None,
     configurations: str | Sequence[str] | None = None,
@@ -91,13 +92,15 @@ def run(
             planner=planner,
             gpu_memory_gb=gpu_memory_gb,
             channels=channels,
+            label_names=label_names,
             group_pattern=group_pattern,
             groups=groups,
             jobs=jobs,
             max_ram_gb=max_ram_gb,
             on=on,
         )
-    for warning in planned.warnings:
+    doubt = (planned.plan.left_right_doubt,) if planned.plan.left_right_doubt else ()
+    for warning in (*planned.warnings, *doubt):
         on(Event(stage="plan", message=warning))
     failures = list(planned.failures)
     names = [planned.plan.configuration(name).name for name in configurations or [planned.plan.recommended]]
