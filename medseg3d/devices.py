@@ -1,4 +1,4 @@
-"""Where a network runs and in which precision: detect, check, fall back.
+"""Where a network runs and which precision is fast there; :mod:`medseg3d.precision` checks its numbers.
 
 Goes in: a device name (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``). Comes out: a :class:`Device` that says which
 autocast type is fast there.
@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -32,9 +31,6 @@ RESAMPLING_ON_GPU = threading.Lock()
 """Held while an image is resampled on a GPU: whoever lacks memory there waits for its end before doing with less."""
 GPU_TYPES = ("cuda",)
 """As torch names them; ROCm has the same name."""
-MAX_RELATIVE_DEVIATION = 0.05
-"""Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their spread:
-bf16 keeps 8 bits (0.4 %) a number, and a healthy network loses about 1 % over its layers."""
 SPEED_RUNS = 5
 """The first makes kernels; the fastest counts."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -51,8 +47,6 @@ NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 """What torch and the libraries below it say where memory is short."""
-ROUNDINGS = 10
-"""Mixed precision rounds after every operation, not once: a hundred independent roundings have ten times the effect of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +118,13 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     return Device(device=device, precision="bfloat16" if _cpu_has_bf16_units() else "float32")
 
 
+WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni")
+"""Instruction sets that oneDNN's own variable ONEDNN_MAX_CPU_ISA can name, in which bf16 is emulated, many times slower than float32."""
+
+
 def _cpu_has_bf16_units() -> bool:
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower() in WITHOUT_BF16:
+        return False
     # Private in torch, so each name is looked up: a torch without it simply means float32.
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
@@ -158,39 +158,6 @@ def free_bytes(device: torch.device) -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch says that a device has no memory left; for main memory it has no error of its own."""
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY))
-
-
-def checked_precision(network: torch.nn.Module, batch: torch.Tensor, device: Device, *, is_trained: bool = True) -> Device:
-    """The device as it is when mixed precision gives the float32 result on this batch, otherwise in float32, with a warning.
-
-    Deep networks with fresh weights amplify any rounding (a factor of 1.1 for each of a hundred norms), so that one that is not
-    trained yet may deviate as much as it does in float32 arithmetic with weights and image rounded to half precision.
-    """
-    if device.precision == "float32":
-        return device
-    was_training = network.training
-    network.eval()
-    with torch.inference_mode():
-        exact = network(batch).float()
-        with device.autocast():
-            rounded = network(batch).float()
-        deviation = relative_deviation(rounded, exact)
-        allowed = MAX_RELATIVE_DEVIATION
-        if deviation > allowed and not is_trained:
-            copy = deepcopy(network)
-            for parameter in copy.parameters():
-                parameter.copy_(parameter.to(device.dtype))
-            allowed = max(allowed, ROUNDINGS * relative_deviation(copy(batch.to(device.dtype).float()).float(), exact))
-    network.train(was_training)
-    if deviation <= allowed:
-        return device
-    logger.warning("%s deviates by %.1f %% from float32 on the first batch; using float32.", device.precision, 100 * deviation)
-    return device.in_float32()
-
-
-def relative_deviation(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """The mean difference in units of the exact values' standard deviation."""
-    return float((exact - found).abs().mean() / exact.std().clamp_min(1e-6))
 
 
 def measure_speed(device: Device) -> tuple[float, float]:

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from medseg3d.dataset import Case, prediction_cases
-from medseg3d.devices import MAX_RELATIVE_DEVIATION, Device, checked_precision, is_out_of_memory, relative_deviation, use_all_cores
+from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError
 from medseg3d.frame import grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
-from medseg3d.plan import Plan
+from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
+from medseg3d.precision import checked_precision, wrong_convolution
 from medseg3d.prediction.empty_windows import Survey
 from medseg3d.prediction.predict_case import (
     Member,
@@ -180,19 +181,13 @@ class Model:
         return from_canonical(self.plan.labels.decode(cleaned), orientation)
 
     def _check_precision(self, prepared: PreparedCase) -> None:
-        """Compare mixed precision with float32 on a window of the first image that comes."""
+        """Convert the networks for the device; compare those with float32 on a window of the first image that comes."""
         use_all_cores()
         if self._is_precision_checked:
             return
-        member = self.members[0].previous or self.members[0]  # the second stage of a cascade needs the label map of the first
-        image = torch.from_numpy(prepared.images[member.configuration.name].image)
-        patch = member.configuration.patch_size
-        window = torch.zeros((image.shape[0], *(1,) * (3 - len(patch)), *patch))
-        box = tuple(slice(0, min(n, have)) for n, have in zip(window.shape[1:], image.shape[1:], strict=True))
-        window[(slice(None), *box)] = image[(slice(None), *box)]
-        batch = window[None, :, 0] if len(patch) == 2 else window[None]
+        self._use_fast_kernels()
         try:
-            self.device = checked_precision(member.networks[0], batch.to(self.device.device), self.device)
+            self.device = self._checked_device(prepared)
         except RuntimeError as error:  # float32 takes twice the memory; whether half precision fits will be seen
             if not is_out_of_memory(error):
                 raise
@@ -202,8 +197,17 @@ class Model:
         self._use_fast_kernels()
         self._is_precision_checked = True
 
+    def _checked_device(self, prepared: PreparedCase) -> Device:
+        """The device in the precision in which every configuration gives the logits of float32."""
+        device = self.device
+        for stage, used in zip(_stages(self.members), _stages(self._used), strict=True):
+            window = _first_window(prepared.images[stage.configuration.name].image, stage.configuration).to(device.device)
+            converted = None if used is stage else used.networks[0]
+            device = checked_precision(stage.networks[0], window, device, used=converted)
+        return device
+
     def _use_fast_kernels(self) -> None:
-        """Convert the networks for the processor, where the first of them then gives torch's logits.
+        """Convert the networks for the processor, where they then give the convolutions of float32 but for rounding.
 
         They are compared on noise, once for each precision: what is found does not depend on an image.
         """
@@ -215,21 +219,20 @@ class Model:
         device = self.device
         if device.device.type != "cpu" or not can_pack():
             return self.members
-        first = self.members[0]
-        shape = (1, first.configuration.network.in_channels, *first.configuration.patch_size)
-        window = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             members = tuple(with_networks(member, lambda network: packed(network, device.dtype)) for member in self.members)
-            with torch.inference_mode(), device.autocast():
-                exact = first.networks[0](window).float()
-                deviation = relative_deviation(members[0].networks[0](window).float(), exact)
+            wrong = [
+                found
+                for stage, used in zip(_stages(self.members), _stages(members), strict=True)
+                if (found := wrong_convolution(stage.networks[0], _noise(stage.configuration), device, used=used.networks[0]))
+            ]
         except RuntimeError as error:  # the kernels are not part of torch's public interface
             logger.warning(
-                "oneDNN with arranged weights cannot compute this network (%s); going on with torch.", str(error).splitlines()[0]
+                "oneDNN with prepacked weights cannot compute this network (%s); going on with torch.", str(error).splitlines()[0]
             )
             return self.members
-        if not deviation <= MAX_RELATIVE_DEVIATION:
-            logger.warning("oneDNN with arranged weights deviates by %.1f %% from torch; going on with torch.", 100 * deviation)
+        if wrong:
+            logger.warning("oneDNN with prepacked weights is wrong on this CPU: %s; going on with torch.", wrong[0])
             return self.members
         return members
 
@@ -239,6 +242,26 @@ class Model:
                 f"{raw.name}: {raw.image.shape[0]} channels, but the model was trained on {len(self.plan.channels)} "
                 f"({', '.join(self.plan.channels)})."
             )
+
+
+def _stages(members: Sequence[Member]) -> list[Member]:
+    """All members, the earlier stages of cascades before them."""
+    return [stage for member in members for stage in (*_stages([member.previous] if member.previous else []), member)]
+
+
+def _first_window(image: np.ndarray, configuration: Configuration) -> torch.Tensor:
+    """The corner of an image as a batch of one; zeros where it is smaller, and for the label map of an earlier stage."""
+    patch = configuration.patch_size
+    size = (1,) * (3 - len(patch)) + patch
+    window = torch.zeros((configuration.network.in_channels, *size))
+    box = tuple(slice(0, min(n, have)) for n, have in zip(size, image.shape[1:], strict=True))
+    window[(slice(0, len(image)), *box)] = torch.from_numpy(image[(slice(None), *box)])
+    return window[None, :, 0] if len(patch) == 2 else window[None]
+
+
+def _noise(configuration: Configuration) -> torch.Tensor:
+    shape = (1, configuration.network.in_channels, *configuration.patch_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _looks_like_labels(image: np.ndarray, labels: Labels) -> bool:

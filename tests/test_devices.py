@@ -50,3 +50,9 @@ def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor(monkeyp
         choose_device("cuda")
     with pytest.raises(InputError, match="expected auto or float32"):
         choose_device("cpu", "bfloat16")
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "avx512_core_vnni"])
+def test_bfloat16_is_left_alone_where_onednn_may_not_use_its_units(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert choose_device("cpu").precision == "float32"

@@ -27,7 +27,7 @@ def convolution(
         return {2: PointwiseConv2d, 3: PointwiseConv3d}[len(kernel_size)](in_channels, out_channels, 1, bias=bias)
     is_slicewise = len(kernel_size) == 3 and kernel_size[0] == stride[0] == 1
     is_depthwise = len(kernel_size) == 3 and groups == in_channels == out_channels > 1 and is_padded
-    kind = SlicewiseConv3d if is_slicewise else DepthwiseConv3d if is_depthwise else {2: nn.Conv2d, 3: VolumeConv3d}[len(kernel_size)]
+    kind = SlicewiseConv3d if is_slicewise else DepthwiseConv3d if is_depthwise else {2: PlaneConv2d, 3: VolumeConv3d}[len(kernel_size)]
     padding = tuple((k - 1) // 2 if is_padded else 0 for k in kernel_size)
     return kind(in_channels, out_channels, tuple(kernel_size), tuple(stride), padding, groups=groups, bias=bias)  # type: ignore[arg-type]
 
@@ -48,8 +48,16 @@ class PointwiseConv3d(nn.Conv3d):
         return _pointwise(x, self.weight, self.bias) if x.device.type == "cpu" else super().forward(x)
 
 
+class PlaneConv2d(nn.Conv2d):
+    """A 2D convolution that half precision gets right on every CPU, see :func:`convolve`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in_channels, n0, n1)`` → ``(batch, out_channels, n0 / stride, …)``."""
+        return convolve(x, self.weight, self.bias, self.stride, _numbers(self.padding), self.dilation, self.groups)
+
+
 class VolumeConv3d(nn.Conv3d):
-    """A 3D convolution; on a CPU in half precision a 2D one where the image is a single slice, see :func:`convolve`."""
+    """A 3D convolution that half precision gets right on every CPU, see :func:`convolve`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0 / stride, …)``."""
@@ -67,7 +75,8 @@ class SlicewiseConv3d(nn.Conv3d):
         """``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, n0, …)``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        slices = F.conv2d(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
+        padding = _numbers(self.padding)[1:]
+        slices = convolve(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], padding, groups=self.groups)
         return as_volumes(slices, len(x))
 
 
@@ -171,32 +180,59 @@ class VolumeConvTranspose3d(nn.ConvTranspose3d):
 
 
 def convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes = (1, 1, 1),
-    groups: int = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes | None = None, groups: int = 1
 ) -> Tensor:
-    """A 3D convolution ``(batch, in_channels, n0, n1, n2)`` → ``(batch, out_channels, …)`` that half precision gets right on every CPU.
+    """A 2D or 3D convolution ``(batch, in_channels, …)`` → ``(batch, out_channels, …)`` that half precision gets right on every CPU.
 
-    Of a single slice a 3D convolution is the 2D one with that slice of the kernel that does not lie on padding. On a CPU it is
-    computed so in half precision: oneDNN's bf16 kernels for AMX (torch 2.13) read the kernel's other slices from memory that was never
-    written where the input has an odd number of channels, with errors of 1 to 1e35. Their 2D kernels are right. float32 keeps its bits.
+    Where an axis is shorter than the kernel, oneDNN's bf16 kernels (torch 2.13) read memory that was never written, with errors of 1 to
+    1e38: of a single slice in 3D for AMX, where the number of channels is odd; in the gradient of the weights for every CPU, where the
+    first of three axes is shorter than the kernel, or the last has one voxel and a stride. There an equal convolution is computed: of one
+    voxel with the part of the kernel that does not lie on padding, in 3D as a 2D one; of few with the padding written out. float32 keeps
+    its bits.
     """
-    axis = lone_axis(x, weight)
-    if axis is None:
-        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-    padded, step = padding[axis - 2], dilation[axis - 2]
-    place, rest = divmod(padded, step)
-    surplus = 2 * padded - step * (weight.shape[axis] - 1)
-    if rest or place >= weight.shape[axis] or not 0 <= surplus < stride[axis - 2]:  # no slice of the kernel meets it, or several do
-        x = F.pad(x, [n for a in (4, 3, 2) for n in (padded if a == axis else 0,) * 2])
-        padding = [0 if a == axis - 2 else n for a, n in enumerate(padding)]
-        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-    within = [_without(sizes, axis - 2) for sizes in (stride, padding, dilation)]
-    return F.conv2d(x.squeeze(axis), weight.select(axis, place), bias, within[0], within[1], within[2], groups).unsqueeze(axis)
+    dilation = dilation or (1,) * len(stride)
+    if x.device.type == "cpu" and _is_half_precision(x):
+        x, weight, stride, padding = _met_by_single_voxels(x, weight, stride, padding, dilation)
+        if weight.ndim == 5 and (flat := next((axis for axis in (2, 3, 4) if x.shape[axis] == weight.shape[axis] == 1), None)) is not None:
+            within = [_without(sizes, flat - 2) for sizes in (stride, padding, dilation)]
+            convolved = convolve(x.squeeze(flat), weight.squeeze(flat), bias, within[0], within[1], within[2], groups)
+            return convolved.unsqueeze(flat)
+        if weight.ndim == 5 and torch.is_grad_enabled():
+            is_short = [n < d * (k - 1) + 1 for n, k, d in zip(x.shape[2:], weight.shape[2:], dilation, strict=True)]
+            x, padding = _padded(x, padding, is_short)
+    kernel = F.conv2d if weight.ndim == 4 else F.conv3d
+    return kernel(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _met_by_single_voxels(
+    x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[int, ...]]:
+    """An equal convolution whose kernel has one voxel along the axes along which the image has one: the one that meets it.
+
+    Where the result has more than one voxel there, or the kernel meets the image nowhere, the padding is written out instead.
+    """
+    strides, paddings, is_written_out = list(stride), list(padding), [False] * len(stride)
+    for axis, (pad, step) in enumerate(zip(padding, dilation, strict=True)):
+        extent = weight.shape[axis + 2]
+        if x.shape[axis + 2] > 1 or extent == 1:
+            continue
+        place, rest = divmod(pad, step)
+        if rest or place >= extent or not 0 <= 2 * pad - step * (extent - 1) < stride[axis]:
+            is_written_out[axis] = True
+        else:
+            weight = weight.narrow(axis + 2, place, 1)
+            strides[axis], paddings[axis] = 1, 0
+    x, written = _padded(x, paddings, is_written_out)
+    return x, weight, tuple(strides), written
+
+
+def _padded(x: Tensor, padding: Sizes, is_written_out: Sequence[bool]) -> tuple[Tensor, tuple[int, ...]]:
+    """The image with the padding of some axes written out, and the padding that is left."""
+    if not any(is_written_out):
+        return x, tuple(padding)
+    widths = [n if is_out else 0 for n, is_out in zip(padding, is_written_out, strict=True)]
+    left = tuple(0 if is_out else n for n, is_out in zip(padding, is_written_out, strict=True))
+    return F.pad(x, [n for width in reversed(widths) for n in (width, width)]), left
 
 
 def lone_axis(x: Tensor, weight: Tensor) -> int | None:

@@ -16,10 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.convolutions import DepthwiseConv3d, SlicewiseConv3d, VolumeConv3d, as_slices, as_volumes, convolve, lone_axis
+from medseg3d.networks.convolutions import (
+    DepthwiseConv3d,
+    PlaneConv2d,
+    SlicewiseConv3d,
+    VolumeConv3d,
+    as_slices,
+    as_volumes,
+    convolve,
+    lone_axis,
+)
 from medseg3d.networks.normalization import InstanceNorm, channels_last
 
-PACKED_KINDS = (nn.Conv2d, VolumeConv3d, DepthwiseConv3d, SlicewiseConv3d)
+PACKED_KINDS = (PlaneConv2d, VolumeConv3d, DepthwiseConv3d, SlicewiseConv3d)
 """Kernels of one voxel are matrix products already."""
 
 MIN_CHANNELS = 16

@@ -141,9 +141,7 @@ class _SharedConv(nn.Module):
         conv = self.conv
         if not isinstance(conv, nn.Conv2d | nn.Conv3d):
             raise TypeError(f"a convolution is expected here, found {type(conv).__name__}")
-        strided = F.conv2d if isinstance(conv, nn.Conv2d) else convolve
-        padding = tuple((k - 1) // 2 for k in conv.kernel_size)
-        return strided(x, conv.weight, conv.bias, tuple(stride), padding)
+        return convolve(x, conv.weight, conv.bias, tuple(stride), tuple((k - 1) // 2 for k in conv.kernel_size))
 
 
 class _Domain(nn.Module):

@@ -2,7 +2,8 @@
 
 ``python -m medseg3d.training.probe NETWORK.json BATCH PATCH…`` takes the step and prints its seconds. It is the only whole step:
 a float32 forward pass of one sample says how long it may take, so that the trial costs little time and less memory than training.
-torch 2.13's oneDNN, for one, crashes in the bf16 backward pass of a (1, 3, 3) convolution of 2x32x7x96x80 on processors with AMX.
+Then the convolutions of one sample, and their gradients, are compared with float32 one by one; where one is wrong, its name is printed.
+torch 2.13's oneDNN, for one, crashes in the bf16 backward pass of a (1, 3, 3) convolution of 2x32x7x96x80 on CPUs with AMX.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ STEP_PER_FORWARD = 4
 """A step is a forward pass and a backward pass that costs twice as much; one more for the kernels that are made in the first."""
 SLOWEST_RATIO = 5
 """bf16 that takes so many times longer than float32 is taken to hang."""
+WRONG = 3
+"""The exit code of a step that ends, with other numbers than in float32."""
 GRACE_SECONDS = 20.0
 """Added to that limit: kernels are made in the first step."""
 
@@ -43,6 +46,9 @@ def trusted_precision(device: Device, configuration: Configuration, batch_size: 
         finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if finished.returncode == -signal.SIGINT:  # Ctrl-C reaches the child as well: that says nothing of bf16
         raise KeyboardInterrupt
+    if finished.returncode == WRONG:
+        logger.warning("A training step in bfloat16 is wrong on this CPU: %s; training in float32.", finished.stdout.strip())
+        return device.in_float32()
     if finished.returncode != 0:
         logger.warning("A training step in bfloat16 fails on this processor for this network; training in float32.")
         return device.in_float32()
@@ -55,6 +61,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from medseg3d.networks.build import build_network
+    from medseg3d.precision import wrong_gradient
     from medseg3d.training.losses import dice_cross_entropy
 
     file, batch_size, *patch_size = arguments
@@ -67,15 +74,19 @@ def main(arguments: list[str]) -> int:
     with torch.no_grad():
         network(image[:1])
     forward = time.perf_counter() - began
-    faulthandler.dump_traceback_later(SLOWEST_RATIO * STEP_PER_FORWARD * batch * forward + GRACE_SECONDS, exit=True)
+    limit = SLOWEST_RATIO * STEP_PER_FORWARD * forward
+    faulthandler.dump_traceback_later(batch * limit + GRACE_SECONDS, exit=True)
     began = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)
     labels = torch.randint(0, plan.num_classes, image[:, 0].shape)
     dice_cross_entropy(outputs, labels, batch_dice=False).total.backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - began
+    faulthandler.dump_traceback_later(2 * limit + GRACE_SECONDS, exit=True)
+    wrong = wrong_gradient(network, image[:1], Device(device=torch.device("cpu"), precision="bfloat16"))
     faulthandler.cancel_dump_traceback_later()
-    sys.stdout.write(f"{time.perf_counter() - began:.2g}\n")
-    return 0
+    sys.stdout.write(f"{seconds:.2g}\n" if wrong is None else f"{wrong}\n")
+    return 0 if wrong is None else WRONG
 
 
 if __name__ == "__main__":

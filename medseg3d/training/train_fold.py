@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from medseg3d.checkpoints import ModelCard, load_matching, load_tensors, save_weights
-from medseg3d.devices import Device, checked_precision, is_out_of_memory, use_all_cores
+from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError, PlanMismatchError
 from medseg3d.execution import available_cores
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
+from medseg3d.precision import checked_precision
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.training.domains import (
     NO_NAME,

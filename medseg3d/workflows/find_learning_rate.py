@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.devices import checked_precision, choose_device, use_all_cores
+from medseg3d.devices import choose_device, use_all_cores
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.networks.build import build_network
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration
+from medseg3d.precision import checked_precision
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import write_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure

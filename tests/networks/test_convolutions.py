@@ -131,6 +131,27 @@ def test_gradients_of_a_single_slice_are_those_of_float32(
     assert not wrong_3d_kernel
 
 
+@pytest.mark.fault("A", "bf16 gradients of kernels longer than an axis are wrong on every CPU", "computed from an equal convolution, right")
+@pytest.mark.parametrize("size", [(2, 4, 4), (2, 2, 2), (3, 4, 6), (4, 2, 5), (4, 6, 1), (5, 1), (1, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("edge", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_kernels_longer_than_an_axis_are_those_of_float32(size: tuple[int, ...], edge: int, stride: int) -> None:
+    torch.manual_seed(0)
+    dimensions = len(size)
+    for channels, features in ((16, 16), (5, 8), (1, 4), (3, 16)):
+        layer = convolution(channels, features, (edge,) * dimensions, (stride,) * dimensions)
+        for parameter in layer.parameters():
+            parameter.data = rounded(parameter.data)
+        x = rounded(torch.randn(2, channels, *size)).requires_grad_()
+        exact = layer(x)
+        direction = rounded(torch.randn_like(exact))
+        wanted = torch.autograd.grad(exact, [x, *layer.parameters()], direction)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer(x)
+        for of_half, of_float in zip(torch.autograd.grad(found, [x, *layer.parameters()], direction.bfloat16()), wanted, strict=True):
+            assert_rounding_only(of_half, of_float)
+
+
 def test_float32_keeps_torchs_own_kernel() -> None:
     x, weight = torch.randn(1, 3, 1, 5, 5), torch.randn(2, 3, 3, 3, 3)
     assert lone_axis(x, weight) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medseg3d.devices import Device, checked_precision
+from medseg3d.devices import Device, choose_device
 from medseg3d.errors import PlanError
 from medseg3d.networks import NETWORKS, build_network, output_size
 from medseg3d.networks.blocks import ConvBlock, SeparableConv
@@ -18,6 +18,7 @@ from medseg3d.networks.packed import PackedConvolution, can_pack, packed
 from medseg3d.networks.style import Style
 from medseg3d.networks.u2net import U2Net
 from medseg3d.plan import NetworkPlan
+from medseg3d.precision import checked_precision
 
 
 def plan(
@@ -290,7 +291,8 @@ def test_every_family_trains_on_every_plan(family, name, style):
     sum(head.float().square().mean() for head in heads).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     device = Device(device=torch.device("cpu"), precision="bfloat16")
-    assert checked_precision(network, x, device, is_trained=False).precision == "bfloat16"
+    if choose_device("cpu").precision == "bfloat16":  # elsewhere it is emulated, a hundred times slower
+        assert checked_precision(network, x, device, is_trained=False).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["3,3,3", "two stages"])
