@@ -20,6 +20,7 @@ from medseg3d.cropping import nonzero_mask
 from medseg3d.dataset import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import replacing, write_text
+from medseg3d.images.dicom import dicom_files
 from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, model_card
 from medseg3d.networks.build import build_network, output_size
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
@@ -102,6 +103,9 @@ def images(folder: str, num_channels: int) -> list[dict[str, Any]]:
     if not Path(folder).exists():
         return found
     for case in prediction_cases(Path(folder), num_channels=num_channels):
+        for channel in case.channels:
+            if channel.files and set(channel.files) != set(dicom_files(channel.path)):  # MONAI takes all that lies in a folder
+                raise InputError(f"{channel.path}: holds more than the slices of one DICOM series; give each series a folder of its own.")
         files = list(dict.fromkeys(str(channel.path) for channel in case.channels))  # a 4D file is each of its channels
         found.append({"image": files[0] if len(files) == 1 else files})
     return found

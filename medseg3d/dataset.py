@@ -659,4 +659,4 @@ def _channels_of_series(series: NamedSeries, num_channels: int, findings: Findin
 
 def _with_slices(case: Case, slices: Mapping[Path, tuple[Path, ...]]) -> Case:
     """The case with the slices that were chosen in its folders."""
-    return replace(case, channels=tuple(replace(channel, files=slices.get(channel.path, ())) for channel in case.channels))
+    return replace(case, channels=tuple(replace(channel, files=channel.files or slices.get(channel.path, ())) for channel in case.channels))

@@ -9,7 +9,7 @@ from pathlib import Path
 from medseg3d.dataset import Case, ChannelFile, prediction_cases
 from medseg3d.errors import ChannelCountError, ImageReadError, InputError
 from medseg3d.images import case_name, ending_of, is_image, read_header
-from medseg3d.images.dicom import holds_series
+from medseg3d.images.dicom_intake import find_dicom_cases
 from medseg3d.serving.attached import check_attached
 from medseg3d.serving.unpack import unpack
 from medseg3d.wording import counted, listed
@@ -17,32 +17,36 @@ from medseg3d.wording import counted, listed
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def uploaded_case(files: Sequence[Path], *, num_channels: int, max_unpacked_bytes: int) -> Case:
+def uploaded_case(files: Sequence[Path], *, num_channels: int, max_unpacked_bytes: int, channel: str = "") -> Case:
     """One image; one file per channel, by their numbers (``CASE_0000``) or in the order in which they came; or a zip of either, or of
-    one DICOM series.
+    a DICOM study with one series that fits ``channel``, the name of the model's.
 
     Reads headers, no voxels. Raises the :class:`InputError` of what is wrong.
     """
     if len(files) == 1 and files[0].name.lower().endswith(".zip"):
-        return _case_of_zip(files[0], num_channels, max_unpacked_bytes)
+        return _case_of_zip(files[0], num_channels, max_unpacked_bytes, channel)
     return _case_of_files(files, num_channels)
 
 
-def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int) -> Case:
+def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, channel: str) -> Case:
     folder = archive.with_suffix("")
     members = unpack(archive, folder, max_bytes=max_unpacked_bytes)
     archive.unlink()
-    series = [each for each in sorted({member.parent for member in members}) if holds_series(each)]
-    if len(series) > 1:
-        found = listed([str(each.relative_to(folder)) for each in series])
-        raise InputError(f"{archive.name}: DICOM files in {counted(len(series), 'folder')} ({found}); send a zip of one series.")
-    if series and num_channels == 1:
-        return Case(name=folder.name, channels=(ChannelFile(path=series[0]),))
-    if series:
+    intake = find_dicom_cases(folder, channel=channel)
+    if len(intake.cases) > 1:
+        found = listed([case.name for case in intake.cases])
+        raise InputError(f"{archive.name}: {counted(len(intake.cases), 'DICOM volume')} ({found}); send a zip of one series.")
+    if intake.cases and num_channels > 1:
         raise ChannelCountError(f"{archive.name}: one DICOM series, expected {num_channels} channels. Send one file per channel.")
+    if intake.cases:
+        (series,) = intake.cases
+        return Case(name=folder.name, channels=(ChannelFile(path=series.folder, files=series.files),))
+    if intake.failures:
+        raise ImageReadError(intake.failures[0][1])
     images = sorted(member for member in members if is_image(member))
     if not images:
-        raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image (.nii.gz, .nii, .nrrd, .mha).")
+        left_out = f" ({listed(intake.left_out, most=3)})" if intake.left_out else ""
+        raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image (.nii.gz, .nii, .nrrd, .mha){left_out}.")
     return _case_of_files(images, num_channels)
 
 

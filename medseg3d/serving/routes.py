@@ -77,7 +77,11 @@ def routes(model: Model, jobs: Jobs, settings: ServeSettings) -> APIRouter:
             upload = await receive_upload(request, job.upload, max_bytes=settings.max_upload_bytes, check=jobs.check_open)
             is_waiting = _is_waiting(wait, upload.fields)
             case = await asyncio.to_thread(
-                uploaded_case, upload.files, num_channels=len(described.channels), max_unpacked_bytes=settings.max_unpacked_bytes
+                uploaded_case,
+                upload.files,
+                num_channels=len(described.channels),
+                max_unpacked_bytes=settings.max_unpacked_bytes,
+                channel=described.channels[0] if len(described.channels) == 1 else "",
             )
             jobs.enqueue(job, case)
         if not is_waiting:

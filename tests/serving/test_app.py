@@ -21,6 +21,7 @@ import SimpleITK as sitk
 
 from medseg3d.model import Model
 from medseg3d.workflows.predict import predict
+from tests.dicom_writer import write_other
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
 pytest.importorskip("httpx", reason="Starlette's client for tests needs httpx")
@@ -121,9 +122,25 @@ def test_a_zip_of_a_dicom_series_gives_the_bytes_of_the_command_line(
 
 def test_two_series_in_a_zip_are_refused_and_named(client: Any, series: Path) -> None:
     slices = [(f"{name}/{path.name}", path.read_bytes()) for path in series.iterdir() for name in ("one", "two")]
-    answer = send(client, ("both.zip", zipped(*slices)))
+    other = [(name, data.replace(b"1.2.3.1", b"1.2.3.8") if name.startswith("two") else data) for name, data in slices]
+    answer = send(client, ("both.zip", zipped(*other)))
     assert answer.status_code == 422
-    assert answer.json()["detail"] == "both.zip: DICOM files in 2 folders (one, two); send a zip of one series."
+    assert answer.json()["detail"] == "both.zip: 2 DICOM volumes (one, two); send a zip of one series."
+    assert send(client, ("twice.zip", zipped(*slices))).status_code == 200  # the same slices once more are copies
+
+
+@pytest.mark.fault("B", "a report or a localizer in an uploaded DICOM study", "left out; the one series that is left is predicted")
+def test_a_zip_of_a_study_is_predicted_by_its_one_series(client: Any, series: Path, trained: Path, tmp_path: Path) -> None:
+    slices = [(f"P/S/{path.name}", path.read_bytes()) for path in series.iterdir()]
+    report = write_other(tmp_path / "report", "1.2.840.10008.5.1.4.1.1.88.67").read_bytes()
+    answer = send(client, ("study.zip", zipped(*slices, ("P/SR/report", report))))
+    assert (answer.status_code, answer.content) == (200, by_command_line(series, trained, tmp_path))
+    answer = send(client, ("reports.zip", zipped(("P/SR/report", report))))
+    assert answer.status_code == 422
+    assert "left out P/SR/report: structured report" in answer.json()["detail"]
+    answer = send(client, ("cut.zip", zipped(*slices[1:], (slices[0][0], slices[0][1][:-50]))))
+    assert answer.status_code == 422
+    assert "cut off" in answer.json()["detail"]
 
 
 def test_a_second_upload_is_not_changed_by_the_first(client: Any, scan: Path, trained: Path) -> None:

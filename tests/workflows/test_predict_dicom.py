@@ -1,0 +1,54 @@
+"""A folder as it comes from a hospital, on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medseg3d.cli import main
+from tests.dicom_writer import CT, MR, volume, write_other, write_series
+
+SHAPE = (20, 18, 12)
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Path:
+    """Two MR series, one CT, a localizer and a report of one patient; a second patient with a slice that is cut off."""
+    root = tmp_path / "export"
+    for number, name in ((2, "T1"), (3, "T2 fat sat")):
+        write_series(root / f"P1/S{number}", volume(SHAPE, number), kind=MR, series=f"1.2.3.{number}", SeriesDescription=name)
+    write_series(root / "P1/S4", volume(SHAPE), kind=CT, series="1.2.3.4")
+    write_series(root / "P1/S1", volume((9, 9, 3)), kind=MR, series="1.2.3.1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_other(root / "P1/SR", "1.2.840.10008.5.1.4.1.1.88.67")
+    cut = write_series(root / "P2/S2", volume(SHAPE), kind=MR, series="1.2.4.2", study="1.2.4", patient="p2") / "004.dcm"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    return root
+
+
+@pytest.mark.fault("B", "a truncated slice in a tree of DICOM series", "costs its case; exit 3 names it, the others are predicted")
+def test_a_tree_gives_a_label_map_per_series_and_lists_what_failed(
+    trained: Path, hospital: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(trained), "-i", str(hospital), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 3
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert written == ["p1_Study20240131_Series2.nii.gz", "p1_Study20240131_Series3.nii.gz"]
+    found = nibabel.load(tmp_path / "out" / written[0])
+    assert found.shape == SHAPE
+    np.testing.assert_allclose(found.affine @ [0, 0, 0, 1], (-10, -20, 5, 1), atol=1e-4)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "p2_Study20240131_Series2" in shown
+    assert "004.dcm: cut off:" in shown
+    for reason in ("S1/000.dcm and 2 more: localizer", "SR: structured report", "modality CT, the model takes MR"):
+        assert reason in caplog.text
+    assert main(command) == 3  # once more: what is there is kept
+
+
+def test_series_are_chosen_by_their_description(trained: Path, hospital: Path, tmp_path: Path) -> None:
+    command = ["predict", str(trained), "-i", str(hospital), "-o", str(tmp_path / "out"), "--device", "cpu", "-q"]
+    assert main([*command, "--series-description", "t2.*FAT"]) == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["p1_Study20240131_Series3.nii.gz"]
+    assert main([*command, "--series-description", "sagittal"]) == 2
