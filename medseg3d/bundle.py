@@ -1,6 +1,6 @@
 """MONAI bundles: the parts of a model → a folder that MONAI runs, and what the bundle's configuration names when it runs.
 
-``configs/inference.json`` of every bundle names :func:`network`, :func:`images`, :func:`normalized`, :func:`painted` and
+``configs/inference.json`` of every bundle names :func:`network`, :func:`weights`, :func:`images`, :func:`normalized`, :func:`painted` and
 :class:`Segmenter` by their path: their names and arguments are part of that format.
 """
 
@@ -29,6 +29,7 @@ from medseg3d.prediction.mirroring import flips
 from medseg3d.prediction.sliding_window import SIGMA_SHARE
 from medseg3d.preprocessing.normalization import normalize
 from medseg3d.records import from_plain, to_plain
+from medseg3d.torch_archive import check_archive
 from medseg3d.version import __version__
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -64,6 +65,13 @@ def write_bundle(folder: Path, parts: ModelParts, *, name: str) -> tuple[Path, .
     with replacing(checkpoint) as temporary:
         torch.save(tensors, temporary)  # MONAI's loader reads nothing else; tensors only, so it loads with weights_only=True
     return (*written, checkpoint)
+
+
+def weights(checkpoint: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of a bundle's ``model.pt``, by names of :func:`network`; raises :class:`InputError` for a file that is damaged."""
+    check_archive(Path(checkpoint), "Get the bundle again from where it came from.")
+    tensors: dict[str, torch.Tensor] = torch.load(checkpoint, map_location=device, weights_only=True)
+    return tensors
 
 
 def network(plan: Mapping[str, Any], *, num_folds: int = 1, mirror_axes: Sequence[int] = ()) -> nn.Module:
@@ -166,7 +174,7 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
     member, configuration = _only_member(description)
     mirror_axes = configuration.mirror_axes if member.mirroring else ()
     return {
-        "imports": ["$import torch"],
+        "imports": ["$import torch", "$import medseg3d.bundle"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -204,7 +212,7 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
             "device": "@device",
         },
         "run": [
-            "$@network.load_state_dict(torch.load(@checkpoint, map_location=@device, weights_only=True))",
+            "$@network.load_state_dict(medseg3d.bundle.weights(@checkpoint, @device))",
             "$@evaluator.run()",
         ],
     }

@@ -20,11 +20,10 @@ from medseg3d.files import replacing
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
+from medseg3d.weights_header import DIGEST_KEY, METADATA_KEY
 
 logger = logging.getLogger(__name__)
 
-METADATA_KEY = "medseg3d"
-DIGEST_KEY = "medseg3d_digest"
 HAS_DIGEST = "has_digest"
 """In the metadata: a digest stands beside them. Files that were written before there were digests do not say so."""
 FORMAT_VERSION = 2
@@ -162,14 +161,6 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]
     elif digest != _digest(tensors, text):
         raise InputError(f"{path}: the file is damaged: its content does not have the digest that it was written with. {ADVICE}")
     return tensors, metadata
-
-
-def weights_digest(path: Path) -> str | None:
-    """The digest of tensors, plan and card that a weights file names, without reading its tensors; None in files without one.
-
-    It stands for the same in every copy of the file. Raises :class:`InputError` for a file that is missing or damaged.
-    """
-    return _header(path)[2]
 
 
 ADVICE = (

@@ -11,7 +11,6 @@ from medseg3d.checkpoints import load_into, load_network, read_card
 from medseg3d.devices import Device, choose_device
 from medseg3d.empty_windows import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.errors import InputError, PlanMismatchError
-from medseg3d.files import file_digest
 from medseg3d.model import Model
 from medseg3d.model_file import ENDING, MemberDescription, ModelParts, read_model_file
 from medseg3d.networks.build import build_network
@@ -20,8 +19,9 @@ from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
 from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
+from medseg3d.provenance import is_known, validation_changes, weights_digest
 from medseg3d.records import read_record
-from medseg3d.selection import Selection, read_fold_mirroring
+from medseg3d.selection import Selection, read_fold_mirroring, read_selection
 from medseg3d.work_folder import Folds, WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
@@ -67,15 +67,17 @@ def load_model(
         member = Member(configuration=card.plan.configuration(card.configuration), networks=(network,), mirroring=mirroring is not False)
         if skip_empty:
             _skipping(None, card.configuration, card.plan)
-        return Model(card.plan, [member], chosen, step=step, identity=file_digest(place))
+        return Model(card.plan, [member], chosen, step=step, identity=weights_digest(place))
     work = WorkFolder(place if (place / "models").exists() else place / "medseg3d-work")
     if not work.plan.exists():
         raise InputError(_no_model(place))
     plan = work.read_plan()
     postprocessing = NO_POSTPROCESSING
     names = [configuration] if configuration else []
-    if work.selection.exists():
-        selection = read_record(work.selection, Selection, "selection")
+    selection, note = read_selection(work)
+    if note is not None:
+        logger.warning("%s", note)
+    if selection is not None:
         names = names or list(selection.configurations)
         if names == list(selection.configurations):  # it was validated with these and no others
             postprocessing = selection.postprocessing
@@ -94,6 +96,7 @@ def load_model(
         step=step,
         skip_empty=skip_empty,
         postprocessing=postprocessing,
+        selection=selection,
     )
 
 
@@ -110,12 +113,14 @@ def _skipping(found: EmptyWindows | None, name: str, plan: Plan) -> Skipping | N
 
 
 def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str]) -> EmptyWindows | None:
-    """What the validations of these folds say together; nothing where one of them was made with other weights."""
+    """What the validations of these folds say together; nothing where one of them was made with other weights or label maps."""
 
     def said(fold: str) -> EmptyWindows | None:
         file, weights = work.validation(configuration, fold) / EMPTY_WINDOWS, work.weights(configuration, fold)
-        is_current = file.exists() and file.stat().st_mtime >= weights.stat().st_mtime
-        return read_record(file, EmptyWindows, "empty windows") if is_current else None
+        if not file.exists() or validation_changes(work, configuration, fold) is not None:
+            return None
+        is_younger = file.stat().st_mtime >= weights.stat().st_mtime  # all that older versions left to tell it by
+        return read_record(file, EmptyWindows, "empty windows") if is_known(work, configuration, fold) or is_younger else None
 
     return combined([said(fold) for fold in folds])
 
@@ -207,7 +212,8 @@ def _is_mirrored(
         return wanted if isinstance(wanted, bool) else wanted[name]
     if selection is not None and name in selection.mirroring:
         return selection.mirroring[name].is_used
-    known = [found.is_used for fold in folds if (found := read_fold_mirroring(work.validation(name, fold))) is not None]
+    current = [fold for fold in folds if validation_changes(work, name, fold) is None]
+    known = [found.is_used for fold in current if (found := read_fold_mirroring(work.validation(name, fold))) is not None]
     return sum(known) * 2 >= len(known)  # also where nothing is known
 
 
@@ -245,9 +251,12 @@ def load_models(
     step: float = 0.5,
     skip_empty: bool = False,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
+    selection: Selection | None = None,
 ) -> Model:
-    """A model of the named configurations of a work folder, averaged; ``mirroring`` may be given for each. Raises as :func:`load_model`."""
-    selection = read_record(work.selection, Selection, "selection") if work.selection.exists() else None
+    """A model of the named configurations of a work folder, averaged; ``mirroring`` may be given for each. Raises as :func:`load_model`.
+
+    ``selection`` says whether to mirror where ``mirroring`` does not.
+    """
     planned = work.read_plan()
     chosen = choose_device(device, precision)
     named = fold_names(folds)
@@ -271,7 +280,7 @@ def load_models(
                 skipping=_skipping(empty_windows_of(work, name, wanted), name, plans[files[0]]) if skip_empty else None,
             )
         )
-        identity += [f"{name}/{fold}/{file_digest(file)}" for fold, file in zip(wanted, files, strict=True)]
+        identity += [f"{name}/{fold}/{weights_digest(file)}" for fold, file in zip(wanted, files, strict=True)]
     plan = _common_plan(plans, names)
     if not _fits(plan, planned, names):
         logger.warning(

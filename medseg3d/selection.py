@@ -9,8 +9,10 @@ from pathlib import Path
 from medseg3d.errors import InputError
 from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
+from medseg3d.provenance import Origin, changes_since, is_outdated
 from medseg3d.records import read_record
-from medseg3d.wording import counted
+from medseg3d.wording import counted, listed
+from medseg3d.work_folder import WorkFolder
 
 MIN_GAIN_OF_PAIR = 1e-3
 """Mean Dice that a pair must add: it costs twice the time of prediction."""
@@ -91,7 +93,8 @@ class PairMirroring:
 class Selection:
     """The chosen ``configurations`` (one, or two to be averaged) with the ``folds`` that were finished, and why.
 
-    ``candidates`` are sorted by mean Dice on the common cases, the best first; ``cases`` are those common cases.
+    ``candidates`` are sorted by mean Dice on the common cases, the best first; ``cases`` are those common cases. ``origin`` is what all
+    of it was made from.
     """
 
     configurations: tuple[str, ...]
@@ -102,6 +105,38 @@ class Selection:
     postprocessing: Postprocessing = NO_POSTPROCESSING
     notes: tuple[str, ...] = ()
     mirroring: dict[str, MirroringChoice] = field(default_factory=dict)
+    origin: Origin | None = None
+
+
+def read_selection(work: WorkFolder) -> tuple[Selection | None, str | None]:
+    """The selection of a work folder where it belongs to the weights, label maps and folds of today; and a sentence where it does not.
+
+    One that older versions wrote does not say what it was made from: it is used with a sentence, but not for weights of this version
+    that are younger. Raises :class:`InputError` for a damaged file.
+    """
+    if not work.selection.exists():
+        return None, None
+    try:
+        selection = read_record(work.selection, Selection, "selection")
+    except InputError as error:
+        raise InputError(f"{str(error).removesuffix('.')}. Delete the file and run medseg3d select, which makes it again.") from error
+    changes = _changes_since(selection, work)
+    if changes is not None:
+        left_out = "so that neither its choices nor its Dice are used"
+        again = "Train those folds again with --restart, then run" if "validation cases" in changes else "Run"
+        return None, f"{work.selection} was made from {changes}, {left_out}. {again} medseg3d select to make it anew."
+    if selection.origin is None:
+        unknown = "was written by an older version and does not say which weights it was made from"
+        return selection, f"{work.selection} {unknown}; medseg3d select writes one that does."
+    return selection, None
+
+
+def _changes_since(selection: Selection, work: WorkFolder) -> str | None:
+    if selection.origin is not None:
+        return changes_since(selection.origin, work)
+    used = [(name, fold) for name, folds in selection.folds.items() for fold in folds]
+    younger = [f"{name} fold {fold}" for name, fold in used if is_outdated(work.selection, work.weights(name, fold))]
+    return f"other weights of {listed(younger)}" if younger else None
 
 
 def select(candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0) -> Selection:

@@ -11,13 +11,19 @@ selection.json  predictions/  report.html  timings.json
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medseg3d.errors import InputError
 from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record
+from medseg3d.weights_header import weights_metadata
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "medseg3d-work"
 Folds = int | str | Iterable[int | str] | None
@@ -96,16 +102,46 @@ class WorkFolder:
         """Trained folds whose training came to its end; weights without a ``training.json`` were put there on purpose."""
 
         def is_finished(fold: str) -> bool:
-            state = self.fold(configuration, fold) / "training.json"
-            return not state.exists() or bool(read_json(state).get("is_finished"))
+            state = self.training_state(configuration, fold)
+            return state is None or bool(state.get("is_finished"))
 
         return tuple(fold for fold in self.trained_folds(configuration) if is_finished(fold))
+
+    def training_state(self, configuration: str, fold: str) -> dict[str, Any] | None:
+        """Where the training of a fold stands, as ``training.json`` says it; None where there is none.
+
+        Where that file is damaged ``last.safetensors``, which holds the same, is asked. Raises :class:`InputError` where it is as well.
+        """
+        file = self.fold(configuration, fold) / "training.json"
+        if not file.exists():
+            return None
+        try:
+            state = read_json(file)
+            if isinstance(state, dict):
+                return state
+            problem = f"{file}: not a record of a training"
+        except InputError as error:
+            problem = str(error).removesuffix(".")
+        try:
+            state = json.loads(weights_metadata(file.with_name("last.safetensors"))["medseg3d"])["state"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{problem}. Delete it if the training of this fold is finished, or train the fold with --restart.") from None
+        logger.warning(
+            "%s. last.safetensors beside it says the same and is used; delete the file, and training will write it again.", problem
+        )
+        return dict(state)
 
     def read_plan(self) -> Plan:
         """The plan; raises :class:`InputError` saying how to make one."""
         if not self.plan.exists():
             raise InputError(f"{self.root}: there is no plan.json here. Run medseg3d plan first (with the same -w, if you gave one).")
-        return read_record(self.plan, Plan, "plan")
+        try:
+            return read_record(self.plan, Plan, "plan")
+        except InputError as error:
+            raise InputError(
+                f"{str(error).removesuffix('.')}. Bring the file back from a copy, or delete it and run medseg3d plan with the options "
+                "that it was made with: the same images and options give the same plan."
+            ) from error
 
 
 def work_folder(dataset: Path, work: Path | None) -> WorkFolder:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from medseg3d.checkpoints import FORMAT_VERSION, load_tensors, save_tensors, weights_digest
+from medseg3d.checkpoints import FORMAT_VERSION, load_tensors, save_tensors
 from medseg3d.errors import InputError
+from medseg3d.files import file_digest
+from medseg3d.provenance import has_digest, weights_digest
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -63,7 +65,8 @@ def test_a_weights_file_without_a_digest_is_still_read(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "old.safetensors", {"medseg3d": f'{{"format_version": {FORMAT_VERSION}}}'})
     found, _ = load_tensors(tmp_path / "old.safetensors")
     assert found["count"] == 3
-    assert weights_digest(tmp_path / "old.safetensors") is None
+    assert not has_digest(tmp_path / "old.safetensors")
+    assert weights_digest(tmp_path / "old.safetensors") == file_digest(tmp_path / "old.safetensors")
 
 
 def test_the_digest_stands_for_tensors_and_card_in_every_copy(file: Path, tmp_path: Path) -> None:

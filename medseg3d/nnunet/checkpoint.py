@@ -20,6 +20,7 @@ import torch
 
 from medseg3d.errors import InputError
 from medseg3d.files import unreadable
+from medseg3d.torch_archive import check_archive
 
 _NUMBER = re.compile("b1|[iu][1248]|f[248]")
 """The codes of numpy's numbers of fixed size."""
@@ -112,6 +113,7 @@ def _load(path: Path) -> Any:
         path.open("rb").close()
     except OSError as error:
         raise unreadable(path, error) from None
+    check_archive(path, "Copy or download it again, or name only the other folds with --fold.")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # what torch finds odd it refuses soon after

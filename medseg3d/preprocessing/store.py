@@ -186,6 +186,11 @@ class StoredRecord:
     checksums: dict[str, str] = field(default_factory=dict)
     stamp: str = ""
 
+    @property
+    def files_digest(self) -> str:
+        """The part of the digest that stands for the raw files."""
+        return self.digest.partition("-")[0]
+
 
 AGAIN = " Run medseg3d preprocess, which makes it again from its images."
 

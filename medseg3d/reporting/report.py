@@ -67,7 +67,6 @@ def read_work(
     With ``dataset`` the worst, median and best validation cases are drawn, which reads their images. ``failures`` and
     ``warnings`` of the caller stand before those found here.
     """
-    from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
     from medseg3d.fingerprint import Fingerprint
     from medseg3d.version import __version__
 
@@ -75,8 +74,8 @@ def read_work(
     fingerprint = _read(work.fingerprint, Fingerprint, "fingerprint", troubles)
     plan = _read(work.plan, Plan, "plan", troubles)
     folds, evaluations = _read_folds(work, troubles)
-    test = _read(work.predictions / "metrics.json", Evaluation, RECORD_KIND, troubles)
-    selected, selection_notes = _read_selection(work.selection, troubles)
+    test = _read_test(work, troubles)
+    selected, selection_notes = _read_selection(work, troubles)
     if test is not None:
         evaluations.append(test)
     skipped = sum(int(record.get("skipped_iterations") or 0) for fold in folds for record in fold.history)
@@ -227,12 +226,20 @@ def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> b
 
 def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult, ...], list[Evaluation]]:
     from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
+    from medseg3d.provenance import validation_changes
 
     results, evaluations = [], []
     for folder in sorted((work.root / "models").glob("*/fold_*"), key=lambda path: (path.parent.name, path.name.zfill(12))):
         configuration, fold = folder.parent.name, folder.name.removeprefix("fold_")
         history = read_history(folder / "history.jsonl", troubles)
-        evaluation = _read(work.validation(configuration, fold) / "metrics.json", Evaluation, RECORD_KIND, troubles)
+        measures = work.validation(configuration, fold) / "metrics.json"
+        changes = validation_changes(work, configuration, fold) if measures.exists() else None
+        evaluation = _read(measures, Evaluation, RECORD_KIND, troubles) if changes is None else None
+        if changes is not None:
+            troubles.append(
+                f"{configuration}, fold {fold}: its validation was made from {changes}, and is not shown. "
+                f"Run medseg3d train -c {configuration} --fold {fold} to make it anew."
+            )
         if evaluation is not None:
             evaluations.append(evaluation)
         if not history and evaluation is None:
@@ -288,18 +295,41 @@ def read_history(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
     return [records[epoch] for epoch in sorted(records)]
 
 
-def _read_selection(path: Path, troubles: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from medseg3d.selection import Selection
+def _read_selection(work: WorkFolder, troubles: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from medseg3d.selection import read_selection
 
-    selection = _read(path, Selection, "selection", troubles)
+    try:
+        selection, note = read_selection(work)
+    except InputError as error:
+        troubles.append(str(error))
+        return (), ()
+    if note is not None:
+        troubles.append(note)
     if selection is None:
         return (), ()
     notes = [selection.reason, *selection.notes]
-    accepted = [decision for decision in selection.postprocessing.decisions if decision.accepted]
-    notes += [f"Postprocessing, {d.step.operation.replace('_', ' ')} ({d.label}): {d.reason}" for d in accepted]
-    if accepted:
+    decisions = sorted(selection.postprocessing.decisions, key=lambda decision: not decision.accepted)
+    notes += [
+        f"Postprocessing, {d.step.operation.replace('_', ' ')} ({d.label}): {'' if d.accepted else 'not chosen, '}{d.reason}"
+        for d in decisions
+        if d.accepted or ", but " in d.reason
+    ]
+    if selection.postprocessing.steps:
         notes.append("The cross-validation below is measured before postprocessing; predictions of new images get it.")
     return selection.configurations, tuple(note[:1].upper() + note[1:] for note in notes)
+
+
+def _read_test(work: WorkFolder, troubles: list[str]) -> Evaluation | None:
+    """The measures of the test images, where they belong to the weights and label maps of today."""
+    from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
+    from medseg3d.provenance import changes_since, read_origin
+
+    origin = read_origin(work.predictions)
+    changes = changes_since(origin, work) if origin is not None else None
+    if changes is not None:
+        troubles.append(f"The measures of the test images were made from {changes}, and are not shown. Run medseg3d run to make them anew.")
+        return None
+    return _read(work.predictions / "metrics.json", Evaluation, RECORD_KIND, troubles)
 
 
 def _read_timings(path: Path, troubles: list[str]) -> dict[str, float]:

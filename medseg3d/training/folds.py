@@ -13,7 +13,7 @@ import numpy as np
 from medseg3d.dataset import Split, read_splits
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.files import unreadable
-from medseg3d.records import write_record
+from medseg3d.records import read_record, write_record
 from medseg3d.wording import counted, listed
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "groups_from_csv",
     "groups_from_pattern",
     "make_splits",
+    "read_folds",
     "read_splits",
     "write_splits",
 ]
@@ -175,6 +176,17 @@ def groups_from_csv(path: Path) -> dict[str, str]:
 def write_splits(path: Path, splits: Sequence[Split]) -> Path:
     """Write folds as ``splits.json``; :func:`read_splits` reads them back."""
     return write_record(path, Folds(folds=tuple(splits)), "splits")
+
+
+def read_folds(path: Path) -> Folds:
+    """What :func:`write_splits` wrote; raises :class:`InputError` saying what to do about a damaged file."""
+    try:
+        return read_record(path, Folds, "splits")
+    except InputError as error:
+        raise InputError(
+            f"{str(error).removesuffix('.')}. Bring the file back from a copy, or delete it and run medseg3d plan: the same cases get the "
+            "same folds, unless the file was changed by hand or cases came later."
+        ) from error
 
 
 def check_groups(group_of: Mapping[str, str], case_names: Sequence[str], source: str) -> None:

@@ -103,7 +103,7 @@ def save_state(
         "scaler": scaler.state_dict(),
     }
     save_tensors(folder / LAST, tensors, metadata)
-    write_record(folder / STATE, state, "training")
+    write_record(folder / STATE, state, "training", is_sealed=True)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -36,8 +37,8 @@ from medseg3d.networks.build import build_network, output_size
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import Member
-from medseg3d.records import read_record, to_plain, write_record
-from medseg3d.selection import Selection
+from medseg3d.records import to_plain, write_record
+from medseg3d.selection import read_selection
 from medseg3d.universal import is_universal, read_universal
 from medseg3d.version import __version__
 from medseg3d.work_folder import DEFAULT_NAME, Folds, WorkFolder, fold_names
@@ -60,7 +61,10 @@ MAX_ONNX_BYTES = 2**31 - 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far ONNX Runtime is from torch (both float32, on the CPU) on random windows: logits, and the share of equal labels."""
+    """How far ONNX Runtime is from torch (both float32, on the CPU) on random windows: logits, and the share of equal labels.
+
+    ``sha256`` is the file's, as ONNX has no checksum of its own.
+    """
 
     file: str
     configuration: str
@@ -68,6 +72,7 @@ class Parity:
     max_difference: float
     mean_difference: float
     label_agreement: float
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,10 +216,8 @@ def _facts(plan: Plan) -> dict[str, float | int | str | None]:
 
 def _measures(work: WorkFolder, folds: Mapping[str, tuple[str, ...]]) -> dict[str, float | int | str | None]:
     """The cross-validation of exactly these networks, from the selection."""
-    if not work.selection.exists():
-        return {}
-    selection = read_record(work.selection, Selection, "selection")
-    for candidate in selection.candidates:
+    selection, _ = read_selection(work)  # loading the model has said what is wrong with it
+    for candidate in selection.candidates if selection is not None else ():
         if candidate.configurations == tuple(folds) and candidate.folds == folds and candidate.own_dice.mean is not None:
             return {DICE: candidate.own_dice.mean, DICE_CASES: candidate.own_dice.n}
     return {}
@@ -312,7 +315,9 @@ def _export_onnx(parts: ModelParts, configuration: str, fold: str, path: Path) -
     program.model.metadata_props.update(onnx_metadata(plan, configuration, fold))
     program.save(str(path), external_data=False)
     storage().finish(path)
-    return _checked_parity(network, windows, path, configuration, fold, is_regions=bool(plan.labels.regions))
+    parity = _checked_parity(network, windows, path, configuration, fold, is_regions=bool(plan.labels.regions))
+    with path.open("rb") as file:
+        return replace(parity, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def onnx_metadata(plan: Plan, configuration: str, fold: str) -> dict[str, str]:

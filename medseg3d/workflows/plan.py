@@ -31,7 +31,7 @@ from medseg3d.planning import (
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
 from medseg3d.records import read_json, read_record, write_record
-from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits
+from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits, read_folds
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
 
@@ -284,7 +284,7 @@ def _folds(
     names = tuple(case.name for case in fingerprint.cases)
     renewed: tuple[str, ...] = ()
     if folder.splits.exists() and group_pattern is None and groups is None:
-        kept = fit_splits(read_record(folder.splits, Folds, "splits").folds, measured=names, all_names=[c.name for c in dataset.training])
+        kept = fit_splits(read_folds(folder.splits).folds, measured=names, all_names=[c.name for c in dataset.training])
         if kept is not None:
             splits, warnings = kept
             if dataset.declared_splits not in (None, splits):

@@ -71,12 +71,13 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictResult:
-    """Files written, files kept from an earlier call, cases that failed, and by file name how each was made."""
+    """Files written, files kept from an earlier call, cases that failed, by file name how each was made, and the model's identity."""
 
     written: tuple[Path, ...]
     kept: tuple[Path, ...]
     failures: tuple[CaseFailure, ...]
     cases: dict[str, PredictedCase] = field(default_factory=dict)
+    model: str = ""
 
 
 def predict(
@@ -147,7 +148,11 @@ def predict(
             outputs.add(targets[case.name], result)
         on(Event(stage="predict", done=index + 1, total=len(pending)))
     return PredictResult(
-        written=tuple(folder / name for name in outputs.made), kept=tuple(kept), failures=tuple(failures), cases=outputs.made
+        written=tuple(folder / name for name in outputs.made),
+        kept=tuple(kept),
+        failures=tuple(failures),
+        cases=outputs.made,
+        model=loaded.identity,
     )
 
 

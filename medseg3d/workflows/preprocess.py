@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,13 @@ from medseg3d.dataset import Case, Dataset, open_dataset
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries
-from medseg3d.fingerprint import digest_of, stamp_of
+from medseg3d.fingerprint import Fingerprint, digest_of, stamp_of
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
 from medseg3d.preprocessing.store import Store
 from medseg3d.reading import read_case
+from medseg3d.records import read_record
+from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
 
 logger = logging.getLogger(__name__)
@@ -25,10 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseWritten:
-    """One case that is in the store now; ``written``: the names of data that were made, without those that were current."""
+    """One case that is in the store now; ``written``: the names of data that were made, without those that were current.
+
+    ``files_digest`` is that of its raw files.
+    """
 
     name: str
     written: tuple[str, ...]
+    files_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,7 @@ def preprocess(
     failures = list(dataset.failures)
     made: list[str] = []
     kept: list[str] = []
+    digests: dict[str, str] = {}
     total = len(dataset.training)
     on(Event(stage="preprocess", done=0, total=total))
     done = preprocess_cases(dataset, plan, wanted, folder, jobs=jobs, max_ram_gb=max_ram_gb, device=resampler)
@@ -75,7 +82,9 @@ def preprocess(
             failures.append(case.failure)
         elif case.result is not None:
             (made if case.result.written else kept).append(case.item.name)
+            digests[case.item.name] = case.result.files_digest
         on(Event(stage="preprocess", done=number, total=total))
+    _warn_of_an_old_plan(folder, digests)
     return PreprocessResult(
         configurations=tuple(configuration.name for configuration in wanted),
         made=tuple(sorted(made)),
@@ -83,6 +92,22 @@ def preprocess(
         failures=tuple(sorted(failures, key=lambda failure: failure.case)),
         folders=tuple(dict.fromkeys(folder.store(configuration.data) for configuration in wanted)),
     )
+
+
+def _warn_of_an_old_plan(folder: WorkFolder, digests: Mapping[str, str]) -> None:
+    """Where the plan was made from other files than those that were preprocessed."""
+    try:
+        planned = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
+    except InputError:  # a plan may come without it
+        return
+    changed = sorted(case.name for case in planned if digests.get(case.name, case.digest) != case.digest)
+    if changed:
+        logger.warning(
+            "%s was made before files of %s changed. Run medseg3d plan, which measures them again, if spacing, intensities or labels of "
+            "the dataset are others now.",
+            folder.plan,
+            listed(changed, most=5),
+        )
 
 
 def _resampler(device: str) -> str | None:
@@ -126,7 +151,7 @@ def preprocess_cases(
             for data, preprocessed in zip(lacking, made, strict=True):
                 stores[data].write(preprocessed, digests[data], stamp)
             logger.info("Preprocessed %s for %s", case.name, ", ".join(lacking))
-        return CaseWritten(name=case.name, written=tuple(lacking))
+        return CaseWritten(name=case.name, written=tuple(lacking), files_digest=files)
 
     workers = min(jobs or available_cores(), max(1, len(dataset.training)))
     with ExitStack() as stack:

@@ -16,10 +16,11 @@ from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable
+from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_report as write_report_page
 from medseg3d.selection import Selection
-from medseg3d.training.folds import Folds
+from medseg3d.training.folds import read_folds
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import Folds as FoldChoice
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
@@ -143,7 +144,7 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
 
 
 def _all_folds(folder: WorkFolder) -> list[str]:
-    return [str(index) for index in range(len(read_record(folder.splits, Folds, "splits").folds))]
+    return [str(index) for index in range(len(read_folds(folder.splits).folds))]
 
 
 def predict_test_set(
@@ -163,6 +164,8 @@ def predict_test_set(
     failures = (*opened.test_failures, *result.failures)
     if not pairs:
         return None, failures
+    labels = {pair.case: mark_file(pair.reference, folder) for pair in pairs}
+    write_origin(folder.predictions, Origin(weights=weights_of(result.model), labels=labels))
     evaluation = evaluate_pairs(pairs, labels=folder.read_plan().labels, tolerance_mm=work_tolerance_mm(folder))
     write_evaluation(evaluation, folder.predictions / "metrics.json")
     return evaluation, (*failures, *evaluation.failures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from medseg3d.fingerprint import Fingerprint
 from medseg3d.loading import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing_choice import ValidatedCase, choose_postprocessing
+from medseg3d.provenance import METRICS, Origin, merged, read_origin, write_origin
 from medseg3d.reading import read_label_maps
 from medseg3d.records import read_record, write_record
 from medseg3d.selection import (
@@ -34,7 +35,8 @@ from medseg3d.selection import (
 from medseg3d.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
-from medseg3d.workflows.train import METRICS, predict_and_measure, read_split, use_other_mirroring, validate
+from medseg3d.workflows.origins import origin_of_validation, validation_age
+from medseg3d.workflows.train import predict_and_measure, read_split, use_other_mirroring, validate
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     for pair in pairs_of(list(folds_of)):
         common = tuple(fold for fold in folds_of[pair[0]] if fold in folds_of[pair[1]])
         if common:
-            measured.append(_pair(root, folder, pair, common, {name: mirroring[name].is_used for name in pair}, device, on))
+            measured.append(_pair(root, folder, plan, pair, common, {name: mirroring[name].is_used for name in pair}, device, on))
     candidates = [
         Candidate(
             configurations=m.names,
@@ -77,7 +79,8 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     best = next(m for m in measured if m.names == selection.configurations)
     chosen = choose_postprocessing(_validated(root, folder, plan, best), plan.labels, max_bytes_per_case=_largest_case_bytes(folder))
     notes = (*selection.notes, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
-    selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes)
+    origin = merged([_origin(root, folder, plan, m.names, fold) for m in measured for fold in m.folds])
+    selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes, origin=origin)
     write_record(folder.selection, selection, "selection")
     return selection
 
@@ -133,6 +136,7 @@ def _measured_so(folder: WorkFolder, measured: _Measured, is_mirrored: bool) -> 
 def _pair(
     root: Path,
     folder: WorkFolder,
+    plan: Plan,
     names: tuple[str, str],
     folds: tuple[str, ...],
     mirroring: dict[str, bool],
@@ -142,19 +146,25 @@ def _pair(
     evaluations = []
     for fold in folds:
         target = folder.validation("+".join(names), fold)
-        newest = max(folder.weights(name, fold).stat().st_mtime for name in names)
         metrics, made = target / METRICS, target / MIRRORING
         is_same = made.exists() and read_record(made, PairMirroring, "mirroring").is_used == mirroring
-        if is_same and metrics.exists() and metrics.stat().st_mtime >= newest:
+        if is_same and metrics.exists() and validation_age(root, folder, plan, names, fold) is None:
             evaluations.append(read_evaluation(metrics))
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
         metrics.unlink(missing_ok=True)
-        write_record(made, PairMirroring(is_used=mirroring), "mirroring")
         validation = read_split(folder, fold).validation
+        write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
+        write_record(made, PairMirroring(is_used=mirroring), "mirroring")
         evaluations.append(predict_and_measure(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
     return _Measured(names, folds, tuple(evaluations))
+
+
+def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str) -> Origin:
+    """What a validation was made from; of one that an older version made, what is there now."""
+    known = read_origin(folder.validation("+".join(names), fold))
+    return known or origin_of_validation(root, folder, plan, names, fold, read_split(folder, fold).validation)
 
 
 def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> Iterator[ValidatedCase]:

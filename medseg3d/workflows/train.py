@@ -28,22 +28,23 @@ from medseg3d.loading import load_models
 from medseg3d.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
-from medseg3d.records import read_json, read_record, to_plain, write_record
+from medseg3d.provenance import METRICS, ORIGIN, write_origin
+from medseg3d.records import to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
-from medseg3d.training.folds import Folds
-from medseg3d.training.state import STATE, EpochRecord, read_history
+from medseg3d.training.folds import read_folds
+from medseg3d.training.state import EpochRecord, read_history
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.origins import note_training_data, origin_of_validation, validation_age
 from medseg3d.workflows.renew_cases import renew_cases
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FIGURES = 20.0
 """Drawing progress.png takes half a second; short epochs need not pay it each time."""
 ALL_CASES = "all"
-METRICS = "metrics.json"
 
 
 def train(
@@ -73,6 +74,7 @@ def train(
     training, validation = stored_cases(folder, chosen, split)
     target = folder.fold(chosen.name, fold)
     _warn_about_memory(training)
+    note_training_data(target, {case.name: case.digest for case in training}, is_restart=options.restart)
     with stop_on_signals() as stop:
         epochs = train_fold(
             plan,
@@ -120,21 +122,22 @@ def validate(
 ) -> Evaluation:
     """Predict the validation cases of a fold whole, on the grid of their files, and measure them.
 
-    ``keep_finished`` returns the measures that are newer than the weights instead of making them again.
+    ``keep_finished`` returns the measures that belong to the weights and cases of today instead of making them again.
     """
     folder = work_folder(root, work)
     plan = folder.read_plan()
     chosen = plan.configuration(configuration)
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
-    _check_trained_on(folder.fold(chosen.name, fold), plan_digest(plan, chosen, split))
-    if keep_finished and (kept := _kept_measures(target, folder.weights(chosen.name, fold), tta)) is not None:
+    _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
+    if keep_finished and (kept := _kept_measures(root, folder, plan, chosen.name, fold, tta)) is not None:
         return kept
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
     measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
     shutil.rmtree(target, ignore_errors=True)  # a measure that is stopped leaves none that belongs to other label maps
+    write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
     if measure is predict_and_measure:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
     survey = model.survey_windows()
@@ -143,10 +146,15 @@ def validate(
     return evaluation
 
 
-def _kept_measures(target: Path, weights: Path, tta: str) -> Evaluation | None:
-    """The measures of a fold, where they are newer than its weights and made with the wanted mirroring; in ``target`` afterwards."""
+def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
+    """The measures of a fold, where they belong to its weights and cases and were made with the wanted mirroring; in place afterwards."""
+    target = folder.validation(name, fold)
     metrics = target / METRICS
-    if not (metrics.exists() and weights.exists() and metrics.stat().st_mtime >= weights.stat().st_mtime):
+    if not (metrics.exists() and folder.weights(name, fold).exists()):
+        return None
+    changes = validation_age(root, folder, plan, [name], fold)
+    if changes is not None:
+        logger.info("%s was made from %s, and is made anew.", metrics, changes)
         return None
     made = read_fold_mirroring(target) or FoldMirroring(is_used=True, has_other=False)
     if made.has_other and not (target / made.other / METRICS).exists():
@@ -171,7 +179,7 @@ def use_other_mirroring(validation: Path) -> None:
     other, own = validation / made.other, validation / now.other
     own.mkdir(exist_ok=True)
     (validation / METRICS).replace(own / METRICS)
-    for file in [file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS)]:
+    for file in [file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)]:
         file.replace(own / file.name)
     for file in [file for file in other.iterdir() if file.name != METRICS]:
         file.replace(validation / file.name)
@@ -180,13 +188,13 @@ def use_other_mirroring(validation: Path) -> None:
     other.rmdir()
 
 
-def _check_trained_on(folder: Path, digest: str) -> None:
+def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> None:
     """Raise :class:`PlanMismatchError` where a fold was trained with another plan or on other cases than are planned now."""
-    state = folder / STATE
-    if state.exists() and read_json(state).get("plan_digest") != digest:
+    state = folder.training_state(name, fold)
+    if state is not None and state.get("plan_digest") != digest:
         raise PlanMismatchError(
-            f"{folder}: was trained with another plan or other cases than are planned now, so its validation would not be honest. "
-            "Train this fold again with --restart."
+            f"{folder.fold(name, fold)}: was trained with another plan or other cases than are planned now, so its validation would not be "
+            "honest. Train this fold again with --restart."
         )
 
 
@@ -273,7 +281,7 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
     """The cases of a fold; ``all`` trains on every case and validates on none."""
     if not folder.splits.exists():
         raise InputError(f"{folder.root}: there is no splits.json here. Run medseg3d plan first.")
-    splits = read_record(folder.splits, Folds, "splits")
+    splits = read_folds(folder.splits)
     if fold == ALL_CASES:
         return Split(train=tuple(sorted({n for s in splits.folds for n in (*s.train, *s.validation)})), validation=())
     if not fold.isdigit() or int(fold) >= len(splits.folds):

@@ -168,3 +168,25 @@ def test_wrong_mirror_axes_are_refused(axes: object, tmp_path: Path) -> None:
     torch.save({"network_weights": WEIGHTS, "inference_allowed_mirroring_axes": axes}, tmp_path / "c.pth")
     with pytest.raises(InputError, match="inference_allowed_mirroring_axes"):
         load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.fault("A7", "changed bits in the weights of an nnU-Net checkpoint", "refused, though torch itself loads them")
+def test_changed_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": {"a": torch.arange(1000.0)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 403] ^= 0x80
+    path.write_bytes(content)
+    assert not torch.load(path, weights_only=True)["network_weights"]["a"].equal(torch.arange(1000.0))
+    with pytest.raises(InputError, match=r"checkpoint_final\.pth: damaged: .*--fold"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"network_weights": WEIGHTS}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint(path).weights["a"].equal(WEIGHTS["a"])

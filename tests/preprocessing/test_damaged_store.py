@@ -136,3 +136,23 @@ def test_a_copied_dataset_with_new_times_is_not_preprocessed_again(prepared: Pat
         file.touch()
     assert renewed(prepared) == ([], [])
     assert len(open_dataset(prepared).training) == 6
+
+
+@pytest.mark.fault("A3", "a plan that was made before files of a case changed", "preprocess names the cases and says to plan again")
+def test_preprocessing_names_cases_that_changed_since_the_plan(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    preprocess(prepared, configurations=["3d_fullres"])
+    assert not caplog.records
+    labels = prepared / "labelsTr"
+    shutil.copy(labels / "ball_3.nii.gz", labels / "ball_0.nii.gz")
+    result = preprocess(prepared, configurations=["3d_fullres"])
+    assert result.made == ("ball_0",)
+    assert [record.message for record in caplog.records if "before files of ball_0 changed" in record.message]
+    assert "ball_1" not in caplog.text
+
+
+@pytest.mark.fault("A7", "a damaged preprocessed case when it is preprocessed again", "named, and made again")
+def test_preprocessing_makes_a_damaged_case_again(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flip(image_of(prepared, "ball_4"), 300)
+    assert preprocess(prepared, configurations=["3d_fullres"]).made == ("ball_4",)
+    assert "ball_4: the preprocessed case is damaged" in caplog.text
+    assert "made again" in caplog.text

@@ -16,11 +16,12 @@ from medseg3d.events import Event, Listener, silent
 from medseg3d.plan import NetworkPlan
 from medseg3d.records import read_record
 from medseg3d.training.domains import TrainingDomain
-from medseg3d.training.folds import Folds
+from medseg3d.training.folds import read_folds
 from medseg3d.training.state import STATE, TrainingState
 from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.renew_cases import renew_cases
@@ -131,6 +132,8 @@ def _train(
     on: Listener,
 ) -> None:
     """Train to the end or to a signal; either way each trained domain has its weights then."""
+    data = {f"{domain.name}/{case.name}": case.digest for domain in domains for case in domain.training}
+    note_training_data(target, data, is_restart=options.restart)
     stop: StopRequest
     try:
         with stop_on_signals() as stop:
@@ -221,7 +224,7 @@ def _check_fold(folder: WorkFolder, universal: Universal, fold: str) -> None:
 def _num_folds(home: WorkFolder) -> int:
     if not home.splits.exists():
         raise InputError(f"{home.root}: there is no splits.json here. Run medseg3d plan first.")
-    return len(read_record(home.splits, Folds, "splits").folds)
+    return len(read_folds(home.splits).folds)
 
 
 def _network(card: ModelCard, name: str) -> NetworkPlan:

@@ -19,7 +19,7 @@ from medseg3d.networks.u2net import ONLY
 from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.domains import TrainingDomain
-from medseg3d.training.folds import Folds
+from medseg3d.training.folds import read_folds
 from medseg3d.training.state import BEST, HISTORY, STATE, TrainingState, read_history
 from medseg3d.universal import UNIVERSAL, domain_folder
 from medseg3d.work_folder import WorkFolder
@@ -64,7 +64,8 @@ def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state
     if not _holds(target / BEST, own, used):  # what is there already keeps its time stamp, and its measures with it
         save_tensors(target / BEST, used, {"format_version": FORMAT_VERSION, "card": to_plain(own)})
     digest = plan_digest(made, configuration, split_of(home, fold))
-    write_record(target / STATE, replace(state, configuration=configuration.name, fold=own_fold, plan_digest=digest), "training")
+    own_state = replace(state, configuration=configuration.name, fold=own_fold, plan_digest=digest)
+    write_record(target / STATE, own_state, "training", is_sealed=True)
     return target / BEST
 
 
@@ -121,4 +122,4 @@ def fold_of_domain(home: WorkFolder, fold: str) -> str:
     """The fold of a domain that belongs to a fold of the common network."""
     if fold == ALL_CASES or not fold.isdigit() or not home.splits.exists():
         return fold
-    return str(int(fold) % len(read_record(home.splits, Folds, "splits").folds))
+    return str(int(fold) % len(read_folds(home.splits).folds))

@@ -1,0 +1,112 @@
+"""What a validation is made from, and whether it still is: with the dataset at hand, images included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from medseg3d.dataset import Case, open_dataset
+from medseg3d.errors import DamagedCaseError, InputError, MedsegError
+from medseg3d.fingerprint import digest_of, stamp_of
+from medseg3d.plan import Plan
+from medseg3d.preprocessing.store import Store
+from medseg3d.provenance import (
+    METRICS,
+    CaseMark,
+    Origin,
+    changed_cases,
+    changes_since,
+    mark_file,
+    names_digest,
+    read_origin,
+    weights_digest,
+    write_origin,
+)
+from medseg3d.training.state import LAST
+from medseg3d.wording import listed
+from medseg3d.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+
+def origin_of_validation(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str, cases: Sequence[str]) -> Origin:
+    """What the validation of configurations on the cases of a fold is made from, now."""
+    raw = {name: case for name, case in raw_cases(root, plan).items() if name in cases}
+    return Origin(
+        weights={f"{name}/{fold}": weights_digest(folder.weights(name, fold)) for name in names},
+        folds={fold: names_digest(cases)},
+        labels={name: mark_file(case.label, folder) for name, case in raw.items() if case.label is not None and case.label.is_file()},
+        cases=marks_of(raw, _stored_marks(folder, plan, names[0], raw)),
+    )
+
+
+def _stored_marks(folder: WorkFolder, plan: Plan, configuration: str, cases: Iterable[str]) -> dict[str, CaseMark]:
+    """As preprocessing saw the files, so that they need not be read again."""
+    store = Store(folder.store(plan.configuration(configuration).data))
+    marks = {}
+    for name in set(cases) & set(store.names()):
+        with suppress(DamagedCaseError):
+            record = store.checked(name)
+            marks[name] = CaseMark(digest=record.files_digest, stamp=record.stamp)
+    return marks
+
+
+def validation_age(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str) -> str | None:
+    """Why a validation does not belong to the weights, label maps and images of today; None where it does, or nothing can be said.
+
+    A validation of older versions, which does not say what it was made from, belongs to weights that are older than it.
+    """
+    target = folder.validation("+".join(names), fold)
+    origin = read_origin(target)
+    if origin is None:
+        files = [folder.weights(name, fold) for name in names]
+        is_younger = all((target / METRICS).stat().st_mtime >= file.stat().st_mtime for file in files)
+        return None if is_younger else "other weights"
+    changes = changes_since(origin, folder)
+    if changes is not None:
+        return changes
+    raw = raw_cases(root, plan)
+    known = {name: case for name, case in raw.items() if name in origin.cases}
+    changed = changed_cases(origin.cases, marks_of(known, origin.cases))
+    return f"other images of {listed(changed, most=5)}" if changed else None
+
+
+def raw_cases(root: Path, plan: Plan) -> dict[str, Case]:
+    """The training cases of a dataset by name; none where it cannot be opened."""
+    try:
+        return {case.name: case for case in open_dataset(root, channels=plan.channels).training}
+    except MedsegError as error:
+        logger.info("Files of cases are not compared: %s", error)
+        return {}
+
+
+def marks_of(cases: Mapping[str, Case], known: Mapping[str, CaseMark]) -> dict[str, CaseMark]:
+    """The cases as they are now; those whose stamp is that of a known mark are not read. Unreadable ones are left out."""
+    marks = {}
+    for name, case in cases.items():
+        stamp, before = stamp_of(case), known.get(name)
+        try:
+            is_same = before is not None and bool(stamp) and before.stamp == stamp
+            marks[name] = before if before is not None and is_same else CaseMark(digest=digest_of(case), stamp=stamp)
+        except (InputError, OSError) as error:
+            logger.info("%s", error)
+    return marks
+
+
+def note_training_data(target: Path, digests: Mapping[str, str], *, is_restart: bool) -> None:
+    """Write down what a run is trained with, when it begins; later say what has changed since. ``digests`` are those of stored cases."""
+    now = {name: CaseMark(digest=digest.partition("-")[0]) for name, digest in digests.items()}
+    if is_restart or not (target / LAST).exists():
+        write_origin(target, Origin(cases=now))
+        return
+    before = read_origin(target)
+    changed = changed_cases(before.cases, now) if before is not None else []
+    if changed:
+        logger.warning(
+            "%s: was begun with other files of %s, which have changed since. To train it with those of today, give --restart; until then "
+            "its weights go on being used.",
+            target,
+            listed(changed, most=5),
+        )
