@@ -14,9 +14,8 @@ import numpy as np
 
 from medseg3d import images
 from medseg3d.dataset import Case, Dataset
-from medseg3d.errors import ImageReadError, InputError, LabelValueError
+from medseg3d.errors import ImageReadError, LabelValueError
 from medseg3d.execution import run_cases
-from medseg3d.files import copy_file, storage
 from medseg3d.fingerprint import body_middle
 from medseg3d.geometry import (
     Geometry,
@@ -24,7 +23,6 @@ from medseg3d.geometry import (
     Orientation,
     canonical_geometry,
     compare,
-    from_canonical,
     orientation_code,
     orientation_of,
     to_canonical,
@@ -34,7 +32,8 @@ from medseg3d.images import ImageHeader
 from medseg3d.label_names import with_names
 from medseg3d.label_pairs import Whereabouts, sides, whereabouts
 from medseg3d.label_rules import marker_message, marker_values, name_doubts, rare_labels, refuse_image
-from medseg3d.labels import Labels, unique_values, value_counts
+from medseg3d.labels import Labels, listed_values, unique_values, value_counts
+from medseg3d.plausible import extreme_voxels, spacing_doubt
 from medseg3d.reading import label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
@@ -179,6 +178,9 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
             intensities.append((low, middle, high))
             if canonical[finite].min() == canonical[finite].max():
                 found("constant", "warning", f"{where}: all voxels have the value {low:g}")
+            extreme = extreme_voxels(canonical, sample)
+            if extreme:
+                found("extreme voxels", "warning", f"{where} has {extreme}")
     seen = _SeenLabel() if case.label is None else _check_label(case, case.label, header, labels, found, middle=body)
     if header is None:
         return CheckedCase(name=case.name, findings=tuple(findings), values=seen.values, voxels=seen.voxels, places=seen.places)
@@ -202,46 +204,15 @@ def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Seque
         *_copies(training, test),
         *_orientations((*training, *test)),
         *_spacing_outliers(training),
+        *_implausible_spacings(training),
+        *_names_alike(training),
         *_intensity_outliers(dataset, training),
         *_labels_over_all(dataset, training),
         *_left_and_right(dataset, training),
     )
 
 
-def repair_label(case: Case, *, root: Path) -> str:
-    """Write the label of a case anew on exactly the grid of its image; the old file is kept in ``medseg3d-originals``.
-
-    Where the grids have the same shape and lie within 0.1 voxel, only the header changes; labels of another shape are resampled
-    (nearest neighbor) by the positions in both headers. Returns what was done. Raises :class:`InputError` where the label cannot
-    be repaired without guessing.
-    """
-    if case.label is None:
-        raise InputError(f"{case.name}: has no label to repair.")
-    header = images.read_header(case.channels[0].path, files=case.channels[0].files)
-    label = images.read_image(case.label)
-    values = label_values(case.label, label.array)
-    orientation = orientation_of(header.geometry.matrix)
-    turned = orientation_on_grid(label.header.geometry, header.geometry, orientation)
-    if not isinstance(turned, GeometryDifference):
-        values, what = from_canonical(to_canonical(values, turned), orientation), "given the image's header"
-    elif turned.is_same_shape:
-        raise InputError(f"{case.name}: {_AMBIGUOUS}.")
-    else:
-        inside = _foreground_inside(values, label.header.geometry, header.geometry)
-        if inside < MIN_FOREGROUND_INSIDE:
-            raise InputError(f"{case.name}: only {inside:.1%} of the label's foreground lies inside the image; check the pair.")
-        values, what = _nearest(values, label.header.geometry, header.geometry), "resampled onto the image's grid"
-    kept = _keep_original(case.label, root)
-    target = case.label
-    if images.ending_of(target) not in (".nii.gz", ".nii"):
-        target = target.with_name(f"{images.case_name(target)}.nii.gz")
-    images.write_label_map(target, values, header)
-    if target != case.label:
-        storage().remove(case.label)
-    return f"{case.name}: the label was {what}; the original is kept as {kept}"
-
-
-_AMBIGUOUS = (
+AMBIGUOUS = (
     "image and label have the same shape but other positions; whether the header is wrong or the label belongs elsewhere "
     "cannot be told from the files. If the voxels fit, copy the image's header onto the label"
 )
@@ -287,7 +258,7 @@ def _check_label(
     try:
         label = images.read_image(path)
         integers = label_values(path, label.array)
-        values = tuple(unique_values(integers))
+        values = tuple(unique_values(integers, str(path)))
         refuse_image(integers, path.name, num_values=len(values))
     except ImageReadError as error:
         found("unreadable", "error", str(error))
@@ -298,7 +269,11 @@ def _check_label(
     if labels is not None:
         unknown = sorted(set(values) - set(labels.values))
         if unknown:
-            found("label values", "error", f"label values {unknown} are not declared; the list is {sorted(labels.values)}")
+            found(
+                "label values",
+                "error",
+                f"label values {listed_values(unknown)} are not declared; the list is {listed_values(sorted(labels.values))}",
+            )
     if not any(values):
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
     if header is not None:
@@ -332,9 +307,9 @@ def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray
         return
     message = f"the label ({path.name}) lies on another grid than the image: {describe(turned)}"
     if turned.is_same_shape:
-        found("grid", "error", f"{message}; {_AMBIGUOUS}")
+        found("grid", "error", f"{message}; {AMBIGUOUS}")
         return
-    inside = _foreground_inside(values, label, image)
+    inside = foreground_inside(values, label, image)
     if inside >= MIN_FOREGROUND_INSIDE:
         fix = "resample the label onto the image's grid (nearest neighbor)"
         found("grid", "error", f"{message}; medseg3d doctor --fix resamples it", fix)
@@ -342,7 +317,7 @@ def _check_grid(path: Path, label: Geometry, image: Geometry, values: np.ndarray
         found("grid", "error", f"{message}; only {inside:.1%} of its foreground lies inside the image: do they belong together?")
 
 
-def _foreground_inside(values: np.ndarray, label: Geometry, image: Geometry) -> float:
+def foreground_inside(values: np.ndarray, label: Geometry, image: Geometry) -> float:
     """The share of the label's foreground voxels whose centers lie inside the image; 1 for an empty label."""
     places = np.argwhere(values != 0)
     if not len(places):
@@ -350,28 +325,6 @@ def _foreground_inside(values: np.ndarray, label: Geometry, image: Geometry) -> 
     to_image = np.linalg.inv(image.matrix) @ label.matrix
     there = places @ to_image[:3, :3].T + to_image[:3, 3]
     return float(((there >= -0.5) & (there <= np.array(image.shape) - 0.5)).all(1).mean())
-
-
-def _nearest(values: np.ndarray, label: Geometry, image: Geometry) -> np.ndarray:
-    """Label values at the voxels of the image, the nearest voxel of the label each; 0 outside."""
-    to_label = np.linalg.inv(label.matrix) @ image.matrix
-    result = np.zeros(image.shape, values.dtype, order="F")
-    x, y = np.meshgrid(np.arange(image.shape[0]), np.arange(image.shape[1]), indexing="ij")
-    for z in range(image.shape[2]):
-        there = np.stack([x, y, np.full_like(x, z)], -1) @ to_label[:3, :3].T + to_label[:3, 3]
-        places = np.rint(there).astype(np.int64)
-        inside = ((places >= 0) & (places < values.shape)).all(-1)
-        result[:, :, z][inside] = values[tuple(places[inside].T)]
-    return result
-
-
-def _keep_original(path: Path, root: Path) -> Path:
-    """Copy a file below ``medseg3d-originals`` of the dataset; a copy that is there already is the older original and stays."""
-    inside = path.resolve().relative_to(root.resolve()) if path.resolve().is_relative_to(root.resolve()) else Path(path.name)
-    kept = root / "medseg3d-originals" / inside
-    if not kept.exists():
-        copy_file(path, kept)
-    return kept
 
 
 def _copies(training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> Iterator[Finding]:
@@ -410,6 +363,28 @@ def _spacing_outliers(cases: Sequence[CheckedCase]) -> Iterator[Finding]:
         if not middle / SCALE_RATIO < size < middle * SCALE_RATIO:
             message = f"voxels of {size:.3g} mm (mean edge), the dataset's median is {middle:.3g} mm; check the unit"
             yield Finding(case=case.name, kind="spacing", severity="warning", message=message)
+
+
+def _implausible_spacings(cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    """Spacings that can hardly be in mm, of single cases; one finding where all cases are so."""
+    known = [(case, spacing_doubt(float(np.prod(case.spacing)) ** (1 / 3))) for case in cases if case.spacing]
+    doubtful = [(case, doubt) for case, doubt in known if doubt]
+    if len(doubtful) > 1 and len(doubtful) == len(known):
+        yield Finding(case=None, kind="spacing", severity="warning", message=f"all cases have {doubtful[0][1]}")
+        return
+    for case, doubt in doubtful:
+        yield Finding(case=case.name, kind="spacing", severity="warning", message=doubt)
+
+
+def _names_alike(cases: Sequence[CheckedCase]) -> Iterator[Finding]:
+    """Names that are one file on the systems that do not tell upper and lower case apart."""
+    by_name: dict[str, list[str]] = {}
+    for case in cases:
+        by_name.setdefault(case.name.casefold(), []).append(case.name)
+    for names in by_name.values():
+        if len(names) > 1:
+            message = f"{', '.join(names)} differ in upper and lower case only: on Windows and macOS they are one file. Rename one"
+            yield Finding(case=names[0], kind="names", severity="warning", message=message)
 
 
 def _intensity_outliers(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:

@@ -25,8 +25,7 @@ from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid, common_frame
 from medseg3d.geometry import Orientation, code_of, orientation_of
 from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
 from medseg3d.label_rules import refuse_image
-from medseg3d.labels import Labels, unique_values
-from medseg3d.wording import listed
+from medseg3d.labels import Labels, listed_values, unique_values
 
 if TYPE_CHECKING:
     from medseg3d.dataset import Case, Dataset
@@ -260,7 +259,7 @@ def _check_values(case: CaseFingerprint, labels: Labels | None) -> None:
     unknown = sorted(set(case.labels) - set(labels.values)) if labels is not None else []
     if labels is not None and unknown:
         raise LabelValueError(
-            f"{case.name}: label values {listed([str(v) for v in unknown])} are not in the list {sorted(labels.values)}. Correct the "
+            f"{case.name}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(labels.values))}. Correct the "
             "file, or add the labels to dataset.json."
         )
 
@@ -459,8 +458,10 @@ def describe_labels(
     sums = [np.bincount(owners, np.rint(described["centroids"][:, a] * sizes)) for a in range(3)]
     voxel_mm3 = math.prod(spacing)
     result = {}
+    by_owner = np.argsort(owners, kind="stable")
+    starts = np.searchsorted(owners[by_owner], np.arange(1, len(values) + 2))
     for index, value in enumerate(values, start=1):
-        own = np.flatnonzero(owners == index)
+        own = by_owner[starts[index - 1] : starts[index]]
         own_sizes, own_boxes = sizes[own], boxes[own]
         voxels, largest = int(own_sizes.sum()), int(own_sizes.max())
         center = [(float(sums[a][index]) / voxels + box[a].start + 0.5) / labels.shape[a] for a in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,16 +60,18 @@ class Labels:
         Raises :class:`LabelValueError` for values that are not in the list.
         """
         integers = as_integers(label_map, source)
-        found = unique_values(integers)
+        found = unique_values(integers, source)
         unknown = sorted(set(found) - set(self.values))
         if unknown:
             raise LabelValueError(
-                f"{source}: label values {unknown} are not in the list {sorted(self.values)}. "
+                f"{source}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(self.values))}. "
                 "Correct the file, or add the labels to dataset.json and plan again."
             )
         if self.values == tuple(range(self.num_classes)):
             return integers.astype(self.index_dtype)
         low, high = min(found), max(found)
+        if high - low > MAX_TABLE:
+            return self._encode_sparse(integers)
         table = np.zeros(high - low + 1, self.index_dtype)
         for index, value in enumerate(self.values):
             if low <= value <= high:
@@ -76,6 +79,15 @@ class Labels:
         indices = np.empty(integers.shape, self.index_dtype)
         for values, target in zip(integers, indices, strict=True):  # NumPy turns an index into eight bytes: slice by slice
             target[...] = table[values - low] if low else table[values]
+        return indices
+
+    def _encode_sparse(self, integers: np.ndarray) -> np.ndarray:
+        """Values that lie too far apart for a table are looked up in their sorted list; all of them are known to be in it."""
+        order = np.argsort(np.asarray(self.values, np.int64))
+        known, index = np.asarray(self.values, np.int64)[order], order.astype(self.index_dtype)
+        indices = np.empty(integers.shape, self.index_dtype)
+        for values, target in zip(integers, indices, strict=True):
+            target[...] = index[np.searchsorted(known, values.astype(np.int64, copy=False))]
         return indices
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
@@ -95,34 +107,88 @@ def as_integers(label_map: np.ndarray, source: str) -> np.ndarray:
 
     Raises :class:`LabelValueError` otherwise, naming ``source`` and the first offending value.
     """
+    if label_map.dtype == np.uint64:
+        if label_map.size and int(label_map.max()) > np.iinfo(np.int64).max:
+            raise LabelValueError(f"{source}: the label value {label_map.max()} is too large; expected at most 2^63 - 1.")
+        return label_map.astype(np.int64)
     if label_map.dtype.kind in "iu":
         return label_map
     if label_map.dtype.kind == "b":
         return label_map.astype(np.uint8)
     with np.errstate(invalid="ignore"):
-        integers = label_map.astype(np.int32)
+        integers = label_map.astype(float_label_dtype(label_map))
     wrong = integers != label_map
     if wrong.any():
         raise LabelValueError(f"{source}: a label map must hold whole numbers, found {label_map[wrong][0]:g}. Is this an image?")
     return integers
 
 
-def value_counts(integers: np.ndarray) -> dict[int, int]:
-    """How many voxels each value of an integer array has, without the 0."""
-    return {value: int(np.count_nonzero(integers == value)) for value in unique_values(integers) if value}
+MAX_TABLE = 1_000_000
+"""Values that span more are looked up instead of being indexed by a table."""
+MAX_LABEL_VALUES = 4096
+"""Different values in one label map; the finest brain atlases have 1,300. More are voxels of an image, or numbers of single objects."""
 
 
-def unique_values(integers: np.ndarray) -> list[int]:
-    """The sorted values of an integer array; small ranges are ticked off in a table, which is many times faster than sorting."""
+def float_label_dtype(values: np.ndarray) -> np.dtype:
+    """The integer type for label values that are stored as float: 32 bits, 64 where they are larger."""
+    largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+    return np.dtype(np.int64 if np.iinfo(np.int32).max < largest < 2.0**53 else np.int32)
+
+
+def listed_values(values: Sequence[int]) -> str:
+    """Values as they stand in a message, the first ten of them.
+
+    >>> listed_values(range(1000))
+    '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 990 more]'
+    """
+    more = f", and {len(values) - 10} more" if len(values) > 10 else ""
+    return f"[{', '.join(str(value) for value in values[:10])}{more}]"
+
+
+def value_counts(integers: np.ndarray, source: str = "label map") -> dict[int, int]:
+    """How many voxels each value of an integer array has, without the 0; raises as :func:`unique_values`."""
+    counts: dict[int, int] = {}
+    for part in _blocks(integers):
+        values, numbers = np.unique(part, return_counts=True)
+        for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+            counts[value] = counts.get(value, 0) + number
+        _refuse_many(len(counts), source)
+    return {value: counts[value] for value in sorted(counts) if value}
+
+
+def unique_values(integers: np.ndarray, source: str = "label map") -> list[int]:
+    """The sorted values of an integer array; small ranges are ticked off in a table, which is many times faster than sorting.
+
+    Raises :class:`LabelValueError` where there are more than any list of labels has: no label map, and memory without bounds.
+    """
     if integers.size == 0:
         return []
     low, high = int(integers.min()), int(integers.max())
-    if high - low > 1_000_000:
-        return [int(v) for v in np.unique(integers)]
-    flat = integers.ravel(order="K")
+    found: set[int] = set()
+    if high - low > MAX_TABLE:
+        for part in _blocks(integers):
+            values = np.unique(part)
+            _refuse_many(len(values), source)
+            found.update(values.tolist())
+            _refuse_many(len(found), source)
+        return sorted(found)
     seen = np.zeros(high - low + 1, bool)
-    block = 1 << 20  # numpy turns an index into int64: by blocks, so that it never costs eight bytes per voxel
-    for start in range(0, flat.size, block):
-        part = flat[start : start + block]
+    for part in _blocks(integers):  # numpy turns an index into int64: by blocks, so that it never costs eight bytes per voxel
         seen[part.astype(np.int64) - low if low else part] = True
-    return [int(v) + low for v in np.flatnonzero(seen)]
+    places = np.flatnonzero(seen)
+    _refuse_many(len(places), source)
+    return [int(v) + low for v in places]
+
+
+def _blocks(integers: np.ndarray) -> Iterator[np.ndarray]:
+    flat = integers.ravel(order="K")
+    for start in range(0, flat.size, 1 << 20):
+        yield flat[start : start + (1 << 20)]
+
+
+def _refuse_many(number: int, source: str) -> None:
+    if number > MAX_LABEL_VALUES:
+        raise LabelValueError(
+            f"{source}: more than {MAX_LABEL_VALUES} different values, so no label map: an image, or objects that are numbered one by "
+            "one. Expected one value for each kind of structure."
+        )

@@ -30,7 +30,7 @@ from medseg3d.geometry import (
 )
 from medseg3d.grid_wording import describe, turn_in_words
 from medseg3d.images import Image, ImageHeader
-from medseg3d.labels import as_integers
+from medseg3d.labels import as_integers, float_label_dtype
 
 GRID_TOLERANCE_VOXELS = 0.1
 """Two files share a grid when no corner lies further apart: above rounding in headers, below what a voxel could notice."""
@@ -133,7 +133,7 @@ def label_values(path: Path, array: np.ndarray) -> np.ndarray:
     """
     if array.dtype.kind != "f":
         return as_integers(array, str(path))
-    result = np.empty(array.shape, np.int32, order="F")
+    result = np.empty(array.shape, float_label_dtype(array), order="F")
     for k in range(array.shape[-1]):
         slab = array[..., k]
         rounded = np.rint(slab)

@@ -7,12 +7,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.checks import DoctorReport, check_case, repair_label
+from medseg3d.checks import DoctorReport, check_case
 from medseg3d.cli import main
 from medseg3d.dataset import Case, ChannelFile, open_dataset
 from medseg3d.errors import InputError
 from medseg3d.images import read_header, read_image, write_image
 from medseg3d.reading import read_case
+from medseg3d.repairs import repair_label
 from medseg3d.workflows.doctor import doctor
 
 SHAPE = (6, 7, 8)

@@ -9,7 +9,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images.header import homogeneous
-from medseg3d.images.opening import check_is_file
+from medseg3d.images.opening import check_is_file, refuse_known, what_it_is
 from medseg3d.images.text_header import (
     LPS_TO_RAS,
     MAX_FILES,
@@ -64,6 +64,8 @@ def _fields(path: Path) -> dict[str, str]:
     check_is_file(path)
     fields: dict[str, str] = {}
     with path.open("rb") as stream:
+        refuse_known(path, stream.read(200), "a MetaImage file")
+        stream.seek(0)
         lines = header_lines(path, stream)
         for number, line in enumerate(lines):
             if not line.strip():
@@ -71,7 +73,7 @@ def _fields(path: Path) -> dict[str, str]:
             match = re.fullmatch(r"\s*([A-Za-z0-9_. \-]{1,200}?)\s*[=:]\s*(.*?)\s*", line)
             if match is None:
                 if number == 0 or not fields:
-                    raise ImageReadError(f"{path}: not a MetaImage file (it begins with {line[:16]!r}). Check where it comes from.")
+                    raise what_it_is(path, line[:200].encode(), "a MetaImage file")
                 raise damaged(path, "a line", line, "expected a name, = and a value")
             name = _SYNONYMS.get(match[1], match[1])
             fields.setdefault(name, match[2])

@@ -22,7 +22,7 @@ from medseg3d.files import replacing
 from medseg3d.geometry import geometry_of
 from medseg3d.images.grid import check_affine, in_mm
 from medseg3d.images.header import Image, ImageHeader, NiftiGrid, volume_of
-from medseg3d.images.opening import check_claim, check_memory
+from medseg3d.images.opening import check_claim, check_memory, refuse_known, what_it_is
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +181,7 @@ def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
 
     block = stream.read(HEADER_BYTES[1])
     if len(block) < HEADER_BYTES[1]:
+        refuse_known(path, block, "a NIfTI file")
         raise ImageReadError(f"{path}: not a NIfTI file, only {len(block)} bytes long. Copy or download it again.")
     sizes = {struct.unpack("<i", block[:4])[0], struct.unpack(">i", block[:4])[0]}
     if 540 in sizes:
@@ -191,7 +192,7 @@ def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
     if magic not in magics:
         if magic in (b"ni1", b"ni2") or 348 in sizes:
             raise ImageReadError(f"{path}: an Analyze header or a pair of files (.hdr, .img); convert it to one .nii.gz file.")
-        raise ImageReadError(f"{path}: not a NIfTI file (it begins with {block[:8]!r}). Check where it comes from.")
+        raise what_it_is(path, block, "a NIfTI file")
     try:
         raw = kind.from_fileobj(io.BytesIO(block), check=False)
         raw.get_data_dtype(), raw.get_slope_inter(), raw.get_data_shape()
@@ -199,7 +200,10 @@ def _parse(path: Path, stream: BinaryIO) -> tuple[Any, int]:
             raise ValueError(f"dim[0] is {int(raw['dim'][0])}; expected 1 to 7")
         if np.isinf(raw["scl_slope"]) or np.isinf(raw["scl_inter"]):
             raise ValueError("scl_slope or scl_inter is infinite")
-    except (HeaderDataError, KeyError, ValueError) as error:
+    except KeyError:
+        kind = int(raw["datatype"])
+        raise ImageReadError(f"{path}: the NIfTI header is damaged (data type {kind} is none). Convert the image anew.") from None
+    except (HeaderDataError, ValueError) as error:
         raise ImageReadError(f"{path}: the NIfTI header is damaged ({error}). Convert the image anew.") from None
     return raw, len(block)
 

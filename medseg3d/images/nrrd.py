@@ -12,7 +12,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images.header import ending_of, homogeneous
-from medseg3d.images.opening import check_is_file
+from medseg3d.images.opening import check_is_file, what_it_is
 from medseg3d.images.text_header import (
     LPS_TO_RAS,
     MAX_AXES,
@@ -96,7 +96,7 @@ def _fields(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         lines = header_lines(path, stream)
         magic = next(lines, "")
         if not re.fullmatch(r"NRRD000[1-6]", magic):
-            raise ImageReadError(f"{path}: not a NRRD file (it begins with {magic[:16]!r}). Check where it comes from.")
+            raise what_it_is(path, magic[:200].encode(), "a NRRD file")
         for line in lines:
             if not line:
                 break

@@ -69,6 +69,47 @@ def check_is_file(path: Path) -> None:
         raise ImageReadError(f"{path}: {kind}; expected a file. Copy the image into one.")
 
 
+_BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS in the place of the file; fetch it with git lfs pull",
+    b"../.git/annex": "a pointer of git-annex in the place of the file; fetch it with git annex get",
+    b"/annex/objects": "a pointer of git-annex in the place of the file; fetch it with git annex get",
+    b"<!doctype": "a web page; the download failed",
+    b"<html": "a web page; the download failed",
+    b"<?xml": "an XML document; the download failed",
+    b"pk\x03\x04": "a zip archive; unpack it",
+    b"\x89png": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"bzh": "compressed by bzip2; unpack it",
+    b"\xfd7zxz": "compressed by xz; unpack it",
+    b"(\xb5/\xfd": "compressed by zstd; unpack it",
+    b"nrrd0": "a NRRD file; name it .nrrd",
+}
+"""How files begin that lie in the place of an image, in lower case."""
+
+
+def what_it_is(path: Path, beginning: bytes, expected: str) -> ImageReadError:
+    """The error for a file that is not of the kind that its name says."""
+    known = _known(beginning)
+    if known:
+        return ImageReadError(f"{path}: not {expected}, but {known}.")
+    return ImageReadError(f"{path}: not {expected} (it begins with {beginning[:8]!r}). Check where it comes from.")
+
+
+def refuse_known(path: Path, beginning: bytes, expected: str) -> None:
+    """Raise the error for what people do have under the name of an image."""
+    if _known(beginning):
+        raise what_it_is(path, beginning, expected)
+
+
+def _known(beginning: bytes) -> str | None:
+    if not beginning.strip(b"\0"):
+        return "nothing but zeros" if beginning else "an empty file"
+    if beginning[128:132] == b"DICM":
+        return "a DICOM file; name it .dcm"
+    start = beginning[:200].lstrip().lower()
+    return next((words for begin, words in _BEGINNINGS.items() if start.startswith(begin)), None)
+
+
 def check_claim(path: Path, claimed: int, *, there: int, is_compressed: bool, shape: tuple[int, ...]) -> None:
     """Compare the bytes that a header claims with those that are ``there``; raises :class:`ImageReadError` where they cannot be.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases, compare_cases, repair_label
+from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases, compare_cases
 from medseg3d.dataset import Dataset, find_dataset, open_dataset
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
+from medseg3d.repairs import repair_label
 
 logger = logging.getLogger(__name__)
 

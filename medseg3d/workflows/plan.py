@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
+from medseg3d.plausible import is_far_beyond, spacing_doubt
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits, read_folds
 from medseg3d.wording import counted, listed
@@ -113,12 +115,29 @@ def plan(
     return PlanResult(
         plan=made,
         explanations=explain(made, summary, rules),
-        warnings=(*warnings, *split_warnings),
+        warnings=(*_doubts(fingerprint), *warnings, *split_warnings),
         failures=fingerprint.failures,
         folds=folds,
         path=folder.plan,
         candidates=_candidates(summary, made, num_datasets) if with_candidates else (),
     )
+
+
+def _doubts(fingerprint: Fingerprint) -> Iterator[str]:
+    """Cases whose numbers can hardly be meant: voxels far beyond all others, voxels of another unit."""
+    for index, (name, usual) in enumerate(zip(fingerprint.channel_names, fingerprint.intensities, strict=True)):
+        found = [
+            f"{case.name} ({channel.minimum:.4g} to {channel.maximum:.4g})"
+            for case in fingerprint.cases
+            if is_far_beyond((channel := case.channels[index]).minimum, channel.maximum, usual.percentile_00_5, usual.percentile_99_5)
+        ]
+        if found:
+            labelled = f"{usual.percentile_00_5:.4g} to {usual.percentile_99_5:.4g}"
+            yield f"Channel {index} ({name}): {listed(found)} reach far beyond the labelled voxels ({labelled}). See medseg3d doctor."
+    doubtful = [case.name for case in fingerprint.cases if spacing_doubt(math.prod(case.spacing) ** (1 / 3))]
+    if doubtful:
+        first = next(case for case in fingerprint.cases if case.name == doubtful[0])
+        yield f"{listed(doubtful)}: {spacing_doubt(math.prod(first.spacing) ** (1 / 3))}."
 
 
 def earlier_choices(

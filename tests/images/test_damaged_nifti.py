@@ -214,3 +214,23 @@ def test_what_is_no_file_is_never_opened(tmp_path) -> None:
     }.items():
         with pytest.raises(ImageReadError, match=expected):
             read_header(tmp_path / name)
+
+
+@pytest.mark.fault(
+    "E", "a pointer of Git LFS, a web page or a zip under the name of an image", "the message says what it is, and what to do"
+)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>" + b" " * 500, "a web page"),
+        (b"<html><title>404</title>", "a web page"),
+        (b"PK\x03\x04" + b"x" * 500, "a zip archive"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_named(tmp_path, name, content, expected) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageReadError, match=expected):
+        read_header(tmp_path / name)
