@@ -18,6 +18,7 @@ import torch
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import replacing
 from medseg3d.networks.build import build_network
+from medseg3d.parsing import parse_json
 from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
 from medseg3d.weights_header import DIGEST_KEY, METADATA_KEY
@@ -197,9 +198,9 @@ def _header(path: Path) -> tuple[str, dict[str, object], str | None]:
     if text is None:
         raise InputError(f"{path}: these weights carry no medseg3d plan; they were not made by medseg3d.")
     try:
-        metadata: dict[str, object] = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: the file is damaged (its metadata are no JSON: {error}). {ADVICE}") from error
+        metadata: dict[str, object] = parse_json(text, "its metadata")
+    except InputError as error:
+        raise InputError(f"{path}: the file is damaged ({str(error).removesuffix('.')}). {ADVICE}") from error
     if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
         version = metadata.get("format_version") if isinstance(metadata, dict) else None
         raise InputError(f"{path}: format version {version}, this medseg3d reads {FORMAT_VERSION}.")

@@ -30,6 +30,7 @@ from medseg3d.images.dicom_intake import NamedSeries, find_dicom_cases
 from medseg3d.label_names import names_beside, with_names
 from medseg3d.label_rules import is_ignore_label, name_findings, repeated_keys
 from medseg3d.labels import Labels
+from medseg3d.parsing import read_text
 from medseg3d.records import from_plain, read_json
 from medseg3d.side_names import left_right_pairs
 from medseg3d.wording import counted, listed
@@ -118,8 +119,7 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
     findings = Findings()
     if declared is not None:
         findings.extend(
-            f"dataset.json: {key!r} stands twice in one list, and only the last counts; keep one"
-            for key in repeated_keys(file.read_text(encoding="utf-8", errors="replace"))
+            f"dataset.json: {key!r} stands twice in one list, and only the last counts; keep one" for key in repeated_keys(read_text(file))
         )
     if declared is not None and _lists_its_files(root, declared):
         dataset = _open_decathlon(root, declared, findings)

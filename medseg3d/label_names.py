@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medseg3d.errors import DatasetError, InputError
-from medseg3d.files import unreadable
 from medseg3d.label_rules import is_ignore_label, name_findings
 from medseg3d.labels import Labels
+from medseg3d.parsing import read_table
 from medseg3d.records import read_json
 from medseg3d.side_names import left_right_pairs
 
@@ -59,15 +58,7 @@ def with_names(labels: Labels, names: Mapping[int, str]) -> Labels:
 
 
 def _from_csv(path: Path) -> dict[int, str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text table in UTF-8 ({error}).") from None
-    lines = text.splitlines()
-    delimiter = next((sign for sign in (";", "\t") if lines and sign in lines[0]), ",")
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+    rows = read_table(path)
     if rows and [cell.lower() for cell in rows[0][:2]] == ["value", "name"]:
         rows = rows[1:]
     rows = [row for row in rows if any(row)]

@@ -22,6 +22,7 @@ from medseg3d.axes import CANONICAL
 from medseg3d.empty_windows import EmptyWindows
 from medseg3d.errors import InputError
 from medseg3d.files import replacing, unreadable
+from medseg3d.parsing import decoded, parse_json
 from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, Step
 from medseg3d.records import from_plain, to_plain
@@ -246,7 +247,11 @@ def _read_document(archive: zipfile.ZipFile, path: Path) -> _Document:
         raise InputError(f"{path}: {listed(packed)} is compressed, which no {ENDING} file is. {GET_AGAIN}")
     if DESCRIPTION not in names:
         raise InputError(f"{path}: has no {DESCRIPTION}, so it is not a {ENDING} file. Name one that medseg3d export wrote.")
-    plain = json.loads(archive.read(DESCRIPTION))
+    described = f"{path}: {DESCRIPTION}"
+    try:
+        plain = parse_json(decoded(archive.read(DESCRIPTION), DESCRIPTION), DESCRIPTION)
+    except InputError as error:
+        raise InputError(f"{path}: not a {ENDING} file, or damaged ({str(error).removesuffix('.')}). {GET_AGAIN}") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise InputError(f'{path}: not a {ENDING} file (the "format" in its {DESCRIPTION} is not "{FORMAT}").')
     if plain.get("format_version") != FORMAT_VERSION:
@@ -254,7 +259,7 @@ def _read_document(archive: zipfile.ZipFile, path: Path) -> _Document:
             f"{path}: format version {plain.get('format_version')}, this medseg3d reads {FORMAT_VERSION}. It was written by "
             f"{plain.get('made_by')}: install that version, or export the model again with this one."
         )
-    document = from_plain(plain, _Document, f"{path}: {DESCRIPTION}")
+    document = from_plain(plain, _Document, described)
     _check_description(document.description, str(path))
     wanted = {README, *_networks(document.description)}
     missing = sorted(wanted - (set(names) & set(document.digests)))

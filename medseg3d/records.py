@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medseg3d.errors import InputError
-from medseg3d.files import unreadable, write_text
+from medseg3d.files import write_text
+from medseg3d.parsing import parse_json, parse_toml, read_text
 from medseg3d.version import __version__
 
 T = TypeVar("T")
@@ -66,20 +66,15 @@ def from_plain(plain: object, record_type: type[T], source: str) -> T:
     try:
         result: T = _adapter_of(record_type).validate_python(plain)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        wrong = "; ".join(f"{'.'.join(f'{part!s:.60}' for part in e['loc'])}: {e['msg']:.300}" for e in error.errors()[:5])
         raise InputError(f"{source}: {wrong}.") from error
     return result
 
 
 def read_json(path: Path) -> Any:
     """Plain JSON; raises :class:`InputError` where the file is missing, broken, or sealed with another content."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-        document = json.loads(text)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}).") from error
+    text = read_text(path)
+    document = parse_json(text, str(path))
     if _is_sealed(document) and CHECKSUM.findall(text)[-1:] != [_checksum(text)]:
         raise InputError(f"{path}: damaged, or changed by hand: its content does not have the checksum that it was written with.")
     return document
@@ -106,12 +101,7 @@ def _checksum(text: str) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Plain TOML; raises :class:`InputError` where the file is missing or broken."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML ({error}).") from error
+    return parse_toml(read_text(path), str(path))
 
 
 def _adapter_of(record_type: Any) -> Any:

@@ -6,7 +6,6 @@ cannot be read becomes a warning on the page, never a gap that looks like "nothi
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg3d.errors import CaseFailure, InputError, MedsegError
+from medseg3d.parsing import parse_json
 from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record, to_plain
 from medseg3d.reporting.page import (
@@ -281,8 +281,8 @@ def read_history(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line, str(path))
+        except InputError:
             broken.append(line_number)
             continue
         epoch = record.get("epoch") if isinstance(record, dict) else None

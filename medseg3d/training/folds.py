@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from medseg3d.dataset import Split, read_splits
 from medseg3d.errors import DatasetError, InputError
-from medseg3d.files import unreadable
+from medseg3d.parsing import read_table
 from medseg3d.records import read_record, write_record
 from medseg3d.wording import counted, listed
 
@@ -146,17 +145,9 @@ def groups_from_csv(path: Path) -> dict[str, str]:
 
     Raises :class:`InputError` where the file or a column is missing, or a case has two groups.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a table with the columns case and group.") from None
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text table in UTF-8 ({error}).") from None
-    lines = text.splitlines()
-    delimiter = ";" if lines and ";" in lines[0] else ","
-    rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    if not path.exists():
+        raise InputError(f"{path}: no such file; expected a table with the columns case and group.")
+    rows = read_table(path)
     columns = [column.strip().lower() for column in rows[0]] if rows else []
     if "case" not in columns or "group" not in columns:
         raise InputError(f"{path}: the columns are {', '.join(columns) or 'missing'}; expected case and group in the first line.")

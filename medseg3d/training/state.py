@@ -16,6 +16,7 @@ from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_t
 from medseg3d.devices import Precision
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
+from medseg3d.parsing import parse_json, read_text
 from medseg3d.records import from_plain, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed
 
@@ -167,4 +168,4 @@ def read_history(folder: Path) -> list[dict[str, object]]:
     path = folder / HISTORY
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [parse_json(line, str(path)) for line in read_text(path).splitlines() if line]
