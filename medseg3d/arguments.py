@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--probabilities", action="store_true", help="write CASE.npz with float16 probabilities as well")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs of another model")
     predict.add_argument(
+        "--strict",
+        action="store_true",
+        help="let an image fail that is unlike the training images (default: a warning, also in predictions.json)",
+    )
+    predict.add_argument(
         "--series-description", metavar="REGEX", help="of DICOM series only those in whose description this regular expression is found"
     )
     predict.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts of the images: one for each machine")
@@ -165,6 +170,9 @@ def _model_commands(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     serve.add_argument("--token", help="what clients must send (default: the environment variable MEDSEG3D_TOKEN)")
     serve.add_argument("--max-upload-mb", type=_positive_float, default=2048, metavar="MB", help="of one upload (default: 2048)")
+    serve.add_argument(
+        "--max-upload-minutes", type=_positive_float, default=30, metavar="MIN", help="that one upload may take (default: 30)"
+    )
     serve.add_argument("--max-unpacked-mb", type=_positive_float, default=8192, metavar="MB", help="of a zip (default: 8192)")
     serve.add_argument("--max-jobs", type=_positive_int, default=16, metavar="N", help="jobs that wait (default: 16)")
     serve.add_argument("--keep-minutes", type=_positive_float, default=60, metavar="MIN", help="results are kept so long (default: 60)")

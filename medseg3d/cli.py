@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg3d.arguments import build_parser
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
+from medseg3d.terminal import Once, make_printable
 from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ EXIT_DONE, EXIT_DEFECT = 0, 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 our defect, 2 wrong input, 3 some cases failed, 130/143 stopped)."""
+    make_printable(sys.stdout, sys.stderr)
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
@@ -354,6 +356,7 @@ def _predict(options: argparse.Namespace) -> int:
             skip_empty=options.skip_empty,
             probabilities=options.probabilities,
             overwrite=options.overwrite,
+            strict=options.strict,
             device=options.device,
             precision=options.precision,
             max_ram_gb=options.max_ram,
@@ -406,7 +409,8 @@ def _serve(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
     from medseg3d.workflows.serve import serve
 
-    names = ("host", "port", "max_upload_mb", "max_unpacked_mb", "max_jobs", "keep_minutes", "max_kept", "device", "tta", "step")
+    limits = ("max_upload_mb", "max_upload_minutes", "max_unpacked_mb", "max_jobs", "keep_minutes", "max_kept")
+    names = ("host", "port", *limits, "device", "tta", "step")
     token = options.token or os.environ.get("MEDSEG3D_TOKEN")
     chosen = {name: getattr(options, name) for name in names}
     with Console(options) as console:
@@ -521,7 +525,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _set_up_logging(options: argparse.Namespace) -> None:
     level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Once())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("medseg3d").setLevel(level)
 
 

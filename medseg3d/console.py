@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from medseg3d.events import Event
+from medseg3d.terminal import ProgressLines
 from medseg3d.wording import counted
 
 if TYPE_CHECKING:
@@ -56,25 +57,32 @@ class Console:
             disable=self._is_quiet or not self._err.is_terminal,
         )
         self._stage: tuple[str, TaskID] | None = None
+        self._progress: ProgressLines | None = None
+        if not self._is_quiet and not self._err.is_terminal:
+            self._progress = ProgressLines(lambda line: self._err.print(line, markup=False))
         self._collected: list[Any] | None = None
 
     def __enter__(self) -> Console:
         self._bars.start()
+        if self._progress is not None:
+            self._progress.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bars.stop()
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
 
     def listen(self, event: Event) -> None:
-        """Draw an event: a message stays on the screen, progress moves the bar of its stage."""
+        """Draw an event: a message stays on the screen, progress moves the bar of its stage, or is a line now and then in a file."""
         if event.message is not None and not self._is_quiet:
             self._err.print(event.message, markup=False)
-        if event.total:
+        if self._progress is not None:
+            self._progress.listen(event)
+        elif event.total:
             if self._stage is None or self._stage[0] != event.stage:
                 if self._stage is not None:
                     self._bars.remove_task(self._stage[1])
-                elif not self._err.is_terminal and not self._is_quiet:
-                    self._err.print(f"{event.stage} …", markup=False)
                 self._stage = (event.stage, self._bars.add_task(event.stage, total=event.total))
             self._bars.update(self._stage[1], completed=event.done, total=event.total)
 

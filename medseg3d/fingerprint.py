@@ -23,7 +23,8 @@ from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, LabelValu
 from medseg3d.execution import run_cases
 from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid, common_frame, grid_of, orientation_in
 from medseg3d.geometry import Orientation, code_of, orientation_of
-from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities
+from medseg3d.image_profile import SHARES
+from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities, sampled_quantiles
 from medseg3d.label_rules import refuse_image
 from medseg3d.labels import Labels, listed_values, unique_values
 
@@ -42,7 +43,8 @@ class ChannelFingerprint:
     """One channel of one case: the range of the whole image, and its foreground.
 
     ``is_integer`` says that a sample of the whole image holds whole numbers only. ``foreground`` is None for a case without
-    labelled voxels.
+    labelled voxels. ``quantiles`` of the whole image are those of :data:`~medseg3d.image_profile.SHARES`; None in a file of an older
+    version.
     """
 
     minimum: float
@@ -50,6 +52,7 @@ class ChannelFingerprint:
     is_integer: bool
     foreground: IntensityStatistics | None
     histogram: Histogram
+    quantiles: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,6 +399,7 @@ def _describe_channel(whole: np.ndarray, cropped: np.ndarray, inside: np.ndarray
         is_integer=bool((sample == np.rint(sample)).all()),
         foreground=foreground,
         histogram=histogram,
+        quantiles=sampled_quantiles(whole, SHARES),
     )
 
 

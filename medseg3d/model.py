@@ -17,6 +17,7 @@ import torch
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError
+from medseg3d.familiarity import doubts_about, in_words, look_of
 from medseg3d.frame import grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
@@ -34,7 +35,7 @@ from medseg3d.prediction.predict_case import (
     segment_with_and_without_mirroring,
     with_networks,
 )
-from medseg3d.reading import RawCase, read_case
+from medseg3d.reading import RawCase, read_to_predict
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Model:
         self.step = step
         self.weights_identity = identity
         self._is_precision_checked = False
+        self._is_strict = False
         self._used = self.members  # converted for the device when the first image comes
         self._converted: dict[str, tuple[Member, ...]] = {}
 
@@ -77,6 +79,12 @@ class Model:
         """
         other = copy(self)
         other._converted = self._converted
+        return other
+
+    def strictly(self) -> Model:
+        """The same model, which refuses images that are unlike those that it was trained on instead of warning."""
+        other = copy(self)
+        other._is_strict = True
         return other
 
     def __repr__(self) -> str:
@@ -143,20 +151,32 @@ class Model:
 
     def read(self, case: Case) -> RawCase:
         """Read a case with the axes that the model's plan was made for."""
-        return read_case(case, with_label=False, frame=self.plan.reading_frame)
+        return read_to_predict(case, self.plan)
 
     def prepare(self, raw: RawCase, *, in_place: bool = False) -> PreparedCase:
-        """Preprocess a case that is read already; with ``in_place`` its image is overwritten, which spares a copy."""
+        """Preprocess a case that is read already; with ``in_place`` its image is overwritten, which spares a copy.
+
+        What speaks against relying on the label map (:meth:`doubts`) is logged and kept as the case's ``warnings``; a model that is
+        strict raises :class:`InputError` for it.
+        """
         self._check_channels(raw)
-        if 1 in raw.image.shape[1:] and any(member.configuration.dimensions == 3 for member in self.members):
-            logger.warning(
-                "%s: has a single slice; the model was trained on volumes, so do not rely on this label map. Give the whole volume (of "
-                "DICOM files, the folder of the series).",
-                raw.name,
-            )
+        warnings = self.doubts(raw)
+        if warnings and self._is_strict:
+            raise InputError(f"{in_words(raw.name, warnings)} Refused, as doubtful images are to be.")
+        if warnings:
+            logger.warning("%s Check its label map.", in_words(raw.name, warnings))
+        prepared = prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
+        return replace(prepared, warnings=warnings)
+
+    def doubts(self, raw: RawCase) -> tuple[str, ...]:
+        """Why the model may not fit an image: it is unlike those that it was trained on, or no image at all. Empty where it fits."""
+        found = doubts_about(look_of(raw), self.plan)
         if _looks_like_labels(raw.image, self.plan.labels):
-            logger.warning("%s: holds nothing but label values of this model. Is it a label map in the place of the image?", raw.name)
-        return prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
+            found = ("holds nothing but label values of this model: is it a label map in the place of the image?",)
+        if 1 in raw.image.shape[1:] and any(member.configuration.dimensions == 3 for member in self.members):
+            advice = "give the whole volume (of DICOM files, the folder of the series)"
+            found = (f"has a single slice, and the model was trained on volumes: {advice}", *found)
+        return found
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None, max_bytes: int | None = None) -> np.ndarray:
         """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` and ``max_bytes`` as for

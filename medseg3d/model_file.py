@@ -22,6 +22,7 @@ from medseg3d.axes import CANONICAL
 from medseg3d.empty_windows import EmptyWindows
 from medseg3d.errors import InputError
 from medseg3d.files import replacing, unreadable
+from medseg3d.image_profile import ImageProfile, Range
 from medseg3d.parsing import decoded, parse_json
 from medseg3d.plan import Configuration, Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing, Step
@@ -162,11 +163,12 @@ def content_identity(description: ModelDescription, weights: Mapping[str, Mappin
 
 
 def _identity(description: ModelDescription, digests: Mapping[str, str]) -> str:
-    """Of all that a prediction depends on; facts, what validation said of empty windows, and the text for people are not among it."""
+    """Of all that a prediction depends on; facts, the look of the training images, empty windows, and the text for people are not."""
     members = tuple(replace(member, empty_windows=None) for member in description.members)
     plain = to_plain(replace(description, facts={}, members=members))
     for member in (*plain["members"], *plain["previous"]):
         del member["empty_windows"]
+    del plain["plan"]["images"]
     content = {
         "description": plain,
         "digests": {name: digests[name] for name in _networks(description)},
@@ -305,6 +307,7 @@ def model_card(description: ModelDescription) -> str:
         "## Input",
         _table(("channel", "expected"), list(enumerate(plan.channels))),
         _cell(plan.modality_reason),
+        *([_look_of_training(plan.images)] if plan.images else []),
         "Images are resampled by the model itself; they need a correct voxel spacing"
         + (" and orientation." if plan.orientation == "canonical" else ", and their axes in the order of the training images."),
         "## Networks",
@@ -377,6 +380,19 @@ def _network_row(configuration: Configuration, member: MemberDescription) -> tup
         spacing,
         window,
         mirroring,
+    )
+
+
+def _look_of_training(images: ImageProfile) -> str:
+    """What the training images look like; prediction warns of others."""
+
+    def span(ranges: Sequence[Range]) -> str:
+        return " x ".join(f"{known.low:.3g}" + (f" to {known.high:.3g}" if known.low < known.high else "") for known in ranges)
+
+    stored = ", ".join(f"{code} ({count})" for code, count in images.orientations.items())
+    return (
+        f"The training images have voxels of {span(images.spacing)} mm and show {span(images.extent)} mm (each from the smallest to the "
+        f"largest axis); they are stored as {stored}. An image that is unlike them is predicted with a warning, or refused with `--strict`."
     )
 
 

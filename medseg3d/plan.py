@@ -12,6 +12,7 @@ from typing import Literal
 from medseg3d.axes import AxisOrder
 from medseg3d.errors import PlanMismatchError
 from medseg3d.frame import CANONICAL_FRAME, Frame
+from medseg3d.image_profile import ImageProfile
 from medseg3d.labels import Labels
 
 Option = bool | int | float | str | tuple[int, ...] | None
@@ -176,6 +177,8 @@ class Plan:
     given_names: dict[int, str] = field(default_factory=dict)
     """Names of label values that the user gave beside the dataset's own (``--labels``)."""
     frame: Frame = CANONICAL_FRAME
+    images: ImageProfile | None = None
+    """What the training images look like; None in plans of earlier versions and of other programs."""
 
     @property
     def reading_frame(self) -> Frame | None:

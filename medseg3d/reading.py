@@ -31,6 +31,7 @@ from medseg3d.geometry import (
 from medseg3d.grid_wording import describe, turn_in_words
 from medseg3d.images import Image, ImageHeader
 from medseg3d.labels import as_integers, float_label_dtype
+from medseg3d.plan import Plan
 
 GRID_TOLERANCE_VOXELS = 0.1
 """Two files share a grid when no corner lies further apart: above rounding in headers, below what a voxel could notice."""
@@ -90,6 +91,11 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
         orientation=orientation,
         header=first.header,
     )
+
+
+def read_to_predict(case: Case, plan: Plan) -> RawCase:
+    """Read a case without its label, with the axes that a model's plan was made for."""
+    return read_case(case, with_label=False, frame=plan.reading_frame)
 
 
 def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:

@@ -89,7 +89,7 @@ def test_a_single_slice_for_a_model_of_volumes_is_a_warning(
     nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE[:2], np.int16), np.eye(4)), tmp_path / "flat.nii.gz")
     with caplog.at_level(logging.WARNING):
         model.predict_file(tmp_path / "flat.nii.gz", tmp_path / "out.nii.gz")
-    assert "flat: has a single slice; the model was trained on volumes" in caplog.text
+    assert "flat: this image has a single slice, and the model was trained on volumes" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         model.predict_file(trained / "imagesTs/ball_6_0000.nii.gz", tmp_path / "out.nii.gz")
@@ -101,13 +101,15 @@ def test_a_label_map_in_the_place_of_the_image_is_a_warning(model: Model, caplog
     labels[4:9, 5:9, 6:9] = model.plan.labels.values[1]
     with caplog.at_level(logging.WARNING):
         model.predict(labels, np.eye(4))
-    assert "Is it a label map in the place of the image?" in caplog.text
+    assert "is it a label map in the place of the image?" in caplog.text
     caplog.clear()
     labels[0, 0, 0] = 0.5
     with caplog.at_level(logging.WARNING):
         model.predict(labels, np.eye(4))
-        model.predict(np.zeros(SHAPE), np.eye(4))
     assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        model.predict(np.zeros(SHAPE), np.eye(4))
+    assert "array: this image has the same value everywhere (0)." in caplog.text
 
 
 @pytest.fixture

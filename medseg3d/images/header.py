@@ -78,9 +78,9 @@ class ImageHeader:
     num_volumes: int
     dtype: str
     is_scaled: bool = False
-    modality: str | None = None
     nifti: NiftiGrid | None = None
     notes: tuple[str, ...] = ()
+    modality: str | None = None
 
     @property
     def num_voxels(self) -> int:

@@ -70,7 +70,7 @@ def _fields(path: Path) -> dict[str, str]:
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
-            match = re.fullmatch(r"\s*([A-Za-z0-9_. \-]{1,200}?)\s*[=:]\s*(.*?)\s*", line)
+            match = re.fullmatch(r"\s*([^=:\s][^=:]{0,199}?)\s*[=:]\s*(.*?)\s*", line)
             if match is None:
                 if number == 0 or not fields:
                     raise what_it_is(path, line[:200].encode(), "a MetaImage file")

@@ -51,7 +51,7 @@ class PreparedCase:
     """A case as the networks of all members want it, and what it takes to write its label map; the raw image is not kept.
 
     ``images`` are by configuration, also those of first stages. ``inside`` (bool, crop in network order) is the non-zero region, kept
-    for cascades.
+    for cascades. ``warnings`` say why its label map may not be relied on.
     """
 
     name: str
@@ -60,6 +60,7 @@ class PreparedCase:
     header: ImageHeader
     images: dict[str, PreprocessedCase]
     inside: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from medseg3d.dataset import Case, ChannelFile, prediction_cases
 from medseg3d.errors import ChannelCountError, ImageReadError, InputError
-from medseg3d.images import case_name, ending_of, is_image, read_header
+from medseg3d.images import case_name, ending_of, is_image, read_header, refusal
 from medseg3d.images.dicom_intake import find_dicom_cases
+from medseg3d.images.header import FORMATS
 from medseg3d.serving.attached import check_attached
 from medseg3d.serving.unpack import unpack
 from medseg3d.wording import counted, listed
 
+TAKEN = ".nii.gz, .nii, .nrrd, .mha, .dcm, or a .zip of one DICOM series"
+"""Names of files; those whose header names other files are not taken."""
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -52,6 +55,9 @@ def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, chan
 
 def _case_of_files(files: Sequence[Path], num_channels: int) -> Case:
     for file in files:
+        is_unknown = ending_of(file) not in FORMATS and refusal(file) is None and not file.name.lower().endswith(".zip")
+        if is_unknown and not is_image(file):
+            raise ImageReadError(f"{file}: not an image by its name; expected {TAKEN}.")
         check_attached(file)
     if len(files) == 1:
         return prediction_cases(files[0], num_channels=num_channels)[0]

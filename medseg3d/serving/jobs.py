@@ -11,12 +11,11 @@ import math
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,8 @@ import torch
 
 from medseg3d.dataset import Case
 from medseg3d.errors import MedsegError, StorageError
+from medseg3d.serving.job_folder import job_folder
+from medseg3d.serving.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ Work = Callable[[Case, Path, Callable[[str], None]], dict[str, float]]
 
 ID_BYTES = 16
 """Whoever knows the id of a job gets its label map, so that it must not be guessed."""
+MAX_UPLOADS, MAX_UPLOADS_OF_ONE = 64, 8
+"""That come at once, so that slow clients neither fill the disk nor lock others out."""
 UPLOAD, LABELS = "upload", "labels.nii.gz"
 USUAL_SECONDS = 10.0
 """What the first client that is sent away is told to wait."""
@@ -69,11 +72,12 @@ class Job:
     """One upload and what becomes of it; only :class:`Jobs` changes it.
 
     ``seconds`` are those of the stages, first the wait in the queue; ``warnings`` what the command line would have printed.
-    ``ended`` resolves when nothing will change any more.
+    ``ended`` resolves when nothing will change any more. ``client`` is the address that it comes from.
     """
 
     id: str
     folder: Path
+    client: str = ""
     state: State = "receiving"
     case: Case | None = None
     stage: str | None = None
@@ -106,30 +110,40 @@ class Jobs:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._last_seconds = USUAL_SECONDS
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._stack = ExitStack()
         self._thread = threading.Thread(target=self._work_off, name="predict")
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="medseg3d-serve-")
+        self._folder = self._stack.enter_context(job_folder())
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
         self._thread.join()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._stack.close()
 
-    def open(self) -> Job:
-        """A new job with a folder for its files; it counts as one that waits. Raises :class:`QueueFullError`, :class:`StoppingError`."""
+    def open(self, client: str = "") -> Job:
+        """A new job with a folder for its files; it counts when these are whole.
+
+        Raises :class:`QueueFullError` where the queue is full already or too many uploads come at once, of all clients or of one that is
+        not this machine (where a proxy may stand for many), and :class:`StoppingError`.
+        """
         with self._changed:
             self.check_open()
-            if self._folder is None or sum(not job.ended.done() for job in self._jobs.values()) >= self._max_jobs:
+            receiving = [job.client for job in self._jobs.values() if job.state == "receiving"]
+            may_stand_for_many = not client or is_loopback(client)
+            is_crowded = len(receiving) >= MAX_UPLOADS or (receiving.count(client) >= MAX_UPLOADS_OF_ONE and not may_stand_for_many)
+            if self._folder is None or is_crowded or self._is_full():
                 raise QueueFullError
             name = secrets.token_urlsafe(ID_BYTES)
-            job = self._jobs[name] = Job(id=name, folder=Path(self._folder.name).resolve() / name)
+            job = self._jobs[name] = Job(id=name, folder=self._folder / name, client=client)
         job.upload.mkdir(parents=True)
         return job
+
+    def _is_full(self) -> bool:
+        return sum(job.state in ("queued", "running") for job in self._jobs.values()) >= self._max_jobs
 
     def check_open(self) -> None:
         """Raises :class:`StoppingError` where no more is taken."""
@@ -137,9 +151,11 @@ class Jobs:
             raise StoppingError
 
     def enqueue(self, job: Job, case: Case) -> None:
-        """The files are there: let the job wait for its turn. Raises :class:`StoppingError`."""
+        """The files are there: let the job wait for its turn. Raises :class:`QueueFullError`, :class:`StoppingError`."""
         with self._changed:
             self.check_open()
+            if self._is_full():
+                raise QueueFullError
             job.case, job.state, job.changed_at = case, "queued", time.monotonic()
             self._queue.append(job)
             self._changed.notify()

@@ -6,19 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 from medseg3d.dataset import Case
-from medseg3d.execution import free_memory
-from medseg3d.images import read_header, write_label_map
+from medseg3d.images import write_label_map
 from medseg3d.model import Model
-
-MIN_BYTES_PER_VOXEL = 8
-"""Of an image in float32 and what its file holds; an image for which not even this is free would take the server down."""
+from medseg3d.serving.reader import Reader
 
 
-def predict_upload(case: Case, output: Path, *, model: Model, tell: Callable[[str], None]) -> dict[str, float]:
+def predict_upload(case: Case, output: Path, *, model: Model, reader: Reader, tell: Callable[[str], None]) -> dict[str, float]:
     """Write the label map of a case, and return the seconds of the stages read, preprocess, segment and write.
 
     ``model`` has seen no image itself: each upload is compared in float32 as the first one is by the command line. ``tell`` hears
@@ -27,8 +23,7 @@ def predict_upload(case: Case, output: Path, *, model: Model, tell: Callable[[st
     seconds: dict[str, float] = {}
     networks = model.for_one_image()
     with _timed("read", seconds, tell):
-        _check_memory(case)
-        raw = model.read(case)
+        raw = reader.read(case, output.with_name("image.npy"))
     with _timed("preprocess", seconds, tell):
         prepared = networks.prepare(raw, in_place=True)
         del raw
@@ -38,16 +33,6 @@ def predict_upload(case: Case, output: Path, *, model: Model, tell: Callable[[st
         prepared = replace(prepared, images={}, inside=None)
         write_label_map(output, networks.finish(indices, prepared.orientation), prepared.header)
     return seconds
-
-
-def _check_memory(case: Case) -> None:
-    """A header may claim any size; a folder of DICOM files lies on the disk already, slice by slice."""
-    path = case.channels[0].path
-    if path.is_dir():
-        return
-    shape = read_header(path).geometry.shape
-    if MIN_BYTES_PER_VOXEL * len(case.channels) * prod(shape) > free_memory():
-        raise MemoryError(f"{case.name}: an image of {' x '.join(map(str, shape))} voxels does not fit the server's memory.")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,14 +15,16 @@ from medseg3d.errors import InputError, MedsegError
 from medseg3d.model import Model
 from medseg3d.records import to_plain
 from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, describe_health, describe_job, describe_model
-from medseg3d.serving.cases import uploaded_case
 from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of
 from medseg3d.serving.page import render_page
+from medseg3d.serving.reader import Reader, ReaderDefectError
 from medseg3d.serving.settings import ServeSettings
-from medseg3d.serving.upload import receive_upload
+from medseg3d.serving.upload import UploadLimits, receive_upload
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether a client that waits is still there."""
+MAX_WARNINGS_HEADER = 4000
+"""Characters of a JSON list; the job itself has them whole."""
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 """The page runs no script and loads nothing."""
 
@@ -50,7 +53,7 @@ UPLOAD_FORM: dict[str, Any] = {
 LABEL_MAP: dict[str, Any] = {"content": {"application/gzip": {}}, "description": "The label map, on the grid of the image."}
 
 
-def routes(model: Model, jobs: Jobs, settings: ServeSettings) -> APIRouter:
+def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) -> APIRouter:
     """All endpoints of a server."""
     router = APIRouter()
     described, device = describe_model(model), str(model.device.device)
@@ -73,16 +76,11 @@ def routes(model: Model, jobs: Jobs, settings: ServeSettings) -> APIRouter:
     @router.post("/predict", response_model=None, responses={200: LABEL_MAP, 202: {"model": JobAnswer}}, openapi_extra=UPLOAD_FORM)
     async def predict(request: Request, wait: bool | None = None) -> Response:
         """Predict an image: the label map with `wait=true`, the job with `wait=false`."""
-        async with _new_job(jobs) as job:
-            upload = await receive_upload(request, job.upload, max_bytes=settings.max_upload_bytes, check=jobs.check_open)
+        async with _new_job(jobs, request.client.host if request.client else "") as job:
+            limits = UploadLimits(max_bytes=settings.max_upload_bytes, max_seconds=60 * settings.max_upload_minutes)
+            upload = await receive_upload(request, job.upload, limits=limits, check=jobs.check_open)
             is_waiting = _is_waiting(wait, upload.fields)
-            case = await asyncio.to_thread(
-                uploaded_case,
-                upload.files,
-                num_channels=len(described.channels),
-                max_unpacked_bytes=settings.max_unpacked_bytes,
-                channel=described.channels[0] if len(described.channels) == 1 else "",
-            )
+            case = await asyncio.to_thread(reader.case, upload.files, max_unpacked_bytes=settings.max_unpacked_bytes)
             jobs.enqueue(job, case)
         if not is_waiting:
             place = f"/jobs/{job.id}"
@@ -130,12 +128,12 @@ def add_refusals(app: FastAPI) -> None:
 
 
 @asynccontextmanager
-async def _new_job(jobs: Jobs) -> AsyncIterator[Job]:
+async def _new_job(jobs: Jobs, client: str) -> AsyncIterator[Job]:
     """A job to be queued inside of the block; if it is not, nothing is left of it, and what was wrong with it is answered."""
-    job = jobs.open()
+    job = jobs.open(client)
     try:
         yield job
-    except (MedsegError, MemoryError) as error:
+    except (MedsegError, MemoryError, ReaderDefectError) as error:
         raise _refusal(failure_of(error, job), jobs) from None
     finally:
         if job.state == "receiving":
@@ -178,6 +176,8 @@ def _label_map(job: Job, jobs: Jobs) -> FileResponse:
         raise HTTPException(409, f"The job is {job.state}.", {"Retry-After": "1"})
     seconds = {f"X-Seconds-{stage.capitalize()}": f"{value:.4f}" for stage, value in job.seconds.items()}
     headers = {"X-Job-Id": job.id, "X-Num-Warnings": str(len(job.warnings)), "Cache-Control": "no-store", **seconds}
+    if job.warnings:
+        headers["X-Warnings"] = json.dumps(job.warnings)[:MAX_WARNINGS_HEADER]
     return FileResponse(job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name}.nii.gz")
 
 

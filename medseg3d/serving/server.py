@@ -12,11 +12,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from medseg3d.serving.jobs import Jobs
+from medseg3d.serving.protocol import PatientProtocol
 
 
 def run_server(app: FastAPI, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM. Clients that wait for the job at hand get their answer, those in the queue are sent away."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none")
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none", http=PatientProtocol)
     with _signals_end_here():
         _Server(config, app.state.jobs).run(sockets=[listening])
 

@@ -14,15 +14,16 @@ MIB = 2**20
 class ServeSettings:
     """Limits of a server, and its address.
 
-    ``max_upload_mb`` (MiB) is for one request, ``max_unpacked_mb`` for the content of one zip; ``max_jobs`` may be in work or wait at
-    once. A label map is kept for ``keep_minutes``, and at most ``max_kept`` are. Raises :class:`InputError` for what cannot be,
-    and for an address that others can reach without a ``token``.
+    ``max_upload_mb`` (MiB) is for one request, which may take ``max_upload_minutes``; ``max_unpacked_mb`` for the content of one zip;
+    ``max_jobs`` may be in work or wait at once. A label map is kept for ``keep_minutes``, and at most ``max_kept`` are. Raises
+    :class:`InputError` for what cannot be, and for an address that others can reach without a ``token``.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
     max_upload_mb: float = 2048
+    max_upload_minutes: float = 30
     max_unpacked_mb: float = 8192
     max_jobs: int = 16
     keep_minutes: float = 60
@@ -38,7 +39,7 @@ class ServeSettings:
             )
         if not 0 <= self.port <= 65535:
             raise InputError(f"--port {self.port}: expected a number from 0 (any free one) to 65535.")
-        for name in ("max_upload_mb", "max_unpacked_mb", "max_jobs", "keep_minutes", "max_kept"):
+        for name in ("max_upload_mb", "max_upload_minutes", "max_unpacked_mb", "max_jobs", "keep_minutes", "max_kept"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}: {getattr(self, name)}; expected a number above 0.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,17 @@ MAX_FIELDS = 8
 MAX_NAME_BYTES = 200
 """File systems take 255, and endings are added."""
 STALL_SECONDS = 60.0
-"""A client that sends nothing for this long has gone, and its place in the queue is another's."""
+"""A client that sends nothing for this long has gone."""
+GRACE_SECONDS, MIN_BYTES_PER_SECOND = 20.0, 2048
+"""After the first seconds, a client that has sent less is sent away: a telephone line of old was three times as fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadLimits:
+    """Of one request's body: bytes, and seconds from its first to its last one."""
+
+    max_bytes: int
+    max_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +45,18 @@ class Upload:
     fields: dict[str, str]
 
 
-async def receive_upload(request: Request, folder: Path, *, max_bytes: int, check: Callable[[], None]) -> Upload:
+async def receive_upload(request: Request, folder: Path, *, limits: UploadLimits, check: Callable[[], None]) -> Upload:
     """Write the files of a multipart request into numbered folders below ``folder``.
 
     ``check`` is called for each piece that comes, and may raise. Raises ``HTTPException``: 413 as soon as there are more than
-    ``max_bytes``, 415 for another kind of body, 408 for a client that stalls; :class:`InputError` for a body without a file.
+    may be, 415 for another kind of body, 408 for a client that stalls or is too slow; :class:`InputError` for a body without a file.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "Expected multipart/form-data with a file; with curl: -F file=@scan.nii.gz", _CLOSE)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
-    counted = Request(request.scope, _limited(request.receive, max_bytes, check))
+    if announced.isdecimal() and int(announced[:20]) > limits.max_bytes:
+        raise _too_large(limits.max_bytes)
+    counted = Request(request.scope, _limited(request.receive, limits, check))
     files: list[Path] = []
     fields: dict[str, str] = {}
     try:
@@ -84,18 +95,23 @@ def _copy(upload: UploadFile, target: Path) -> None:
         shutil.copyfileobj(upload.file, file, MIB)
 
 
-def _limited(receive: Receive, max_bytes: int, check: Callable[[], None]) -> Receive:
-    total = 0
+def _limited(receive: Receive, limits: UploadLimits, check: Callable[[], None]) -> Receive:
+    total, began = 0, time.monotonic()
 
     async def limited() -> Message:
         nonlocal total
+        left = began + limits.max_seconds - time.monotonic()
         try:
-            message = await asyncio.wait_for(receive(), STALL_SECONDS)
+            message = await asyncio.wait_for(receive(), min(STALL_SECONDS, max(0.0, left)))
         except TimeoutError:
-            raise HTTPException(408, f"Nothing came for {STALL_SECONDS:g} seconds.", _CLOSE) from None
+            waited = f"Nothing came for {STALL_SECONDS:g} seconds." if left > STALL_SECONDS else _too_long(limits)
+            raise HTTPException(408, waited, _CLOSE) from None
         total += len(message.get("body", b""))
-        if total > max_bytes:
-            raise _too_large(max_bytes)
+        seconds = time.monotonic() - began
+        if total > limits.max_bytes:
+            raise _too_large(limits.max_bytes)
+        if seconds > GRACE_SECONDS and total < MIN_BYTES_PER_SECOND * seconds:
+            raise HTTPException(408, f"Only {total} bytes came in {seconds:.0f} seconds. Send it again over a faster line.", _CLOSE)
         check()
         return message
 
@@ -104,6 +120,10 @@ def _limited(receive: Receive, max_bytes: int, check: Callable[[], None]) -> Rec
 
 _CLOSE = {"Connection": "close"}
 """What was not read of a body would be taken for the next request."""
+
+
+def _too_long(limits: UploadLimits) -> str:
+    return f"The upload took longer than the {limits.max_seconds / 60:g} minutes that this server gives it."
 
 
 def _too_large(max_bytes: int) -> HTTPException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -32,7 +32,14 @@ class PatchValidation:
 
 
 def validate_patches(
-    network: torch.nn.Module, domain: TrainingDomain, loader: PatchLoader, loss: LossFunction, device: Device, *, num_batches: int
+    network: torch.nn.Module,
+    domain: TrainingDomain,
+    loader: PatchLoader,
+    loss: LossFunction,
+    device: Device,
+    *,
+    num_batches: int,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> PatchValidation:
     """The same patches after every epoch, so that epochs can be compared; nothing is measured where there are no validation cases.
 
@@ -52,6 +59,7 @@ def validate_patches(
                 losses.append(float(found.total))
                 if found.counts is not None:
                     counts = found.counts if counts is None else counts + found.counts
+                on_batch()
     finite = [value for value in losses if math.isfinite(value)]
     dice = counts.dice().tolist() if counts is not None else [math.nan] * labels.num_classes
     return PatchValidation(

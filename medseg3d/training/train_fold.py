@@ -6,6 +6,7 @@ after every epoch and when the run is stopped, so that a continued run gives the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -58,6 +59,14 @@ from medseg3d.training.time_budget import batch_for_hours
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int, int, int], None]
+"""Is told the epoch, and how many of how many are done."""
+
+
+def _ignore(epoch: int, done: int, total: int) -> None:
+    """Nobody listens."""
+
+
 MAX_BAD_STEPS_IN_A_ROW = 20
 """So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
 EPOCHS_IN_A_TIME_BUDGET = 30
@@ -105,11 +114,13 @@ def train_fold(
     plan_digest: str,
     stop: StopRequest,
     init: Path | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
+    on_step: Progress = _ignore,
+    on_validation: Progress = _ignore,
 ) -> Iterator[EpochRecord]:
     """Train and yield a record per finished epoch; ends early, state saved, when ``stop`` is set.
 
-    ``on_step(epoch, iteration, iterations)`` is called after every step. ``init`` is a weights file to begin with.
+    ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
+    that an epoch is measured on. ``init`` is a weights file to begin with.
     Raises :class:`DivergedError` after
     ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their batches, and ``PlanMismatchError`` where ``folder`` holds a
     run with other settings.
@@ -126,6 +137,7 @@ def train_fold(
         stop=stop,
         init=init,
         on_step=on_step,
+        on_validation=on_validation,
     )
 
 
@@ -141,7 +153,8 @@ def train_domains(
     stop: StopRequest,
     init: Path | None = None,
     added: str | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
+    on_step: Progress = _ignore,
+    on_validation: Progress = _ignore,
 ) -> Iterator[EpochRecord]:
     """As :func:`train_fold`, for one network that serves several datasets; ``name`` is the configuration's.
 
@@ -158,7 +171,7 @@ def train_domains(
             if not run.train_epoch(stop, on_step):
                 run.save()
                 return
-            yield run.finish_epoch()
+            yield run.finish_epoch(on_validation)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -278,7 +291,7 @@ class _Run:
         image, labels = augment(self._loader(index).make_batch(0, 0), self.policies[index], self.device.device)
         return batch_for_hours(self.network, self.domains[index], image, labels, self.losses[index], self.device, hours=hours)
 
-    def train_epoch(self, stop: StopRequest, on_step: Callable[[int, int, int], None] | None) -> bool:
+    def train_epoch(self, stop: StopRequest, on_step: Progress) -> bool:
         """Train to the end of the epoch; False where a stop request came first."""
         state = self.state
         planned = state.iterations_per_epoch or self.settings.iterations_per_epoch
@@ -315,8 +328,7 @@ class _Run:
                 else:
                     bad_in_a_row.extend(batch.names)
                     self._count_bad_step(batch, bad_in_a_row)
-                if on_step is not None:
-                    on_step(self.state.epoch, self.state.iteration, planned)
+                on_step(self.state.epoch, self.state.iteration, planned)
                 if stop.is_set:
                     return False
                 if self._is_epoch_over(planned):
@@ -369,11 +381,11 @@ class _Run:
                 "Look at these images with medseg3d doctor, or train with a lower learning rate (planner file, training.learning_rate)."
             )
 
-    def finish_epoch(self) -> EpochRecord:
+    def finish_epoch(self, on_validation: Progress = _ignore) -> EpochRecord:
         """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
         began = time.perf_counter()
         state = self.state
-        found = self._validate(state.iteration)
+        found = self._validate(state.iteration, on_validation)
         mean = mean_of([each.mean for each in found])
         seconds = time.perf_counter() - began
         mean_so_far = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
@@ -418,14 +430,27 @@ class _Run:
         append_history(self.folder, record)
         return record
 
-    def _validate(self, trained_iterations: int) -> list[PatchValidation]:
+    def _validate(self, trained_iterations: int, on_validation: Progress) -> list[PatchValidation]:
         """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
         share = self.settings.validation_iterations / self.settings.iterations_per_epoch
         of_one = max(1, trained_iterations // len(self.domains))
         num_batches = max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
+        total = num_batches * len(self.domains)
+        counter = itertools.count()
+
+        def tell() -> None:
+            on_validation(self.state.epoch, next(counter), total)
+
+        tell()
         return [
             validate_patches(
-                self.network, domain, self._loader(index, is_validation=True), self.losses[index], self.device, num_batches=num_batches
+                self.network,
+                domain,
+                self._loader(index, is_validation=True),
+                self.losses[index],
+                self.device,
+                num_batches=num_batches,
+                on_batch=tell,
             )
             for index, domain in enumerate(self.domains)
         ]

@@ -34,6 +34,7 @@ def doctor(
         findings.extend(_splits_findings(root))
     total = len(dataset.training) + len(dataset.test)
     checked: dict[str, list[CheckedCase]] = {"training": [], "test": []}
+    on(Event(stage="doctor", total=total))
     for part, group in (("training", dataset.training), ("test", dataset.test)):
         for result in check_cases(group, dataset.labels, num_workers=num_workers, max_bytes=max_bytes):
             checked[part].append(result)

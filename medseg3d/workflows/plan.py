@@ -13,6 +13,7 @@ from medseg3d.dataset import Dataset, open_dataset
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
+from medseg3d.familiarity import profile_of
 from medseg3d.files import check_writable
 from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
 from medseg3d.label_names import with_names
@@ -106,7 +107,7 @@ def plan(
     fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
     write_record(folder.fingerprint, fingerprint, "fingerprint")
     summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
-    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names))
+    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names), images=profile_of(fingerprint))
     folds, split_warnings = _folds(dataset, fingerprint, folder, group_pattern, groups)
     split_warnings = (*split_warnings, *_stale_models(folder, made))
     write_record(folder.plan, made, "plan")
@@ -186,12 +187,13 @@ def plan_from_fingerprint(
         labels = with_names(infer_labels(fingerprint), label_names or {})
         found = sides(fingerprint.cases, labels)
         summary = summarize(fingerprint, replace(labels, pairs=found.pairs), left_right_doubt=found.doubt)
+        images = profile_of(fingerprint)
     elif isinstance(document, dict) and "spacings" in document:
-        summary = read_nnunet_fingerprint(file)
+        summary, images = read_nnunet_fingerprint(file), None
     else:
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
     rules = load_planner(planner)
-    made = make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
+    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), images=images)
     path = None
     if work is not None:
         path = write_record(WorkFolder(work).plan, made, "plan")
@@ -220,6 +222,7 @@ def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb:
         except InputError as error:
             logger.warning("%s; measuring all cases again.", error)
     total, done, saved = len(dataset.training), 0, time.monotonic()
+    on(Event(stage="fingerprint", total=total))
     older = {case.name: case for case in previous.cases} if previous else {}
 
     def keep(measured: Sequence[CaseFingerprint]) -> None:

@@ -21,6 +21,7 @@ from medseg3d.dataset import Case, ChannelFile, find_prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
+from medseg3d.familiarity import in_words
 from medseg3d.files import check_writable
 from medseg3d.fingerprint import digest_of
 from medseg3d.images import ending_of, read_header, write_label_map
@@ -50,7 +51,7 @@ class PredictedCase:
 
     ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
     (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
-    axes; ``precision`` that the network ran in.
+    axes; ``precision`` that the network ran in; ``warnings`` say in what the image is unlike those that the model was trained on.
     """
 
     model: str
@@ -60,6 +61,7 @@ class PredictedCase:
     peak_mib: float | None = None
     shape: tuple[int, ...] = ()
     precision: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ def predict(
     skip_empty: bool = False,
     probabilities: bool = False,
     overwrite: bool = False,
+    strict: bool = False,
     device: str = "auto",
     precision: str = "auto",
     max_ram_gb: float | None = None,
@@ -107,7 +110,8 @@ def predict(
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
     A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. ``part`` (2, 8)
     predicts the second of eight parts, for eight machines. Of DICOM series those are predicted whose description ``series_description``
-    (a regular expression) is found in. ``skip_empty`` as for
+    (a regular expression) is found in. ``strict`` lets a case fail that is unlike the images that the model was trained on, where there is
+    a warning otherwise. ``skip_empty`` as for
     :func:`~medseg3d.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
     is predicted wherever it runs, from and into the same folders.
     """
@@ -126,7 +130,7 @@ def predict(
         step=step,
         skip_empty=skip_empty,
     )
-    loaded = load()
+    loaded = load().strictly() if strict else load()
     cases, unusable = _cases_of(source, loaded.plan.channels, series_description)
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
@@ -139,13 +143,16 @@ def predict(
         budget = memory_budget(max_ram_gb)
         made = _predict_here(loaded, pending, targets, record=outputs.add, probabilities=probabilities, budget=budget)
     else:
-        made = _predict_there(load, loaded.identity, pending, targets, executor, probabilities=probabilities)
+        made = _predict_there(load, loaded.identity, pending, targets, executor, probabilities=probabilities, strict=strict)
     failures = list(unusable)
+    on(Event(stage="predict", total=len(pending)))
     for index, (case, result) in enumerate(made):
         if isinstance(result, CaseFailure):
             failures.append(result)
         elif executor is not None:
             outputs.add(targets[case.name], result)
+            if result.warnings:
+                logger.warning("%s Check its label map.", in_words(case.name, result.warnings))
         on(Event(stage="predict", done=index + 1, total=len(pending)))
     return PredictResult(
         written=tuple(folder / name for name in outputs.made),
@@ -175,12 +182,27 @@ def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]
 
 
 def _predict_there(
-    load: partial[Model], identity: str, pending: Sequence[Case], targets: dict[str, Path], executor: Executor, *, probabilities: bool
+    load: partial[Model],
+    identity: str,
+    pending: Sequence[Case],
+    targets: dict[str, Path],
+    executor: Executor,
+    *,
+    probabilities: bool,
+    strict: bool,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Each case wherever the executor runs it; a worker loads the model once."""
     absolute = {name: target.resolve() for name, target in targets.items()}
     place, keywords = Path(load.args[0]).resolve(), tuple(sorted(load.keywords.items(), key=lambda item: item[0]))
-    work = partial(_predict_on_worker, place=place, keywords=keywords, identity=identity, targets=absolute, probabilities=probabilities)
+    work = partial(
+        _predict_on_worker,
+        place=place,
+        keywords=keywords,
+        identity=identity,
+        targets=absolute,
+        probabilities=probabilities,
+        strict=strict,
+    )
     found = [replace(case, channels=tuple(_resolved(channel) for channel in case.channels)) for case in pending]
     done = run_cases(work, found, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
     for outcome in done:
@@ -192,10 +214,18 @@ def _resolved(channel: ChannelFile) -> ChannelFile:
 
 
 def _predict_on_worker(
-    case: Case, *, place: Path, keywords: tuple[tuple[str, Any], ...], identity: str, targets: dict[str, Path], probabilities: bool
+    case: Case,
+    *,
+    place: Path,
+    keywords: tuple[tuple[str, Any], ...],
+    identity: str,
+    targets: dict[str, Path],
+    probabilities: bool,
+    strict: bool,
 ) -> PredictedCase:
     with _WORKER_LOCK:  # a worker may have several threads, and the model has one device
         model = _worker_model(place, keywords, identity)
+        model = model.strictly() if strict else model
         budget = memory_budget(None)
         ((_, result),) = _predict_here(model, [case], targets, record=lambda *_: None, probabilities=probabilities, budget=budget)
     if isinstance(result, CaseFailure):
@@ -350,6 +380,7 @@ def _write(
         peak_mib=None if peak is None else round(peak / 2**20, 1),
         shape=prepared.header.geometry.shape,
         precision=model.device.precision,
+        warnings=prepared.warnings,
     )
     record(target, made)
     return made

@@ -75,6 +75,8 @@ def train(
     target = folder.fold(chosen.name, fold)
     _warn_about_memory(training)
     note_training_data(target, {case.name: case.digest for case in training}, is_restart=options.restart)
+    stage = f"train {chosen.name} fold {fold}"
+    on(Event(stage=stage, total=options.epochs or chosen.training.epochs))
     with stop_on_signals() as stop:
         epochs = train_fold(
             plan,
@@ -88,7 +90,8 @@ def train(
             plan_digest=plan_digest(plan, chosen, split),
             stop=stop,
             init=init,
-            on_step=lambda epoch, step, steps: on(Event(stage=f"train {chosen.name} fold {fold}, epoch {epoch}", done=step, total=steps)),
+            on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
+            on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
         )
         follow(epochs, f"{chosen.name}, fold {fold}", target, on)
     if stop.signal_number is not None:
@@ -209,7 +212,7 @@ def predict_and_measure(
     cases, failures = _predict_validation(root, model, names, predict, on)
     for name in set(names) - {case.name for case in cases}:
         (target / f"{name}.nii.gz").unlink(missing_ok=True)
-    return _measured(cases, failures, model, target, tolerance_mm)
+    return _measured(cases, failures, model, target, tolerance_mm, on)
 
 
 def measure_both_ways(
@@ -228,7 +231,7 @@ def measure_both_ways(
             write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
 
     cases, failures = _predict_validation(root, model, names, predict, on)
-    with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm) for folder in (target, plain))
+    with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
     choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
     on(Event(stage="validate", message=f"Measured both ways: {choice.reason}."))
     write_record(target / MIRRORING, record, "mirroring")
@@ -251,6 +254,7 @@ def _predict_validation(
         raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
     done: list[Case] = []
     boundary = CaseBoundary("validate")
+    on(Event(stage="validate", total=len(names)))
     for index, name in enumerate(names):
         with boundary.around(name) as attempt:
             predict(cases[name])
@@ -263,9 +267,11 @@ def _predict_validation(
     return done, failures
 
 
-def _measured(cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None) -> Evaluation:
+def _measured(
+    cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None, on: Listener
+) -> Evaluation:
     pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]
-    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm)
+    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, on=on)
     evaluation = replace(evaluation, failures=(*failures, *evaluation.failures))
     write_evaluation(evaluation, target / METRICS)
     return evaluation

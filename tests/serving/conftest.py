@@ -26,8 +26,18 @@ def scan(trained: Path) -> Path:
     return trained / "imagesTs/ball_6_0000.nii.gz"
 
 
+@pytest.fixture(scope="session")
+def reader(model: Model) -> Iterator[Any]:
+    """Processes that read, for all servers of a run."""
+    from medseg3d.serving.reader import Reader
+
+    made = Reader(model.plan)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def serving(model: Model) -> Iterator[Callable[..., Any]]:
+def serving(model: Model, reader: Any) -> Iterator[Callable[..., Any]]:
     """``serving(max_jobs=2)`` is a client of a server with these settings, which runs until the test ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer Starlette wants another client than older ones
@@ -38,7 +48,7 @@ def serving(model: Model) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Any:
-            app = build_app(model, ServeSettings(**settings))
+            app = build_app(model, ServeSettings(**settings), reader)
             return stack.enter_context(TestClient(app, base_url="http://localhost", raise_server_exceptions=False))
 
         yield start

@@ -52,7 +52,7 @@ def wait_for_end(client: Any, place: str) -> dict[str, Any]:
 
 
 def folder_of(client: Any) -> Path:
-    return Path(client.app.state.jobs._folder.name)
+    return Path(client.app.state.jobs._folder)
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,16 @@ def noisy(value: float) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"hello", r"notes\.txt: not an image by its name; expected one of \.nii\.gz"),
+        (
+            "notes.txt",
+            b"hello",
+            r"notes\.txt: not an image by its name; expected \.nii\.gz, \.nii, \.nrrd, \.mha, \.dcm, or a \.zip of one DICOM",
+        ),
+        (
+            "report.pdf",
+            b"%PDF",
+            r"report\.pdf: not an image by its name; expected \.nii\.gz, \.nii, \.nrrd, \.mha, \.dcm, or a \.zip of one DICOM",
+        ),
         ("a.png", b"hello", r"a\.png: pictures \(\.png\) are not supported"),
         ("a.nii.gz", b"hello", r"a\.nii\.gz: not a NIfTI file, only 5 bytes long"),
         ("a.nii.gz", noisy(0)[:-40], r"a\.nii\.gz: the compressed file is cut off"),
@@ -361,7 +370,7 @@ def test_a_defect_is_logged_and_not_told(
 
 
 def test_missing_memory_is_told_in_a_sentence(client: Any, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg3d.serving.predict_upload.free_memory", lambda: 100)
+    monkeypatch.setattr("medseg3d.serving.reader.free_memory", lambda: 100)
     answer = send(client, scan)
     assert (answer.status_code, answer.json()["detail"]) == (507, "The server has not enough memory for this image.")
 
@@ -371,7 +380,7 @@ def test_warnings_of_a_prediction_reach_the_client(client: Any) -> None:
     answer = send(client, ("flat.nii.gz", flat))
     assert (answer.status_code, answer.headers["x-num-warnings"]) == (200, "1")
     (warning,) = client.get(f"/jobs/{answer.headers['x-job-id']}").json()["warnings"]
-    assert warning.startswith("flat: has a single slice")
+    assert warning.startswith("flat: this image has a single slice")
     assert len(logging.getLogger("medseg3d").handlers) == 0
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("python_multipart", reason="needs medseg3d[serve]")
 from fastapi import HTTPException, Request
 
 from medseg3d.serving import upload
-from medseg3d.serving.upload import Upload, checked_name, receive_upload
+from medseg3d.serving.upload import Upload, UploadLimits, checked_name, receive_upload
 
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n'
 FORM = {"content-type": "multipart/form-data; boundary=x"}
@@ -27,17 +27,24 @@ PIECE = 2**16
 
 
 def received(
-    folder: Path, pieces: list[bytes], *, headers: dict[str, str] = FORM, is_whole: bool = False, check: Callable[[], None] = lambda: None
+    folder: Path,
+    pieces: list[bytes],
+    *,
+    headers: dict[str, str] = FORM,
+    is_whole: bool = False,
+    check: Callable[[], None] = lambda: None,
+    max_seconds: float = 60.0,
+    pause: float = 0.0,
 ) -> Upload:
     """The upload of a body in pieces; those that were not asked for stay in the list. If it is not whole, nothing comes after the last."""
+    limits = UploadLimits(max_bytes=8 * PIECE, max_seconds=max_seconds)
 
     async def receive() -> dict[str, Any]:
-        if not pieces:
-            await asyncio.sleep(3600)
+        await asyncio.sleep(pause if pieces else 3600)
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces) or not is_whole}
 
     scope = {"type": "http", "method": "POST", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
-    return asyncio.run(receive_upload(Request(scope, receive), folder, max_bytes=8 * PIECE, check=check))
+    return asyncio.run(receive_upload(Request(scope, receive), folder, limits=limits, check=check))
 
 
 def test_the_rest_of_what_is_too_large_is_not_asked_for(tmp_path: Path) -> None:
@@ -59,6 +66,27 @@ def test_a_client_that_stalls_is_sent_away(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(upload, "STALL_SECONDS", 0.05)
     with pytest.raises(HTTPException) as raised:
         received(tmp_path, [HEAD % b"a.nii"])
+    assert raised.value.status_code == 408
+
+
+@pytest.mark.fault(
+    "F",
+    "a client that sends a byte now and then",
+    "sent away with 408 after 20 seconds; uploads that are not whole take no place in the queue",
+)
+def test_a_client_that_trickles_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "GRACE_SECONDS", 0.1)
+    pieces = [HEAD % b"a.nii", *[b"x"] * 1000]
+    with pytest.raises(HTTPException, match="bytes came in 0 seconds") as raised:
+        received(tmp_path, pieces, pause=0.01)
+    assert raised.value.status_code == 408
+    assert len(pieces) > 900
+
+
+@pytest.mark.fault("F", "an upload that never ends", "sent away with 408 after `--max-upload-minutes`")
+def test_an_upload_has_a_total_time(tmp_path: Path) -> None:
+    with pytest.raises(HTTPException, match=r"longer than the 0\.002 minutes") as raised:
+        received(tmp_path, [HEAD % b"a.nii", *[b"x" * 1000] * 1000], max_seconds=0.12, pause=0.02)
     assert raised.value.status_code == 408
 
 

@@ -149,6 +149,9 @@ def _train(
                 init=init,
                 added=added,
                 on_step=lambda epoch, step, steps: on(Event(stage=f"train universal fold {fold}, epoch {epoch}", done=step, total=steps)),
+                on_validation=lambda epoch, done, total: on(
+                    Event(stage=f"train universal fold {fold}, epoch {epoch}, validating", done=done, total=total)
+                ),
             )
             follow(epochs, f"universal, fold {fold}" + (f", adding {added}" if added else ""), target, on)
     finally:  # also where it was stopped or diverged: the best weights so far can be used
