@@ -21,7 +21,7 @@ from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
 from medseg3d.provenance import is_known, validation_changes, weights_digest
 from medseg3d.records import read_record
-from medseg3d.selection import Selection, read_fold_mirroring, read_selection
+from medseg3d.selection import FoldMirroring, Selection, read_fold_mirroring, read_selection
 from medseg3d.work_folder import Folds, WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,13 @@ def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str])
         if not file.exists() or validation_changes(work, configuration, fold) is not None:
             return None
         is_younger = file.stat().st_mtime >= weights.stat().st_mtime  # all that older versions left to tell it by
-        return read_record(file, EmptyWindows, "empty windows") if is_known(work, configuration, fold) or is_younger else None
+        if not (is_known(work, configuration, fold) or is_younger):
+            return None
+        try:
+            return read_record(file, EmptyWindows, "empty windows")
+        except InputError as error:
+            logger.warning("%s It is left out; medseg3d train --fold %s --validate makes it again.", error, fold)
+            return None
 
     return combined([said(fold) for fold in folds])
 
@@ -212,9 +218,19 @@ def _is_mirrored(
         return wanted if isinstance(wanted, bool) else wanted[name]
     if selection is not None and name in selection.mirroring:
         return selection.mirroring[name].is_used
-    current = [fold for fold in folds if validation_changes(work, name, fold) is None]
-    known = [found.is_used for fold in current if (found := read_fold_mirroring(work.validation(name, fold))) is not None]
+    known = [found.is_used for fold in folds if (found := _measured_mirroring(work, name, fold)) is not None]
     return sum(known) * 2 >= len(known)  # also where nothing is known
+
+
+def _measured_mirroring(work: WorkFolder, name: str, fold: str) -> FoldMirroring | None:
+    """What the validation of a fold says, where it belongs to its weights."""
+    if validation_changes(work, name, fold) is not None:
+        return None
+    try:
+        return read_fold_mirroring(work.validation(name, fold))
+    except InputError as error:
+        logger.warning("%s It is left out; medseg3d train --fold %s --validate makes it again.", error, fold)
+        return None
 
 
 def _common_plan(plans: Mapping[Path, Plan], names: Sequence[str]) -> Plan:

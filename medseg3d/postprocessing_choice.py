@@ -7,7 +7,7 @@ and references that do not contradict it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -52,7 +52,12 @@ class ValidatedCase:
 
 
 def choose_postprocessing(
-    cases: Iterable[ValidatedCase], labels: Labels, *, num_workers: int | None = None, max_bytes_per_case: int = 0
+    cases: Iterable[ValidatedCase],
+    labels: Labels,
+    *,
+    num_split: Mapping[int, int] | None = None,
+    num_workers: int | None = None,
+    max_bytes_per_case: int = 0,
 ) -> Postprocessing:
     """Keep the steps that make validation better, one after the other, each on top of those kept before.
 
@@ -62,8 +67,9 @@ def choose_postprocessing(
     3. Filled holes, per label: the same.
 
     Each needs ``MIN_CASES`` cases whose reference has the label, and a 95 % interval of the gain per case above 0; 1 and 2 also
-    that no reference has several objects there. Where several labels' holes are filled, all steps are measured together, because
-    one label's filling can take another's voxels; if a label falls then, no holes are filled.
+    that no reference has several objects there; ``num_split`` says by index in how many cases of the whole dataset a label has.
+    Where several labels' holes are filled, all steps are measured together, because one label's filling can take another's voxels;
+    if a label falls then, no holes are filled.
 
     A label's mean is over the cases in which prediction or reference has it. The foreground's is the mean over cases of each
     case's mean over its labels. Cases that cannot be loaded are left out and listed in ``failures``. The rule for step 1 and
@@ -74,7 +80,7 @@ def choose_postprocessing(
     remaining = [case for case in remaining if case.name in objects]
     if not remaining:
         return Postprocessing(failures=tuple(failures))
-    removals = _decide_removals(list(objects.values()), labels)
+    removals = _decide_removals(list(objects.values()), labels, num_split or {})
     so_far = Postprocessing(steps=tuple(decision.step for decision in removals if decision.accepted))
     filled, more_failures = _count(remaining, lambda p, r: _count_filled(p, r, so_far, labels), num_workers, max_bytes_per_case)
     before = _table([c.before for c in filled.values()])
@@ -90,16 +96,18 @@ def choose_postprocessing(
     return Postprocessing(steps=steps, decisions=decisions, failures=(*failures, *more_failures))
 
 
-def _decide_removals(counts: Sequence[_ObjectCounts], labels: Labels) -> list[Decision]:
+def _decide_removals(counts: Sequence[_ObjectCounts], labels: Labels, in_dataset: Mapping[int, int]) -> list[Decision]:
     """Steps 1 and 2."""
     raw, merged = _table([c.raw for c in counts]), _table([c.merged for c in counts])
-    first = _decide_foreground(raw, merged, labels, num_split=sum(c.split_foreground for c in counts))
+    num_split = max(sum(c.split_foreground for c in counts), in_dataset.get(1, 0) if labels.num_classes == 2 else 0)
+    first = _decide_foreground(raw, merged, labels, num_split=num_split)
     decisions = [first]
     current, kept = (merged, [c.merged_kept for c in counts]) if first.accepted else (raw, [c.raw_kept for c in counts])
     if labels.num_classes > 2:  # with one label this is the same step again
         cleaned = _table(kept)
         for index in labels.foreground:
-            step, num_split = Step(operation="keep_largest", index=index), sum(c.split_labels[index - 1] for c in counts)
+            step = Step(operation="keep_largest", index=index)
+            num_split = max(sum(c.split_labels[index - 1] for c in counts), in_dataset.get(index, 0))
             decisions.append(_decide_label(step, current, cleaned, labels, num_split=num_split))
     return decisions
 

@@ -197,6 +197,18 @@ def test_the_largest_object_is_not_kept_alone_where_any_reference_has_several(la
     assert any("1 reference has several objects" in decision.reason for decision in chosen.decisions)
 
 
+@pytest.mark.fault("A8", "keep-largest where only a case outside validation has several objects", "never chosen: the fingerprint knows")
+@pytest.mark.parametrize("labels", [ORGAN, LABELS])
+def test_cases_that_were_not_validated_count_as_well(labels):
+    prediction, reference = stray_organ()
+    assert choose_postprocessing(five(prediction, reference), labels, num_workers=1).steps
+    chosen = choose_postprocessing(five(prediction, reference), labels, num_split={1: 2}, num_workers=1)
+    assert ("keep_largest", 1) not in operations(chosen)
+    if labels is ORGAN:
+        assert chosen.steps == ()
+        assert "2 references have several objects" in chosen.decisions[0].reason
+
+
 @pytest.mark.fault("A8", "postprocessing that helps one case of many", "not chosen, as the interval of its gain reaches 0")
 def test_a_step_that_helps_one_case_of_many_is_not_chosen():
     prediction, reference = stray_organ()

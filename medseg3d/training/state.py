@@ -7,6 +7,7 @@ the run and the running numbers are kept. ``training.json`` is the same, without
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import torch
 
 from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.devices import Precision
-from medseg3d.errors import PlanMismatchError
+from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import write_text
-from medseg3d.parsing import parse_json, read_text
+from medseg3d.parsing import parse_json
 from medseg3d.records import from_plain, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed
+
+logger = logging.getLogger(__name__)
 
 LAST, BEST, STATE, HISTORY = "last.safetensors", "weights.safetensors", "training.json", "history.jsonl"
 
@@ -164,8 +167,19 @@ def append_history(folder: Path, record: EpochRecord) -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, object]]:
-    """The lines of ``history.jsonl``, empty where there is none."""
+    """The lines of ``history.jsonl``, empty where there is none; damaged ones are left out, as training does not depend on them."""
     path = folder / HISTORY
     if not path.exists():
         return []
-    return [parse_json(line, str(path)) for line in read_text(path).splitlines() if line]
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line, str(path))
+            int(str(record["epoch"]))
+        except (InputError, ValueError, TypeError, KeyError):
+            logger.warning("%s: line %d cannot be read and is left out.", path, number)
+            continue
+        records.append(record)
+    return records

@@ -15,7 +15,8 @@ from medseg3d.dataset import open_dataset
 from medseg3d.errors import InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
-from medseg3d.fingerprint import Fingerprint
+from medseg3d.fingerprint import CaseFingerprint, Fingerprint
+from medseg3d.labels import Labels
 from medseg3d.loading import load_models
 from medseg3d.plan import Plan
 from medseg3d.postprocessing_choice import ValidatedCase, choose_postprocessing
@@ -77,7 +78,13 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     ]
     selection = choose(candidates, recommended=plan.recommended)
     best = next(m for m in measured if m.names == selection.configurations)
-    chosen = choose_postprocessing(_validated(root, folder, plan, best), plan.labels, max_bytes_per_case=_largest_case_bytes(folder))
+    measured_cases = _measured_cases(folder)
+    chosen = choose_postprocessing(
+        _validated(root, folder, plan, best),
+        plan.labels,
+        num_split=_num_split(measured_cases, plan.labels),
+        max_bytes_per_case=BYTES_PER_VOXEL * max((math.prod(case.shape) for case in measured_cases), default=0),
+    )
     notes = (*selection.notes, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
     origin = merged([_origin(root, folder, plan, m.names, fold) for m in measured for fold in m.folds])
     selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes, origin=origin)
@@ -86,15 +93,22 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
 
 
 BYTES_PER_VOXEL = 20
-"""Prediction and reference as indices (up to 8 bytes each while they are encoded), a mask and its objects."""
+"""Of the largest case. Prediction and reference as indices (up to 8 bytes each while they are encoded), a mask and its objects."""
 
 
-def _largest_case_bytes(folder: WorkFolder) -> int:
-    """What postprocessing takes for the largest case of the dataset."""
-    if not folder.fingerprint.exists():
-        return 0
-    cases = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
-    return BYTES_PER_VOXEL * max((math.prod(case.shape) for case in cases), default=0)
+def _measured_cases(folder: WorkFolder) -> tuple[CaseFingerprint, ...]:
+    return read_record(folder.fingerprint, Fingerprint, "fingerprint").cases if folder.fingerprint.exists() else ()
+
+
+def _num_split(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[int, int]:
+    """By label index, in how many cases of the dataset the label has several objects; regions are not measured by the fingerprint."""
+    if labels.regions:
+        return {}
+    found: dict[int, int] = {}
+    for index in labels.foreground:
+        value = labels.values[index]
+        found[index] = sum(value in case.labels and case.labels[value].components > 1 for case in cases)
+    return found
 
 
 def _single(root: Path, work: Path | None, folder: WorkFolder, name: str, device: str, on: Listener) -> _Measured | None:

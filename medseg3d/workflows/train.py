@@ -159,14 +159,19 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
     if changes is not None:
         logger.info("%s was made from %s, and is made anew.", metrics, changes)
         return None
-    made = read_fold_mirroring(target) or FoldMirroring(is_used=True, has_other=False)
+    try:
+        made, evaluation = read_fold_mirroring(target), read_evaluation(metrics)
+    except InputError as error:
+        logger.warning("%s The fold is measured again.", error)
+        return None
+    made = made or FoldMirroring(is_used=True, has_other=False)
     if made.has_other and not (target / made.other / METRICS).exists():
         return None
     if tta != "auto" and made.is_used != (tta == "on"):
         if not made.has_other:
             return None
         use_other_mirroring(target)
-    evaluation = read_evaluation(metrics)
+        evaluation = read_evaluation(metrics)
     return None if evaluation.failures else evaluation  # a case that failed may be mended by now
 
 

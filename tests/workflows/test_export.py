@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg3d.bundle import images, inference_configuration, network, painted
+from medseg3d.bundle import images, inference_configuration, network, painted, weights
 from medseg3d.dataset import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.evaluation.compare import Interval
@@ -336,9 +336,9 @@ def test_monais_loader_gives_the_mean_of_the_networks(bundle: Path, source: Path
     configuration = parts.description.plan.configurations["3d_fullres"]
     image = torch.randn(1, 1, *configuration.patch_size)
     answers = []
-    for weights in parts.weights["3d_fullres"].values():
+    for tensors in parts.weights["3d_fullres"].values():
         single = build_network(configuration.network).eval()
-        single.load_state_dict(weights)
+        single.load_state_dict(tensors)
         with torch.inference_mode():
             answers += [single(image.flip(dims)).flip(dims) for dims in ([], [2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4])]
     with torch.inference_mode():
@@ -557,3 +557,16 @@ def test_the_network_of_a_bundle_is_built_from_plain_values(parts: ModelParts) -
     assert {name.split(".")[1] for name in built.state_dict()} == {"0", "1"}
     with pytest.raises(InputError, match="network_def"):
         network({**plan, "features": "many"})
+
+
+@pytest.mark.fault("A7", "changed bits in model.pt of a MONAI bundle", "refused when the bundle runs, though torch itself loads them")
+def test_changed_weights_of_a_bundle_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    tensor = torch.arange(1000.0)
+    torch.save({"a": tensor}, path)
+    assert weights(str(path), torch.device("cpu"))["a"].equal(tensor)
+    content = bytearray(path.read_bytes())
+    content[content.index(tensor.numpy().tobytes()) + 403] ^= 0x80
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pt: damaged"):
+        weights(str(path), torch.device("cpu"))

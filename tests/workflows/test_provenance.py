@@ -19,6 +19,7 @@ from medseg3d.provenance import ORIGIN, read_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import read_work
 from medseg3d.selection import Selection, read_selection
+from medseg3d.training.state import read_history
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info
@@ -192,3 +193,26 @@ def test_a_damaged_selection_says_what_to_do(selected: Path) -> None:
     work_of(selected).selection.write_text('{"format": ', encoding="utf-8")
     with pytest.raises(InputError, match="Delete the file and run medseg3d select"):
         load_model(selected, device="cpu")
+
+
+@pytest.mark.fault("A7", "damaged records of a validation", "named and left out; the fold is measured again when it is trained or selected")
+@pytest.mark.parametrize("name", ["metrics.json", "mirroring.json", "windows.json"])
+def test_damaged_records_of_a_validation_stop_nothing(selected: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    work = work_of(selected)
+    file = work.validation("3d_fullres", "0") / name
+    work.selection.unlink()
+    file.write_text("{", encoding="utf-8")
+    load_model(selected, device="cpu")
+    empty_windows_of(work, "3d_fullres", ["0"])
+    if name != "windows.json":
+        validate(selected, device="cpu", keep_finished=True)
+        assert read_work(work).folds[0].scores is not None
+    assert name in caplog.text
+
+
+@pytest.mark.fault("A7", "damaged lines in history.jsonl", "left out with their number; training goes on")
+def test_damaged_lines_of_a_history_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ['{"epoch": 0}', '{"epoch": 1', "[]", '{"epoch": 3}', "\u0000"]
+    (tmp_path / "history.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [line["epoch"] for line in read_history(tmp_path)] == [0, 3]
+    assert "line 2 cannot be read" in caplog.text
