@@ -276,6 +276,7 @@ def _image_header(path: Path, raw: Any) -> ImageHeader:
     )
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")  # NaN and infinity are refused below
 def _affine_mm(path: Path, raw: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine by nibabel's choice (sform, else qform, else spacing only), in mm; and what is odd about it."""
     from nibabel.spatialimages import HeaderDataError
