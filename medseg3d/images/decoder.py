@@ -1,7 +1,7 @@
 """JPEG's kinds in a process of its own, as GDCM crashes on damaged pictures: DICOM files go in by its standard input, pixels come out.
 
-``python -m medseg3d.images.decoder`` reads a length (8 bytes) and a file of that many bytes, and answers with a length and a message of
-what is wrong, or with 0, a length, and that many bytes: the type of the values and the values. It ends with its input.
+``python -m medseg3d.images.decoder FOLDER`` reads a length (8 bytes) and a file of that many bytes, and answers with a length and a
+message of what is wrong, or with 0, a length, and that many bytes: the type of the values and the values. It ends with its input.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -43,23 +44,34 @@ class Decoder:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()  # ours, as a process that crashed cannot
+            self._folder = None
 
     def decode(self, file: bytes) -> np.ndarray:
         """The values of a DICOM file with one picture, flat; raises :class:`DecoderError`."""
-        if self._process is None:
-            command = [sys.executable, "-m", "medseg3d.images.decoder"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process = self._process
+        process = self._process = self._process or self._start()
         timer = threading.Timer(SECONDS_PER_SLICE, process.kill)
         timer.start()
         try:
             return _ask(process.stdin, process.stdout, file)
         except (EOFError, BrokenPipeError):
-            self.__exit__(None, None, None)
-            self._process = None  # the next picture gets a new one
+            self.__exit__(None, None, None)  # the next picture gets a new one
             raise DecoderError("the decoder crashed or did not end") from None
         finally:
             timer.cancel()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._folder = tempfile.TemporaryDirectory(prefix="medseg3d-dicom-")
+        places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "medseg3d.images.decoder", self._folder.name],  # -P: nothing is imported from where we are
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+        )
 
 
 def _ask(to: IO[bytes] | None, answers: IO[bytes] | None, file: bytes) -> np.ndarray:
@@ -82,17 +94,16 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
     return found
 
 
-def main() -> int:
-    """Decode until the input ends."""
+def main(folder: Path) -> int:
+    """Decode until the input ends; ``folder`` takes the file that is in work."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code prints
     _limit_memory()
-    with tempfile.TemporaryDirectory(prefix="medseg3d-dicom-") as folder:
-        path = Path(folder) / "slice.dcm"
-        while header := sys.stdin.buffer.read(_LENGTH.size):
-            path.write_bytes(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
-            answers.write(_answer(path))
-            answers.flush()
+    path = folder / "slice.dcm"
+    while header := sys.stdin.buffer.read(_LENGTH.size):
+        path.write_bytes(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
+        answers.write(_answer(path))
+        answers.flush()
     return 0
 
 
@@ -124,4 +135,4 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from medseg3d.wording import counted
 
 logger = logging.getLogger(__name__)
 
-_OTHER_ENDINGS = {*FORMATS, *REFUSED_ENDINGS, ".json", ".txt", ".csv", ".pdf", ".xml", ".html", ".zip"} - {".dcm"}
+_TEXTS, _ARRAYS = ".json .jsonl .txt .csv .tsv .pdf .xml .html .md .log .py .toml .yaml", ".npy .npz .b2nd .h5 .pt .pth .safetensors"
+_OTHER_ENDINGS = {*FORMATS, *REFUSED_ENDINGS, *_TEXTS.split(), *_ARRAYS.split(), ".zip", ".gz", ".tar", ".jpeg"} - {".dcm"}
 """Files that are not opened to see whether they are DICOM; those without an ending are."""
 _LEFT_OUT = ("DICOMDIR", "__MACOSX", "THUMBS.DB", "DESKTOP.INI")
 INTEGER_TYPES = (np.int16, np.uint16, np.int32, np.int64)
@@ -46,10 +47,13 @@ def holds_series(folder: Path) -> bool:
     return folder.is_dir() and any(True for _ in dicom_files(folder))
 
 
-def dicom_files(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below that are DICOM by their name or their beginning, damaged ones among them; sorted."""
+def dicom_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files in a folder and below that are DICOM by their name or their beginning, damaged ones among them; sorted.
+
+    ``on_error`` hears of folders that cannot be looked into; without it they are an error.
+    """
     seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=on_error or _raise):
         here = Path(place)
         status = here.stat()
         if (status.st_dev, status.st_ino) in seen:  # a link back, or to a folder that another link leads to
@@ -87,7 +91,8 @@ def read_image(path: Path, files: Sequence[Path] = (), *, volume: int | None = N
             array[index] = values
             array[index] += array.dtype.type(intercept)
         else:
-            array[index] = values * slope + intercept  # in float64
+            with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused where cases are read
+                array[index] = values * slope + intercept  # in float64
     if found.slices[0].text("Modality") == "CT" and array.min() >= 0:
         logger.warning("%s: marked as CT, but no value is below 0: these are no Hounsfield units.", path)
     for note in found.warnings:
@@ -174,9 +179,9 @@ def _pixel_notes(slices: Sequence[DicomFile]) -> list[str]:
         notes.append("MONOCHROME1: shown with dark and bright exchanged; the values are taken as they are, not inverted")
     if any(file.text("ModalityLUTSequence") for file in slices):
         notes.append(f"a table of values (Modality LUT {NUMBERS['ModalityLUTSequence']}) is not applied")
-    behind = [file for file in slices if file.note]
-    if behind:
-        notes.append(f"{behind[0].path.name}: {behind[0].note}" + (f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""))
+    scales = {_scale_of(file) for file in slices}
+    if slices[0].text("Modality") == "CT" and len(scales) > 1:
+        notes.append("CT whose slices have different slopes or intercepts; each is scaled by its own")
     return notes
 
 
@@ -198,7 +203,10 @@ def _is_dicom(path: Path) -> bool:
     ending = ending_of(path)
     if ending == ".dcm":
         return path.is_file()
-    return ending not in _OTHER_ENDINGS and looks_like_dicom(path)
+    try:
+        return ending not in _OTHER_ENDINGS and looks_like_dicom(path)
+    except PermissionError:
+        return True  # reading says what is wrong
 
 
 def _is_left_out(name: str) -> bool:

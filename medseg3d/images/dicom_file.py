@@ -38,6 +38,7 @@ _SHORT_LENGTH = frozenset(re.findall(b"[A-Z]+", b"AE AS AT CS DA DS DT FL FD IS 
 _KNOWN = _SHORT_LENGTH | frozenset(re.findall(b"[A-Z]+", b"OB OD OF OL OV OW SQ SV UC UN UR UT UV"))
 _WINDOW_BYTES = 1 << 14
 """Most headers fit; more is read where they do not."""
+_BLOCK_BYTES = 512
 _START_BYTES = 1024
 """A file without a preamble names a class of the standard (1.2.840.10008.) within these."""
 
@@ -60,15 +61,14 @@ class PixelData:
 class DicomFile:
     """``tags`` by name; those that are missing or empty are not in it. ``syntax`` is the transfer syntax.
 
-    ``pixels`` is None where the file holds none, as reports. ``note`` is an oddity that is no error; ``damage`` says why the slice cannot
-    be read though its header told which series it belongs to.
+    ``pixels`` is None where the file holds none, as reports. ``damage`` says why the slice cannot be read, though its header told which
+    series it belongs to.
     """
 
     path: Path
     tags: dict[str, str]
     syntax: str
     pixels: PixelData | None
-    note: str = ""
     damage: str = ""
 
     def text(self, tag: str) -> str:
@@ -82,7 +82,9 @@ class DicomFile:
         except (KeyError, ValueError):
             values = np.empty(0)
         if len(values) != count or not np.isfinite(values).all():
-            raise ImageReadError(f"{self.path}: the DICOM tag {NUMBERS[tag]} ({tag}) is missing or damaged; the grid is unknown.")
+            found = f" ({self.tags[tag][:60]!r})" if tag in self.tags else ""
+            expected = "a number" if count == 1 else f"{count} numbers"
+            raise ImageReadError(f"{self.path}: the DICOM tag {NUMBERS[tag]} ({tag}) is missing or damaged{found}; expected {expected}.")
         return values
 
     def integer(self, tag: str, default: int) -> int:
@@ -114,9 +116,9 @@ def read_dicom_file(path: Path) -> DicomFile:
         is_big = syntax == BIG_ENDIAN or (not syntax and first[:2] == b"\0\x08")
         coding = _Coding(">" if is_big else "<", first[4:6] in _KNOWN)  # what is declared is not always what was written
         values: dict[str, bytes] = {}
-        pixels, note, damage = None, "", ""
+        pixels, damage = None, ""
         try:
-            pixels, note = _dataset(source, start, coding, values)
+            pixels = _dataset(source, start, coding, values)
         except ImageReadError as error:
             if "SeriesInstanceUID" not in values:
                 raise
@@ -126,7 +128,7 @@ def read_dicom_file(path: Path) -> DicomFile:
         if meta.get(tag):
             tags.setdefault(name, meta[tag])
     syntax = syntax or (BIG_ENDIAN if is_big else EXPLICIT if coding.is_explicit else IMPLICIT)
-    return DicomFile(path=path, tags=tags, syntax=syntax, pixels=pixels, note=note, damage=damage)
+    return DicomFile(path=path, tags=tags, syntax=syntax, pixels=pixels, damage=damage)
 
 
 def pixel_bytes(file: DicomFile, *, at_most: int | None = None) -> bytes:
@@ -261,8 +263,8 @@ def _meta(source: _Source) -> tuple[dict[int, str], int]:
     return meta, offset
 
 
-def _dataset(source: _Source, offset: int, coding: _Coding, values: dict[str, bytes]) -> tuple[PixelData | None, str]:
-    """Add the values that are wanted, up to the pixel data, which are returned with a note."""
+def _dataset(source: _Source, offset: int, coding: _Coding, values: dict[str, bytes]) -> PixelData | None:
+    """Add the values that are wanted, up to the pixel data, which are returned."""
     while offset < source.size:
         if source.size - offset < 8 and not source.at(offset, 8).strip(b"\0"):
             break  # padding
@@ -283,7 +285,7 @@ def _dataset(source: _Source, offset: int, coding: _Coding, values: dict[str, by
             is_read = length <= MAX_VALUE_BYTES and name != "ModalityLUTSequence"
             values.setdefault(name, source.at(value, length) if is_read else PRESENT.encode())
         offset = end
-    return None, ""
+    return None
 
 
 def _after_sequence(source: _Source, offset: int, coding: _Coding) -> int:
@@ -303,17 +305,17 @@ def _after_sequence(source: _Source, offset: int, coding: _Coding) -> int:
     return offset
 
 
-def _pixel_data(source: _Source, tag: int, vr: bytes, length: int, value: int, coding: _Coding) -> tuple[PixelData, str]:
+def _pixel_data(source: _Source, tag: int, vr: bytes, length: int, value: int, coding: _Coding) -> PixelData:
     is_float = tag in _FLOAT_PIXELS
     if length == _UNDEFINED:
         fragments = tuple(_fragments(source, value))
-        return PixelData(offset=value, length=sum(count for _, count in fragments), fragments=fragments, is_float=is_float), ""
+        return PixelData(offset=value, length=sum(count for _, count in fragments), fragments=fragments, is_float=is_float)
     if value + length > source.size:
         raise ImageReadError(
             f"{source.path}: cut off: {source.size - value} bytes of pixel data, expected {length}. Copy or download the file again."
         )
-    pixels = PixelData(offset=value, length=length, is_float=is_float, is_words=vr != b"OB")
-    return pixels, _behind(source, value + length, coding)
+    _check_behind(source, value + length, coding)
+    return PixelData(offset=value, length=length, is_float=is_float, is_words=vr != b"OB")
 
 
 def _fragments(source: _Source, offset: int) -> Iterator[tuple[int, int]]:
@@ -330,17 +332,25 @@ def _fragments(source: _Source, offset: int) -> Iterator[tuple[int, int]]:
         is_table, offset = False, value + length
 
 
-def _behind(source: _Source, offset: int, coding: _Coding) -> str:
-    """What to say of the bytes behind the pixel data: nothing where they are elements, as padding or a signature."""
-    rest, end = source.size - offset, offset
+def _check_behind(source: _Source, offset: int, coding: _Coding) -> None:
+    """What follows the pixel data are elements, as padding or a signature, or zeros up to a block of a disk.
+
+    Other bytes came into the file, perhaps among the pixels; zeros too could be the last pixels of a dark picture.
+    """
+    end = offset
     try:
         while end < source.size:
-            if not source.at(end, 64).strip(b"\0"):
-                return ""
+            is_block = source.size % _BLOCK_BYTES == 0 and source.size - end < _BLOCK_BYTES
+            if is_block and not source.at(end, _BLOCK_BYTES).strip(b"\0"):
+                return
             _, vr, length, value = _element(source, end, coding)
             is_nested = length == _UNDEFINED
             end = _after_sequence(source, value, _Coding(coding.order, coding.is_explicit and vr != b"UN")) if is_nested else value + length
-        is_clean = end == source.size
+        is_clean = end <= source.size
     except ImageReadError:
         is_clean = False
-    return "" if is_clean else f"{rest} bytes behind the pixel data are no DICOM and were not read"
+    if not is_clean:
+        raise ImageReadError(
+            f"{source.path}: {source.size - offset} bytes behind the pixel data are no DICOM; bytes came into the file, and the pixels may "
+            "be shifted. Copy or download it again."
+        )

@@ -19,7 +19,9 @@ MAX_TILT_DEGREES = 1.0
 MAX_POSITION_ERROR = 0.1
 """How far a slice may lie from its place on the regular grid: in pixels within the slice, in slice distances across it."""
 SAME_PLACE_MM = 1e-3
-ALIKE = ("Modality", "FrameOfReferenceUID", "PhotometricInterpretation", "RescaleType", "Units")
+DIRECTION_TOLERANCE = 0.05
+"""How far the two directions of a slice may be from unit length and right angles: they are written with few digits at times."""
+ALIKE = ("Modality", "FrameOfReferenceUID", "PhotometricInterpretation", "PixelRepresentation", "BitsAllocated", "RescaleType", "Units")
 """What all slices of one volume share, where they say it."""
 
 
@@ -30,14 +32,9 @@ def order_slices(path: Path, slices: Sequence[DicomFile]) -> tuple[list[DicomFil
     one position, or are missing.
     """
     _check_alike(path, slices)
-    orientation, spacing = slices[0].numbers("ImageOrientationPatient", 6), slices[0].numbers("PixelSpacing", 2)
-    rows, columns = orientation[:3], orientation[3:]
+    rows, columns = _directions(slices[0])
+    spacing = slices[0].numbers("PixelSpacing", 2)
     normal = np.cross(rows, columns)
-    if not 0.99 < float(np.linalg.norm(normal)) < 1.01:
-        raise ImageReadError(
-            f"{slices[0].path}: the DICOM tag {NUMBERS['ImageOrientationPatient']} (ImageOrientationPatient) holds no two directions at "
-            f"right angles ({slices[0].text('ImageOrientationPatient')[:80]}); the grid is unknown."
-        )
     between_rows, between_columns = spacing
     if not (spacing > 0).all():
         raise ImageReadError(f"{path}: spacing {between_columns:g} x {between_rows:g} mm; every axis needs a number above 0.")
@@ -54,6 +51,19 @@ def order_slices(path: Path, slices: Sequence[DicomFile]) -> tuple[list[DicomFil
     return slices, geometry_of(shape, homogeneous(LPS_TO_RAS @ linear, LPS_TO_RAS @ positions[0])), tuple(notes)
 
 
+def _directions(file: DicomFile) -> tuple[np.ndarray, np.ndarray]:
+    """The directions in which the columns and the rows of a slice follow each other, of unit length."""
+    found = file.numbers("ImageOrientationPatient", 6)
+    rows, columns = found[:3], found[3:]
+    lengths = float(np.linalg.norm(rows)), float(np.linalg.norm(columns))
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(rows @ columns))) > DIRECTION_TOLERANCE:
+        raise ImageReadError(
+            f"{file.path}: the DICOM tag {NUMBERS['ImageOrientationPatient']} (ImageOrientationPatient) holds no two directions at right "
+            f"angles ({file.text('ImageOrientationPatient')[:80]}); the grid is unknown."
+        )
+    return rows / lengths[0], columns / lengths[1]
+
+
 def _check_alike(path: Path, slices: Sequence[DicomFile]) -> None:
     """One size for all slices, and one of each of what they share."""
     sizes = {(s.integer("Columns", 0), s.integer("Rows", 0)) for s in slices}
@@ -65,6 +75,8 @@ def _check_alike(path: Path, slices: Sequence[DicomFile]) -> None:
         for each in slices:
             if each.text(tag):
                 first.setdefault(each.text(tag), each)
+        if len(first) == len(slices) > 2 and tag == "FrameOfReferenceUID":
+            continue  # one of its own for each slice: what some programs that take names away leave
         if len(first) > 1:
             found = ", ".join(f"{value[:64]} ({each.path.name})" for value, each in list(first.items())[:3])
             raise ImageReadError(f"{path}: the slices differ in {tag} {NUMBERS[tag]}: {found}. Give each kind a folder of its own.")
@@ -74,14 +86,14 @@ def _check_planes(path: Path, slices: Sequence[DicomFile], in_plane: np.ndarray,
     """The far corner of every slice lies, from its first pixel, where that of the first slice does."""
     pixel = np.sqrt((in_plane**2).sum(0))
     for each in slices[1:]:
-        orientation, spacing = each.numbers("ImageOrientationPatient", 6), each.numbers("PixelSpacing", 2)
+        spacing = each.numbers("PixelSpacing", 2)
         if (spacing[::-1] != pixel).any() and (np.abs(spacing[::-1] / pixel - 1) * size > MAX_POSITION_ERROR).any():
             found = " x ".join(f"{v:g}" for v in spacing[::-1])
             raise ImageReadError(
                 f"{path}: the slices have different pixel spacings: {each.path.name} {found} mm, {slices[0].path.name} "
                 f"{pixel[0]:g} x {pixel[1]:g} mm; not a regular grid."
             )
-        turned = np.stack([orientation[:3], orientation[3:]], axis=1) - in_plane / pixel
+        turned = np.stack(_directions(each), axis=1) - in_plane / pixel
         shift = float(np.sqrt((turned**2).sum(0)) @ size)
         if shift > MAX_POSITION_ERROR:
             raise ImageReadError(
@@ -94,9 +106,10 @@ def _step(path: Path, slices: Sequence[DicomFile], positions: np.ndarray, in_pla
     """The vector from a slice to the next, from the positions; raises :class:`ImageReadError` where there is no regular one."""
     if len(positions) == 1:
         try:
-            return normal * (float(slices[0].text("SliceThickness")) or 1.0)
+            thickness = float(slices[0].text("SliceThickness"))
         except ValueError:
             return normal
+        return normal * thickness if 0 < thickness < np.inf else normal
     along = positions @ normal
     gaps = np.diff(along)
     if gaps.min() < SAME_PLACE_MM:

@@ -54,12 +54,14 @@ def find_dicom_cases(root: Path, *, channel: str = "", description: str | None =
     ``PatientID_StudyDATE_SeriesNUMBER``. A damaged file costs the series of its folder. Raises :class:`InputError` where the expression
     is none, or fits no series.
     """
-    found = find_series(dicom_files(root))
+    closed: list[OSError] = []
+    found = find_series(dicom_files(root, closed.append))
     lines = list(describe_left_out(found.left_out, root))
     chosen = _chosen(root, found.series, channel, description, lines)
     volumes = [(series, volume) for series in chosen for volume in separate_volumes(series.files)]
     names = _names(root, found, volumes)
-    failures = _failures(root, found, names, volumes)
+    failures = [(_below(root, Path(error.filename)), f"{error.filename}: cannot be looked into ({error.strerror})") for error in closed]
+    failures += _failures(root, found, names, volumes)
     failed = {name for name, _ in failures}
     cases = [
         NamedSeries(
@@ -118,7 +120,8 @@ def _names(root: Path, found: FoundSeries, volumes: Sequence[tuple[Series, Volum
     names = []
     for series, volume in volumes:
         folder = series.first.path.parent
-        is_folder = series.folders == (folder,) and in_folder[folder] == 1 and not volume.part and root in (folder, folder.parent)
+        is_alone = series.folders == (folder,) and in_folder[folder] == 1 and not volume.part
+        is_folder = is_alone and root in (folder, folder.parent) and _is_unicode(folder.name)
         names.append((_folder_name(folder) if is_folder else _identifier(series, volume), is_folder))
     counts = Counter(name.casefold() for name, _ in names)
     return [
@@ -129,6 +132,15 @@ def _names(root: Path, found: FoundSeries, volumes: Sequence[tuple[Series, Volum
 
 def _folder_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", folder.name or folder.resolve().name)
+
+
+def _is_unicode(name: str) -> bool:
+    """Bytes that are no UTF-8 come as surrogates, which no file that we write could be called by."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _below(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path != root and path.is_relative_to(root) else path.name
 
 
 def _identifier(series: Series, volume: Volume) -> str:
@@ -172,5 +184,5 @@ def _failures(
         is_left_out = not beside and any(path.parent in series.folders for series in found.series)
         if is_left_out:
             continue
-        failures.setdefault(beside.pop() if len(beside) == 1 else str(path.relative_to(root)), reason)
+        failures.setdefault(beside.pop() if len(beside) == 1 else _below(root, path), reason)
     return list(failures.items())

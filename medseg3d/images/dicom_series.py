@@ -10,6 +10,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images.dicom_file import DicomFile, pixel_bytes, read_dicom_file
+from medseg3d.images.opening import reading
 from medseg3d.wording import counted
 
 NOT_AN_IMAGE = {
@@ -39,6 +40,12 @@ FEW_SLICES = 5
 """A series with fewer is a scout where there is one with more of the same patient."""
 SCOUT_DEGREES = 30.0
 """Slices that lie this far from the plane of the others are scouts, no damaged slices."""
+NEXT_SLICE_TOLERANCE = 0.1
+"""Of a slice distance: a slice that lies so exactly behind the end of a stack belongs to it."""
+_ASTRAY = (
+    "{path}: names another series, study or patient than the slices beside it, and continues their stack; its header is damaged. Copy or "
+    "download it again, or take it away."
+)
 MAX_SCOUT_SHARE = 0.2
 """Of a series: more slices in another plane are no scouts that got into it."""
 
@@ -83,7 +90,8 @@ def find_series(paths: Iterable[Path]) -> FoundSeries:
     damaged: list[tuple[Path, str]] = []
     for path in sorted(paths):
         try:
-            file = read_dicom_file(path)
+            with reading(path):
+                file = read_dicom_file(path)
         except ImageReadError as error:
             damaged.append((path, str(error)))
             continue
@@ -103,7 +111,11 @@ def find_series(paths: Iterable[Path]) -> FoundSeries:
         left_out.extend((scout.path, "scout: lies in another plane than its series") for scout in scouts)
         series.extend(Series(files=tuple(part), notes=notes) for part in _by_folder(kept))
     series, few = _without_short(series)
-    left_out.extend((file.path, f"scout: {counted(each.num_slices, 'slice')} beside longer series") for each in few for file in each.files)
+    for each in few:
+        if any(_continues(each, longer) for longer in series):
+            damaged.append((each.first.path, _ASTRAY.format(path=each.first.path)))
+        else:
+            left_out.extend((file.path, f"scout: {counted(each.num_slices, 'slice')} beside longer series") for file in each.files)
     return FoundSeries(series=tuple(series), left_out=tuple(sorted(left_out)), damaged=tuple(damaged))
 
 
@@ -117,8 +129,11 @@ def why_no_slice(file: DicomFile) -> str:
         return ""
     if file.pixels is None:
         return f"no pixel data ({file.text('Modality')[:16] or 'unknown'})"
-    if "LOCALIZER" in file.text("ImageType").upper().split("\\"):
+    types = file.text("ImageType").upper().split("\\")
+    if "LOCALIZER" in types:
         return "localizer"
+    if "MOSAIC" in types:
+        return "mosaic, many slices in one picture; convert it to NIfTI, for instance with dcm2niix"
     has_place = file.text("ImagePositionPatient") and file.text("ImageOrientationPatient")
     is_capture = kind == _SECONDARY_CAPTURE or kind.startswith(f"{_SECONDARY_CAPTURE}.")
     if is_capture and (not has_place or file.text("SamplesPerPixel") not in ("", "1")):
@@ -222,6 +237,22 @@ def _without_short(series: Sequence[Series]) -> tuple[list[Series], list[Series]
         is_damaged = any(file.damage for file in each.files)
         (few if is_scout and longest[_patient_of(each)] >= FEW_SLICES and not is_damaged else kept).append(each)
     return kept, few
+
+
+def _continues(short: Series, longer: Series) -> bool:
+    """Whether a single slice is the next of a stack in its folder: then its header names the wrong series."""
+    shared = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
+    if len(short.files) > 1 or short.folders != longer.folders or any(short.first.text(tag) != longer.first.text(tag) for tag in shared):
+        return False
+    try:
+        places = np.array([file.numbers("ImagePositionPatient", 3) for file in (*short.files, *longer.files)])
+        orientation = short.first.numbers("ImageOrientationPatient", 6)
+    except ImageReadError:
+        return False
+    along = places @ np.cross(orientation[:3], orientation[3:])
+    gaps = np.diff(np.sort(along[1:]))
+    distances = np.linalg.norm(places[1:] - places[0], axis=1)
+    return bool(np.abs(distances.min() - np.median(gaps)) < NEXT_SLICE_TOLERANCE * np.median(gaps))
 
 
 def _patient_of(series: Series) -> str:

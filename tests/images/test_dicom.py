@@ -10,9 +10,10 @@ import pytest
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images import is_image, read_header, read_image
-from tests.dicom_writer import CT, MR, PET, SHAPE, numbers, volume, write_other, write_series
+from tests.dicom_writer import CT, MR, PET, SHAPE, nested, numbers, volume, write_other, write_series
 
 OBLIQUE = (1, 0, 0, 0, 0.96, 0.28)
+MOSAIC = "mosaic, many slices in one picture; convert it to NIfTI, for instance with dcm2niix"
 PLANES = {
     "axial": (1, 0, 0, 0, 1, 0),
     "sagittal": (0, 1, 0, 0, 0, -1),
@@ -118,6 +119,27 @@ def test_slices_that_differ_in_what_they_share_are_refused(tmp_path, tag, value,
     folder = write_series(tmp_path, np.zeros((20, 20, 6), np.int16), change=change, RescaleType="HU", Units="BQML")
     with pytest.raises(ImageReadError, match=message):
         read_header(folder)
+
+
+def test_a_frame_of_reference_for_each_slice_tells_nothing(tmp_path) -> None:
+    folder = write_series(tmp_path, change=lambda file, k: setattr(file, "FrameOfReferenceUID", f"1.2.9.{k}"))
+    np.testing.assert_array_equal(read_image(folder).array, volume())
+
+
+def test_directions_of_few_digits_are_brought_to_unit_length(tmp_path) -> None:
+    folder = write_series(tmp_path, ImageOrientationPatient=["0.7", "0.7", "0", "-0.7", "0.7", "0"], step=(0, 0, 2.5))
+    assert read_header(folder).geometry.spacing == pytest.approx((0.5, 0.7, 2.5))
+
+
+def test_a_table_of_values_that_is_not_applied_is_told(tmp_path) -> None:
+    folder = write_series(tmp_path, change=lambda file, _: setattr(file, "ModalityLUTSequence", nested(1).ReferencedImageSequence))
+    assert "a table of values (Modality LUT (0028,3000)) is not applied" in read_header(folder).notes
+
+
+@pytest.mark.parametrize(("thickness", "expected"), [("3", 3), ("0", 1), ("-2", 1), (None, 1)])
+def test_a_thickness_that_is_none_counts_as_one(tmp_path, thickness, expected) -> None:
+    folder = write_series(tmp_path, volume((5, 4, 1)), SliceThickness=thickness)
+    assert read_header(folder).geometry.spacing[2] == pytest.approx(expected)
 
 
 @pytest.mark.fault("A4", "DICOM slices that differ in what a volume shares", "refused, naming the tag, two of its values and their files")
@@ -267,6 +289,10 @@ def test_what_is_no_picture_is_left_out_with_its_kind(tmp_path, kind, named) -> 
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"orientation": (0, 1, 0, 0, 0, -1)}, "scout: lies in another plane than its series"),
+        (
+            {"ImageType": ["ORIGINAL", "PRIMARY", "MOSAIC"]},
+            "mosaic, many slices in one picture; convert it to NIfTI, for instance with dcm2niix",
+        ),
         ({"orientation": (0, 1, 0, 0, 0, -1), "series": "1.2.3.7"}, "scout: 1 slice beside longer series"),
         ({"kind": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None, "series": "1.2.3.7"}, "secondary capture"),
     ],
@@ -338,3 +364,8 @@ def test_one_slice_is_an_image_of_its_thickness(tmp_path, path) -> None:
 def test_what_is_no_gray_slice_is_refused_by_name(tmp_path, tags, message) -> None:
     with pytest.raises(ImageReadError, match=message):
         read_image(write_series(tmp_path, kind=CT, **tags))
+
+
+def test_slopes_that_change_within_a_ct_are_told(tmp_path) -> None:
+    folder = write_series(tmp_path, change=lambda file, k: setattr(file, "RescaleIntercept", "-1024" if k else "-1025"))
+    assert read_header(folder).notes == ("CT whose slices have different slopes or intercepts; each is scaled by its own",)

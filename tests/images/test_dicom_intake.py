@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -162,6 +163,17 @@ def test_a_damaged_file_costs_the_series_of_its_folder(tmp_path) -> None:
     assert all("not a DICOM file" in reason for _, reason in intake.failures)
 
 
+@pytest.mark.fault("B", "the last slice of a DICOM stack that names another series", "costs the stack, which would be shorter")
+@pytest.mark.parametrize("tag", ["SeriesInstanceUID", "StudyInstanceUID"])
+def test_a_slice_that_continues_a_stack_under_another_name_costs_the_stack(tmp_path, tag) -> None:
+    folder = write_series(tmp_path / "anna", change=lambda file, k: setattr(file, tag, "1.2.9") if k == 5 else None)
+    intake = find_dicom_cases(tmp_path)
+    assert intake.cases == ()
+    ((name, reason),) = intake.failures
+    assert name == "anna"
+    assert reason.startswith(f"{folder / '005.dcm'}: names another series, study or patient")
+
+
 def test_a_slice_that_is_cut_off_is_not_taken_for_a_report(tmp_path) -> None:
     folder = write_series(tmp_path)
     data = (folder / "005.dcm").read_bytes()
@@ -169,6 +181,27 @@ def test_a_slice_that_is_cut_off_is_not_taken_for_a_report(tmp_path) -> None:
     (case,) = find_dicom_cases(folder).cases
     with pytest.raises(InputError, match=r"005\.dcm: the DICOM file is cut off"):
         array_of(case)
+
+
+def test_folders_that_cannot_be_looked_into_are_failures(tmp_path, monkeypatch) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    intake = find_dicom_cases(tmp_path)
+    assert [case.name for case in intake.cases] == ["a"]
+    assert intake.failures == (("closed", f"{tmp_path / 'closed'}: cannot be looked into (Permission denied)"),)
+
+
+def test_a_folder_whose_name_is_no_unicode_does_not_name_its_case(tmp_path) -> None:
+    write_series(Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller")))
+    assert names(tmp_path) == ["p1_Study20240131_Series1"]
 
 
 def test_links_in_a_circle_end(tmp_path) -> None:
