@@ -268,6 +268,7 @@ def _planning_options(parser: argparse.ArgumentParser) -> None:
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument("--group-pattern", metavar="REGEX", help="cases with the same match (first group) stay in one fold")
     groups.add_argument("--groups", type=Path, metavar="FILE.csv", help="columns case,group: cases of a group stay in one fold")
+    groups.add_argument("--no-groups", action="store_true", help="cases whose names look like one patient's may be in different folds")
 
 
 def _configuration_option(parser: argparse.ArgumentParser, *, default: str, several: bool = True) -> None:

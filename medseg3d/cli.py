@@ -81,6 +81,7 @@ def _plan(options: argparse.Namespace) -> int:
                 label_names=options.labels,
                 group_pattern=options.group_pattern,
                 groups=options.groups,
+                no_groups=options.no_groups,
                 jobs=options.jobs,
                 max_ram_gb=options.max_ram,
                 with_candidates=options.explain,
@@ -108,9 +109,9 @@ def _is_for_domains(options: argparse.Namespace) -> bool:
         raise InputError("--fingerprint plans a single dataset without its images.")
     if options.work is None:
         raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
-    if any(getattr(options, name, None) for name in ("channels", "labels", "group_pattern", "groups")):
+    if any(getattr(options, name, None) for name in ("channels", "labels", "group_pattern", "groups", "no_groups")):
         raise InputError(
-            "--channels, --labels, --group-pattern and --groups belong to one dataset; write names of channels and labels, and folds, into "
+            "--channels, --labels, --group-pattern, --groups and --no-groups belong to one dataset; write names and folds into "
             "each dataset."
         )
     return True
@@ -250,6 +251,8 @@ def _preprocess(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from medseg3d.console import Console
+    from medseg3d.work_folder import work_folder
+    from medseg3d.workflows.choose_folds import tell_divided
     from medseg3d.workflows.train import train, validate
 
     if options.add_domain is not None or _is_for_domains(options):
@@ -258,6 +261,9 @@ def _train(options: argparse.Namespace) -> int:
         return _find_lr(options)
     evaluation: Evaluation | None
     with Console(options) as console:
+        splits = work_folder(options.dataset, options.work).splits
+        if splits.exists() and options.fold != "all":
+            tell_divided(splits, console.listen)
         if options.validate:
             evaluation = validate(
                 options.dataset,
@@ -460,6 +466,7 @@ def _run(options: argparse.Namespace) -> int:
             label_names=options.labels,
             group_pattern=options.group_pattern,
             groups=options.groups,
+            no_groups=options.no_groups,
             configurations=options.configuration,
             **_run_options(options),
             on=console.listen,

@@ -226,7 +226,8 @@ def _by_stem(stems: Collection[str]) -> Callable[[str], str]:
 def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] = ()) -> tuple[Split, ...]:
     """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``), without ``failed`` cases.
 
-    Raises :class:`DatasetError` with all findings: unknown names, cases in no fold, cases on both sides of a fold.
+    Cases in no fold are left out on purpose. Raises :class:`DatasetError` with all findings: unknown names, cases on both sides of a fold
+    or twice in a list.
     """
     document = read_json(path)
     folds = document.get("folds", document.get("splits", document.get("records"))) if isinstance(document, dict) else document
@@ -252,11 +253,12 @@ def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] =
         both = sorted(set(split.train) & set(split.validation))
         if both and set(split.train) != set(split.validation):  # one patient alone is trained and measured on itself
             findings.append(f"fold {k} has cases in both train and validation: {listed(both)}")
+        for side, listed_cases in (("train", split.train), ("val", split.validation)):
+            twice = sorted(name for name, number in Counter(listed_cases).items() if number > 1)
+            if twice:
+                findings.append(f"fold {k} lists cases twice in {side}: {listed(twice)}")
         if not split.train or not split.validation:
             findings.append(f"fold {k} has no {'training' if not split.train else 'validation'} case")
-    missing = sorted(known - {name for split in splits for name in (*split.train, *split.validation)})
-    if missing:
-        findings.append(f"in no fold: {listed(missing)}")
     if findings:
         raise DatasetError(f"{path}: the folds do not fit the dataset. Correct the file; without it, folds are made.", findings)
     return splits

@@ -23,6 +23,7 @@ from medseg3d.errors import CaseFailure, DatasetError, ImageReadError, LabelValu
 from medseg3d.execution import run_cases
 from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid, common_frame, grid_of, orientation_in
 from medseg3d.geometry import Orientation, code_of, orientation_of
+from medseg3d.grouping import Likeness
 from medseg3d.image_profile import SHARES
 from medseg3d.intensities import CHUNK, Histogram, IntensityStatistics, describe_values, merge_intensities, sampled_quantiles
 from medseg3d.label_rules import refuse_image
@@ -97,6 +98,8 @@ class CaseFingerprint:
     direction: tuple[Direction, Direction, Direction] | None = None
     axes: Orientation | None = None
     middle: tuple[float, float, float] | None = None
+    content: str = ""
+    """A digest of a sample of the image's voxels: the same for copies, whatever their labels; empty for an even image."""
 
     @property
     def grid(self) -> Grid | None:
@@ -366,6 +369,7 @@ def fingerprint_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseF
         channels=channels,
         labels=labels,
         middle=body_middle(raw.image[0]),
+        content=content_of(raw.image),
     )
 
 
@@ -386,6 +390,28 @@ def body_middle(image: np.ndarray) -> tuple[float, float, float]:
         first, last = np.searchsorted(share, 0.05), np.searchsorted(share, 0.95)
         middle.append(float((first + last) / 2 * step + 0.5) / length)
     return (middle[0], middle[1], middle[2])
+
+
+def content_of(image: np.ndarray) -> str:
+    """A digest of the shape and of a regular sample of the voxels (channel, S, A, R); empty where the sample is even."""
+    steps = [max(1, length // SAMPLES_PER_AXIS) for length in image.shape[1:]]
+    sample = np.ascontiguousarray(image[:, :: steps[0], :: steps[1], :: steps[2]])
+    if sample.min() == sample.max():
+        return ""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(sample.data)
+    return digest.hexdigest()
+
+
+def likeness_of(fingerprint: Fingerprint) -> Likeness:
+    """What tells copies and the images of one patient among the cases; see :mod:`medseg3d.grouping`."""
+    intensities = {}
+    for case in fingerprint.cases:
+        known = [channel.foreground for channel in case.channels if channel.foreground is not None]
+        if len(known) == len(case.channels):
+            numbers = [(f.median, f.percentile_00_5, f.percentile_99_5, f.mean, f.std) for f in known]
+            intensities[case.name] = tuple(float(value) for value in np.log(np.maximum(np.abs(np.ravel(numbers)), 1e-6)))
+    return Likeness(contents={case.name: case.content for case in fingerprint.cases}, intensities=intensities)
 
 
 def _describe_channel(whole: np.ndarray, cropped: np.ndarray, inside: np.ndarray | None) -> ChannelFingerprint:

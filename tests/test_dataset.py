@@ -233,11 +233,16 @@ def test_declared_folds_are_respected(tmp_path, file) -> None:
 
 
 def test_folds_that_do_not_fit_are_refused_with_all_findings(tmp_path) -> None:
-    (tmp_path / "s.json").write_text('[{"train": ["a", "x"], "val": ["a"]}, {"train": [], "val": ["b"]}]', encoding="utf-8")
+    (tmp_path / "s.json").write_text('[{"train": ["a", "x", "a"], "val": ["a"]}, {"train": [], "val": ["b"]}]', encoding="utf-8")
     with pytest.raises(DatasetError) as error:
         read_splits(tmp_path / "s.json", ["a", "b", "c"])
     assert len(error.value.findings) == 4
-    for part in ("fold 0 names cases that the dataset does not have: x", "both train and validation: a", "no training", "in no fold: c"):
+    for part in (
+        "fold 0 names cases that the dataset does not have: x",
+        "both train and validation: a",
+        "no training",
+        "twice in train: a",
+    ):
         assert part in str(error.value)
     (tmp_path / "s.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DatasetError, match="list of folds"):

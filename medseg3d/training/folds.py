@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from medseg3d.dataset import Split, read_splits
 from medseg3d.errors import DatasetError, InputError
+from medseg3d.grouping import divided_message, find_groups
 from medseg3d.parsing import read_table
 from medseg3d.records import read_record, write_record
 from medseg3d.wording import counted, listed
@@ -34,9 +36,16 @@ DEFAULT_SEED = 12345
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folds:
-    """The contents of ``splits.json``."""
+    """The contents of ``splits.json``.
+
+    ``grouping`` says how cases were kept together: by what their names and images tell (``found``), as the user said (``given``), not at
+    all because the user said so (``off``), or by the user's own folds (``declared``); it is empty in an older file. ``left_out`` are the
+    cases that the user's own folds leave out.
+    """
 
     folds: tuple[Split, ...]
+    grouping: Literal["", "found", "given", "off", "declared"] = ""
+    left_out: tuple[str, ...] = ()
 
 
 def make_splits(
@@ -75,12 +84,13 @@ def make_splits(
 
 
 def fit_splits(
-    splits: Sequence[Split], *, measured: Sequence[str], all_names: Sequence[str]
+    splits: Sequence[Split], *, measured: Sequence[str], all_names: Sequence[str], group_of: Mapping[str, str] | None = None
 ) -> tuple[tuple[Split, ...], tuple[str, ...]] | None:
     """Older folds for the cases that are there now, with warnings; None where they must be made anew.
 
     Cases that the dataset no longer has (``all_names``) are dropped; one that merely cannot be read keeps its place. A newly
-    ``measured`` case is validated in the fold with the fewest validation cases and trained in the others. Folds that train and
+    ``measured`` case is validated in the fold with the fewest validation cases and trained in the others; one of a patient
+    (``group_of``) whose other cases are there already, where these are validated. Folds that train and
     validate on the same cases, or that lose all cases of one side, are made anew. Raises :class:`DatasetError` where a fold
     trains on some of its validation cases.
     """
@@ -100,8 +110,10 @@ def fit_splits(
     validation = [[name for name in split.validation if name in known] for split in splits]
     if any(set(t) & set(v) for t, v in zip(train, validation, strict=True)):
         return None
+    validated = {name for names in validation for name in names} | set(new)
     for name in new:
-        home = min(range(len(splits)), key=lambda k: len(validation[k]))
+        siblings = {other for other in validated if group_of and name in group_of and group_of.get(other) == group_of[name]}
+        home = min(range(len(splits)), key=lambda k: (not siblings & set(validation[k]), len(validation[k])))
         for k in range(len(splits)):
             (validation if k == home else train)[k].append(name)
     if not all(train) or not all(validation):
@@ -162,6 +174,19 @@ def groups_from_csv(path: Path) -> dict[str, str]:
         if groups.setdefault(case, group) != group:
             raise InputError(f"{path}, line {number}: {case} has two groups, {groups[case]} and {group}.")
     return groups
+
+
+def divided_patients(folds: Folds, names: Sequence[str], *, group_of: Mapping[str, str] | None = None) -> str:
+    """A sentence where folds train and validate on images of what looks like one patient; empty where the user has said how they belong
+    together. ``group_of`` is found by the names alone where it is not given."""
+    if folds.grouping in ("given", "off"):
+        return ""
+    groups = find_groups(names).group_of if group_of is None else group_of
+    message = divided_message(groups, [(fold.train, fold.validation) for fold in folds.folds], source="splits.json")
+    return (
+        message
+        and f"{message} Delete the file to have folds made by patient; if they are none, medseg3d plan --no-groups says so for good."
+    )
 
 
 def write_splits(path: Path, splits: Sequence[Split]) -> Path:

@@ -9,7 +9,10 @@ from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, chec
 from medseg3d.dataset import Dataset, find_dataset, open_dataset
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
+from medseg3d.grouping import find_groups
 from medseg3d.repairs import repair_label
+from medseg3d.training.folds import Folds, divided_patients, read_folds
+from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ def doctor(
     for failure in (*dataset.failures, *dataset.test_failures):
         findings.append(Finding(case=failure.case, kind="files", severity="error", message=failure.reason))
     if not missing:
-        findings.extend(_splits_findings(root))
+        findings.extend(_splits_findings(root, dataset))
     total = len(dataset.training) + len(dataset.test)
     checked: dict[str, list[CheckedCase]] = {"training": [], "test": []}
     on(Event(stage="doctor", total=total))
@@ -56,16 +59,29 @@ def doctor(
     )
 
 
-def _splits_findings(root: Path) -> list[Finding]:
+def _splits_findings(root: Path, dataset: Dataset) -> list[Finding]:
+    """What is wrong with the user's own folds, and which patients lie on both sides of them or of those of the work folder."""
+    names = [case.name for case in dataset.training]
+    found = find_groups(names)
+    notes = (
+        [Finding(case=None, kind="groups", severity="warning" if found.is_doubtful else "note", message=found.note)] if found.note else []
+    )
     try:
-        open_dataset(root)
+        declared = open_dataset(root).declared_splits
+        work = WorkFolder(root / DEFAULT_NAME)
+        if work.splits.exists():
+            folds = read_folds(work.splits)
+        elif declared is not None:
+            folds = Folds(folds=declared, grouping="declared")
+        else:
+            return notes
     except DatasetError as error:
         messages = error.findings or (str(error),)
+        return [*notes, *(Finding(case=None, kind="splits", severity="error", message=message) for message in messages)]
     except InputError as error:
-        messages = (str(error),)
-    else:
-        return []
-    return [Finding(case=None, kind="splits", severity="error", message=message) for message in messages]
+        return [*notes, Finding(case=None, kind="splits", severity="error", message=str(error))]
+    divided = divided_patients(folds, names, group_of=found.group_of)
+    return [Finding(case=None, kind="groups", severity="warning", message=divided)] if divided else notes
 
 
 def _repaired(root: Path, dataset: Dataset, result: CheckedCase, part: str, repaired: list[str]) -> CheckedCase:

@@ -34,9 +34,10 @@ from medseg3d.planning import (
 from medseg3d.planning.candidates import Candidate, Speed, candidates
 from medseg3d.plausible import is_far_beyond, spacing_doubt
 from medseg3d.records import read_json, read_record, write_record
-from medseg3d.training.folds import Folds, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits, read_folds
+from medseg3d.training.folds import Folds
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
 
 logger = logging.getLogger(__name__)
 DEFAULT_PLANNER = "default"
@@ -69,6 +70,7 @@ def plan(
     label_names: Mapping[int, str] | None = None,
     group_pattern: str | None = None,
     groups: Path | None = None,
+    no_groups: bool = False,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
     max_stages: int | None = None,
@@ -108,7 +110,8 @@ def plan(
     write_record(folder.fingerprint, fingerprint, "fingerprint")
     summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
     made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names), images=profile_of(fingerprint))
-    folds, split_warnings = _folds(dataset, fingerprint, folder, group_pattern, groups)
+    asked = GroupChoice(pattern=group_pattern, table=groups, is_off=no_groups)
+    folds, split_warnings = choose_folds(dataset, fingerprint, folder.splits, asked)
     split_warnings = (*split_warnings, *_stale_models(folder, made))
     write_record(folder.plan, made, "plan")
     write_record(folder.planner, rules, "planner")
@@ -297,31 +300,3 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]
     if absent:
         warnings = (*warnings, f"No training case holds {', '.join(absent)}; the network cannot learn it.")
     return replace(labels, pairs=found.pairs), found, tuple(warnings)
-
-
-def _folds(
-    dataset: Dataset, fingerprint: Fingerprint, folder: WorkFolder, group_pattern: str | None, groups: Path | None
-) -> tuple[Folds, tuple[str, ...]]:
-    """The folds that are there already, those that came with the dataset, or new ones: in this order."""
-    names = tuple(case.name for case in fingerprint.cases)
-    renewed: tuple[str, ...] = ()
-    if folder.splits.exists() and group_pattern is None and groups is None:
-        kept = fit_splits(read_folds(folder.splits).folds, measured=names, all_names=[c.name for c in dataset.training])
-        if kept is not None:
-            splits, warnings = kept
-            if dataset.declared_splits not in (None, splits):
-                differs = f"{folder.splits} has other folds than the dataset's own file, and is used; delete it to take those."
-                warnings = (*warnings, differs)
-            return Folds(folds=splits), warnings
-        renewed = ("The cases changed so much that the folds were made anew; train all of them again with --restart.",)
-    if dataset.declared_splits is not None and group_pattern is None and groups is None:
-        return Folds(folds=dataset.declared_splits), renewed
-    group_of = {}
-    if group_pattern is not None:
-        group_of = groups_from_pattern(names, group_pattern)
-    elif groups is not None:
-        group_of = groups_from_csv(groups)
-        check_groups(group_of, names, str(groups))
-    present = {case.name: frozenset(case.labels) for case in fingerprint.cases}
-    made, warnings = make_splits(names, labels_present=present, group_of=group_of)
-    return Folds(folds=made), (*renewed, *warnings)

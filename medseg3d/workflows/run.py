@@ -24,6 +24,7 @@ from medseg3d.training.folds import read_folds
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import Folds as FoldChoice
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
+from medseg3d.workflows.choose_folds import tell_divided
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.predict import predict
@@ -61,6 +62,7 @@ def run(
     label_names: Mapping[int, str] | None = None,
     group_pattern: str | None = None,
     groups: Path | str | None = None,
+    no_groups: bool = False,
     configurations: str | Sequence[str] | None = None,
     folds: FoldChoice = None,
     epochs: int | None = None,
@@ -96,6 +98,7 @@ def run(
             label_names=label_names,
             group_pattern=group_pattern,
             groups=groups,
+            no_groups=no_groups,
             jobs=jobs,
             max_ram_gb=max_ram_gb,
             on=on,
@@ -140,6 +143,8 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
     """
     if not folder.root.is_dir():
         raise InputError(f"{folder.root}: there is no work folder here, so nothing to report. Run medseg3d run or plan first.")
+    if not warnings and folder.splits.exists():
+        warnings = [message for message in (tell_divided(folder.splits),) if message]
     return write_report_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 

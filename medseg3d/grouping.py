@@ -1,0 +1,277 @@
+"""Which cases belong to one patient: names in, with what is known of the images, groups out that no fold may divide.
+
+A name is a patient and what varies within one: a side, a time point, a phase, a visit, a sequence. Which words vary is known or shows over
+all names. Where nothing tells patients from cases (``case_001`` to ``case_200``), there are no groups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg3d.wording import counted, listed
+
+MIN_GROUPS = 5
+"""As many as there are folds; fewer would leave folds out."""
+LARGEST_SHARE = 0.3
+"""Of the cases in one group: a larger one would make the folds unequal, and is a site or a scanner rather than a patient."""
+MOST_VARIANTS = 10
+"""Different words at the end of names that may tell the images of a patient apart, where nothing says what they mean."""
+
+SIDES = "l|r|left|right|lh|rh|lt|rt|os|od|links|rechts"
+PHASES = (
+    "ed|es|ved|ves|dia|sys|diast|syst|diastole|systole|diastolic|systolic|pre|post|native|nc|ncct|art|arterial|ven|venous|pv|pvp|portal|"
+    "delay|delayed|early|late|insp|exp|inspiration|expiration|inspiratory|expiratory|inhale|exhale|in|out|inphase|outphase|opposed|rest|"
+    "stress|base|baseline|bl|follow|followup|fu|initial|final|before|after|preop|postop|intraop|prior|current"
+)
+SEQUENCES = (
+    "t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star"
+)
+VISITS = (
+    "v|visit|ses|session|t|tp|time|timepoint|point|scan|run|acq|rep|repeat|repetition|day|d|week|wk|w|month|mo|m|year|yr|y|fu|followup|up|"
+    "frame|fr|phase|ph|echo|series|ser|study|exam|st|part|slab|stack|view"
+)
+DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
+_KNOWN = re.compile(rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|{DATE}")
+_COUNTED = re.compile(VISITS)
+_GLUED = re.compile(r"(.*\d)(l|r|left|right|ed|es|pre|post|[a-e])")
+_PATIENT = re.compile("patient|pat|pt|p|subject|subj|sub|s|person|volunteer|participant|mouse|rat|animal")
+_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)(?=_|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouping:
+    """``group_of`` names the patient of each case; it is empty where there is nothing to group. ``note`` says in a sentence what was found;
+    it is a warning where ``is_doubtful``: there seem to be patients, but they cannot be kept together by default."""
+
+    group_of: Mapping[str, str]
+    note: str = ""
+    is_doubtful: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """What tells images that are one another's copies, or of one patient: by case, a digest of the voxels and numbers that describe the
+    intensities (their logarithms, so that a difference is a ratio). Either may be empty."""
+
+    contents: Mapping[str, str]
+    intensities: Mapping[str, tuple[float, ...]]
+
+
+NOTHING_KNOWN = Likeness(contents={}, intensities={})
+
+
+def find_groups(names: Sequence[str], likeness: Likeness = NOTHING_KNOWN) -> Grouping:
+    """The patients of the cases, by their names, by the order of their numbers, and by images that are the same.
+
+    >>> find_groups([f"p{n}_{phase}" for n in range(5) for phase in ("ED", "ES")]).group_of["p3_ES"]
+    'p3'
+    """
+    names = sorted(set(names))
+    by_name, why = _by_name(names), "by their names"
+    if not by_name:
+        by_name, why = _by_order(names, likeness.intensities), "by their order, as every other case is like the one before it"
+    copies = {name: likeness.contents[name] for name in names if likeness.contents.get(name)}
+    group_of = _joined(names, by_name, copies)
+    if not by_name and group_of:
+        why = "as images are the same"
+    multiple = _multiple(group_of)
+    if not multiple:
+        return Grouping(group_of={})
+    patients = len(set(group_of.values()))
+    example = next(iter(multiple.values()))
+    looks = f"{counted(len(names), 'case')} look like {counted(patients, 'patient')} {why} ({listed(example, most=3)})"
+    if not _is_usable(group_of):
+        reason = "they are not kept together, as that would leave fewer than five folds or very unequal ones"
+        return Grouping(group_of={}, note=f"{looks}; {reason}. If they are patients, give --groups or --group-pattern.", is_doubtful=True)
+    return Grouping(group_of=group_of, note=f"{looks}; each patient stays in one fold. --no-groups undoes it.")
+
+
+def divided(group_of: Mapping[str, str], folds: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, tuple[int, str, str]]:
+    """Groups on both sides of a fold (training, validation): the first such fold, with a case of either side."""
+    found: dict[str, tuple[int, str, str]] = {}
+    for number, (training, validation) in enumerate(folds):
+        trained = {group_of[name]: name for name in training if name in group_of}
+        for name in validation:
+            group = group_of.get(name)
+            if group in trained and name != trained[group] and set(training) != set(validation):
+                found.setdefault(group, (number, trained[group], name))
+    return found
+
+
+def divided_message(group_of: Mapping[str, str], folds: Iterable[tuple[Sequence[str], Sequence[str]]], *, source: str) -> str:
+    """One sentence where folds have images of a patient on both sides; empty where they have none."""
+    found = divided(group_of, folds)
+    if not found:
+        return ""
+    number, trained, validated = next(iter(found.values()))
+    patients = len(set(group_of.values()))
+    return (
+        f"{source}: {len(found)} of what look like {counted(patients, 'patient')} are on both sides of a fold (fold {number} trains on "
+        f"{trained} and validates on {validated}), so the validation is too good."
+    )
+
+
+# --- by name
+
+
+def _by_name(names: Sequence[str]) -> dict[str, str]:
+    """The patient in each name; empty where the names tell none."""
+    subjects = {name: match[1] for name in names if (match := _SUBJECT.search(name))}
+    if len(subjects) == len(names):
+        return subjects if _multiple(subjects) else {}
+    words = {name: _words(name) for name in names}
+    for keys in (_without_known(words), _without_last(words)):
+        if keys:
+            return {name: "_".join(key) for name, key in keys.items()}
+    return {}
+
+
+Words = tuple[str, ...]
+
+
+def _words(name: str) -> Words:
+    """The words of a name in lower case; a date is one word, and so is a letter that is glued to a number (``12L``).
+
+    >>> _words("acdc_002_ED"), _words("p01L"), _words("002_S_0413_2006-05-02")
+    (('acdc', '002', 'ed'), ('p01', 'l'), ('002', 's', '0413', '20060502'))
+    """
+    text = re.sub(rf"(?<!\d){DATE}(?!\d)", lambda match: re.sub(r"\D", "", match[0]), name.lower())
+    found: list[str] = []
+    for word in re.split(r"[\s_\-.]+", text):
+        glued = _GLUED.fullmatch(word)
+        found += [part for part in (glued.groups() if glued else (word,)) if part]
+    return tuple(found)
+
+
+def _without_known(words: Mapping[str, Words]) -> dict[str, Words]:
+    """The words without those that are known to vary within a patient, a place after the other while patients are left.
+
+    The place with the fewest different words goes first: in ``m01_t1`` the mouse is the patient, not the month.
+    """
+    keys = dict(words)
+    places = [place for place in range(max(map(len, words.values()))) if _is_known_to_vary(words, place)]
+    removed: set[int] = set()
+    for place in sorted(places, key=lambda p: len({own[p] for own in words.values() if len(own) > p})):
+        trial = {name: tuple(w for p, w in enumerate(own) if p not in removed | {place}) for name, own in words.items()}
+        if all(trial.values()) and _says_patients(trial):
+            keys, removed = trial, removed | {place}
+    return keys if removed else {}
+
+
+MOST_OTHER_WORDS = 0.1
+"""Share of the names that may have another word at a place that varies: one that nobody foresaw, or none."""
+
+
+def _is_known_to_vary(words: Mapping[str, Words], place: int) -> bool:
+    there = [own for own in words.values() if len(own) > place]
+    known = sum(_is_variant(own, place) for own in there)
+    return bool(there) and len(there) - known <= MOST_OTHER_WORDS * len(there)
+
+
+def _is_variant(own: Words, place: int) -> bool:
+    """A known word, or a number after a word that counts: visit 2."""
+    if _KNOWN.fullmatch(own[place]):
+        return True
+    return place > 0 and own[place].isdigit() and len(own[place]) < 4 and _COUNTED.fullmatch(own[place - 1]) is not None
+
+
+def _says_patients(keys: Mapping[str, Words]) -> bool:
+    """Some patients have several images, and there is more than one patient for them."""
+    sizes = Counter(keys.values())
+    return 1 < len(sizes) < len(keys)
+
+
+LEAST_SHARED, LEAST_SHARED_NUMBERS = 0.5, 0.1
+"""Share of the cases that must have a sibling where names end in words that nobody knows; in small numbers, as most have one scan."""
+LARGEST_NUMBER = 20
+
+
+def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
+    """The words without the last, where a few words end the names of many patients: a number up to 20, or a short word.
+
+    Many means twice as many as there are such words, as ``1_1`` to ``10_10`` may number anything; not where the names begin with patient.
+    """
+    ends = {own[-1] for own in words.values()}
+    if not 2 <= len(ends) <= MOST_VARIANTS or min(map(len, words.values())) < 2:
+        return {}
+    keys = {name: own[:-1] for name, own in words.items()}
+    sizes = Counter(keys.values())
+    shared = sum(size for size in sizes.values() if size > 1) / len(keys)
+    before = {re.sub(r"\d+$", "", end) for end in ends}
+    numbers = [int(match[0]) for end in ends if (match := re.search(r"\d{1,9}$", end))]
+    if len(before) == 1 and len(numbers) == len(ends):
+        is_small = max(numbers) <= LARGEST_NUMBER and min(numbers) <= 1
+        is_meant = is_small and shared >= LEAST_SHARED_NUMBERS and any(char.isdigit() for key in sizes for word in key for char in word)
+    else:
+        is_meant = max(map(len, ends)) <= 4 and shared >= LEAST_SHARED
+    is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})
+    return keys if is_meant and len(sizes) >= max(MIN_GROUPS, 0 if is_named else 2 * len(ends)) else {}
+
+
+# --- by order and by content
+
+
+LEAST_AGREEMENT, LEAST_RATIO, LEAST_SIGMAS = 0.75, 2.0, 4.5
+"""How often a case must be more like its twin than its next neighbor, by what factor at the median, and how many standard deviations above
+chance: Hippocampus, which holds the two sides of each subject one after the other, has 0.88, 3.5 and 6.6."""
+
+
+def _by_order(names: Sequence[str], intensities: Mapping[str, tuple[float, ...]]) -> dict[str, str]:
+    """Pairs 1 and 2, 3 and 4, … (or 2 and 3, …) of numbered cases, where all over the dataset these are more alike than 2 and 3, …"""
+    numbered = {int(match[2]): name for name in names if (match := re.fullmatch(r"(.*?)(\d+)", name))}
+    stems = {re.sub(r"\d+$", "", name) for name in names}
+    if len(stems) != 1 or len(numbered) != len(names) or any(name not in intensities for name in names):
+        return {}
+    steps = {n: _distance(intensities[numbered[n]], intensities[numbered[n + 1]]) for n in numbered if n + 1 in numbered}
+    for parity in (1, 0):
+        within = np.array([step for n, step in steps.items() if n % 2 == parity])
+        between = np.array([step for n, step in steps.items() if n % 2 != parity])
+        if not (len(within) and len(between)):
+            continue
+        agreement = float((within[:, None] < between[None]).mean())
+        by_chance = ((len(within) + len(between) + 1) / (12 * len(within) * len(between))) ** 0.5  # of Mann and Whitney's statistic
+        is_sure = agreement >= max(LEAST_AGREEMENT, 0.5 + LEAST_SIGMAS * by_chance)
+        if is_sure and np.median(between) >= LEAST_RATIO * np.median(within):
+            return {name: f"pair {(n + parity) // 2}" for n, name in numbered.items()}
+    return {}
+
+
+def _distance(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return float(np.abs(np.subtract(one, other)).mean())
+
+
+def _joined(names: Sequence[str], by_name: Mapping[str, str], copies: Mapping[str, str]) -> dict[str, str]:
+    """Groups by name, joined where they share an image; cases without a group by name are one each. Empty where nothing joins."""
+    group_of = {name: by_name.get(name, name) for name in names}
+    owner: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while group in renamed:
+            group = renamed[group]
+        return group
+
+    for name, content in copies.items():
+        first, own = root(owner.setdefault(content, group_of[name])), root(group_of[name])
+        if first != own:
+            renamed[own] = first
+    joined = {name: root(group) for name, group in group_of.items()}
+    return joined if len(set(joined.values())) < len(names) else {}
+
+
+def _multiple(group_of: Mapping[str, str]) -> dict[str, list[str]]:
+    """The groups with several cases, in the order of their names."""
+    members: dict[str, list[str]] = {}
+    for name in sorted(group_of):
+        members.setdefault(group_of[name], []).append(name)
+    return {group: own for group, own in members.items() if len(own) > 1}
+
+
+def _is_usable(group_of: Mapping[str, str]) -> bool:
+    sizes = Counter(group_of.values())
+    return len(sizes) >= MIN_GROUPS and max(sizes.values()) <= max(2, LARGEST_SHARE * len(group_of))

@@ -1,0 +1,113 @@
+"""Which folds a dataset gets: those that are there already, the user's own, or new ones that keep the cases of a patient together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medseg3d.dataset import Dataset
+from medseg3d.events import Event, Listener, silent
+from medseg3d.fingerprint import Fingerprint, likeness_of
+from medseg3d.grouping import Grouping, find_groups
+from medseg3d.training.folds import (
+    Folds,
+    check_groups,
+    divided_patients,
+    fit_splits,
+    groups_from_csv,
+    groups_from_pattern,
+    make_splits,
+    read_folds,
+)
+from medseg3d.wording import counted, listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChoice:
+    """What the user says of groups: a regular expression on the names, a table, or that there are none. At most one of them."""
+
+    pattern: str | None = None
+    table: Path | None = None
+    is_off: bool = False
+
+    @property
+    def is_made(self) -> bool:
+        """The user says something, so that folds are made anew."""
+        return self.pattern is not None or self.table is not None or self.is_off
+
+
+def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Folds, tuple[str, ...]]:
+    """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings."""
+    names = tuple(case.name for case in fingerprint.cases)
+    found = Grouping(group_of={}) if choice.is_made else find_groups(names, likeness_of(fingerprint))
+    renewed: tuple[str, ...] = ()
+    if splits.exists() and not choice.is_made:
+        before = read_folds(splits)
+        if before.folds == dataset.declared_splits:
+            return _declared(dataset, found)
+        kept = _kept(before, dataset, names, found)
+        if kept is not None:
+            if dataset.declared_splits is not None:
+                differs = f"{splits} has other folds than the dataset's own file, and is used; delete it to take those."
+                kept = (kept[0], (*kept[1], differs))
+            return kept
+        renewed = ("The cases changed so much that the folds were made anew; train all of them again with --restart.",)
+    if dataset.declared_splits is not None and not choice.is_made:
+        folds, warnings = _declared(dataset, found)
+        return folds, (*renewed, *warnings)
+    grouping, group_of = _groups(names, choice, found)
+    present = {case.name: frozenset(case.labels) for case in fingerprint.cases}
+    made, warnings = make_splits(names, labels_present=present, group_of=group_of)
+    return Folds(folds=made, grouping=grouping), (*renewed, *filter(None, [found.note]), *warnings)
+
+
+def _groups(names: tuple[str, ...], choice: GroupChoice, found: Grouping) -> tuple[Literal["found", "given", "off"], Mapping[str, str]]:
+    if choice.pattern is not None:
+        return "given", groups_from_pattern(names, choice.pattern)
+    if choice.table is not None:
+        group_of = groups_from_csv(choice.table)
+        check_groups(group_of, names, str(choice.table))
+        return "given", group_of
+    return ("off" if choice.is_off else "found"), found.group_of
+
+
+def _kept(before: Folds, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Folds, tuple[str, ...]] | None:
+    """The folds of an earlier plan for the cases of now; None where they must be made anew."""
+    fitted = fit_splits(
+        before.folds,
+        measured=[name for name in names if name not in before.left_out],
+        all_names=[case.name for case in dataset.training],
+        group_of=found.group_of if before.grouping in ("", "found") else None,
+    )
+    if fitted is None:
+        return None
+    splits, warnings = fitted
+    folds = Folds(folds=splits, grouping=before.grouping, left_out=before.left_out)
+    divided = divided_patients(folds, names, group_of=found.group_of)
+    return folds, (*warnings, *filter(None, [divided]))
+
+
+def _declared(dataset: Dataset, found: Grouping) -> tuple[Folds, tuple[str, ...]]:
+    """The user's own folds, with what there is to say of them."""
+    splits = dataset.declared_splits or ()
+    placed = {name for split in splits for name in (*split.train, *split.validation)}
+    left_out = tuple(case.name for case in dataset.training if case.name not in placed)
+    folds = Folds(folds=splits, grouping="declared", left_out=left_out)
+    warnings = []
+    if left_out:
+        where = "in no fold of the dataset's own file, neither trained nor measured"
+        warnings.append(f"{counted(len(left_out), 'case')} {where}: {listed(left_out, most=5)}.")
+    divided = divided_patients(folds, [case.name for case in dataset.training], group_of=found.group_of)
+    return folds, (*warnings, *filter(None, [divided]))
+
+
+def tell_divided(splits: Path, on: Listener = silent) -> str:
+    """Say that folds in use train and validate on images of one patient, by the names of the cases; returns the sentence, empty if none."""
+    folds = read_folds(splits)
+    names = sorted({name for fold in folds.folds for name in (*fold.train, *fold.validation)})
+    message = divided_patients(folds, names)
+    if message:
+        on(Event(stage="train", message=message))
+    return message
