@@ -1,12 +1,14 @@
 """JPEG's kinds in a process of its own, as GDCM crashes on damaged pictures: DICOM files go in by its standard input, pixels come out.
 
-``python -m medseg3d.images.decoder FOLDER`` reads a length (8 bytes) and a file of that many bytes, and answers with a length and a
-message of what is wrong, or with 0, a length, and that many bytes: the type of the values and the values. It ends with its input.
+``python -m medseg3d.images.decoder FOLDER`` reads a length (8 bytes) and a file of that many bytes, and answers with a length and a message
+of what is wrong, or with 0, a length, and that many bytes: the type of the values and the values. It ends with its input. ``FOLDER`` is for
+the file, as GDCM reads no others; whoever of both processes ends last removes it, so that no image is left behind.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -100,10 +102,13 @@ def main(folder: Path) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code prints
     _limit_memory()
     path = folder / "slice.dcm"
-    while header := sys.stdin.buffer.read(_LENGTH.size):
-        path.write_bytes(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
-        answers.write(_answer(path))
-        answers.flush()
+    try:
+        while header := sys.stdin.buffer.read(_LENGTH.size):
+            path.write_bytes(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
+            answers.write(_answer(path))
+            answers.flush()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

@@ -80,6 +80,13 @@ class JobAnswer:
     labels: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request was not served, in a sentence."""
+
+    detail: str
+
+
 def describe_model(model: Model) -> ModelAnswer:
     """What a model says of itself."""
     names, values = model.plan.labels.names, model.plan.labels.values

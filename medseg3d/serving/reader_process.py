@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from math import prod
@@ -55,7 +56,6 @@ def _load_readers() -> None:
     """Before the first file comes."""
     import isal.igzip  # noqa: F401
     import nibabel  # noqa: F401
-    import SimpleITK  # noqa: F401
 
 
 def _answer(request: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def _answer(request: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 def _case(request: dict[str, Any], plan: Plan) -> Any:
     files = [Path(file) for file in request["files"]]
+    tempfile.tempdir = str(files[0].parent)  # what is left over goes with the job
     found = uploaded_case(
         files,
         num_channels=len(plan.channels),
@@ -93,8 +94,9 @@ def _case(request: dict[str, Any], plan: Plan) -> Any:
 def _read(request: dict[str, Any], plan: Plan) -> Any:
     case = from_plain(request["case"], Case, "the server's request")
     _check_memory(case, request["free_bytes"])
-    raw = read_to_predict(case, plan)
     target = Path(request["array"])
+    tempfile.tempdir = str(target.parent)  # what is left over goes with the job
+    raw = read_to_predict(case, plan)
     with storage_errors(target), target.open("xb") as file:
         np.save(file, raw.image, allow_pickle=False)
     return {name: to_plain(getattr(raw, name)) for name in RawCase.__dataclass_fields__ if name not in ARRAYS}

@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.routing import Match, Route
 
 from medseg3d.errors import InputError, MedsegError
 from medseg3d.model import Model
 from medseg3d.records import to_plain
-from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, describe_health, describe_job, describe_model
+from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, Refusal, describe_health, describe_job, describe_model
 from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of
 from medseg3d.serving.page import render_page
 from medseg3d.serving.reader import Reader, ReaderDefectError
@@ -39,6 +41,7 @@ UPLOAD_FORM: dict[str, Any] = {
                     "properties": {
                         "file": {
                             "type": "array",
+                            "minItems": 1,
                             "items": {"type": "string", "contentMediaType": "application/octet-stream"},
                             "description": "One image (.nii.gz, .nii, .nrrd, .mha), one per channel, or one zip with a DICOM series.",
                         },
@@ -50,6 +53,15 @@ UPLOAD_FORM: dict[str, Any] = {
     }
 }
 """For the description of the interface: the form is read as it streams, not by FastAPI."""
+Described = dict[int | str, dict[str, Any]]
+"""Answers by their status, for the description of the interface."""
+
+
+def refusals(*statuses: int) -> Described:
+    """The statuses of an endpoint that come with a reason; 401, 403 and 500 may come from all."""
+    return {status: {"model": Refusal} for status in (401, 403, *statuses, 500)}
+
+
 LABEL_MAP: dict[str, Any] = {"content": {"application/gzip": {}}, "description": "The label map, on the grid of the image."}
 
 
@@ -63,17 +75,19 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
         page = render_page(described, describe_health(described, device, jobs), settings)
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-store"})
 
-    @router.get("/health")
+    @router.get("/health", responses=refusals())
     async def health() -> HealthAnswer:
         """Whether the server works, and how busy it is; needs no token."""
         return describe_health(described, device, jobs)
 
-    @router.get("/model")
+    @router.get("/model", responses=refusals())
     async def about_model() -> ModelAnswer:
         """What the model segments, and from what."""
         return described
 
-    @router.post("/predict", response_model=None, responses={200: LABEL_MAP, 202: {"model": JobAnswer}}, openapi_extra=UPLOAD_FORM)
+    answers: Described = {200: LABEL_MAP, 202: {"model": JobAnswer}, **refusals(400, 408, 410, 413, 415, 422, 503, 507)}
+
+    @router.post("/predict", response_model=None, responses=answers, openapi_extra=UPLOAD_FORM)
     async def predict(request: Request, wait: bool | None = None) -> Response:
         """Predict an image: the label map with `wait=true`, the job with `wait=false`."""
         async with _new_job(jobs, request.client.host if request.client else "") as job:
@@ -88,18 +102,20 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
         await _ended(job, jobs, request)
         return _label_map(job, jobs)
 
-    @router.get("/jobs/{name}")
+    @router.get("/jobs/{name}", responses=refusals(404, 422))
     def job_state(name: str, response: Response) -> JobAnswer:
         """How a job does."""
         response.headers["Cache-Control"] = "no-store"
         return describe_job(_known(jobs, name), jobs)
 
-    @router.get("/jobs/{name}/labels", response_class=FileResponse, responses={200: LABEL_MAP})
+    ended: Described = {200: LABEL_MAP, **refusals(404, 409, 410, 422, 503, 507)}
+
+    @router.get("/jobs/{name}/labels", response_class=FileResponse, responses=ended)
     def job_labels(name: str) -> FileResponse:
         """The label map of a job that is done; 409 before, and what went wrong otherwise."""
         return _label_map(_known(jobs, name), jobs)
 
-    @router.delete("/jobs/{name}", status_code=204)
+    @router.delete("/jobs/{name}", status_code=204, responses=refusals(404, 422))
     def delete_job(name: str) -> None:
         """Forget a job and its files; a prediction that runs is thrown away when it ends."""
         jobs.delete(_known(jobs, name))
@@ -121,6 +137,17 @@ def add_refusals(app: FastAPI) -> None:
         jobs: Jobs = request.app.state.jobs
         headers = {"Retry-After": str(jobs.retry_after), "Connection": "close"}
         return JSONResponse({"detail": "The server is stopping. Send it again later."}, 503, headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def odd(request: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()[:5])
+        return JSONResponse({"detail": f"{wrong}."}, 422)
+
+    @app.exception_handler(405)
+    async def other_method(request: Request, error: Exception) -> JSONResponse:
+        matching = [route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
+        allowed = sorted({method for route in matching for method in route.methods or ()})
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, headers={"Allow": ", ".join(allowed)})
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JSONResponse:  # the web server logs it
