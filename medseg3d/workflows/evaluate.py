@@ -30,15 +30,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate two folders (or two files) and write ``output`` with a ``.csv`` beside it.
 
-    Without ``output`` nothing is written for single files; for folders it is ``metrics.json`` in the folder of predictions. Where
-    ``output`` is a folder, it is ``metrics.json`` in there. Nothing is written where no case could be measured.
+    Without ``output`` nothing is written for single files; for folders it is ``metrics.json`` in the folder of predictions. An
+    ``output`` that does not end with .json or .csv is a folder, made where it is not there yet, and it is ``metrics.json`` in there.
+    Nothing is written where no case could be measured.
     Cases that failed are in the result's ``failures``, those without a prediction in ``missing_predictions``: neither enters
     a mean.
     """
     if output is None and predictions.is_dir():
         output = predictions
     if output is not None:
-        output = output / "metrics.json" if output.is_dir() else output
+        output = output if output.suffix.lower() in (".json", ".csv") and not output.is_dir() else output / "metrics.json"
         match_files(predictions, references)  # raises for folders that do not belong together, before a folder is made
         check_writable(output.parent)
     evaluation = evaluate_folders(

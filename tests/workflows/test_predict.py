@@ -351,3 +351,12 @@ def test_an_older_validation_without_a_record_was_mirrored(copy: Path) -> None:
     (folder / MIRRORING).unlink()
     validate(copy, tta="off", keep_finished=True)
     assert read_record(folder / MIRRORING, FoldMirroring, "mirroring") == FoldMirroring(is_used=False, has_other=False)
+
+
+@pytest.mark.fault(
+    "D", "`predict -o` names a folder that is not there yet, also several deep, for one image or many", "made, with the label maps in it"
+)
+@pytest.mark.parametrize("output", ["new", "a/b/c", "dots.v2.1", "ends.d"])
+def test_the_output_folder_need_not_be_there(trained: Path, images: Path, tmp_path: Path, output: str) -> None:
+    result = predict(images / "scan_0.nii.gz", tmp_path / output, dataset=trained, device="cpu")
+    assert result.written == (tmp_path / output / "scan_0.nii.gz",)
