@@ -182,6 +182,9 @@ def _pixel_notes(slices: Sequence[DicomFile]) -> list[str]:
     scales = {_scale_of(file) for file in slices}
     if slices[0].text("Modality") == "CT" and len(scales) > 1:
         notes.append("CT whose slices have different slopes or intercepts; each is scaled by its own")
+    claimed = slices[0].integer("NumberOfSlices", 0)
+    if claimed > len(slices):
+        notes.append(f"{len(slices)} slices, and each says that there are {claimed}; the others are missing at an end")
     return notes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,16 +168,18 @@ def describe_left_out(left_out: Sequence[tuple[Path, str]], root: Path) -> tuple
 
 def _without_copies(files: Sequence[DicomFile]) -> tuple[list[DicomFile], tuple[str, ...]]:
     """The first of files that name one slice (SOPInstanceUID) at one place with the same pixel data."""
-    by_slice: dict[tuple[object, ...], list[DicomFile]] = {}
-    kept, copies = [], []
-    for file in files:
-        uid = file.text("SOPInstanceUID")
-        twins = by_slice.setdefault((uid, file.text("ImagePositionPatient")), []) if uid and file.pixels and not file.damage else []
-        if twins and any(pixel_bytes(file) == pixel_bytes(twin) for twin in twins):
-            copies.append(file)
+    names = [(file.text("SOPInstanceUID"), file.text("ImagePositionPatient")) for file in files]
+    counts = Counter(names)
+    seen: set[tuple[str, str, bytes]] = set()
+    kept: list[DicomFile] = []
+    copies: list[DicomFile] = []
+    for file, (uid, place) in zip(files, names, strict=True):
+        if not uid or counts[uid, place] == 1 or file.pixels is None or file.damage:
+            kept.append(file)
             continue
-        twins.append(file)
-        kept.append(file)
+        content = (uid, place, hashlib.blake2b(pixel_bytes(file)).digest())
+        (copies if content in seen else kept).append(file)
+        seen.add(content)
     if not copies:
         return kept, ()
     return kept, (f"{len(copies)} copies of slices were dropped ({copies[0].path.name}{', …' if len(copies) > 1 else ''})",)

@@ -45,6 +45,7 @@ TAGS: dict[int, str] = {
     0x0028_1053: "RescaleSlope",
     0x0028_1054: "RescaleType",
     0x0028_3000: "ModalityLUTSequence",
+    0x0054_0081: "NumberOfSlices",
     0x0054_1001: "Units",
 }
 """All that is read of a header."""
@@ -56,7 +57,9 @@ PRESENT = "present"
 """In the place of a value that is not read, as that of a sequence."""
 
 _BINARY = {
-    **dict.fromkeys(("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"), "H"),
+    **dict.fromkeys(
+        ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfSlices"), "H"
+    ),
     "DiffusionBValue": "d",
 }
 _CHARACTER_SETS = {

@@ -369,3 +369,15 @@ def test_what_is_no_gray_slice_is_refused_by_name(tmp_path, tags, message) -> No
 def test_slopes_that_change_within_a_ct_are_told(tmp_path) -> None:
     folder = write_series(tmp_path, change=lambda file, k: setattr(file, "RescaleIntercept", "-1024" if k else "-1025"))
     assert read_header(folder).notes == ("CT whose slices have different slopes or intercepts; each is scaled by its own",)
+
+
+@pytest.mark.fault("B", "slices missing at the end of a PET series", "a warning says how many there should be")
+def test_slices_that_are_missing_at_an_end_are_told_where_the_headers_count_them(tmp_path) -> None:
+    folder = write_series(tmp_path, kind=PET, NumberOfSlices=8)
+    assert read_header(folder).notes == ("6 slices, and each says that there are 8; the others are missing at an end",)
+
+
+def test_many_files_that_call_themselves_one_slice_are_not_compared_in_pairs(tmp_path) -> None:
+    write_series(tmp_path, np.arange(60, dtype=np.int16).reshape(1, 1, 60), SOPInstanceUID="1.2.3.4", step=(0, 0, 0))
+    with pytest.raises(ImageReadError, match="60 slices lie at the same positions"):
+        read_header(tmp_path)
