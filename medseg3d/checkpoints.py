@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import replacing
 from medseg3d.networks.build import build_network
 from medseg3d.parsing import parse_json
-from medseg3d.plan import Plan
+from medseg3d.plan import NetworkPlan, Plan
 from medseg3d.records import from_plain, to_plain
 from medseg3d.weights_header import DIGEST_KEY, METADATA_KEY
 
@@ -87,9 +88,9 @@ def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, Mod
             f"{path}: holds a universal network for {', '.join(card.plans)}. Name the work folder with --domain, or the weights of one "
             "of its datasets (WORK/domains/NAME/models)."
         )
-    network = build_network(card.plan.configuration(card.configuration).network)
+    planned = card.plan.configuration(card.configuration).network
     tensors, _ = load_tensors(path)
-    load_into(network, tensors, path)
+    network = filled_network(planned, tensors, path)
     return network.to(device).eval(), card
 
 
@@ -99,8 +100,22 @@ def read_card(path: Path) -> ModelCard:
     return from_plain(metadata.get("card"), ModelCard, str(path))
 
 
+def filled_network(plan: NetworkPlan, tensors: Mapping[str, torch.Tensor], path: Path) -> torch.nn.Module:
+    """The network of a plan with the tensors of a file; raises as :func:`load_into`, before any memory is taken for it."""
+    with torch.device("meta"):
+        _check_fit(build_network(plan), tensors, path)
+    network = build_network(plan)
+    network.load_state_dict(dict(tensors))
+    return network
+
+
 def load_into(network: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Fill a network; raises :class:`PlanMismatchError` naming the first tensors that do not fit."""
+    _check_fit(network, tensors, path)
+    network.load_state_dict(tensors)
+
+
+def _check_fit(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     own = network.state_dict()
     wrong = [f"{name} {tuple(own[name].shape)}" for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     extra = [name for name in tensors if name not in own]
@@ -109,7 +124,6 @@ def load_into(network: torch.nn.Module, tensors: dict[str, torch.Tensor], path: 
             f"{path}: the weights do not fit the network of the plan ({len(wrong)} missing or of another shape, {len(extra)} "
             f"unknown; first: {(wrong + extra)[0]}). They belong to another plan: train again, or use the plan they came with."
         )
-    network.load_state_dict(tensors)
 
 
 def load_matching(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:

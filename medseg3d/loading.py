@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.checkpoints import load_into, load_network, read_card
+from medseg3d.checkpoints import filled_network, load_network, read_card
 from medseg3d.devices import Device, choose_device
 from medseg3d.empty_windows import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.model import Model
 from medseg3d.model_file import ENDING, MemberDescription, ModelParts, read_model_file
-from medseg3d.networks.build import build_network
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.postprocessing import NO_POSTPROCESSING, Postprocessing
@@ -153,8 +152,8 @@ def _assembled(parts: ModelParts, device: Device, mirroring: bool | None, step: 
         configuration = description.plan.configuration(stage.configuration)
         networks = []
         for fold in stage.folds:
-            network = build_network(configuration.network)
-            load_into(network, dict(parts.weights[stage.configuration][fold]), Path(stage.configuration) / f"fold_{fold}")
+            source = Path(stage.configuration) / f"fold_{fold}"
+            network = filled_network(configuration.network, parts.weights[stage.configuration][fold], source)
             networks.append(network.to(device.device).eval())
         return Member(
             configuration=configuration,

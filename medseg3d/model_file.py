@@ -201,6 +201,17 @@ def _check_description(description: ModelDescription, source: str) -> None:
     ]
     if not description.members:
         findings.append("it has no network")
+    planned = description.plan.configurations
+    findings += [
+        f"{name} needs {planned[name].previous_stage} as its earlier stage"
+        for name in times
+        if name in planned and planned[name].previous_stage not in (None, *times)
+    ]
+    findings += [
+        f"postprocessing names the label of index {step.index}, expected 1 to {len(description.plan.labels.values) - 1}"
+        for step in description.postprocessing.steps
+        if step.index is not None and step.index not in description.plan.labels.foreground
+    ]
     if findings:
         raise InputError(f"{source}: the description of the model is wrong: {'; '.join(findings)}.")
 

@@ -6,21 +6,47 @@ of two, the slice plane (network axes 1 and 2).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from medseg3d.axes import AxisOrder
 from medseg3d.errors import PlanMismatchError
 from medseg3d.frame import CANONICAL_FRAME, Frame
 from medseg3d.image_profile import ImageProfile
 from medseg3d.labels import Labels
+from medseg3d.ranges import (
+    MAX_STAGES,
+    Axis,
+    BatchSize,
+    Blocks,
+    Channels,
+    Counted,
+    Dimension,
+    Features,
+    Kernel,
+    Millimeters,
+    Name,
+    NotNegative,
+    Order,
+    Share,
+    Steps,
+    Stride,
+)
+from medseg3d.records import Checked
+
+MAX_WEIGHTS = 4e9
+"""Numbers; the largest network of any planner has 0.2e9."""
+MAX_FEATURE_MAP = 2.0**34
+"""Numbers of one feature map at full size, 64 GiB; 192³ voxels of 32 features are 0.2e9."""
 
 Option = bool | int | float | str | tuple[int, ...] | None
 """What a network option may be; TOML and JSON can hold it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Normalization:
+class Normalization(Checked):
     """How one channel is normalized, before resampling.
 
     ``ct``: clip to [``lower``, ``upper``], subtract ``mean``, divide by ``std`` (statistics of the foreground of all cases).
@@ -35,39 +61,76 @@ class Normalization:
     lower: float | None = None
     upper: float | None = None
 
+    def problems(self) -> Iterator[str]:
+        """``ct`` needs all four numbers."""
+        if self.scheme != "ct":
+            return
+        if None in (self.mean, self.std, self.lower, self.upper):
+            yield "ct needs mean, std, lower and upper"
+        elif cast(float, self.std) < 0 or cast(float, self.lower) > cast(float, self.upper):
+            yield f"std {self.std} and bounds {self.lower} to {self.upper}; expected std of at least 0 and a lower bound below the upper"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resampling:
+class Resampling(Checked):
     """Spline orders: in general, and along a coarse axis that is resampled apart (ratio of spacings above the threshold)."""
 
-    image_order: int = 3
-    image_coarse_order: int = 0
-    label_order: int = 1
-    label_coarse_order: int = 0
-    logits_order: int = 1
-    logits_coarse_order: int = 0
-    separate_threshold: float = 3.0
+    image_order: Order = 3
+    image_coarse_order: Order = 0
+    label_order: Order = 1
+    label_coarse_order: Order = 0
+    logits_order: Order = 1
+    logits_coarse_order: Order = 0
+    separate_threshold: NotNegative = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkPlan:
+class NetworkPlan(Checked):
     """All that a family needs to build its network; one entry per stage, the finest first.
 
     ``encoder_blocks``: convolutions (plain) or residual blocks per encoder stage; ``decoder_blocks``: convolutions per decoder
     stage, finest last as the decoder runs coarse to fine (one entry fewer). ``options`` are the family's own.
     """
 
-    family: str
+    family: Name
     dimensions: Literal[2, 3]
-    in_channels: int
-    num_classes: int
-    features: tuple[int, ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, ...], ...]
-    encoder_blocks: tuple[int, ...]
-    decoder_blocks: tuple[int, ...]
+    in_channels: Channels
+    num_classes: Channels
+    features: tuple[Features, ...]
+    kernel_sizes: tuple[tuple[Kernel, ...], ...]
+    strides: tuple[tuple[Stride, ...], ...]
+    encoder_blocks: tuple[Blocks, ...]
+    decoder_blocks: tuple[Blocks, ...]
     deep_supervision: bool = True
-    options: dict[str, Option] = field(default_factory=dict)
+    options: dict[Name, Option] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[str]:
+        """One entry per stage, one fewer for the decoder, one number per axis, and no more weights than any memory holds."""
+        num_stages = len(self.features)
+        if not 1 <= num_stages <= MAX_STAGES:
+            yield f"features has {num_stages} entries, expected one per stage, 1 to {MAX_STAGES}"
+        for name, values, expected in (
+            ("kernel_sizes", self.kernel_sizes, num_stages),
+            ("strides", self.strides, num_stages),
+            ("encoder_blocks", self.encoder_blocks, num_stages),
+            ("decoder_blocks", self.decoder_blocks, max(0, num_stages - 1)),
+        ):
+            if len(values) != expected:
+                yield f"{name} has {len(values)} entries, expected {expected}"
+        for name, stages in (("kernel_sizes", self.kernel_sizes), ("strides", self.strides)):
+            for stage, numbers in enumerate(stages):
+                if len(numbers) != self.dimensions:
+                    yield f"{name}[{stage}] is {numbers}, expected {self.dimensions} numbers"
+        if self.about_weights > MAX_WEIGHTS:
+            yield f"features {self.features} make {self.about_weights:.1e} weights, up to {MAX_WEIGHTS:.0e} can be"
+
+    @property
+    def about_weights(self) -> float:
+        """Weights of the encoder's convolutions, had all of them full kernels: for orders of magnitude."""
+        return sum(
+            2.0 * blocks * width**2 * math.prod(kernel)
+            for blocks, width, kernel in zip(self.encoder_blocks, self.features, self.kernel_sizes, strict=False)
+        )
 
 
 LossName = Literal[
@@ -92,7 +155,7 @@ ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
+class TrainingPlan(Checked):
     """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise.
 
     ``loss_options`` are numbers of the loss (``alpha`` and ``beta`` of Tversky, …). ``warmup`` is the share of the run in which
@@ -102,46 +165,46 @@ class TrainingPlan:
     gets the same work. With ``unit_gradients`` gradients are divided by their running norm, each dataset's by its own.
     """
 
-    epochs: int = 1000
-    iterations_per_epoch: int = 250
-    validation_iterations: int = 50
+    epochs: Steps = 1000
+    iterations_per_epoch: Steps = 250
+    validation_iterations: Steps = 50
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.99
-    weight_decay: float = 3e-5
+    learning_rate: NotNegative = 0.01
+    momentum: Share = 0.99
+    weight_decay: NotNegative = 3e-5
     schedule: ScheduleName = "poly"
-    poly_exponent: float = 0.9
-    warmup: float = 0.0
-    cycles: int = 1
-    layer_learning_rates: dict[str, float] = field(default_factory=dict)
-    gradient_clip: float = 12.0
+    poly_exponent: NotNegative = 0.9
+    warmup: Share = 0.0
+    cycles: Steps = 1
+    layer_learning_rates: dict[Name, NotNegative] = field(default_factory=dict)
+    gradient_clip: NotNegative = 12.0
     loss: LossName = "dice_ce"
-    loss_options: dict[str, float] = field(default_factory=dict)
-    foreground_oversampling: float = 0.33
+    loss_options: dict[Name, float] = field(default_factory=dict)
+    foreground_oversampling: Share = 0.33
     domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"
     unit_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Configuration(Checked):
     """One way to look at the dataset: resolution, patch, batch and network.
 
     ``median_shape`` is the median over cases after cropping and resampling. ``spacing`` in mm. ``mirror_axes`` are the network
     axes (0 is the first axis of the patch) along which training and prediction flip.
     """
 
-    name: str
-    spacing: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
+    name: Name
+    spacing: tuple[Millimeters, ...]
+    median_shape: tuple[NotNegative, ...]
+    patch_size: tuple[Dimension, ...]
+    batch_size: BatchSize
     batch_dice: bool
     network: NetworkPlan
     normalization: tuple[Normalization, ...]
     resampling: Resampling
     training: TrainingPlan
-    mirror_axes: tuple[int, ...]
-    previous_stage: str | None = None
+    mirror_axes: tuple[Axis, ...]
+    previous_stage: Name | None = None
     data: str = ""
     """The name of the preprocessed data; configurations with equal spacing, normalization and resampling share it."""
 
@@ -150,9 +213,31 @@ class Configuration:
         """2 or 3."""
         return len(self.patch_size)
 
+    def problems(self) -> Iterator[str]:
+        """Lists of one length, a patch that the network can halve, names that stay in their folder, feature maps that fit a memory."""
+        dimensions = self.network.dimensions
+        for name, values in (("patch_size", self.patch_size), ("spacing", self.spacing)):
+            if len(values) != dimensions:
+                yield f"{name} is {values}, expected {dimensions} numbers as the network has dimensions"
+        if any(axis >= dimensions for axis in self.mirror_axes) or len(set(self.mirror_axes)) < len(self.mirror_axes):
+            yield f"mirror_axes are {self.mirror_axes}, expected each axis from 0 to {dimensions - 1} once at most"
+        for name, text in (("name", self.name), ("data", self.data), ("previous_stage", self.previous_stage or "")):
+            if text.startswith(".") or set(text) & set("/\\:\0\n\r"):
+                yield f"{name} is {text!r:.60}, expected a name without / \\ : that begins with no dot"
+        if len(self.patch_size) == dimensions:
+            yield from self._problems_of_patch()
+
+    def _problems_of_patch(self) -> Iterator[str]:
+        network, stride = self.network, total_stride(self.network.strides)
+        if network.options.get("padding", "same") == "same" and any(n % s for n, s in zip(self.patch_size, stride, strict=True)):
+            yield f"patch_size is {self.patch_size}, expected multiples of the network's total stride {stride}"
+        numbers = float(math.prod(self.patch_size)) * max(network.features[0], network.in_channels, network.num_classes)
+        if numbers > MAX_FEATURE_MAP:
+            yield f"patch_size {self.patch_size} makes feature maps of {numbers:.1e} numbers, up to {MAX_FEATURE_MAP:.0e} can be"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Checked):
     """Everything that was decided for a dataset; ``plan.json``.
 
     ``frame`` says which axes of a file become S, A and R, where ``orientation`` is canonical.
@@ -165,9 +250,9 @@ class Plan:
     channels: tuple[str, ...]
     modality_reason: str
     labels: Labels
-    num_training: int
-    gpu_memory_gb: float
-    configurations: dict[str, Configuration]
+    num_training: Counted
+    gpu_memory_gb: NotNegative
+    configurations: dict[Name, Configuration]
     recommended: str
     recommended_reason: str
     fingerprint_digest: str
@@ -184,6 +269,35 @@ class Plan:
     def reading_frame(self) -> Frame | None:
         """The frame to read cases in; None where their axes stay as they are stored."""
         return None if self.orientation == "as_stored" else self.frame
+
+    def problems(self) -> Iterator[str]:
+        """What configurations, channels, labels and axes say of each other."""
+        if sorted(self.axis_order) != [0, 1, 2]:
+            yield f"axis_order is {self.axis_order}, expected the axes 0, 1, 2 in some order"
+        if self.recommended not in self.configurations:
+            yield f"recommended is {self.recommended!r:.60}, expected one of the configurations ({', '.join(self.configurations)[:200]})"
+        yield from _problems_of_labels(self.labels)
+        yield from _problems_of_frame(self.frame)
+        for name, each in self.configurations.items():
+            yield from (f"configurations.{name}: {problem}" for problem in self._problems_of(name, each))
+
+    def _problems_of(self, name: str, each: Configuration) -> Iterator[str]:
+        if each.name != name:
+            yield f"its name is {each.name!r}"
+        if len(each.normalization) != len(self.channels):
+            yield f"normalization has {len(each.normalization)} entries, expected {len(self.channels)}, one per channel"
+        if each.network.num_classes != self.labels.num_outputs:
+            yield f"network.num_classes is {each.network.num_classes}, expected {self.labels.num_outputs} as there are labels"
+        least = len(self.channels)
+        if each.network.in_channels < least or (each.network.in_channels > least and each.previous_stage is None):
+            yield f"network.in_channels is {each.network.in_channels}, expected {least} as there are channels"
+        earlier, stage = [name], each.previous_stage
+        while stage in self.configurations:
+            if stage in earlier:
+                yield f"previous_stage leads back to {stage}"
+                return
+            earlier.append(stage)
+            stage = self.configurations[stage].previous_stage
 
     def configuration(self, name: str | None) -> Configuration:
         """A configuration by name, the recommended one for None; raises :class:`PlanMismatchError` for an unknown name."""
@@ -203,3 +317,23 @@ def total_stride(strides: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     for stride in strides:
         result = [r * s for r, s in zip(result, stride, strict=True)]
     return tuple(result)
+
+
+def _problems_of_labels(labels: Labels) -> Iterator[str]:
+    count = len(labels.values)
+    if count < 2 or len(labels.names) != count:
+        yield f"labels has {len(labels.names)} names and {count} values, expected as many of both, two at least"
+    if len(set(labels.values)) < count or any(abs(value) >= 2**63 for value in labels.values):
+        yield "labels.values: expected whole numbers of 64 bits, each once"
+    if any(not 0 < index < count for pair in labels.pairs for index in pair) or any(left == right for left, right in labels.pairs):
+        yield f"labels.pairs are {labels.pairs!r:.100}, expected pairs of two indices from 1 to {count - 1}"
+    if labels.regions and (len(labels.regions) != count - 1 or not all(labels.regions)):
+        yield f"labels.regions has {len(labels.regions)} entries, expected {count - 1}, each with a value at least"
+
+
+def _problems_of_frame(frame: Frame) -> Iterator[str]:
+    """Directions are unit vectors at right angles, but for rounding."""
+    products = [sum(a * b for a, b in zip(first, second, strict=True)) for first in frame.directions for second in frame.directions]
+    is_frame = all(abs(found - expected) < 0.01 for found, expected in zip(products, (1, 0, 0, 0, 1, 0, 0, 0, 1), strict=True))
+    if not is_frame or frame.slice_axis not in (None, 0, 1, 2) or not 0 <= frame.max_slice_angle <= 180:
+        yield f"frame is {frame!r:.200}, expected three unit vectors at right angles, an axis from 0 to 2 and an angle"

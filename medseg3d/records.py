@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from medseg3d.errors import InputError
 from medseg3d.files import write_text
@@ -23,8 +25,33 @@ FORMAT_VERSION = 1
 """Raised when a reader of the old files would misread the new ones."""
 
 
+MAX_PROBLEMS = 5
+"""Named in a message."""
 SEALED = "is_sealed"
 CHECKSUM = re.compile(r'"checksum": "([0-9a-f]{32})"')
+
+
+class Checked:
+    """A record whose numbers are finite and whose fields must fit each other; what does not fails where the record is read."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, each with what was found and what is allowed."""
+        return iter(())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(_checked, handler(source))
+
+
+def _checked(record: Any) -> Any:
+    if problems := "; ".join(islice(record.problems(), MAX_PROBLEMS)):
+        raise ValueError(problems)
+    return record
 
 
 def write_record(path: Path, record: object, kind: str, *, is_sealed: bool = False) -> Path:
@@ -66,9 +93,20 @@ def from_plain(plain: object, record_type: type[T], source: str) -> T:
     try:
         result: T = _adapter_of(record_type).validate_python(plain)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(f'{part!s:.60}' for part in e['loc'])}: {e['msg']:.300}" for e in error.errors()[:5])
-        raise InputError(f"{source}: {wrong}.") from error
+        raise InputError(f"{source}: {'; '.join(map(_finding, error.errors()[:5]))}.") from error
     return result
+
+
+def _finding(error: Any) -> str:
+    """The field, what is wrong with it, and the value that was found, each in so many letters."""
+    place, message, found = ".".join(f"{part!s:.60}" for part in error["loc"]), error["msg"].removeprefix("Value error, "), error["input"]
+    is_short = isinstance(found, bool | int | float | str) and error["type"] != "value_error"
+    return f"{place}: " * bool(place) + f"{message:.300}" + (f", found {_shortened(found)}" if is_short else "")
+
+
+def _shortened(found: object) -> str:
+    text = f"a number of {found.bit_length()} bits" if isinstance(found, int) and found.bit_length() > 200 else repr(found)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def read_json(path: Path) -> Any:

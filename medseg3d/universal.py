@@ -12,12 +12,12 @@ works on a work folder works on a domain.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg3d.errors import InputError
-from medseg3d.records import read_record, write_record
+from medseg3d.records import Checked, read_record, write_record
 from medseg3d.work_folder import WorkFolder
 
 UNIVERSAL = "universal"
@@ -25,7 +25,7 @@ UNIVERSAL = "universal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Universal:
+class Universal(Checked):
     """``universal.json``: the configuration that all domains train, and where each domain's dataset lies.
 
     ``added`` are the domains that joined a trained network; the common training leaves them out. The planner's numbers stand in
@@ -35,6 +35,14 @@ class Universal:
     configuration: str
     domains: dict[str, str]
     added: tuple[str, ...] = ()
+
+    def problems(self) -> Iterator[str]:
+        """Names of domains are names of folders and of modules."""
+        wrong = [name for name in self.domains if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", name)]
+        if wrong or not self.domains:
+            yield f"domains are named {wrong!r:.100}, expected one at least, of letters, digits, _ and -"
+        if unknown := set(self.added) - set(self.domains):
+            yield f"added names {sorted(unknown)!r:.100}, which are no domains"
 
     @property
     def joint(self) -> tuple[str, ...]:

@@ -65,24 +65,5 @@ def build_universal(plans: Mapping[str, NetworkPlan], *, generator: torch.Genera
 
 def _check_lengths(plan: NetworkPlan) -> None:
     """One entry per stage, one fewer for the decoder, one number per axis."""
-    num_stages = len(plan.features)
-    wrong = [
-        f"{name} has {len(values)} entries, expected {expected}"
-        for name, values, expected in (
-            ("kernel_sizes", plan.kernel_sizes, num_stages),
-            ("strides", plan.strides, num_stages),
-            ("encoder_blocks", plan.encoder_blocks, num_stages),
-            ("decoder_blocks", plan.decoder_blocks, num_stages - 1),
-        )
-        if len(values) != expected
-    ]
-    wrong += [
-        f"{name}[{stage}] is {values}, expected {plan.dimensions} numbers"
-        for name, stages in (("kernel_sizes", plan.kernel_sizes), ("strides", plan.strides))
-        for stage, values in enumerate(stages)
-        if len(values) != plan.dimensions
-    ]
-    if not num_stages:
-        wrong.append("features is empty, expected one entry per stage")
-    if wrong:
-        raise PlanError(f"network of family {plan.family}: {'; '.join(wrong)}. Plan again, or correct the plan file.")
+    if wrong := "; ".join(plan.problems()):
+        raise PlanError(f"network of family {plan.family}: {wrong}. Plan again, or correct the plan file.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Len
 
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.networks.normalization import NORM_EPS
 from medseg3d.networks.style import NEGATIVE_SLOPE
 from medseg3d.plan import NetworkPlan
+from medseg3d.ranges import MAX_STAGES
 from medseg3d.records import from_plain
 
 _PACKAGE = "dynamic_network_architectures.architectures"
@@ -33,7 +36,7 @@ PerStageAndAxis = int | tuple[Numbers, ...]
 class _Shape:
     """The arguments that give the network its shape; a single number stands for all stages, or all axes."""
 
-    n_stages: int
+    n_stages: Annotated[int, Interval(ge=1, le=MAX_STAGES)]
     features_per_stage: Numbers
     kernel_sizes: PerStageAndAxis
     strides: PerStageAndAxis
@@ -84,7 +87,7 @@ class _OlderPlans:
     UNet_class_name: str
     UNet_base_num_features: int
     unet_max_num_features: int
-    n_conv_per_stage_encoder: tuple[int, ...]
+    n_conv_per_stage_encoder: Annotated[tuple[int, ...], Len(1, MAX_STAGES)]
     n_conv_per_stage_decoder: tuple[int, ...]
     pool_op_kernel_sizes: PerStageAndAxis
     conv_kernel_sizes: PerStageAndAxis

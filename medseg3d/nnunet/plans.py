@@ -17,7 +17,7 @@ from medseg3d.nnunet.architecture import network_of
 from medseg3d.nnunet.labels import Description, labels_of, read_description
 from medseg3d.nnunet.resampling import resampling_of
 from medseg3d.plan import Configuration, Normalization, Plan, TrainingPlan
-from medseg3d.records import from_plain, read_json
+from medseg3d.records import from_plain, read_json, to_plain
 
 ORIENTATIONS: dict[str, Literal["canonical", "as_stored"]] = {
     "SimpleITKIO": "as_stored",
@@ -49,7 +49,7 @@ def read_plan(folder: Path, configuration: str, *, mirror_axes: tuple[int, ...])
     labels = labels_of(description, folder / "dataset.json")
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         raise InputError(f"{path}: transpose_forward is {plans.transpose_forward}; expected an order of the axes 0, 1, 2.")
-    return Plan(
+    plan = Plan(
         dataset=plans.dataset_name,
         planner=plans.plans_name,
         orientation=_known(ORIENTATIONS, plans.image_reader_writer, "image_reader_writer", path),
@@ -65,6 +65,7 @@ def read_plan(folder: Path, configuration: str, *, mirror_axes: tuple[int, ...])
         fingerprint_digest=file_digest(path),
         notes=("Planned and trained by nnU-Net.",),
     )
+    return from_plain(to_plain(plan), Plan, str(path))  # its numbers have the ranges of ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,24 @@ from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
 from medseg3d.planning.loss_rules import check_loss
 from medseg3d.planning.memory import FEATURE_MAPS
-from medseg3d.records import from_plain, read_toml
+from medseg3d.ranges import (
+    BatchSize,
+    Blocks,
+    Counted,
+    Dimension,
+    Elements,
+    Features,
+    Gigabytes,
+    Kernel,
+    Multiplier,
+    NotNegative,
+    Positive,
+)
+from medseg3d.records import Checked, from_plain, read_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpacingRule:
+class SpacingRule(Checked):
     """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`.
 
     ``resolution_multiplier`` is the rho of MobileNets: that many times the voxels along each axis, strides derived again.
@@ -23,23 +36,23 @@ class SpacingRule:
 
     percentile: float
     coarse_percentile: float
-    anisotropy_threshold: float
+    anisotropy_threshold: NotNegative
     single_slice_first: bool
-    resolution_multiplier: float
+    resolution_multiplier: Multiplier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchRule:
+class PatchRule(Checked):
     """How large a patch starts and how far it may be pooled."""
 
-    initial_edge_3d: int
-    initial_edge_2d: int
-    min_feature_map_edge: int
-    lone_axis_factor: int
+    initial_edge_3d: Dimension
+    initial_edge_2d: Dimension
+    min_feature_map_edge: Dimension
+    lone_axis_factor: Dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkRule:
+class NetworkRule(Checked):
     """The family and its widths and depths; the last entry of ``encoder_blocks`` and ``decoder_blocks`` repeats.
 
     ``width_multiplier`` is the alpha of MobileNets, a factor on all features. ``max_stages`` is a cap on the depth, 0 for none.
@@ -47,66 +60,66 @@ class NetworkRule:
     """
 
     family: str
-    base_features: int
-    max_features_3d: int
-    max_features_2d: int
-    width_multiplier: float
+    base_features: Features
+    max_features_3d: Features
+    max_features_2d: Features
+    width_multiplier: Multiplier
     max_stages: int
-    kernel_edge: int
-    encoder_blocks: tuple[int, ...]
-    decoder_blocks: tuple[int, ...]
+    kernel_edge: Kernel
+    encoder_blocks: tuple[Blocks, ...]
+    decoder_blocks: tuple[Blocks, ...]
     deep_supervision: bool
     options: dict[str, Option] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryRule:
+class MemoryRule(Checked):
     """How many feature-map elements fit; see :func:`medseg3d.planning.memory.feature_map_elements`.
 
     ``reference_3d`` elements are what a batch of ``reference_batch_3d`` patches may hold, per patch, on a GPU of
     ``reference_gpu_memory_gb``; likewise in 2D. ``fit`` says which batch has to fit while the patch is being shrunk.
     """
 
-    gpu_memory_gb: float
-    reference_gpu_memory_gb: float
-    reference_3d: int
-    reference_2d: int
-    reference_batch_3d: int
-    reference_batch_2d: int
+    gpu_memory_gb: Gigabytes
+    reference_gpu_memory_gb: Gigabytes
+    reference_3d: Elements
+    reference_2d: Elements
+    reference_batch_3d: BatchSize
+    reference_batch_2d: BatchSize
     fit: Literal["min_batch", "reference_batch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRule:
+class BatchRule(Checked):
     """Bounds of the batch size; ``max_dataset_share`` is the share of all training voxels in one batch."""
 
-    min_size: int
-    max_dataset_share: float
+    min_size: BatchSize
+    max_dataset_share: Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowresRule:
+class LowresRule(Checked):
     """When a second configuration at lower resolution is planned, and how its spacing is searched."""
 
     patch_share: float
-    spacing_step: float
-    min_volume_ratio: float
-    coarse_axis_ratio: float
+    spacing_step: Positive
+    min_volume_ratio: NotNegative
+    coarse_axis_ratio: NotNegative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NormalizationRule:
+class NormalizationRule(Checked):
     """When the voxels outside the non-zero region are left out of z-scores."""
 
-    mask_below_relative_size: float
+    mask_below_relative_size: NotNegative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendRule:
+class RecommendRule(Checked):
     """When 2D is recommended although 3D is possible: both conditions must hold."""
 
-    thick_slice_ratio: float
-    few_slices: int
+    thick_slice_ratio: NotNegative
+    few_slices: Counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +133,7 @@ class MirroringRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planner:
+class Planner(Checked):
     """All numbers that :func:`medseg3d.planning.make_plan.make_plan` uses; what each means stands in planners/README.md."""
 
     name: str

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from medseg3d.bundle import write_bundle
-from medseg3d.checkpoints import load_into, load_network
+from medseg3d.checkpoints import filled_network, load_network
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.loading import chosen_parts, empty_windows_of, load_model, usual_folds
@@ -33,7 +33,7 @@ from medseg3d.model_file import (
     read_model_file,
     write_model_file,
 )
-from medseg3d.networks.build import build_network, output_size
+from medseg3d.networks.build import output_size
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import Member
@@ -293,8 +293,7 @@ def _export_onnx(parts: ModelParts, configuration: str, fold: str, path: Path) -
     """One network, any number of windows at once; raises :class:`UnsupportedError` where the labels differ from torch's."""
     plan = parts.description.plan
     chosen = plan.configurations[configuration]
-    network = build_network(chosen.network).eval()
-    load_into(network, dict(parts.weights[configuration][fold]), path)
+    network = filled_network(chosen.network, parts.weights[configuration][fold], path).eval()
     if sum(tensor.nbytes for tensor in network.state_dict().values()) > MAX_ONNX_BYTES:
         raise UnsupportedError(f"{configuration}: one ONNX file holds less than 2 GiB. Export to {ENDING}.")
     windows = torch.randn(NUM_WINDOWS, chosen.network.in_channels, *chosen.patch_size, generator=torch.Generator().manual_seed(0))

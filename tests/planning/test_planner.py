@@ -90,8 +90,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[training]\nwarmup = 1.0", "training.warmup must be at least 0 and below 1"),
-        ("[training]\ncycles = 0", "training.cycles must be at least 1"),
-        ("[training.layer_learning_rates]\nencoder = -1.0", "layer_learning_rates must not be negative"),
+        ("[training]\ncycles = 0", r"training\.cycles: .* greater than or equal to 1, found 0"),
+        ("[training.layer_learning_rates]\nencoder = -1.0", r"layer_learning_rates\.encoder: .* greater than or equal to 0, found -1"),
         ('[network]\nfamily = "vnet"\n[network.options]\nhead = "large"', "head is 'large', expected one of 'convolved', 'pointwise'"),
         ('[network]\nfamily = "u2net"\n[network.options]\nspeed = 3', "u2net does not know speed"),
     ],
