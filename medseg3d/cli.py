@@ -8,12 +8,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg3d.arguments import build_parser
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
+from medseg3d.signals import STOPPED, Stopped, ending_on_signals
 from medseg3d.terminal import Once, make_printable
 from medseg3d.wording import counted, listed
 
@@ -37,14 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return EXIT_DONE
     _set_up_logging(options)
+    with nullcontext() if options.command == "serve" else ending_on_signals():  # a server lets the job at hand end
+        return _run_command(options)
+
+
+def _run_command(options: argparse.Namespace) -> int:
     try:
         return COMMANDS[options.command](options)
     except MedsegError as error:
         _print_error(error, as_json=getattr(options, "json", False))
         return error.exit_code
-    except KeyboardInterrupt:
-        print("\nStopped. Run the same command again to go on where it stopped.", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        print(f"\n{STOPPED}", file=sys.stderr)
+        return 128 + (error.signal_number if isinstance(error, Stopped) else signal.SIGINT)
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:  # a path that was named, met where nobody thought of it
         reason = f"{error.filename or error}: {error.strerror}. Choose another file or folder, or change its permissions."
         _print_error(InputError(reason), as_json=getattr(options, "json", False))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from medseg3d.workflows.find_learning_rate import LearningRateResult
     from medseg3d.workflows.info import Info
     from medseg3d.workflows.plan import PlanResult
-    from medseg3d.workflows.predict import PredictedCase, PredictResult
+    from medseg3d.workflows.predict import PredictResult
+    from medseg3d.workflows.prediction_record import PredictedCase
     from medseg3d.workflows.preprocess import PreprocessResult
     from medseg3d.workflows.run import RunResult
 

@@ -14,6 +14,7 @@ MedsegError                     exit code 2
 ├── UnsupportedError            the dataset asks for something that is not supported yet
 ├── PlanError                   a planner file is wrong, or no plan can be made
 ├── PlanMismatchError           a plan, a store or a model belongs to another dataset
+├── BusyError                   another process works on the same files
 ├── StorageError                disk full, or a folder that cannot be written
 │   └── DamagedCaseError        a preprocessed case is not as it was written
 ├── DivergedError               training produced NaN or infinite losses again and again
@@ -76,6 +77,10 @@ class PlanError(MedsegError):
 
 class PlanMismatchError(MedsegError):
     """A plan, a preprocessed store or a model belongs to another dataset or configuration."""
+
+
+class BusyError(MedsegError):
+    """Another process works on the same files now; the message says which one, where, and since when."""
 
 
 class StorageError(MedsegError):

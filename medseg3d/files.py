@@ -55,6 +55,10 @@ class Storage:
         """Rename, in place of what is there."""
         os.replace(source, target)
 
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename a folder where no other is in its place; an ``OSError`` where one is that holds something."""
+        os.rename(source, target)
+
     def remove(self, path: Path) -> None:
         """Delete a file, where it is there."""
         path.unlink(missing_ok=True)
@@ -113,7 +117,7 @@ def temporary_for(path: Path, kind: str = "tmp") -> Iterator[Path]:
         yield temporary
     finally:
         _remove(temporary)
-        _own_temporaries.discard(temporary)
+        _own_temporaries.pop(temporary, None)
 
 
 def scratch_name(path: Path) -> Path:
@@ -123,13 +127,19 @@ def scratch_name(path: Path) -> Path:
 
 def _temporary_name(path: Path, kind: str, token: str) -> Path:
     temporary = path.with_name(f".{this_process()}-{token}.{kind}.{_shortened(path.name)}")
-    _own_temporaries.add(temporary)
+    register_temporary(temporary)
     return temporary
+
+
+def register_temporary(path: Path) -> None:
+    """Let a file or folder be deleted where this process must end before it does that itself."""
+    _own_temporaries[path] = os.getpid()
 
 
 MAX_NAME_BYTES = 100
 """Of a name within a temporary one: file systems take 255 bytes, some 143."""
-_own_temporaries: set[Path] = set()
+_own_temporaries: dict[Path, int] = {}
+"""Each with the number of the process."""
 
 
 def _shortened(name: str) -> str:
@@ -149,7 +159,7 @@ def _remove(path: Path) -> None:
 def remove_own_temporaries() -> None:
     """Delete what this process is writing; for its end, where nobody will go on."""
     for path in list(_own_temporaries):
-        if f".{this_process()}-" in path.name:  # a child process that was forked has the names of its parent
+        if path in _own_temporaries and _own_temporaries[path] == os.getpid():  # a child that was forked has those of its parent
             _remove(path)
 
 

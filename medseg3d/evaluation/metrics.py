@@ -230,8 +230,8 @@ def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary
 def write_evaluation(evaluation: Evaluation, path: Path) -> tuple[Path, Path]:
     """Write ``NAME.json`` and ``NAME.csv`` (one row per case and label); ``path`` is one of them or ``NAME``. Returns both paths."""
     stem = path.with_suffix("") if path.suffix in (".json", ".csv") else path
-    json_path = write_record(stem.with_name(stem.name + ".json"), evaluation, RECORD_KIND)
-    return json_path, write_text(json_path.with_suffix(".csv"), to_csv(evaluation))
+    table = write_text(stem.with_name(stem.name + ".csv"), to_csv(evaluation))
+    return write_record(table.with_suffix(".json"), evaluation, RECORD_KIND), table  # last, as others ask whether it is there
 
 
 def read_evaluation(path: Path) -> Evaluation:

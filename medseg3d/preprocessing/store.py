@@ -148,6 +148,14 @@ class Store:
             logger.warning("%s It is made again.", str(error).removesuffix(AGAIN))
             return False
 
+    def version(self, name: str) -> tuple[int, int] | None:
+        """Changes when a case is written again; None where it is not there."""
+        try:
+            status = (self.folder / name / "case.json").stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
     def names(self) -> tuple[str, ...]:
         """The cases that are there, sorted."""
         if not self.folder.is_dir():
@@ -159,7 +167,7 @@ class Store:
         remove_leftovers(self.folder)
         for path in abandoned(self.folder, kind=OLD):
             # a crash between the two renames of a replacement: the old case is whole, and better than none
-            with suppress(InputError):
+            with suppress(InputError, OSError):
                 target = self.folder / read_record(path / "case.json", StoredRecord, "case").name
                 if not target.exists():
                     storage().replace(path, target)

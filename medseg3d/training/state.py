@@ -16,9 +16,9 @@ import torch
 from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.devices import Precision
 from medseg3d.errors import InputError, PlanMismatchError
-from medseg3d.files import write_text
+from medseg3d.files import storage, write_text
 from medseg3d.parsing import parse_json
-from medseg3d.records import from_plain, to_plain, write_record
+from medseg3d.records import from_plain, read_record, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class TrainingState:
 def save_state(
     folder: Path, state: TrainingState, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
-    """Write weights, optimizer and place in the run: one file, whole or not at all."""
+    """Write weights, optimizer and place in the run: one file, whole or not at all; then what people read of it."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     plain = optimizer.state_dict()
     numbers: dict[str, dict[str, float]] = {}
@@ -107,7 +107,27 @@ def save_state(
         "scaler": scaler.state_dict(),
     }
     save_tensors(folder / LAST, tensors, metadata)
-    write_record(folder / STATE, state, "training", is_sealed=True)
+    write_summary(folder, state)
+
+
+def write_summary(folder: Path, state: TrainingState) -> None:
+    """Write ``training.json`` where it does not say so already: a run may have been killed before it."""
+    if read_summary(folder) != state:
+        write_record(folder / STATE, state, "training", is_sealed=True)
+
+
+def read_summary(folder: Path) -> TrainingState | None:
+    """What ``training.json`` says; None where it is not there or cannot be read."""
+    try:
+        return read_record(folder / STATE, TrainingState, "training")
+    except InputError:
+        return None
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run, its state first and its summary last: where this is stopped half-way, the summary without a state tells it."""
+    for name in (LAST, BEST, HISTORY, STATE):
+        storage().remove(folder / name)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -28,6 +29,7 @@ from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.precision import checked_precision
 from medseg3d.preprocessing.store import StoredCase
+from medseg3d.signals import StopRequest, last_words
 from medseg3d.training.domains import (
     NO_NAME,
     TrainingDomain,
@@ -40,20 +42,21 @@ from medseg3d.training.domains import (
 )
 from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
-from medseg3d.training.pseudo_dice import PatchValidation, mean_of, smoothed, validate_patches
+from medseg3d.training.pseudo_dice import PatchValidation, Smoothed, mean_of, smoothed, validate_patches
 from medseg3d.training.schedule import learning_rate, parameter_groups
 from medseg3d.training.state import (
     BEST,
-    HISTORY,
     LAST,
-    STATE,
     EpochRecord,
     TrainingState,
     append_history,
     check_same_run,
     load_state,
+    read_summary,
+    remove_run,
     restore_state,
     save_state,
+    write_summary,
 )
 from medseg3d.training.time_budget import batch_for_hours
 
@@ -85,22 +88,6 @@ class TrainingOptions:
     restart: bool = False
 
 
-class StopRequest:
-    """Set by a signal; the loop saves its state after the step at hand and ends."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-
-    def set(self, signal_number: int) -> None:
-        """Ask the loop to stop."""
-        self.signal_number = signal_number
-
-    @property
-    def is_set(self) -> bool:
-        """A signal came."""
-        return self.signal_number is not None
-
-
 def train_fold(
     plan: Plan,
     configuration: Configuration,
@@ -114,11 +101,13 @@ def train_fold(
     plan_digest: str,
     stop: StopRequest,
     init: Path | None = None,
+    check: Callable[[], None] = lambda: None,
     on_step: Progress = _ignore,
     on_validation: Progress = _ignore,
 ) -> Iterator[EpochRecord]:
     """Train and yield a record per finished epoch; ends early, state saved, when ``stop`` is set.
 
+    ``check`` is called before anything is written, and raises where the folder belongs to another process by now.
     ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
     that an epoch is measured on. ``init`` is a weights file to begin with.
     Raises :class:`DivergedError` after
@@ -136,6 +125,7 @@ def train_fold(
         plan_digest=plan_digest,
         stop=stop,
         init=init,
+        check=check,
         on_step=on_step,
         on_validation=on_validation,
     )
@@ -153,6 +143,7 @@ def train_domains(
     stop: StopRequest,
     init: Path | None = None,
     added: str | None = None,
+    check: Callable[[], None] = lambda: None,
     on_step: Progress = _ignore,
     on_validation: Progress = _ignore,
 ) -> Iterator[EpochRecord]:
@@ -162,16 +153,11 @@ def train_domains(
     parts of the domain of that name keeps its bits, and only that domain is drawn and measured.
     """
     use_all_cores()
-    run = _Run(domains, name, fold, folder, device, options, plan_digest, added)
+    run = _Run(domains, name, fold, folder, device, options, plan_digest, added, check)
     try:
         run.resume_or_begin(init)
-        if run.is_finished:  # it was stopped, and the length that is asked for now is over already
-            run.end()
-        while not run.is_finished:
-            if not run.train_epoch(stop, on_step):
-                run.save()
-                return
-            yield run.finish_epoch(on_validation)
+        with last_words(run.save):
+            yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -180,6 +166,17 @@ def train_domains(
             f"{name}, fold {fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. Close what else "
             "uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
         ) from error
+
+
+def _epochs(run: _Run, stop: StopRequest, on_step: Progress, on_validation: Progress) -> Iterator[EpochRecord]:
+    """Train epoch after epoch until the run is over, or until it is told to stop."""
+    if run.is_finished:  # the length that is asked for now may be over already, or the last words were not written
+        run.end()
+    while not run.is_finished:
+        if not run.train_epoch(stop, on_step):
+            run.save()
+            return
+        yield run.finish_epoch(on_validation)
 
 
 class _Run:
@@ -195,6 +192,7 @@ class _Run:
         options: TrainingOptions,
         plan_digest: str,
         added: str | None,
+        check: Callable[[], None],
     ) -> None:
         settings = domains[0].configuration.training
         self.all_domains, self.folder, self.device, self.options, self.added = tuple(domains), folder, device, options, added
@@ -222,6 +220,9 @@ class _Run:
         self.policies = [domain.policy() for domain in self.domains]
         self.losses = [domain.loss() for domain in self.domains]
         self._epoch_rate: float | None = None
+        self._check = check
+        self._changing = threading.RLock()
+        """Held while weights and state do not belong together, so that another thread can save them where the process must end."""
 
     @property
     def is_finished(self) -> bool:
@@ -235,6 +236,9 @@ class _Run:
 
         ``init`` is a weights file to begin with: tensors of the same name and shape are taken, the others are listed."""
         saved = None if self.options.restart else load_state(self.folder)
+        if saved is None and (done := self._finished_without_state()) is not None:
+            self.state = done
+            return
         if saved is not None:
             state, tensors, metadata = saved
             if self.options.batch_size is None:
@@ -271,9 +275,9 @@ class _Run:
                 raise PlanMismatchError(f"{init}: none of its tensors fits this network. Name a weights.safetensors of the same family.")
             if self.added is None:
                 logger.warning("Weights from %s; not used: %s; not found, so fresh: %s.", init, _some(unused), _some(missing))
-        if self.options.restart:
-            for name in (LAST, BEST, STATE, HISTORY):
-                (self.folder / name).unlink(missing_ok=True)
+        if self.options.restart or read_summary(self.folder) is not None:  # weights alone were put there on purpose
+            self._check()
+            remove_run(self.folder)
         for index, domain in enumerate(self.domains):
             batch = self._loader(index).make_batch(0, 0)
             image, _ = augment(batch, self.policies[index], self.device.device)
@@ -286,6 +290,14 @@ class _Run:
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:
             sizes = tuple(self._batch_for_hours(index, self.options.hours) for index in range(len(self.domains)))
             self.state = replace(self.state, batch_sizes=sizes)
+
+    def _finished_without_state(self) -> TrainingState | None:
+        """What a finished run of these settings says whose large state somebody has deleted; its weights are all that is needed."""
+        done = None if self.options.restart or self.added is not None else read_summary(self.folder)
+        if done is None or not done.is_finished or not (self.folder / BEST).exists():
+            return None
+        is_same = (done.plan_digest, done.seed) == (self.state.plan_digest, self.state.seed)
+        return done if is_same and done.epochs >= self.state.epochs and self.options.hours is None else None
 
     def _batch_for_hours(self, index: int, hours: float) -> int:
         image, labels = augment(self._loader(index).make_batch(0, 0), self.policies[index], self.device.device)
@@ -313,21 +325,24 @@ class _Run:
         with closing(reader.read(make, state.iteration, planned)) as batches:
             for batch in batches:
                 self._set_learning_rate(planned)
-                value = self._step(batch, domain_of(self.state.iteration), self.state.epoch, self.state.iteration)
-                elapsed = time.perf_counter() - began
-                self.state = replace(
-                    self.state,
-                    iteration=self.state.iteration + 1,
-                    elapsed_seconds=start.elapsed_seconds + elapsed,
-                    epoch_seconds=start.epoch_seconds + elapsed,
-                    epoch_waiting=start.epoch_waiting + reader.waited_seconds,
-                )
-                if math.isfinite(value):
-                    bad_in_a_row = []
-                    self.state = replace(self.state, loss_sum=self.state.loss_sum + value, num_losses=self.state.num_losses + 1)
-                else:
-                    bad_in_a_row.extend(batch.names)
-                    self._count_bad_step(batch, bad_in_a_row)
+                index = domain_of(self.state.iteration)
+                value = self._backward(batch, index, self.state.epoch, self.state.iteration)
+                with self._changing:
+                    value = self._update(value, index)
+                    elapsed = time.perf_counter() - began
+                    self.state = replace(
+                        self.state,
+                        iteration=self.state.iteration + 1,
+                        elapsed_seconds=start.elapsed_seconds + elapsed,
+                        epoch_seconds=start.epoch_seconds + elapsed,
+                        epoch_waiting=start.epoch_waiting + reader.waited_seconds,
+                    )
+                    if math.isfinite(value):
+                        bad_in_a_row = []
+                        self.state = replace(self.state, loss_sum=self.state.loss_sum + value, num_losses=self.state.num_losses + 1)
+                    else:
+                        bad_in_a_row.extend(batch.names)
+                        self._count_bad_step(batch, bad_in_a_row)
                 on_step(self.state.epoch, self.state.iteration, planned)
                 if stop.is_set:
                     return False
@@ -346,7 +361,8 @@ class _Run:
             state.iterations_per_epoch is None and state.epoch_seconds >= budget / EPOCHS_IN_A_TIME_BUDGET
         )
 
-    def _step(self, batch: Batch, index: int, epoch: int, iteration: int) -> float:
+    def _backward(self, batch: Batch, index: int, epoch: int, iteration: int) -> float:
+        """The gradients of a batch, and its loss; the weights stay."""
         torch.manual_seed(_step_seed(self.state.seed, epoch, iteration))  # dropout draws the same after a resume
         image, labels = augment(batch, self.policies[index], self.device.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -357,6 +373,12 @@ class _Run:
         if not math.isfinite(value):
             return value
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _update(self, value: float, index: int) -> float:
+        """Change the weights by the gradients, where the loss is finite; NaN where the gradients are not."""
+        if not math.isfinite(value):
+            return value
         self.scaler.unscale_(self.optimizer)
         if self.settings.unit_gradients:
             norms = with_unit_gradients(self.network, index, self.state.gradient_norms or (0.0,) * len(self.domains))
@@ -399,7 +421,7 @@ class _Run:
             pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
             pseudo_dice_mean=mean,
             pseudo_dice_smoothed=value,
-            learning_rate=self._epoch_rate or 0.0,
+            learning_rate=self._rate_of_last_step(),
             seconds=state.epoch_seconds + seconds,
             waiting_share=state.epoch_waiting / max(state.epoch_seconds, 1e-9),
             iterations=state.iteration,
@@ -407,28 +429,34 @@ class _Run:
             is_best=is_best,
             elapsed_seconds=state.elapsed_seconds + seconds,
         )
+        with self._changing:
+            self._close_epoch(state, record, mean_so_far)
+        return record
+
+    def _close_epoch(self, state: TrainingState, record: EpochRecord, smooth: Smoothed | None) -> None:
+        """Put the state behind an epoch, and write it with all that belongs to it."""
         self.state = replace(
             state,
             epoch=state.epoch + 1,
             iteration=0,
             iterations_per_epoch=state.iterations_per_epoch or state.iteration,
-            elapsed_seconds=state.elapsed_seconds + seconds,
+            elapsed_seconds=record.elapsed_seconds,
             epoch_seconds=0.0,
             epoch_waiting=0.0,
             loss_sum=0.0,
             num_losses=0,
             skipped=0,
-            smoothed=value,
-            smoothed_weight=None if mean_so_far is None else mean_so_far.weight,
-            best=value if is_best else state.best,
-            best_epoch=state.epoch if is_best else state.best_epoch,
+            smoothed=record.pseudo_dice_smoothed,
+            smoothed_weight=None if smooth is None else smooth.weight,
+            best=record.pseudo_dice_smoothed if record.is_best else state.best,
+            best_epoch=state.epoch if record.is_best else state.best_epoch,
         )
         self.state = replace(self.state, is_finished=self.is_finished)
-        if is_best:
+        self._check()
+        if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
             self._save_best(record)
-        self.save()
         append_history(self.folder, record)
-        return record
+        self.save()
 
     def _validate(self, trained_iterations: int, on_validation: Progress) -> list[PatchValidation]:
         """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
@@ -460,12 +488,21 @@ class _Run:
         if not self.state.is_finished:
             self.state = replace(self.state, is_finished=True)
             self.save()
+        elif (self.folder / LAST).exists():
+            self._complete()
 
     def save(self) -> None:
         """Write the state; where there is no best model yet, the present weights are it."""
-        save_state(self.folder, self.state, self.network, self.optimizer, self.scaler)
+        with self._changing:
+            self._check()
+            save_state(self.folder, self.state, self.network, self.optimizer, self.scaler)
+            self._complete()
+
+    def _complete(self) -> None:
+        """Write what stands beside the state, where a run was killed before it could."""
         if not (self.folder / BEST).exists():
             self._save_best(None)
+        write_summary(self.folder, self.state)
 
     def _save_best(self, record: EpochRecord | None) -> None:
         facts: dict[str, float | int | str | None] = {
@@ -497,6 +534,15 @@ class _Run:
         self._epoch_rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+
+    def _rate_of_last_step(self) -> float:
+        """Also where a run was stopped between the last step of an epoch and its end."""
+        if self._epoch_rate is None and self.state.iteration:
+            here = self.state
+            self.state = replace(here, iteration=here.iteration - 1)
+            self._set_learning_rate(here.iterations_per_epoch or self.settings.iterations_per_epoch)
+            self.state = here
+        return self._epoch_rate or 0.0
 
     def _loader(self, index: int, *, is_validation: bool = False) -> PatchLoader:
         return patch_loader(

@@ -38,6 +38,7 @@ from medseg3d.training.folds import Folds
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
+from medseg3d.workflows.taking_turns import planning_lock
 
 logger = logging.getLogger(__name__)
 DEFAULT_PLANNER = "default"
@@ -98,24 +99,27 @@ def plan(
         logger.error("%s", failure)
     folder = work_folder(root, work)
     check_writable(folder.root)
-    fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
-    names = {**dataset.label_names, **label_names}
-    if dataset.labels is None:
-        fingerprint = _without_markers(fingerprint, names)
-    labels, found, warnings = _labels(dataset, fingerprint, names)
-    channel_names, reason = dataset.channel_names, NAMED_CHANNELS
-    if not dataset.has_named_channels:
-        channel_names, reason = infer_modality(fingerprint)
-    fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
-    write_record(folder.fingerprint, fingerprint, "fingerprint")
-    summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
-    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names), images=profile_of(fingerprint))
-    asked = GroupChoice(pattern=group_pattern, table=groups, is_off=no_groups)
-    folds, split_warnings = choose_folds(dataset, fingerprint, folder.splits, asked)
-    split_warnings = (*split_warnings, *_stale_models(folder, made))
-    write_record(folder.plan, made, "plan")
-    write_record(folder.planner, rules, "planner")
-    write_record(folder.splits, folds, "splits")
+    with planning_lock(folder, on):
+        fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
+        names = {**dataset.label_names, **label_names}
+        if dataset.labels is None:
+            fingerprint = _without_markers(fingerprint, names)
+        labels, found, warnings = _labels(dataset, fingerprint, names)
+        channel_names, reason = dataset.channel_names, NAMED_CHANNELS
+        if not dataset.has_named_channels:
+            channel_names, reason = infer_modality(fingerprint)
+        fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
+        write_record(folder.fingerprint, fingerprint, "fingerprint")
+        summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
+        made = replace(
+            make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names), images=profile_of(fingerprint)
+        )
+        asked = GroupChoice(pattern=group_pattern, table=groups, is_off=no_groups)
+        folds, split_warnings = choose_folds(dataset, fingerprint, folder.splits, asked)
+        split_warnings = (*split_warnings, *_stale_models(folder, made))
+        write_record(folder.splits, folds, "splits")
+        write_record(folder.planner, rules, "planner")
+        write_record(folder.plan, made, "plan")  # last, as others ask whether it is there
     return PlanResult(
         plan=made,
         explanations=explain(made, summary, rules),
@@ -199,8 +203,9 @@ def plan_from_fingerprint(
     made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), images=images)
     path = None
     if work is not None:
-        path = write_record(WorkFolder(work).plan, made, "plan")
-        write_record(WorkFolder(work).planner, rules, "planner")
+        with planning_lock(WorkFolder(work)):
+            write_record(WorkFolder(work).planner, rules, "planner")
+            path = write_record(WorkFolder(work).plan, made, "plan")
     proposed = _candidates(summary, made, 1) if with_candidates else ()
     return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path, candidates=proposed)
 

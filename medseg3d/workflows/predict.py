@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
 from medseg3d.familiarity import in_words
-from medseg3d.files import check_writable
+from medseg3d.files import check_writable, file_digest, replacing, storage
 from medseg3d.fingerprint import digest_of
 from medseg3d.images import ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
@@ -32,43 +32,16 @@ from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.reading import RawCase
-from medseg3d.records import read_record, write_record
 from medseg3d.wording import counted
 from medseg3d.work_folder import Folds, fold_names, work_folder
+from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, record_name, recorded
 
 logger = logging.getLogger(__name__)
 _WORKER_LOCK = threading.Lock()
-RECORD = "predictions.json"
 
 
 READING_BYTES_PER_VOXEL = 12
 """Of an image: what its file holds, float32, and one more of that while it is resampled; the resampled image comes on top."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedCase:
-    """One output: which model made it from which input (digest of its files).
-
-    ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
-    (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
-    axes; ``precision`` that the network ran in; ``warnings`` say in what the image is unlike those that the model was trained on.
-    """
-
-    model: str
-    input_digest: str
-    finished: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_mib: float | None = None
-    shape: tuple[int, ...] = ()
-    precision: str = ""
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predictions:
-    """``predictions.json`` beside the outputs: how each was made, by file name, so that the next call knows what to keep."""
-
-    cases: dict[str, PredictedCase] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,29 +109,29 @@ def predict(
     folder = next(iter(targets.values())).parent
     check_writable(folder)
     kept, pending = _divide(
-        _part(cases, part), targets, _recorded(folder), loaded.identity, overwrite=overwrite, probabilities=probabilities
+        _part(cases, part), targets, recorded(folder), loaded.identity, overwrite=overwrite, probabilities=probabilities
     )
-    outputs = _Outputs(folder / _record_name(part))
+    record = RecordFile(folder / record_name(part))
     if executor is None:
         budget = memory_budget(max_ram_gb)
-        made = _predict_here(loaded, pending, targets, record=outputs.add, probabilities=probabilities, budget=budget)
+        made = _predict_here(loaded, pending, targets, record=record, probabilities=probabilities, budget=budget)
     else:
-        made = _predict_there(load, loaded.identity, pending, targets, executor, probabilities=probabilities, strict=strict)
-    failures = list(unusable)
+        made = _predict_there(load, loaded.identity, pending, targets, executor, record, probabilities=probabilities, strict=strict)
+    failures, outputs = list(unusable), {}
     on(Event(stage="predict", total=len(pending)))
     for index, (case, result) in enumerate(made):
         if isinstance(result, CaseFailure):
             failures.append(result)
-        elif executor is not None:
-            outputs.add(targets[case.name], result)
-            if result.warnings:
+        else:
+            outputs[targets[case.name].name] = result
+            if executor is not None and result.warnings:
                 logger.warning("%s Check its label map.", in_words(case.name, result.warnings))
         on(Event(stage="predict", done=index + 1, total=len(pending)))
     return PredictResult(
-        written=tuple(folder / name for name in outputs.made),
+        written=tuple(folder / name for name in outputs),
         kept=tuple(kept),
         failures=tuple(failures),
-        cases=outputs.made,
+        cases=outputs,
         model=loaded.identity,
     )
 
@@ -187,6 +160,7 @@ def _predict_there(
     pending: Sequence[Case],
     targets: dict[str, Path],
     executor: Executor,
+    record: RecordFile,
     *,
     probabilities: bool,
     strict: bool,
@@ -200,6 +174,7 @@ def _predict_there(
         keywords=keywords,
         identity=identity,
         targets=absolute,
+        record=RecordFile(record.path.resolve()),
         probabilities=probabilities,
         strict=strict,
     )
@@ -220,6 +195,7 @@ def _predict_on_worker(
     keywords: tuple[tuple[str, Any], ...],
     identity: str,
     targets: dict[str, Path],
+    record: RecordFile,
     probabilities: bool,
     strict: bool,
 ) -> PredictedCase:
@@ -227,7 +203,7 @@ def _predict_on_worker(
         model = _worker_model(place, keywords, identity)
         model = model.strictly() if strict else model
         budget = memory_budget(None)
-        ((_, result),) = _predict_here(model, [case], targets, record=lambda *_: None, probabilities=probabilities, budget=budget)
+        ((_, result),) = _predict_here(model, [case], targets, record=record, probabilities=probabilities, budget=budget)
     if isinstance(result, CaseFailure):
         raise InputError(result.reason)
     return result
@@ -258,13 +234,13 @@ def _predict_here(
     pending: Sequence[Case],
     targets: dict[str, Path],
     *,
-    record: Callable[[Path, PredictedCase], None],
+    record: RecordFile,
     probabilities: bool,
     budget: int,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
 
-    ``record`` is called by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
+    ``record`` is added to by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
     """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
     boundary = CaseBoundary("predict")
@@ -360,68 +336,36 @@ def _write(
     prepared: PreparedCase,
     model: Model,
     ready: _Ready,
-    record: Callable[[Path, PredictedCase], None],
+    record: RecordFile,
 ) -> PredictedCase:
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
+
+    def made() -> PredictedCase:
+        peak = peak_memory()
+        return PredictedCase(
+            model=model.identity,
+            input_digest=ready.digest,
+            finished=time.time(),
+            seconds=ready.seconds,
+            peak_mib=None if peak is None else round(peak / 2**20, 1),
+            shape=prepared.header.geometry.shape,
+            precision=model.device.precision,
+            warnings=prepared.warnings,
+        )
+
     try:
         with _timed(ready.seconds, "write"):
-            probability_file(target).unlink(missing_ok=True)
-            write_label_map(target, model.finish(indices, prepared.orientation), prepared.header)
+            storage().remove(probability_file(target))
+            with replacing(target) as temporary:
+                write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
+                record.start(target, made(), file_digest(temporary))
             if with_probabilities:
                 write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
     finally:
-        scratch_file(target).unlink(missing_ok=True)
-    peak = peak_memory()
-    made = PredictedCase(
-        model=model.identity,
-        input_digest=ready.digest,
-        finished=time.time(),
-        seconds=ready.seconds,
-        peak_mib=None if peak is None else round(peak / 2**20, 1),
-        shape=prepared.header.geometry.shape,
-        precision=model.device.precision,
-        warnings=prepared.warnings,
-    )
-    record(target, made)
-    return made
-
-
-def _record_name(part: tuple[int, int] | None) -> str:
-    """Machines that work on parts do not write the same file."""
-    return RECORD if part is None else f"predictions-{part[0]}-of-{part[1]}.json"
-
-
-def _recorded(folder: Path) -> Predictions:
-    """All that is recorded in a folder, by machines that worked on all or on parts: of a file the latest entry."""
-    cases: dict[str, PredictedCase] = {}
-    for file in sorted(folder.glob("predictions*.json")):
-        for name, case in _record_of(file).cases.items():
-            if name not in cases or case.finished >= cases[name].finished:
-                cases[name] = case
-    return Predictions(cases=cases)
-
-
-def _record_of(file: Path) -> Predictions:
-    try:
-        return read_record(file, Predictions, "predictions")
-    except InputError as error:
-        raise InputError(
-            f"{error} It says how the label maps beside it were made. Delete it, and add --overwrite to predict them again."
-        ) from error
-
-
-class _Outputs:
-    """Records each output in ``predictions.json`` once it is whole."""
-
-    def __init__(self, record_file: Path) -> None:
-        self.record_file = record_file
-        self.made: dict[str, PredictedCase] = {}
-        self._before = _record_of(record_file).cases if record_file.exists() else {}
-
-    def add(self, target: Path, case: PredictedCase) -> None:
-        """One more output is there."""
-        self.made[target.name] = case
-        write_record(self.record_file, Predictions(cases={**self._before, **self.made}), "predictions")
+        storage().remove(scratch_file(target))
+    case = made()
+    record.add(target, case)
+    return case
 
 
 def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:

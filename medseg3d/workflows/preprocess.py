@@ -21,6 +21,7 @@ from medseg3d.reading import read_case
 from medseg3d.records import read_record
 from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.taking_turns import case_lock
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +144,16 @@ def preprocess_cases(
         except OSError as error:
             raise ImageReadError(f"{case.name}: {error.filename or 'its files'} cannot be read ({error.strerror or error}).") from error
         digests = {data: f"{files}-{part}" for data, part in plan_parts.items()}
+        found = {data: store.version(case.name) for data, store in stores.items()}
         lacking = [data for data, store in stores.items() if not store.is_current(case.name, digests[data])]
-        if lacking:
+        if not lacking:
+            return CaseWritten(name=case.name, written=(), files_digest=files)
+        with case_lock(folder, case.name):
+            for data in [data for data in lacking if stores[data].version(case.name) != found[data]]:  # another process made it meanwhile
+                if stores[data].is_current(case.name, digests[data]):
+                    lacking.remove(data)
+            if not lacking:
+                return CaseWritten(name=case.name, written=(), files_digest=files)
             raw = read_case(case, frame=plan.reading_frame)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
             made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)

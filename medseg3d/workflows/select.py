@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from medseg3d.dataset import open_dataset
-from medseg3d.errors import InputError
+from medseg3d.errors import BusyError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.files import storage
 from medseg3d.fingerprint import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.loading import load_models
@@ -37,6 +39,7 @@ from medseg3d.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, validation_age
+from medseg3d.workflows.taking_turns import fold_lock, selection_lock
 from medseg3d.workflows.train import predict_and_measure, read_split, use_other_mirroring, validate
 
 logger = logging.getLogger(__name__)
@@ -54,12 +57,23 @@ class _Measured:
 def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Listener = silent) -> Selection:
     """Choose among all configurations with validated folds, and all pairs of them; written as ``selection.json``.
 
-    Works with whatever folds are finished. Raises :class:`InputError` where no fold is.
+    Works with whatever folds are finished; one that another process is measuring is left out, with a note. Raises
+    :class:`InputError` where no fold is.
     """
     folder = work_folder(root, work)
+    folder.read_plan()
+    with ExitStack() as held:
+        held.enter_context(selection_lock(folder, on))
+        return _select(root, folder, held, device, on)
+
+
+def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Listener) -> Selection:
     plan = folder.read_plan()
-    measured = [m for name in plan.configurations if (m := _single(root, work, folder, name, device, on)) is not None]
+    left_out: list[str] = []
+    measured = [m for name in plan.configurations if (m := _single(root, folder, name, held, left_out, device, on)) is not None]
     if not measured:
+        if left_out:
+            raise BusyError(left_out[0])
         raise InputError(f"{folder.root}: no fold with validation is finished. Run medseg3d train --fold 0 first.")
     mirroring = {m.names[0]: _choose_mirroring(folder, m.names[0], m.folds) for m in measured}
     measured = [_measured_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
@@ -85,7 +99,7 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
         num_split=_num_split(measured_cases, plan.labels),
         max_bytes_per_case=BYTES_PER_VOXEL * max((math.prod(case.shape) for case in measured_cases), default=0),
     )
-    notes = (*selection.notes, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
+    notes = (*selection.notes, *left_out, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
     origin = merged([_origin(root, folder, plan, m.names, fold) for m in measured for fold in m.folds])
     selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes, origin=origin)
     write_record(folder.selection, selection, "selection")
@@ -111,12 +125,25 @@ def _num_split(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[int, in
     return found
 
 
-def _single(root: Path, work: Path | None, folder: WorkFolder, name: str, device: str, on: Listener) -> _Measured | None:
-    folds = tuple(fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
+def _single(root: Path, folder: WorkFolder, name: str, held: ExitStack, left_out: list[str], device: str, on: Listener) -> _Measured | None:
+    finished = (fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
+    folds = tuple(fold for fold in finished if _is_free(folder.fold(name, fold), held, left_out, on))
     if not folds:
         return None
+    work = folder.root
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
     return _Measured((name,), folds, evaluations)
+
+
+def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> bool:
+    """Keep other processes from a fold until the selection is made; False, and a note, where one is at work there."""
+    try:
+        held.enter_context(fold_lock(fold, "is being selected from"))
+    except BusyError as error:
+        left_out.append(f"Left out: {error}")
+        on(Event(stage="select", message=left_out[-1]))
+        return False
+    return True
 
 
 def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> MirroringChoice:
@@ -167,7 +194,7 @@ def _pair(
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
-        metrics.unlink(missing_ok=True)
+        storage().remove(metrics)
         validation = read_split(folder, fold).validation
         write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
         write_record(made, PairMirroring(is_used=mirroring), "mirroring")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +20,10 @@ from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
+from medseg3d.files import remove_tree, storage, storage_errors
 from medseg3d.images import write_label_map
 from medseg3d.loading import load_models
+from medseg3d.locks import Lock
 from medseg3d.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
@@ -32,14 +31,16 @@ from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
+from medseg3d.signals import stop_on_signals
 from medseg3d.training.folds import read_folds
 from medseg3d.training.state import EpochRecord, read_history
-from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_fold
+from medseg3d.training.train_fold import TrainingOptions, train_fold
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import note_training_data, origin_of_validation, validation_age
 from medseg3d.workflows.renew_cases import renew_cases
+from medseg3d.workflows.taking_turns import fold_lock
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FIGURES = 20.0
@@ -62,14 +63,30 @@ def train(
     """Train a fold to its end, going on where an earlier run stopped, then measure it; None for the fold ``all``.
 
     ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
-    Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then.
+    Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then. Raises :class:`BusyError` where
+    another process trains or measures the fold.
     """
-    options = options or TrainingOptions()
     folder = work_folder(root, work)
-    plan = folder.read_plan()
-    chosen = plan.configuration(configuration)
+    chosen = folder.read_plan().configuration(configuration)
     refuse_cascade(chosen)
-    split = read_split(folder, fold)
+    read_split(folder, fold)
+    with fold_lock(folder.fold(chosen.name, fold), "is being trained") as lock:
+        return _train(root, folder, chosen, fold, device, options or TrainingOptions(), init, tta, lock, on)
+
+
+def _train(
+    root: Path,
+    folder: WorkFolder,
+    chosen: Configuration,
+    fold: str,
+    device: str,
+    options: TrainingOptions,
+    init: Path | None,
+    tta: str,
+    lock: Lock,
+    on: Listener,
+) -> Evaluation | None:
+    plan, split = folder.read_plan(), read_split(folder, fold)
     renew_cases(root, folder, plan, chosen, (*split.train, *split.validation), on=on)
     training, validation = stored_cases(folder, chosen, split)
     target = folder.fold(chosen.name, fold)
@@ -90,6 +107,7 @@ def train(
             plan_digest=plan_digest(plan, chosen, split),
             stop=stop,
             init=init,
+            check=lock.check,
             on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
             on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
         )
@@ -101,7 +119,7 @@ def train(
     if not split.validation or fold == ALL_CASES:
         on(Event(stage="validate", message="Trained on all cases: there is nothing to validate on, so the quality is not known."))
         return None
-    return validate(root, work, configuration=chosen.name, fold=fold, device=device, tta=tta, keep_finished=True, on=on)
+    return validate(root, folder.root, configuration=chosen.name, fold=fold, device=device, tta=tta, keep_finished=True, on=on)
 
 
 def refuse_cascade(configuration: Configuration) -> None:
@@ -125,11 +143,20 @@ def validate(
 ) -> Evaluation:
     """Predict the validation cases of a fold whole, on the grid of their files, and measure them.
 
-    ``keep_finished`` returns the measures that belong to the weights and cases of today instead of making them again.
+    ``keep_finished`` returns the measures that belong to the weights and cases of today instead of making them again. Raises
+    :class:`BusyError` where another process trains or measures the fold.
     """
     folder = work_folder(root, work)
+    chosen = folder.read_plan().configuration(configuration)
+    read_split(folder, fold)
+    with fold_lock(folder.fold(chosen.name, fold), "is being measured"):
+        return _validate(root, folder, chosen, fold, device, tta, keep_finished, on)
+
+
+def _validate(
+    root: Path, folder: WorkFolder, chosen: Configuration, fold: str, device: str, tta: str, keep_finished: bool, on: Listener
+) -> Evaluation:
     plan = folder.read_plan()
-    chosen = plan.configuration(configuration)
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
@@ -139,14 +166,16 @@ def validate(
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
     model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
     measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
-    shutil.rmtree(target, ignore_errors=True)  # a measure that is stopped leaves none that belongs to other label maps
+    remove_tree(target)  # a measure that is stopped leaves none that belongs to other label maps
     write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
     if measure is predict_and_measure:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
     survey = model.survey_windows()
-    evaluation = measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), on=on)
-    write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
-    return evaluation
+
+    def finish() -> None:
+        write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
+
+    return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), finish=finish, on=on)
 
 
 def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
@@ -165,6 +194,8 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
         logger.warning("%s The fold is measured again.", error)
         return None
     made = made or FoldMirroring(is_used=True, has_other=False)
+    with suppress(OSError):
+        (target / replace(made, is_used=not made.is_used).other).rmdir()  # an exchange that was stopped at its end has left it empty
     if made.has_other and not (target / made.other / METRICS).exists():
         return None
     if tta != "auto" and made.is_used != (tta == "on"):
@@ -185,15 +216,21 @@ def use_other_mirroring(validation: Path) -> None:
         raise InputError(f"{validation}: was measured one way only.")
     now = replace(made, is_used=not made.is_used)
     other, own = validation / made.other, validation / now.other
-    own.mkdir(exist_ok=True)
-    (validation / METRICS).replace(own / METRICS)
-    for file in [file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)]:
-        file.replace(own / file.name)
-    for file in [file for file in other.iterdir() if file.name != METRICS]:
-        file.replace(validation / file.name)
-    write_record(validation / MIRRORING, now, "mirroring")
-    (other / METRICS).replace(validation / METRICS)
-    other.rmdir()
+    with storage_errors(validation):
+        storage().make_folder(own)
+        storage().replace(validation / METRICS, own / METRICS)
+        _exchange_label_maps(validation, other, own)
+        write_record(validation / MIRRORING, now, "mirroring")
+        storage().replace(other / METRICS, validation / METRICS)
+        other.rmdir()
+
+
+def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
+    """Put all but the measures of ``validation`` into ``own``, and those of ``other`` in their place."""
+    for file in sorted(file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)):
+        storage().replace(file, own / file.name)
+    for file in sorted(file for file in other.iterdir() if file.name != METRICS):
+        storage().replace(file, validation / file.name)
 
 
 def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> None:
@@ -207,21 +244,41 @@ def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> 
 
 
 def predict_and_measure(
-    root: Path, model: Model, names: tuple[str, ...], target: Path, *, tolerance_mm: float | None, on: Listener
+    root: Path,
+    model: Model,
+    names: tuple[str, ...],
+    target: Path,
+    *,
+    tolerance_mm: float | None,
+    on: Listener,
+    finish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on."""
+    """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
+
+    The measures are written last, after ``finish``: where they are, everything is.
+    """
 
     def predict(case: Case) -> None:
         model.predict_case(case, target / f"{case.name}.nii.gz")
 
     cases, failures = _predict_validation(root, model, names, predict, on)
     for name in set(names) - {case.name for case in cases}:
-        (target / f"{name}.nii.gz").unlink(missing_ok=True)
-    return _measured(cases, failures, model, target, tolerance_mm, on)
+        storage().remove(target / f"{name}.nii.gz")
+    evaluation = _measured(cases, failures, model, target, tolerance_mm, on)
+    finish()
+    write_evaluation(evaluation, target / METRICS)
+    return evaluation
 
 
 def measure_both_ways(
-    root: Path, model: Model, names: tuple[str, ...], target: Path, *, tolerance_mm: float | None, on: Listener
+    root: Path,
+    model: Model,
+    names: tuple[str, ...],
+    target: Path,
+    *,
+    tolerance_mm: float | None,
+    on: Listener,
+    finish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """:func:`predict_and_measure` with and without mirroring, of one pass over each image; what is better stays in ``target``.
 
@@ -239,11 +296,17 @@ def measure_both_ways(
     with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
     choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
     on(Event(stage="validate", message=f"Measured both ways: {choice.reason}."))
+    finish()
+    used, other = with_mirroring, without
+    if not choice.is_used:
+        used, other, record = without, with_mirroring, replace(record, is_used=False)
+        storage().make_folder(target / record.other)
+        _exchange_label_maps(target, plain, target / record.other)
+        remove_tree(plain)
     write_record(target / MIRRORING, record, "mirroring")
-    if choice.is_used:
-        return with_mirroring
-    use_other_mirroring(target)
-    return without
+    write_evaluation(other, target / record.other / METRICS)
+    write_evaluation(used, target / METRICS)
+    return used
 
 
 def _predict_validation(
@@ -277,9 +340,7 @@ def _measured(
 ) -> Evaluation:
     pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]
     evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, on=on)
-    evaluation = replace(evaluation, failures=(*failures, *evaluation.failures))
-    write_evaluation(evaluation, target / METRICS)
-    return evaluation
+    return replace(evaluation, failures=(*failures, *evaluation.failures))
 
 
 def _label_of(case: Case) -> Path:
@@ -403,25 +464,3 @@ def _tensorboard(target: Path) -> Callable[[EpochRecord], None] | None:
         writer.flush()
 
     return log
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask the loop to save and end; a second SIGINT ends at once. Only the main thread can listen."""
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        logger.warning("Stopping after this step …")
-        stop.set(number)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -21,9 +21,10 @@ from medseg3d.files import Storage, using_storage
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
+from medseg3d.signals import StopRequest
 from medseg3d.training import probe, train_fold
 from medseg3d.training.state import read_history
-from medseg3d.training.train_fold import StopRequest, TrainingOptions
+from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.train import plan_digest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,23 @@ from medseg3d.devices import choose_device
 from medseg3d.errors import InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.events import Event, Listener, silent
+from medseg3d.files import remove_tree
+from medseg3d.locks import Lock
 from medseg3d.plan import NetworkPlan
 from medseg3d.records import read_record
+from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.folds import read_folds
 from medseg3d.training.state import STATE, TrainingState
-from medseg3d.training.train_fold import StopRequest, TrainingOptions, train_domains
+from medseg3d.training.train_fold import TrainingOptions, train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.renew_cases import renew_cases
-from medseg3d.workflows.train import ALL_CASES, follow, plan_digest, stop_on_signals, stored_cases, validate
+from medseg3d.workflows.taking_turns import fold_lock, joining_lock, planning_lock
+from medseg3d.workflows.train import ALL_CASES, follow, plan_digest, stored_cases, validate
 from medseg3d.workflows.universal.planning import planned_memory, recommending, rules_of
 from medseg3d.workflows.universal.weights import fold_of_domain, hand_out, split_of
 
@@ -53,6 +56,22 @@ def train_universal(
     universal = read_universal(folder)
     _check_fold(folder, universal, fold)
     target = folder.fold(UNIVERSAL, fold)
+    with fold_lock(target, "is being trained") as lock:
+        return _train_common(folder, universal, fold, device, options, init, tta, lock, on)
+
+
+def _train_common(
+    folder: WorkFolder,
+    universal: Universal,
+    fold: str,
+    device: str,
+    options: TrainingOptions,
+    init: Path | None,
+    tta: str,
+    lock: Lock,
+    on: Listener,
+) -> dict[str, Evaluation]:
+    target = folder.fold(UNIVERSAL, fold)
     joined = sorted(path.name for path in (target / ADDED).glob("*"))
     if joined and not options.restart:
         if not _is_finished(target) or options.epochs is not None or options.hours is not None:
@@ -62,9 +81,9 @@ def train_universal(
             )
         return _validate(folder, universal, universal.joint, fold, device, tta, on)
     if options.restart:
-        shutil.rmtree(target / ADDED, ignore_errors=True)
+        remove_tree(target / ADDED)
     domains = [_training_domain(folder, universal, name, fold, on) for name in universal.joint]
-    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, on=on)
+    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, lock=lock, on=on)
     return _validate(folder, universal, universal.joint, fold, device, tta, on)
 
 
@@ -108,14 +127,25 @@ def add_domain(
     for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in (*result.failures, *prepared.failures))):
         on(Event(stage="plan", message=f"{name}: {note}"))
     if name not in universal.domains:
-        universal = replace(universal, domains={**universal.domains, name: str(dataset.resolve())}, added=(*universal.added, name))
-        write_universal(folder, universal)
+        with planning_lock(folder, on):
+            universal = read_universal(folder)  # others may have been added since
+            universal = replace(universal, domains={**universal.domains, name: str(dataset.resolve())}, added=(*universal.added, name))
+            write_universal(folder, universal)
     _check_fold(folder, universal, fold)
     target = base.parent / ADDED / name
-    domain = _training_domain(folder, universal, name, fold, on)
-    _train(
-        [domain], fold=fold, target=target, folder=folder, device=device, options=options or TrainingOptions(), init=base, added=name, on=on
-    )
+    with fold_lock(target, "is being trained") as lock:
+        _train(
+            [_training_domain(folder, universal, name, fold, on)],
+            fold=fold,
+            target=target,
+            folder=folder,
+            device=device,
+            options=options or TrainingOptions(),
+            init=base,
+            added=name,
+            lock=lock,
+            on=on,
+        )
     return _validate(folder, universal, [name], fold, device, tta, on)
 
 
@@ -129,6 +159,7 @@ def _train(
     options: TrainingOptions,
     init: Path | None,
     added: str | None,
+    lock: Lock,
     on: Listener,
 ) -> None:
     """Train to the end or to a signal; either way each trained domain has its weights then."""
@@ -148,6 +179,7 @@ def _train(
                 stop=stop,
                 init=init,
                 added=added,
+                check=lock.check,
                 on_step=lambda epoch, step, steps: on(Event(stage=f"train universal fold {fold}, epoch {epoch}", done=step, total=steps)),
                 on_validation=lambda epoch, done, total: on(
                     Event(stage=f"train universal fold {fold}, epoch {epoch}, validating", done=done, total=total)
@@ -155,7 +187,8 @@ def _train(
             )
             follow(epochs, f"universal, fold {fold}" + (f", adding {added}" if added else ""), target, on)
     finally:  # also where it was stopped or diverged: the best weights so far can be used
-        hand_out(domains, target, folder, fold, added)
+        with joining_lock(folder.fold(UNIVERSAL, fold)):  # several domains may be added at the same time
+            hand_out(domains, target, folder, fold, added)
     if stop.signal_number is not None:
         again = " without --restart" if options.restart else ""
         raise InterruptedBySignalError(
