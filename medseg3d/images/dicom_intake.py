@@ -95,8 +95,10 @@ def _chosen(root: Path, series: Sequence[Series], channel: str, description: str
             pattern = re.compile(description, re.IGNORECASE)
         except re.error as error:
             raise InputError(f"--series-description {description!r}: not a regular expression ({error}).") from None
+        if not series:
+            raise InputError(f"{root}: --series-description {description!r} chooses among DICOM series, and there are none.")
         chosen = [each for each in series if pattern.search(each.first.text("SeriesDescription"))]
-        if series and not chosen:
+        if not chosen:
             there = listed(sorted({each.first.text("SeriesDescription") or "without a description" for each in series}))
             raise InputError(f"{root}: no series has a description like {description!r}; found: {there}.")
         lines += [f"{_described(root, each)}: not like {description!r}" for each in series if each not in chosen]

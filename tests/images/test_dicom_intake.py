@@ -118,6 +118,9 @@ def test_series_are_chosen_by_their_description(tmp_path) -> None:
         names(tmp_path, description="brain")
     with pytest.raises(InputError, match=r"--series-description '\(': not a regular expression"):
         names(tmp_path, description="(")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"--series-description 'x' chooses among DICOM series, and there are none"):
+        names(tmp_path / "none", description="x")
 
 
 @pytest.mark.fault("B", "a DICOM series over time or of several contrasts in a tree", "taken apart: each volume is a case of its own name")
