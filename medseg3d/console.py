@@ -113,7 +113,7 @@ class Console:
         plan = result.plan
         table = Table(title=f"Plan for {plan.dataset} ({plan.planner})")
         for column in ("", "configuration", "spacing in mm", "patch", "batch", "stages", "features", "median case"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for name, c in plan.configurations.items():
             table.add_row(
                 "→" if name == plan.recommended else "",
@@ -152,7 +152,7 @@ class Console:
             return
         table = Table(title="Networks for this dataset (→ worth training; seconds per epoch as this machine would take them)")
         for column in ("", "planner", "configuration", "parameters", "memory of a step", "G multiply-adds", "s per epoch", "disk", "why"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for c in result.candidates:
             numbers = ("–",) * 5
             if not c.problem:
@@ -180,12 +180,7 @@ class Console:
         if self._is_json:
             self._print_json(to_plain(evaluation))
             return
-        table = Table(title=title)
-        for index, column in enumerate(table_header(evaluation)):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in table_rows(evaluation):
-            table.add_row(*row)
-        self._out.print(table)
+        self._out.print(table_of_names(title, table_header(evaluation), table_rows(evaluation)))
         scored = sorted((d, c) for c, d in evaluation.dice_per_case().items() if d is not None)
         if len(scored) > 1:
             self._lines(["Worst cases: " + ", ".join(f"{case} {dice:.3f}" for dice, case in scored[:SHOWN_CASES])])
@@ -351,10 +346,26 @@ def _path_as_text(value: object) -> str:
 def _stage_table(cases: Mapping[str, PredictedCase]) -> Table:
     """Seconds of each stage and the peak of memory, a row per case."""
     stages = list(dict.fromkeys(stage for case in cases.values() for stage in case.seconds))
-    table = Table(title="Seconds per stage (the next case is read and the last one written meanwhile)")
-    for column in ("file", "shape", *stages, "peak MiB"):
-        table.add_column(column, justify="left" if column == "file" else "right")
+    rows = []
     for name, case in cases.items():
         seconds = (f"{case.seconds[stage]:.2f}" if stage in case.seconds else "–" for stage in stages)
-        table.add_row(name, " x ".join(map(str, case.shape)), *seconds, "–" if case.peak_mib is None else f"{case.peak_mib:.0f}")
+        rows.append([name, " x ".join(map(str, case.shape)), *seconds, "–" if case.peak_mib is None else f"{case.peak_mib:.0f}"])
+    title = "Seconds per stage (the next case is read and the last one written meanwhile)"
+    return table_of_names(title, ["file", "shape", *stages, "peak MiB"], rows)
+
+
+NAME_WIDTH = 14
+"""Characters that a column of names gets at least; longer names go on in the next line, so that no two look alike."""
+
+
+def table_of_names(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Names in the first column, numbers in the others; names are never cut off, however narrow the terminal is."""
+    table = Table(title=title)
+    rows = list(rows)
+    widest = max((len(row[0]) for row in rows), default=0)
+    table.add_column(header[0], overflow="fold", min_width=min(NAME_WIDTH, widest))
+    for column in header[1:]:
+        table.add_column(column, justify="right")
+    for name, *cells in rows:
+        table.add_row(_escape(name), *cells)
     return table

@@ -193,6 +193,21 @@ LARGEST_LOOK = 96
 # --- rare values
 
 
+LEAST_SPREAD = 4
+"""Objects by which the fullest case exceeds the emptiest one where values number objects."""
+
+
+def numbers_objects(values: Sequence[Sequence[int]]) -> bool:
+    """Whether the values of each case are 1, 2, … to another last one: sorted values per case, without background.
+
+    >>> numbers_objects([[1, 2], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]), numbers_objects([[1, 2], [1, 2], [1, 2, 3]])
+    (True, False)
+    """
+    lasts = {own[-1] for own in values if own}
+    is_counted = all(list(own) == list(range(1, len(own) + 1)) for own in values)
+    return is_counted and len(lasts) >= 3 and max(lasts) - min(lasts) >= LEAST_SPREAD
+
+
 MIN_CASES_TO_CALL_RARE = 4
 """With fewer cases, one case with a label is nothing to wonder at."""
 MIN_VOXELS = 20
@@ -208,6 +223,12 @@ def rare_labels(voxels: Mapping[str, Mapping[int, int]]) -> tuple[str, ...]:
     sentence: then values number objects, case by case, or a file is no label map. To be asked where no list of labels says which
     values are meant.
     """
+    if numbers_objects([sorted(counts) for counts in voxels.values()]):
+        most = max(max(counts, default=0) for counts in voxels.values())
+        return (
+            f"The label values of each case run from 1 to another number (up to {most}), as where values number objects case by case. A "
+            "value must mean the same structure in all cases: give all objects of a kind one value, or list the labels in a dataset.json.",
+        )
     warnings = []
     rare = []
     for value in sorted({value for counts in voxels.values() for value in counts}):
