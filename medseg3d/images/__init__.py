@@ -157,6 +157,10 @@ def _format_of(path: Path) -> Format:
         raise ImageReadError(f"{path}: {reason}.")
     kind = FORMATS.get(ending_of(path))
     if kind is None:
+        from medseg3d.images.dicom_file import looks_like_dicom
+
+        if looks_like_dicom(path):  # scanners and CDs write them without an ending
+            return "dicom"
         known = ", ".join(FORMATS)
         raise ImageReadError(f"{path}: not an image by its name; expected one of {known}, or a folder with a DICOM series.")
     check_is_file(path)

@@ -339,9 +339,9 @@ def test_a_folder_without_dicom_and_one_without_a_series_are_refused(tmp_path) -
         read_image(tmp_path / "a.dcm")
 
 
-@pytest.mark.parametrize("path", ["000.dcm", "."])
+@pytest.mark.parametrize("path", ["000.dcm", "IM0001", "1.2.840.1", "."])
 def test_one_slice_is_an_image_of_its_thickness(tmp_path, path) -> None:
-    write_series(tmp_path, volume((5, 4, 1)))
+    write_series(tmp_path, volume((5, 4, 1)), names=lambda _: path if path != "." else "000.dcm")
     header = read_header(Path(tmp_path / path))
     assert header.geometry.shape == (5, 4, 1)
     assert header.geometry.spacing == pytest.approx((0.5, 0.7, 3))
