@@ -8,7 +8,7 @@ default: the heavy calls release the interpreter lock. Any ``concurrent.futures.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,19 +95,64 @@ def memory_budget(max_ram_gb: float | None) -> int:
     return int(free_memory() * DEFAULT_MEMORY_SHARE)
 
 
-def free_memory() -> int:
-    """Free bytes of this machine or container; 4 GiB where the system does not tell."""
+def free_memory(root: Path = Path("/")) -> int:
+    """Free bytes of this machine or container; 4 GiB where the system does not tell. ``root`` is where its folders lie."""
     free = 4 * 2**30
-    meminfo = Path("/proc/meminfo")
+    meminfo = root / "proc/meminfo"
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
         free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists():
-        text = limit.read_text(encoding="ascii").strip()
-        if text.isdigit():
-            free = min(free, max(0, int(text) - int(used.read_text(encoding="ascii"))))
-    return free
+    return min([free, *(max(0, limit - used) for limit, used in _group_limits(root))])
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use of memory of each control group that this process is in, of version 2 and of version 1; what files cache is free."""
+    groups = root / "sys/fs/cgroup"
+    for folder in _group_folders(root, "", (groups, groups / "unified")):
+        used = _number(folder / "memory.current")
+        cached = _number(folder / "memory.stat", "inactive_file")
+        for limit in (_number(folder / "memory.max"), _number(folder / "memory.high")):
+            if limit is not None and used is not None:
+                yield limit, used - (cached or 0)
+    for folder in _group_folders(root, "memory", (groups / "memory",)):
+        limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+        cached = _number(folder / "memory.stat", "total_inactive_file")
+        if limit is not None and used is not None:
+            yield limit, used - (cached or 0)
+
+
+def _group_folders(root: Path, controller: str, mounts: Sequence[Path]) -> Iterator[Path]:
+    """The folders of this process's group and of all above it: any of them may have a limit.
+
+    In a container the group's path may be that of the host, and its folder is the mounted one then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    paths = ["/"]
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controller in controllers.split(","):
+            paths.append(path)
+    found = (folder for mount in mounts for path in paths for folder in _upwards(mount, path))
+    yield from (folder for folder in dict.fromkeys(found) if folder.is_dir())
+
+
+def _upwards(mount: Path, path: str) -> list[Path]:
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _number(file: Path, key: str | None = None) -> int | None:
+    """The number in a file of the system, or after a key in it; None where there is none, as for no limit."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    if key is not None:
+        text = next((line.removeprefix(f"{key} ") for line in text.splitlines() if line.startswith(f"{key} ")), "")
+    return int(text) if text.strip().isdigit() else None
 
 
 def reset_peak_memory() -> None:

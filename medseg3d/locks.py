@@ -189,7 +189,7 @@ def _is_stale(folder: Path, owner: Owner | None) -> bool:
     return server_time(folder.parent) - touched > STALE_SECONDS
 
 
-def _clear(folder: Path, owner: Owner | None) -> bool:
+def _clear(folder: Path, owner: Owner | None, level: int = logging.WARNING) -> bool:
     """Take a stale lock away; False where another process was faster."""
     with temporary_for(folder) as doomed:
         try:
@@ -201,8 +201,11 @@ def _clear(folder: Path, owner: Owner | None) -> bool:
             with suppress(OSError):
                 storage().rename(doomed, folder)
             return False
-    logger.warning(
-        "%s: the lock of %s is taken over: that process has ended without giving it back.", folder.parent, owner or "an unknown process"
+    logger.log(
+        level,
+        "%s: the lock of %s is taken over: that process has ended without giving it back.",
+        folder.parent,
+        owner or "an unknown process",
     )
     return True
 
@@ -214,6 +217,18 @@ def _release(lock: Lock) -> None:
     with suppress(OSError):
         storage().remove(lock.folder / OWNER)
         lock.folder.rmdir()
+
+
+def remove_stale_locks(folder: Path) -> None:
+    """Delete the locks directly in a folder whose processes have ended; for its next start."""
+    for lock in folder.glob(".*lock"):
+        with suppress(OSError):
+            lock.rmdir()  # it was being given back
+            continue
+        owner = read_owner(lock)
+        if _is_stale(lock, owner):
+            with suppress(OSError):
+                _clear(lock, owner, logging.INFO)
 
 
 def read_owner(folder: Path) -> Owner | None:

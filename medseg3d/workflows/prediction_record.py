@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg3d.errors import InputError
-from medseg3d.files import file_digest, remove_leftovers
+from medseg3d.files import file_digest
 from medseg3d.records import read_record, write_record
-from medseg3d.workflows.taking_turns import record_lock
+from medseg3d.workflows.taking_turns import record_lock, tidy
 
 RECORD = "predictions.json"
 
@@ -97,7 +97,7 @@ def recorded(folder: Path) -> Predictions:
 
     What a killed process has left is set right first.
     """
-    remove_leftovers(folder)
+    tidy(folder)
     cases: dict[str, PredictedCase] = {}
     for file in sorted(folder.glob("predictions*.json")):
         RecordFile(file).recover()

@@ -21,7 +21,7 @@ from medseg3d.reading import read_case
 from medseg3d.records import read_record
 from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
-from medseg3d.workflows.taking_turns import case_lock
+from medseg3d.workflows.taking_turns import case_lock, tidy
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,7 @@ def preprocess_cases(
     by_data = {configuration.data or configuration.name: configuration for configuration in reversed(configurations)}
     stores = {data: Store(folder.store(data), patch_size=configuration.patch_size) for data, configuration in by_data.items()}
     plan_parts = {data: data_digest(plan, configuration) for data, configuration in by_data.items()}
+    tidy(folder.root / "preprocessed")
     for store in stores.values():
         store.remove_leftovers()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_leftovers
-from medseg3d.locks import FOREVER, Lock, locked
+from medseg3d.locks import FOREVER, Lock, locked, remove_stale_locks
 from medseg3d.work_folder import WorkFolder
 
 PATIENCE = 5.0
@@ -27,6 +27,7 @@ def fold_lock(fold: Path, doing: str) -> Iterator[Lock]:
     try:
         with locked(fold / ".lock", doing, advice=advice, patience=PATIENCE) as lock:
             remove_leftovers(fold, is_recursive=True)
+            remove_stale_locks(fold)
             yield lock
     finally:
         with suppress(OSError):  # where nothing came of it, no empty folder stays
@@ -42,7 +43,7 @@ def selection_lock(folder: WorkFolder, on: Listener = silent) -> Iterator[None]:
         on(Event(stage="select", message=sentence))
 
     with locked(folder.root / ".selection.lock", "is being selected from", advice="", patience=FOREVER, say=say):
-        remove_leftovers(folder.root)
+        tidy(folder.root)
         for pair in (folder.root / "models").glob("*+*"):
             remove_leftovers(pair, is_recursive=True)
         yield
@@ -63,8 +64,14 @@ def planning_lock(folder: WorkFolder, on: Listener = silent) -> Iterator[None]:
         on(Event(stage="plan", message=sentence))
 
     with locked(folder.root / ".plan.lock", "is being planned", advice="", patience=FOREVER, say=say):
-        remove_leftovers(folder.root)
+        tidy(folder.root)
         yield
+
+
+def tidy(folder: Path) -> None:
+    """Delete what processes that were killed have left in a folder: temporary files, and locks."""
+    remove_leftovers(folder)
+    remove_stale_locks(folder)
 
 
 @contextmanager
