@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -19,6 +20,8 @@ from medseg3d import load_model
 from medseg3d.checkpoints import load_tensors
 from medseg3d.cli import main
 from medseg3d.planning import load_planner
+from medseg3d.records import read_record, write_record
+from medseg3d.training.state import TrainingState
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import earlier_choices
 
@@ -203,8 +206,8 @@ def test_a_fold_that_was_stopped_is_left_out_of_the_ensemble(trained: Path, tmp_
     root = retrained(trained, tmp_path)
     folder = root / "medseg3d-work/models/3d_fullres"
     shutil.copytree(folder / "fold_0", folder / "fold_1")
-    state = json.loads((folder / "fold_1/training.json").read_text(encoding="utf-8"))
-    (folder / "fold_1/training.json").write_text(json.dumps(state | {"is_finished": False}), encoding="utf-8")
+    state = read_record(folder / "fold_1/training.json", TrainingState, "training")
+    write_record(folder / "fold_1/training.json", replace(state, is_finished=False), "training", is_sealed=True)
     assert len(load_model(root).members[0].networks) == 1
     assert len(load_model(root, folds=["0", "1"]).members[0].networks) == 2
     (folder / "fold_0/weights.safetensors").unlink()
