@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
+from medseg3d.checks import check_case
+from medseg3d.dataset import Case, ChannelFile
+from medseg3d.fingerprint import fingerprint_case
 from medseg3d.label_pairs import Sides, sides
 from medseg3d.labels import Labels
+from medseg3d.reading import read_case
 
 EXTENT = (200.0, 300.0, 400.0)
 """Millimeters along (S, A, R)."""
@@ -173,3 +179,24 @@ def test_each_label_of_many_is_in_one_pair() -> None:
     doubt = sides(cases, labels_of(*(f"label_{value}" for value in places))).doubt
     assert "label_1 / label_2, label_3 / label_4 could be" in doubt
     assert "label_5" not in doubt
+
+
+@pytest.mark.fault("A1", "left and right in oblique and flipped files, checked by doctor", "places are compared along the body's axes")
+@pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_doctor_and_fingerprint_place_labels_alike(tmp_path: Path, flip: tuple[int, int, int]) -> None:
+    turn = np.deg2rad(20)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(np.multiply(flip, (1.0, 1.5, 2.0)))
+    labels = np.zeros((20, 16, 12), np.uint8)
+    labels[2:5, 3:6, 4:8], labels[14:17, 10:13, 2:4] = 1, 2
+    for name, array in (("image.nii.gz", labels * 7.0), ("label.nii.gz", labels)):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+    case = Case(name="a", channels=(ChannelFile(path=tmp_path / "image.nii.gz"),), label=tmp_path / "label.nii.gz")
+    seen, known = check_case(case, None).places, fingerprint_case(read_case(case), "digest")
+    assert seen is not None
+    for value in (1, 2):
+        truth = affine[:3, :3] @ (np.argwhere(labels == value).mean(0) - (np.array(labels.shape) - 1) / 2)
+        assert seen.world_position(seen.labels[value].center) == pytest.approx(truth[::-1], abs=1e-5)
+        assert known.world_position(known.labels[value].center) == pytest.approx(truth[::-1], abs=1e-5)
+        assert seen.labels[value].volume_mm3 == pytest.approx(known.labels[value].volume_mm3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_cas
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import available_cores, run_cases
+from medseg3d.label_names import names_beside, with_names
 from medseg3d.labels import Labels, unique_values
 from medseg3d.records import read_json
 
@@ -55,6 +56,7 @@ def evaluate_folders(
     evaluation = evaluate_pairs(
         pairs,
         labels=labels or labels_beside(references),
+        label_names=label_names_beside(references),
         tolerance_mm=tolerance_mm,
         num_workers=num_workers,
         max_bytes=max_bytes,
@@ -75,6 +77,7 @@ def evaluate_pairs(
     pairs: Sequence[Pair],
     *,
     labels: Labels | None,
+    label_names: Mapping[int, str] | None = None,
     tolerance_mm: float | None = None,
     num_workers: int | None = None,
     max_bytes: int | None = None,
@@ -84,14 +87,14 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Measure pairs of files, side by side within ``max_bytes`` of memory; arguments as in :func:`evaluate_folders`.
 
-    ``labels`` None: all values that occur. Cases are sorted by name, whatever finished first.
+    ``labels`` None: all values that occur, under ``label_names`` where these have one. Cases are sorted by name, whatever finished first.
     """
     tolerance = tolerance_mm if tolerance_mm is not None else _common_tolerance(pairs)
     workers = num_workers or available_cores()
     threads = max(1, workers // max(1, len(pairs)))  # few cases: the labels of one case fill the cores
 
     def measure(pair: Pair) -> CaseMetrics:
-        return evaluate_files(pair, labels=labels, tolerance_mm=tolerance, num_threads=threads)
+        return evaluate_files(pair, labels=labels, label_names=label_names or {}, tolerance_mm=tolerance, num_threads=threads)
 
     cases: list[CaseMetrics] = []
     failures: list[CaseFailure] = []
@@ -114,7 +117,9 @@ def evaluate_pairs(
     return summarize_cases(cases, tolerance_mm=tolerance, failures=failures, seed=seed)
 
 
-def evaluate_files(pair: Pair, *, labels: Labels | None, tolerance_mm: float | None, num_threads: int = 1) -> CaseMetrics:
+def evaluate_files(
+    pair: Pair, *, labels: Labels | None, tolerance_mm: float | None, num_threads: int = 1, label_names: Mapping[int, str] | None = None
+) -> CaseMetrics:
     """Read and compare one case; without ``labels`` all values that occur in it.
 
     Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
@@ -126,7 +131,7 @@ def evaluate_files(pair: Pair, *, labels: Labels | None, tolerance_mm: float | N
         predicted,
         referenced,
         spacing=spacing,
-        labels=labels or labels_found(predicted, referenced),
+        labels=labels or with_names(labels_found(predicted, referenced), label_names or {}),
         tolerance_mm=tolerance_mm,
         name=pair.case,
         num_threads=num_threads,
@@ -173,6 +178,12 @@ def labels_beside(references: Path) -> Labels | None:
                 raise InputError(f"{file}: {'; '.join(findings)}.")
             return labels
     return None
+
+
+def label_names_beside(references: Path) -> dict[int, str]:
+    """The names in ``labels.csv`` or ``labels.json`` beside the references, or else in the folder above."""
+    folder = references.parent if references.is_file() else references
+    return names_beside(folder) or names_beside(folder.resolve().parent)
 
 
 def labels_found(*label_maps: np.ndarray) -> Labels:

@@ -15,10 +15,11 @@ import numpy as np
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
 from medseg3d.intensities import IntensityStatistics
+from medseg3d.label_rules import name_findings
 from medseg3d.labels import Labels
 from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.records import read_json
-from medseg3d.side_names import left_right_pairs
+from medseg3d.side_names import left_right_pairs, says_nothing
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
@@ -180,7 +181,19 @@ def read_nnunet_fingerprint(path: Path) -> DatasetSummary:
         orientation="as_stored",
         digest=_digest([fingerprint, description.get("labels"), channels]),
         modality_reason=f"The channels are named in {description_path.name}.",
+        left_right_doubt=_doubt_without_places(labels),
         notes=notes,
+    )
+
+
+def _doubt_without_places(labels: Labels) -> str:
+    """Labels whose names say nothing could be left and right of the same, as far as nnU-Net's fingerprint tells."""
+    nameless = [name for name in labels.names[1:] if says_nothing(name)]
+    if labels.pairs or len(nameless) < 2:
+        return ""
+    return (
+        f"Images are not mirrored from left to right: {listed(nameless, most=3)} could be left and right of the same, and the fingerprint "
+        "does not tell where they lie. Say in dataset.json what they are."
     )
 
 
@@ -207,6 +220,9 @@ def _labels(entries: Mapping[str, Any], path: Path) -> tuple[Labels, int, tuple[
             notes = ("The dataset has an ignore label, which cannot be trained with yet; the memory estimate counts it.",)
         else:
             values[name] = members[0]
+    findings = name_findings({value: name for name, value in values.items()})
+    if findings:
+        raise InputError(f"{path}: {'; '.join(findings)}.")
     if 0 not in values.values():
         raise InputError(f'{path}: no label has the value 0; the background must be listed, for instance "background": 0.')
     ordered = sorted(values.items(), key=lambda item: item[1])

@@ -159,3 +159,11 @@ def test_cases_without_any_label_give_no_facts(tmp_path: Path) -> None:
     for summary in (summarize(fingerprint_of({}, {}), labels), read_nnunet_fingerprint(write(tmp_path))):
         assert summary.loss_facts is None
         assert summary.class_shares is None
+
+
+@pytest.mark.fault("A1", "nnU-Net's fingerprint with labels that have no names", "not mirrored from left to right by planners of ours")
+def test_labels_without_names_and_places_are_in_doubt(tmp_path: Path) -> None:
+    description = {"channel_names": {"0": "CT", "1": "T1"}, "labels": {"background": 0, "label_1": 1, "label_2": 2}, "numTraining": 8}
+    assert "label_1, label_2 could be left and right" in read_nnunet_fingerprint(write(tmp_path, dataset=description)).left_right_doubt
+    named = {**description, "labels": {"background": 0, "liver": 1, "spleen": 2}}
+    assert read_nnunet_fingerprint(write(tmp_path, dataset=named)).left_right_doubt == ""

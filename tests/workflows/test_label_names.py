@@ -11,6 +11,7 @@ import pytest
 
 from medseg3d.cli import main
 from medseg3d.errors import DatasetError, InputError
+from medseg3d.evaluation.evaluate_folders import evaluate_folders
 from medseg3d.label_names import names_beside, names_from_text, with_names
 from medseg3d.labels import Labels
 from medseg3d.workflows.doctor import doctor
@@ -121,3 +122,9 @@ def test_names_that_do_not_fit_the_others_are_refused() -> None:
     labels = Labels(names=("background", "liver", "label_2"), values=(0, 1, 2))
     with pytest.raises(DatasetError, match="same name 'liver'"):
         with_names(labels, {2: "liver"})
+
+
+def test_references_are_measured_under_the_names_beside_them(two_sides: Path) -> None:
+    (two_sides / "labels.csv").write_text("2,right nodule\n3,left nodule\n", encoding="utf-8")
+    measured = evaluate_folders(two_sides / "labels", two_sides / "labels")
+    assert {label.name for case in measured.cases for label in case.labels} == {"label_1", "right nodule", "left nodule"}
