@@ -93,6 +93,11 @@ def doubts_about(look: Look, plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
+CHECK = "Check its label map."
+REFUSED = "Refused, as --strict asks."
+"""What follows a doubt in words."""
+
+
 def in_words(name: str, doubts: Sequence[str]) -> str:
     """One line about a case."""
     text = "; ".join(doubts)

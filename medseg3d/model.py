@@ -17,7 +17,7 @@ import torch
 from medseg3d.dataset import Case, prediction_cases
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError
-from medseg3d.familiarity import doubts_about, in_words, look_of
+from medseg3d.familiarity import CHECK, REFUSED, doubts_about, in_words, look_of
 from medseg3d.frame import grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
@@ -162,9 +162,9 @@ class Model:
         self._check_channels(raw)
         warnings = self.doubts(raw)
         if warnings and self._is_strict:
-            raise InputError(f"{in_words(raw.name, warnings)} Refused, as doubtful images are to be.")
+            raise InputError(f"{in_words(raw.name, warnings)} {REFUSED}")
         if warnings:
-            logger.warning("%s Check its label map.", in_words(raw.name, warnings))
+            logger.warning("%s %s", in_words(raw.name, warnings), CHECK)
         prepared = prepare_case(raw, self.plan, self.members, in_place=in_place, device=self.device.for_resampling)
         return replace(prepared, warnings=warnings)
 

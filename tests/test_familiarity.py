@@ -282,6 +282,11 @@ def test_predict_warns_and_records_and_refuses_when_strict(
     assert main([*command[:-4], "-o", str(tmp_path / "strict"), "--device", "cpu", "--strict"]) == 3
     assert "micron (predict): this image has voxels of" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in (tmp_path / "strict").glob("*.nii.gz")] == ["usual.nii.gz"]
+    caplog.clear()
+    assert main(command) == 0
+    assert "micron: this image has voxels of" in caplog.text, "also where the label map is kept from before"
+    assert main([*command, "--strict"]) == 3
+    assert "is there from an earlier call" in capsys.readouterr().err
 
 
 def test_a_strict_model_refuses_an_array(trained: Path) -> None:

@@ -21,10 +21,10 @@ from medseg3d.dataset import Case, ChannelFile, find_prediction_cases
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
-from medseg3d.familiarity import in_words
+from medseg3d.familiarity import CHECK, REFUSED, in_words
 from medseg3d.files import check_writable, file_digest, replacing, storage
 from medseg3d.fingerprint import digest_of
-from medseg3d.images import ending_of, read_header, write_label_map
+from medseg3d.images import case_name, ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
 from medseg3d.loading import load_model
 from medseg3d.model import Model
@@ -108,16 +108,16 @@ def predict(
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
     check_writable(folder)
-    kept, pending = _divide(
-        _part(cases, part), targets, recorded(folder), loaded.identity, overwrite=overwrite, probabilities=probabilities
-    )
+    earlier = recorded(folder)
+    kept, pending = _divide(_part(cases, part), targets, earlier, loaded.identity, overwrite=overwrite, probabilities=probabilities)
     record = RecordFile(folder / record_name(part))
     if executor is None:
         budget = memory_budget(max_ram_gb)
         made = _predict_here(loaded, pending, targets, record=record, probabilities=probabilities, budget=budget)
     else:
         made = _predict_there(load, loaded.identity, pending, targets, executor, record, probabilities=probabilities, strict=strict)
-    failures, outputs = list(unusable), {}
+    doubtful = _doubtful(kept, earlier, strict=strict)
+    failures, outputs = [*unusable, *doubtful.values()], {}
     on(Event(stage="predict", total=len(pending)))
     for index, (case, result) in enumerate(made):
         if isinstance(result, CaseFailure):
@@ -125,15 +125,28 @@ def predict(
         else:
             outputs[targets[case.name].name] = result
             if executor is not None and result.warnings:
-                logger.warning("%s Check its label map.", in_words(case.name, result.warnings))
+                logger.warning("%s %s", in_words(case.name, result.warnings), CHECK)
         on(Event(stage="predict", done=index + 1, total=len(pending)))
     return PredictResult(
         written=tuple(folder / name for name in outputs),
-        kept=tuple(kept),
+        kept=tuple(target for target in kept if target not in doubtful),
         failures=tuple(failures),
         cases=outputs,
         model=loaded.identity,
     )
+
+
+def _doubtful(kept: Sequence[Path], earlier: Predictions, *, strict: bool) -> dict[Path, CaseFailure]:
+    """Outputs of an earlier call with a warning, which is told again; failures where the call is strict now."""
+    found = {}
+    for target in kept:
+        warnings, name = earlier.cases[target.name].warnings, case_name(target)
+        if warnings and strict:
+            reason = f"{in_words(name, warnings)} {REFUSED} {target} is there from an earlier call."
+            found[target] = CaseFailure(case=name, stage="predict", reason=reason)
+        elif warnings:
+            logger.warning("%s %s", in_words(name, warnings), CHECK)
+    return found
 
 
 def _cases_of(
