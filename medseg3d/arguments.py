@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     goal.add_argument("--validate", action="store_true", help="only measure the fold's best weights again")
     goal.add_argument("--find-lr", action="store_true", help="only try learning rates from small to large and suggest one")
     _tta_option(train)
-    train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (weights.safetensors)")
+    train.add_argument("--init", type=Path, metavar="MODEL", help="start from the weights of another model (of any kind)")
     _device_option(train)
     _seed_option(train)
 

@@ -78,6 +78,8 @@ class TrainingState:
     smoothed: float | None = None
     smoothed_weight: float | None = None
     is_finished: bool = False
+    init: str | None = None
+    """The digest of the weights that the run began with; None for fresh ones."""
 
     @property
     def smoothed_dice(self) -> Smoothed | None:

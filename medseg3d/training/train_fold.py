@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg3d.checkpoints import ModelCard, load_matching, load_tensors, save_weights
+from medseg3d.checkpoints import ModelCard, save_weights
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
-from medseg3d.errors import DivergedError, InputError, PlanMismatchError
+from medseg3d.errors import DivergedError, InputError
 from medseg3d.execution import available_cores
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
@@ -40,6 +40,7 @@ from medseg3d.training.domains import (
     run_network,
     with_unit_gradients,
 )
+from medseg3d.training.initial import InitialWeights, check_began_with, read_initial, take_over
 from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.pseudo_dice import PatchValidation, Smoothed, mean_of, smoothed, validate_patches
@@ -100,7 +101,7 @@ def train_fold(
     options: TrainingOptions,
     plan_digest: str,
     stop: StopRequest,
-    init: Path | None = None,
+    init: Path | InitialWeights | None = None,
     check: Callable[[], None] = lambda: None,
     on_step: Progress = _ignore,
     on_validation: Progress = _ignore,
@@ -109,7 +110,7 @@ def train_fold(
 
     ``check`` is called before anything is written, and raises where the folder belongs to another process by now.
     ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
-    that an epoch is measured on. ``init`` is a weights file to begin with.
+    that an epoch is measured on. ``init`` is what to begin with, a weights file or tensors.
     Raises :class:`DivergedError` after
     ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their batches, and ``PlanMismatchError`` where ``folder`` holds a
     run with other settings.
@@ -141,7 +142,7 @@ def train_domains(
     options: TrainingOptions,
     plan_digest: str,
     stop: StopRequest,
-    init: Path | None = None,
+    init: Path | InitialWeights | None = None,
     added: str | None = None,
     check: Callable[[], None] = lambda: None,
     on_step: Progress = _ignore,
@@ -231,12 +232,15 @@ class _Run:
             return True
         return state.epoch >= state.epochs
 
-    def resume_or_begin(self, init: Path | None) -> None:
+    def resume_or_begin(self, init: Path | InitialWeights | None) -> None:
         """Continue the run in the folder if there is one; otherwise check the precision on a first batch.
 
-        ``init`` is a weights file to begin with: tensors of the same name and shape are taken, the others are listed."""
+        ``init`` is what to begin with: tensors of the same name and shape are taken, the others are listed. Raises :class:`InputError`
+        where the run in the folder began with something else."""
+        initial = read_initial(init)
         saved = None if self.options.restart else load_state(self.folder)
         if saved is None and (done := self._finished_without_state()) is not None:
+            check_began_with(done.init, initial, self.folder)
             self.state = done
             return
         if saved is not None:
@@ -244,6 +248,8 @@ class _Run:
             if self.options.batch_size is None:
                 self.state = replace(self.state, batch_sizes=state.batch_sizes)  # they may have been fitted to the hours
             check_same_run(state, self.state, self.folder)
+            if self.added is None:
+                check_began_with(state.init, initial, self.folder)
             self.device = replace(self.device, precision=state.precision)
             self.scaler = _scaler(self.device)
             restore_state(self.folder, tensors, metadata, self.network, self.optimizer, self.scaler)
@@ -264,17 +270,7 @@ class _Run:
             )
             logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
             return
-        is_fresh = True
-        if init is not None:
-            tensors, _ = load_tensors(init)
-            if self.added is not None:  # parts that an earlier run of this domain left there have seen other cases
-                tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("shared.")}
-            unused, missing = load_matching(self.network, tensors)
-            is_fresh = bool(missing)
-            if len(unused) == len(tensors):
-                raise PlanMismatchError(f"{init}: none of its tensors fits this network. Name a weights.safetensors of the same family.")
-            if self.added is None:
-                logger.warning("Weights from %s; not used: %s; not found, so fresh: %s.", init, _some(unused), _some(missing))
+        is_filled = initial is not None and take_over(self.network, initial, shared_only=self.added is not None)
         if self.options.restart or read_summary(self.folder) is not None:  # weights alone were put there on purpose
             self._check()
             remove_run(self.folder)
@@ -284,8 +280,8 @@ class _Run:
             self.device = trusted_precision(self.device, domain.configuration, self.state.batch_sizes[index])
             if isinstance(self.network, U2Net):
                 self.network.domain = domain.name or self.network.domain
-            self.device = checked_precision(self.network, image[:1], self.device, is_trained=not is_fresh)
-        self.state = replace(self.state, precision=self.device.precision)
+            self.device = checked_precision(self.network, image[:1], self.device, is_trained=is_filled)
+        self.state = replace(self.state, precision=self.device.precision, init=None if initial is None else initial.digest)
         self.scaler = _scaler(self.device)
         if self.options.hours is not None and self.options.batch_size is None and self.options.iterations is None:
             sizes = tuple(self._batch_for_hours(index, self.options.hours) for index in range(len(self.domains)))
@@ -553,11 +549,6 @@ class _Run:
             policy=None if is_validation else self.policies[index],
             is_validation=is_validation,
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names and how many more."""
-    return (", ".join(names[:5]) or "none") + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _scaler(device: Device) -> torch.amp.GradScaler:

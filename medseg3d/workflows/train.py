@@ -38,6 +38,7 @@ from medseg3d.training.train_fold import TrainingOptions, train_fold
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data, origin_of_validation, validation_age
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.taking_turns import fold_lock
@@ -106,7 +107,7 @@ def _train(
             options=options,
             plan_digest=plan_digest(plan, chosen, split),
             stop=stop,
-            init=init,
+            init=None if init is None else initial_weights(init, configuration=chosen.name, fold=fold, plan=plan),
             check=lock.check,
             on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
             on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),

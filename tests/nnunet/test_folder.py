@@ -19,6 +19,7 @@ from medseg3d.networks.build import build_network
 from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import NetworkPlan
 from medseg3d.records import from_plain, to_plain
+from medseg3d.workflows.initial_weights import initial_weights
 
 MakeModel = Callable[..., Path]
 Json = dict[str, Any]
@@ -167,3 +168,11 @@ def test_a_previous_stage_of_another_dataset_is_refused(make_model: MakeModel, p
 def test_weights_of_other_plans_are_refused(make_model: MakeModel, plain_plan: NetworkPlan) -> None:
     with pytest.raises(PlanMismatchError, match=r"checkpoint_final\.pth .* 9 of another shape \(encoder\.1\.0\.conv\.weight"):
         read_nnunet_model(make_model(plan=replace(plain_plan, features=(4, 8))))
+
+
+def test_training_can_begin_with_a_fold(make_model: MakeModel, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_model(folds=("0", "3"))
+    found = initial_weights(folder, configuration="3d_fullres", fold="3")
+    expected = read_nnunet_model(folder).weights["3d_fullres"]["3"]
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.items())
+    assert found.source.endswith("(3d_fullres, fold 3)")

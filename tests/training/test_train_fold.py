@@ -23,6 +23,7 @@ from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
 from medseg3d.signals import StopRequest
 from medseg3d.training import probe, train_fold
+from medseg3d.training.initial import InitialWeights
 from medseg3d.training.state import read_history
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder
@@ -162,6 +163,7 @@ def test_a_step_that_does_not_fit_the_memory_is_one_message(
 def test_another_number_of_threads_is_pointed_out(
     material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, logger="medseg3d")
     run(material, tmp_path, epochs=1, iterations=1)
     run(material, tmp_path, epochs=2, iterations=1)
     assert "threads" not in caplog.text
@@ -235,3 +237,28 @@ def test_a_gradient_that_overflows_in_float16_lowers_the_scale_and_skips_the_ste
     assert metadata["scaler"]["scale"] < 2.0**40  # type: ignore[index]
     tensors, _ = load_tensors(tmp_path / "weights.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.fault("D", "--init where the folder holds a run", "refused unless the run began with the same weights, which then goes on")
+def test_initial_weights_are_refused_where_a_run_began_with_others(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
+) -> None:
+    plan, configuration, cases = material
+
+    def train(folder: Path, *, init: InitialWeights | None, restart: bool = False) -> list[object]:
+        options = TrainingOptions(epochs=1, iterations=1, restart=restart)
+        arguments = {"training": cases[:4], "validation": cases[4:], "folder": folder, "device": FLOAT32, "options": options}
+        return list(train_fold.train_fold(plan, configuration, fold="0", plan_digest="x", stop=StopRequest(), init=init, **arguments))  # type: ignore[arg-type]
+
+    train(tmp_path / "a", init=None)
+    tensors, _ = load_tensors(tmp_path / "a" / "weights.safetensors")
+    initial = InitialWeights(source="a", tensors=tensors)
+    with pytest.raises(InputError, match=r"--init a: .* began with fresh weights.* Say --restart"):
+        train(tmp_path / "a", init=initial)
+    assert len(train(tmp_path / "b", init=initial)) == 1
+    assert train(tmp_path / "b", init=initial) == []
+    assert train(tmp_path / "b", init=None) == []
+    other = InitialWeights(source="other", tensors={name: tensor + 1 for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match=r"--init other: .* began with others"):
+        train(tmp_path / "b", init=other)
+    assert len(train(tmp_path / "b", init=other, restart=True)) == 1

@@ -19,10 +19,12 @@ from medseg3d.records import read_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.folds import read_folds
+from medseg3d.training.initial import InitialWeights
 from medseg3d.training.state import STATE, TrainingState
 from medseg3d.training.train_fold import TrainingOptions, train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
@@ -73,7 +75,10 @@ def _train_common(
 ) -> dict[str, Evaluation]:
     target = folder.fold(UNIVERSAL, fold)
     joined = sorted(path.name for path in (target / ADDED).glob("*"))
+    start = None if init is None else initial_weights(init, configuration=universal.configuration, fold=fold)
     if joined and not options.restart:
+        if init is not None:
+            raise InputError(f"--init {init}: {target} holds a network that {', '.join(joined)} joined. Leave --init out, or --restart.")
         if not _is_finished(target) or options.epochs is not None or options.hours is not None:
             raise InputError(
                 f"{target}: {', '.join(joined)} joined this network. Training it on would change what they stand on; --restart trains it "
@@ -83,7 +88,7 @@ def _train_common(
     if options.restart:
         remove_tree(target / ADDED)
     domains = [_training_domain(folder, universal, name, fold, on) for name in universal.joint]
-    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=init, added=None, lock=lock, on=on)
+    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=start, added=None, lock=lock, on=on)
     return _validate(folder, universal, universal.joint, fold, device, tta, on)
 
 
@@ -157,7 +162,7 @@ def _train(
     folder: WorkFolder,
     device: str,
     options: TrainingOptions,
-    init: Path | None,
+    init: Path | InitialWeights | None,
     added: str | None,
     lock: Lock,
     on: Listener,
@@ -175,7 +180,7 @@ def _train(
                 folder=target,
                 device=choose_device(device),
                 options=options,
-                plan_digest=_digest(domains, folder, fold, init if added else None),
+                plan_digest=_digest(domains, folder, fold, init if added and isinstance(init, Path) else None),
                 stop=stop,
                 init=init,
                 added=added,

@@ -1,0 +1,82 @@
+"""Training can begin with the weights of every kind of model; which network of several is taken is said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg3d.checkpoints import ModelCard, save_weights
+from medseg3d.errors import InputError
+from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, content_identity, write_model_file
+from medseg3d.networks.build import build_network
+from medseg3d.plan import Plan
+from medseg3d.records import write_record
+from medseg3d.workflows.initial_weights import initial_weights
+from tests.test_plan import NETWORK, PLAN
+
+SAME_DATA = replace(PLAN, fingerprint_digest="abc")
+
+
+def network(seed: int) -> torch.nn.Module:
+    return build_network(NETWORK, generator=torch.Generator().manual_seed(seed))
+
+
+def is_network(tensors: Mapping[str, torch.Tensor], seed: int) -> bool:
+    own = network(seed).state_dict()
+    return own.keys() == tensors.keys() and all(torch.equal(own[name], tensors[name]) for name in own)
+
+
+def with_folds(work: Path, plan: Plan = PLAN) -> Path:
+    write_record(work / "plan.json", plan, "plan")
+    for fold in ("0", "1"):
+        folder = work / "models/3d_fullres" / f"fold_{fold}"
+        folder.mkdir(parents=True)
+        card = ModelCard(plans={"": plan}, configurations={"": "3d_fullres"}, fold=fold)
+        save_weights(folder / "weights.safetensors", network(int(fold)), card)
+    return work
+
+
+def model_file(path: Path) -> Path:
+    description = ModelDescription(plan=PLAN, members=(MemberDescription(configuration="3d_fullres", folds=("0", "1")),))
+    weights = {"3d_fullres": {fold: network(int(fold)).state_dict() for fold in ("0", "1")}}
+    return write_model_file(path, ModelParts(description=description, weights=weights, identity=content_identity(description, weights)))
+
+
+@pytest.mark.fault("D", "--init took a weights file only", "takes every kind of model that predicts")
+def test_every_kind_of_model_gives_the_fold_that_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = with_folds(tmp_path / "Balls/medseg3d-work")
+    kinds = (work, work.parent, work / "models/3d_fullres/fold_1", work / "models/3d_fullres/fold_1/weights.safetensors")
+    for place in (*kinds, model_file(tmp_path / "balls.medseg3d")):
+        found = initial_weights(place, configuration="3d_fullres", fold="1", plan=PLAN)
+        assert is_network(found.tensors, 1), place
+        assert str(place) in found.source or found.source.startswith(str(work))
+    assert not caplog.records
+
+
+def test_another_configuration_and_the_first_fold_are_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in (with_folds(tmp_path / "work"), model_file(tmp_path / "balls.medseg3d")):
+        caplog.clear()
+        assert is_network(initial_weights(place, configuration="3d_lowres", fold="4").tensors, 0)
+        assert "has no 3d_lowres, fold 4; beginning with 3d_fullres, fold 0" in caplog.text
+
+
+@pytest.mark.fault("A", "--init with another fold of the same dataset", "a warning that the validation cases have been seen")
+def test_a_fold_that_has_seen_the_validation_cases_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = with_folds(tmp_path / "work", SAME_DATA)
+    with caplog.at_level(logging.WARNING):
+        initial_weights(work, configuration="3d_fullres", fold="1", plan=SAME_DATA)
+        assert not caplog.records
+        initial_weights(work / "models/3d_fullres/fold_0", configuration="3d_fullres", fold="1", plan=SAME_DATA)
+    assert "trained on fold 0 of the same dataset, so it has seen validation cases of fold 1" in caplog.text
+
+
+def test_what_is_no_model_is_refused_with_what_is_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for place in (tmp_path / "nothing", tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(InputError, match=r"--init .*Name a work folder, a fold's folder, a weights.safetensors, a .medseg3d file"):
+            initial_weights(place, configuration="3d_fullres", fold="0")
