@@ -28,6 +28,7 @@ from medseg3d.geometry import (
     to_canonical,
 )
 from medseg3d.grid_wording import describe
+from medseg3d.grouping import shared_patients
 from medseg3d.images import ImageHeader
 from medseg3d.label_names import with_names
 from medseg3d.label_pairs import Whereabouts, sides, whereabouts
@@ -203,6 +204,7 @@ def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Seque
     training, test = sorted(training, key=lambda c: c.name), sorted(test, key=lambda c: c.name)
     return (
         *_copies(training, test),
+        *_shared_patients(training, test),
         *_orientations((*training, *test)),
         *_spacing_outliers(training),
         *_implausible_spacings(training),
@@ -341,6 +343,12 @@ def _copies(training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> Ite
         if twins:
             message = f"the test image is also the training case {', '.join(twins)}; its score says nothing about new images"
             yield Finding(case=case.name, kind="leakage", severity="warning", message=message)
+
+
+def _shared_patients(training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> Iterator[Finding]:
+    message = shared_patients([case.name for case in training], [case.name for case in test])
+    if message:
+        yield Finding(case=None, kind="groups", severity="warning", message=message)
 
 
 def _orientations(cases: Sequence[CheckedCase]) -> Iterator[Finding]:

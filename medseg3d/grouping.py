@@ -38,7 +38,7 @@ VISITS = (
 DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
 _KNOWN = re.compile(rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|{DATE}")
 _COUNTED = re.compile(VISITS)
-_GLUED = re.compile(r"(.*\d)(l|r|left|right|ed|es|pre|post|[a-e])")
+_GLUED = re.compile(rf"(.*\d)(l|r|left|right|ed|es|pre|post|[a-e]|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
 _PATIENT = re.compile("patient|pat|pt|p|subject|subj|sub|s|person|volunteer|participant|mouse|rat|animal")
 _SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)(?=_|$)")
 
@@ -116,6 +116,18 @@ def divided_message(group_of: Mapping[str, str], folds: Iterable[tuple[Sequence[
     )
 
 
+def shared_patients(training: Sequence[str], test: Sequence[str]) -> str:
+    """One sentence where names tell patients who have images on both sides of training and test; empty where they tell none."""
+    group_of = find_groups([*training, *test]).group_of
+    found = divided(group_of, [(training, test)])
+    if not found:
+        return ""
+    _, trained, tested = next(iter(found.values()))
+    patients, verb = counted(len(found), "patient"), "has" if len(found) == 1 else "have"
+    where = f"images in training and test ({trained} and {tested})"
+    return f"what looks like {patients} {verb} {where}, so the test score is too good"
+
+
 # --- by name
 
 
@@ -135,7 +147,7 @@ Words = tuple[str, ...]
 
 
 def _words(name: str) -> Words:
-    """The words of a name in lower case; a date is one word, and so is a letter that is glued to a number (``12L``).
+    """The words of a name in lower case; a date is one word, and so is a letter that is glued to a number (``12L``, ``p3t2``).
 
     >>> _words("acdc_002_ED"), _words("p01L"), _words("002_S_0413_2006-05-02")
     (('acdc', '002', 'ed'), ('p01', 'l'), ('002', 's', '0413', '20060502'))
@@ -144,7 +156,7 @@ def _words(name: str) -> Words:
     found: list[str] = []
     for word in re.split(r"[\s_\-.]+", text):
         glued = _GLUED.fullmatch(word)
-        found += [part for part in (glued.groups() if glued else (word,)) if part]
+        found += [part for part in (glued.groups() if glued else (word,)) if part]  # groups of the other way to read it are None
     return tuple(found)
 
 
@@ -153,14 +165,18 @@ def _without_known(words: Mapping[str, Words]) -> dict[str, Words]:
 
     The place with the fewest different words goes first: in ``m01_t1`` the mouse is the patient, not the month.
     """
-    keys = dict(words)
+    keys, removed = dict(words), set[int]()
     places = [place for place in range(max(map(len, words.values()))) if _is_known_to_vary(words, place)]
-    removed: set[int] = set()
-    for place in sorted(places, key=lambda p: len({own[p] for own in words.values() if len(own) > p})):
-        trial = {name: tuple(w for p, w in enumerate(own) if p not in removed | {place}) for name, own in words.items()}
-        if all(trial.values()) and _says_patients(trial):
-            keys, removed = trial, removed | {place}
-    return keys if removed else {}
+    variants = {place: len({own[place] for own in words.values() if len(own) > place}) for place in places}
+    while True:
+        for place in sorted(set(places) - removed, key=variants.__getitem__):
+            trial = {name: tuple(w for p, w in enumerate(own) if p not in removed | {place}) for name, own in words.items()}
+            is_more = not removed or (variants[place] <= MOST_VARIANTS and _is_usable({name: "_".join(key) for name, key in trial.items()}))
+            if all(trial.values()) and _says_patients(trial) and is_more:
+                keys, removed = trial, removed | {place}
+                break
+        else:
+            return keys if removed else {}
 
 
 MOST_OTHER_WORDS = 0.1

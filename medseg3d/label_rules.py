@@ -134,10 +134,10 @@ def marker_values(values: Collection[int]) -> tuple[int, ...]:
 
 def marker_message(markers: Sequence[int]) -> str:
     """What such values may be, and what to do."""
-    values = ", ".join(map(str, markers))
+    values = f"the label value{'s' if len(markers) > 1 else ''} {', '.join(map(str, markers))} beside small ones"
     return (
-        f"the label value{'s' if len(markers) > 1 else ''} {values} beside small ones: that usually marks voxels nobody has annotated, "
-        "which no network can learn. Leave such cases out or annotate them completely; if it is a structure, name it "
+        f"{values}: that usually marks voxels nobody has annotated, which no network can learn, or is a mask of 0 and 255 among masks of 0 "
+        "and 1. Annotate such cases completely, give the mask the value of the others, or leave them out; if it is a structure, name it "
         f"(--labels {markers[0]}=NAME, or labels.csv beside the images)"
     )
 

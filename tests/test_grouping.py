@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from medseg3d.grouping import Likeness, divided, divided_message, find_groups
+from medseg3d.grouping import Likeness, divided, divided_message, find_groups, shared_patients
 
 
 def names(pattern: str, *varying: object) -> list[str]:
@@ -38,6 +38,12 @@ PATIENTS = {
     "numbers of patients": (names("patient_{}_{}", range(1, 8), range(1, 6)), 7),
     "lesions": (names("p{:02d}_lesion{}", TWENTY, (1, 2, 3)), 20),
     "letters": (names("{:03d}_{}", TWENTY, "AB"), 20),
+    "glued times": (names("p{}t{}", TWENTY, (1, 2)), 20),
+    "glued sessions": (names("sub{:02d}ses{}", TWENTY, (1, 2)), 20),
+    "glued sides before": (names("{1}{0:03d}", TWENTY, "LR"), 20),
+    "volunteers of sites": (names("site{}_v{:02d}_{}", "AB", TWENTY, ("ED", "ES")), 40),
+    "spaces": (names("Patient {} left", TWENTY) + names("Patient {} right", TWENTY), 20),
+    "follow-ups": ([f"{p:03d}_{visit}" for p in TWENTY for visit in ("baseline", "followup_1", "followup_2")], 20),
 }
 NO_PATIENTS = {
     "cases": names("case_{:03d}", range(1, 201)),
@@ -145,3 +151,12 @@ def test_patients_on_both_sides_are_named_with_a_fold() -> None:
     assert "fold 1 trains on a1 and validates on a2" in divided_message(group_of, folds, source="splits.json")
     assert divided_message(group_of, folds[:1], source="splits.json") == ""
     assert divided(group_of, [(["a1", "a2"], ["a1", "a2"])]) == {}
+
+
+@pytest.mark.fault("A2", "a patient with images in training and among the test images", "doctor warns, naming one of each")
+def test_patients_in_training_and_test_are_named() -> None:
+    cases, _ = PATIENTS["phases"]
+    training = [name for name in cases if name != "acdc_007_ES"]
+    assert "1 patient has images in training and test (acdc_007_ED and acdc_007_ES)" in shared_patients(training, ["acdc_007_ES"])
+    assert shared_patients(cases, [name.replace("acdc", "other") for name in cases]) == ""
+    assert shared_patients(names("case_{:03d}", range(20)), names("case_{:03d}", range(20, 30))) == ""

@@ -1,6 +1,6 @@
 """Left and right without names: a dataset is stripped of the names of its labels, planned, trained, and its validation maps are counted.
 
-In: datasets with names such as ``left_kidney`` and ``right_kidney``, and minutes of training for each. Out: a Markdown table and
+In: datasets with names such as ``left_kidney`` and ``right_kidney``, and steps of training for each. Out: a Markdown table and
 ``left_right.json``; exit code 1 where our rule confuses a voxel. A voxel is confused where it is predicted as the left one and the
 reference holds the right one of the same pair, or the other way round. Each dataset is trained twice: by our rule, which does not mirror
 where labels without names could be left and right of the same, and with mirroring forced, as before.
@@ -23,6 +23,7 @@ from measuring import machine, markdown_table, run_measured, write_json
 from medseg3d.side_names import left_right_pairs
 
 RULES = {"our rule": "where_safe", "mirroring forced": "unless_pairs"}
+STEPS_PER_EPOCH = 25
 PLANNER = """
 extends = "small"
 [network]
@@ -71,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--our-python", type=Path, default=Path(sys.executable), help="with medseg3d (default: this one)")
     parser.add_argument("--dataset", type=Path, nargs="+", help="nnU-Net folders with one channel (default: the phantom)")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training for each (default: 6)")
+    parser.add_argument("--steps", type=int, default=1000, help="of training for each, in epochs of 25 (default: 1000)")
     parser.add_argument("--features", type=int, default=8, help="of the first stage (default: 8)")
     parser.add_argument("--resolution", type=float, default=0.5, help="voxels per axis against the dataset's own (default: 0.5)")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: 3d_fullres")
@@ -96,7 +97,8 @@ def train(source: Path, stripped: Path, rule: str, left_right: str, ours: Ours, 
     file = options.output / f"{left_right}.toml"
     file.write_text(PLANNER.format(left_right=left_right, features=options.features, resolution=options.resolution), encoding="utf-8")
     channels = ",".join(json.loads((source / "dataset.json").read_text(encoding="utf-8"))["channel_names"].values())
-    length = ("-c", options.configuration, "--folds", "0", "--hours", f"{options.minutes / 60:.5f}")
+    epochs = max(1, options.steps // STEPS_PER_EPOCH)
+    length = ("-c", options.configuration, "--folds", "0", "--epochs", str(epochs), "--iterations", str(STEPS_PER_EPOCH))
     command = ours.command("run", stripped, "-w", work, "--planner", file, "--channels", channels, *length, "--device", "cpu")
     run = run_measured(command, log=options.output / f"{source.name}_{left_right}.log")
     plan = json.loads((work / "plan.json").read_text(encoding="utf-8"))
