@@ -228,7 +228,7 @@ def _validate(
     return measured
 
 
-def _training_domain(folder: WorkFolder, universal: Universal, name: str, fold: str, on: Listener) -> TrainingDomain:
+def _training_domain(folder: WorkFolder, universal: Universal, name: str, fold: str, on: Listener = silent) -> TrainingDomain:
     home = domain_folder(folder, name)
     made = home.read_plan()
     configuration = made.configuration(universal.configuration)
