@@ -1,0 +1,318 @@
+"""Cut a run off at each of its operations on the disk, then run the same command again: it must end with the same bytes.
+
+``python -m tests.fault_simulator [--every N] [--verbs …] [--markdown FILE]`` makes a tiny dataset, and for each verb counts the
+operations of an undisturbed run. For each of them a process is forked in which that operation kills the process or fails (the disk is
+full from there on, or answers EIO once), or that gets SIGTERM there; then the same command runs undisturbed, and the folders are
+compared with those of a run that was never disturbed. Times are left out (:data:`TIMES`). It prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with OpenMP threads cannot be forked
+
+KINDS = ("kill", "full", "EIO", "SIGTERM")
+KILLED, TERMINATED = 137, 143
+EXPECTED = {"kill": (0, KILLED), "full": (0, 2, 3), "EIO": (0, 2, 3), "SIGTERM": (0, TERMINATED)}
+"""Exit codes of a run that is disturbed: some operations are the last one, or tidy up only."""
+PLANNER = """
+extends = "default"
+description = "A network that trains a step in milliseconds."
+[network]
+base_features = 4
+max_features_3d = 8
+max_features_2d = 8
+[training]
+epochs = 2
+iterations_per_epoch = 1
+validation_iterations = 1
+"""
+VERBS: dict[str, list[str]] = {
+    "plan": ["plan", "Balls", "--planner", "tiny.toml", "--jobs", "1"],
+    "preprocess": ["preprocess", "Balls", "-c", "3d_fullres", "--jobs", "1"],
+    "train": ["train", "Balls", "--fold", "0", "--device", "cpu"],
+    "select": ["select", "Balls", "--device", "cpu"],
+    "predict": ["predict", "Balls", "-i", "Balls/imagesTs", "-o", "out", "--probabilities", "--device", "cpu"],
+    "export": ["export", "Balls/medseg3d-work", "balls.medseg3d"],
+    "export to MONAI": ["export", "Balls/medseg3d-work", "bundle", "--format", "monai"],
+    "report": ["report", "Balls"],
+}
+"""In this order: each begins with what the ones before have made."""
+TIMES = re.compile(
+    r'"(?:\w*seconds\w*|epoch_waiting|waiting_share|elapsed_seconds|finished|peak_mib|read|preprocess|segment|write|sha256)": [-+.\de]+|'
+    r'"(?:digest|seal|checksum)": "[0-9a-f]+"'
+)
+"""What is measured in seconds, and what stands for a content that holds such."""
+NOT_COMPARED = re.compile(r"progress\.png|report\.html|timings\.json")
+"""Pictures and pages that show seconds."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a verb under one kind of fault."""
+
+    points: int = 0
+    tried: int = 0
+    corrupt: int = 0
+    leftovers: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1, help="try every N-th operation only")
+    parser.add_argument("--verbs", nargs="+", default=list(VERBS), choices=list(VERBS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no other operation after so many seconds")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + options.seconds
+    _warm_up()
+    found: dict[str, dict[str, Outcome]] = {}
+    with tempfile.TemporaryDirectory(prefix="medseg3d-faults-") as folder:
+        root = Path(folder)
+        _make_dataset(root / "start")
+        last = max(list(VERBS).index(verb) for verb in options.verbs)
+        for verb in list(VERBS)[: last + 1]:
+            before, after = root / "start", root / "done"
+            shutil.copytree(before, after)
+            count = root / "count"
+            code = _run(after, verb, count_file=count)
+            if code != 0:
+                raise SystemExit(f"{verb}: ends with {code} undisturbed")
+            operations = count.read_text(encoding="utf-8").splitlines()
+            if verb in options.verbs:
+                found[verb] = {kind: _try(verb, kind, operations, before, after, root, options.every, end) for kind in options.kinds}
+            shutil.rmtree(before)
+            after.rename(before)
+    json.dump({verb: {kind: asdict(outcome) for kind, outcome in kinds.items()} for verb, kinds in found.items()}, sys.stdout, indent=1)
+    if options.markdown:
+        options.markdown.write_text(table(found), encoding="utf-8")
+    return int(any(outcome.problems for kinds in found.values() for outcome in kinds.values()))
+
+
+def table(found: dict[str, dict[str, Outcome]]) -> str:
+    """The page of the documentation."""
+    lines = [
+        "# Cut off at every operation",
+        "",
+        "Made by `scripts/fault_simulator`. An undisturbed run of each command on a tiny dataset writes, syncs, renames and deletes so",
+        "often; at each of these operations the process was killed, found the disk full from there on, got an input/output error once, or",
+        "got SIGTERM. Then the same command was run again. Corrupt: it did not end with the bytes of an undisturbed run (times apart).",
+        "Leftovers: temporary files and locks that stayed.",
+        "",
+        "| command | fault | operations | tried | corrupt states | leftovers |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {"kill": "killed", "full": "disk full", "EIO": "input/output error", "SIGTERM": "SIGTERM"}
+    for verb, kinds in found.items():
+        for kind, outcome in kinds.items():
+            lines.append(f"| {verb} | {names[kind]} | {outcome.points} | {outcome.tried} | {outcome.corrupt} | {outcome.leftovers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _try(verb: str, kind: str, operations: list[str], before: Path, after: Path, root: Path, every: int, end: float) -> Outcome:
+    outcome = Outcome(points=len(operations))
+    expected = _contents(after)
+    for number in range(1 + (outcome.points - 1) % every, outcome.points + 1, every):
+        if time.monotonic() > end:
+            break
+        place = root / "try"
+        shutil.copytree(before, place)
+        what = f"{verb}, {kind} at {number} of {outcome.points} ({operations[number - 1]})"
+        code = _run(place, verb, fault=(kind, number))
+        if code not in EXPECTED[kind]:
+            outcome.problems.append(f"{what}: ends with {code}: {(place / 'log').read_text(encoding='utf-8')[-600:]}")
+        is_removal = operations[number - 1].startswith("remove")  # what could not be removed stays until the next start
+        if kind != "kill" and not is_removal and (there := _left(_contents(place))):
+            outcome.problems.append(f"{what}: leaves {there[:4]}")
+        again = _run(place, verb)
+        outcome.tried += 1
+        found = _contents(place)
+        left = _left(found)
+        if again != 0 or {name: content for name, content in found.items() if name not in left} != expected:
+            outcome.corrupt += 1
+            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            log = (place / "log").read_text(encoding="utf-8")[-600:]
+            outcome.problems.append(f"{what}: then {again}; other are {differing[:6]}; {log}")
+        if left:
+            outcome.leftovers += 1
+            outcome.problems.append(f"{what}: left over {left[:4]}")
+        shutil.rmtree(place)
+    lines = [f"{verb}, {kind}: {outcome.tried} of {outcome.points} operations, {len(outcome.problems)} problems", *outcome.problems]
+    sys.stderr.write("\n  ".join(lines) + "\n")
+    sys.stderr.flush()
+    return outcome
+
+
+def _left(found: Iterable[str]) -> list[str]:
+    """Temporary files and locks."""
+    return [name for name in found if ".tmp" in name or "lock/" in name or ".old." in name]
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    """Every file with its bytes, without times; empty folders as well."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_dir():
+            found[f"{name}/"] = b""
+        elif name == "log":
+            continue
+        elif NOT_COMPARED.fullmatch(path.name):
+            found[name] = b"is there"
+        elif path.suffix in (".json", ".jsonl", ".safetensors"):
+            text = path.read_bytes().decode("latin-1").replace('\\"', '"')
+            text = TIMES.sub("", text)
+            found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"|"data_offsets":\[[\d,]+\]|^.{8}', "", text, flags=re.S).encode("latin-1")
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _run(place: Path, verb: str, *, fault: tuple[str, int] | None = None, count_file: Path | None = None) -> int:
+    """The exit code of a verb in a forked process."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = _in_child(place, verb, fault, count_file)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _in_child(place: Path, verb: str, fault: tuple[str, int] | None, count_file: Path | None) -> int:
+    import traceback
+
+    from medseg3d.cli import main as run_command
+    from medseg3d.files import using_storage
+
+    os.chdir(place)
+    log = os.open("log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    double = _double()(*(fault or ("none", 0)))
+    try:
+        with using_storage(double):
+            code = run_command([*VERBS[verb], "-q"])
+    except BaseException:  # to be seen in the log
+        traceback.print_exc()
+        return 1
+    if count_file is not None:
+        count_file.write_text("\n".join(double.operations), encoding="utf-8")
+    return code
+
+
+def _double() -> Callable[[str, int], object]:
+    from medseg3d.files import Storage
+
+    class FaultyStorage(Storage):
+        """Fails or kills at the n-th operation, whichever thread comes to it."""
+
+        def __init__(self, kind: str, number: int) -> None:
+            self.kind, self.number = kind, number
+            self.operations: list[str] = []
+            self._counting = threading.Lock()
+
+        def _step(self, what: str, path: Path) -> None:
+            with self._counting:
+                self.operations.append(f"{what} {path.name}")
+                here = len(self.operations)
+            if self.kind == "kill" and here == self.number:
+                if what == "write":  # a part of the content is there
+                    os.truncate(path, path.stat().st_size // 2)
+                os._exit(KILLED)
+            if self.kind == "SIGTERM" and here == self.number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.kind == "full" and here >= self.number and what in ("write", "make folder", "sync"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if self.kind == "EIO" and here == self.number:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        def make_folder(self, folder: Path) -> None:
+            self._step("make folder", folder)
+            super().make_folder(folder)
+
+        def finish(self, path: Path) -> None:
+            self._step("write", path)
+
+        def sync(self, path: Path) -> None:
+            self._step("sync", path)
+            super().sync(path)
+
+        def replace(self, source: Path, target: Path) -> None:
+            self._step("replace", target)
+            super().replace(source, target)
+
+        def rename(self, source: Path, target: Path) -> None:
+            self._step("rename", target)
+            super().rename(source, target)
+
+        def remove(self, path: Path) -> None:
+            self._step("remove", path)
+            super().remove(path)
+
+        def remove_tree(self, folder: Path) -> None:
+            self._step("remove tree", folder)
+            super().remove_tree(folder)
+
+    return FaultyStorage
+
+
+def _warm_up() -> None:
+    """Import what the verbs import, so that each forked process begins at once; compute nothing."""
+    import torch
+
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core: one worker, and so one order of the operations
+    import medseg3d.cli
+    import medseg3d.console
+    import medseg3d.reporting.figures
+    import medseg3d.workflows.export
+    import medseg3d.workflows.plan
+    import medseg3d.workflows.predict
+    import medseg3d.workflows.preprocess
+    import medseg3d.workflows.run
+    import medseg3d.workflows.select
+    import medseg3d.workflows.train  # noqa: F401
+
+
+def _make_dataset(root: Path) -> None:
+    import nibabel
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    for number in range(5):
+        labels = np.zeros((12, 12, 8), np.uint8)
+        labels[3 : 7 + number % 2, 3:8, 2:6] = 1
+        image = (labels * 40 + rng.normal(100, 10, labels.shape)).astype(np.int16)
+        side = "Ts" if number == 4 else "Tr"
+        for kind, array in (("images", image), ("labels", labels)):
+            (root / "Balls" / f"{kind}{side}").mkdir(parents=True, exist_ok=True)
+            name = f"ball_{number}_0000.nii.gz" if kind == "images" else f"ball_{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / "Balls" / f"{kind}{side}" / name)
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}, "numTraining": 4, "file_ending": ".nii.gz"}
+    (root / "Balls" / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    (root / "tiny.toml").write_text(PLANNER, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
