@@ -13,7 +13,8 @@ from annotated_types import Interval, Len
 MAX_STAGES = 16
 Dimension = Annotated[int, Interval(ge=1, le=2**16)]
 """Voxels along an axis."""
-Millimeters = Annotated[float, Interval(gt=1e-6, le=1e4)]
+Millimeters = Annotated[float, Interval(gt=1e-9, le=1e6)]
+"""Down to electron microscopes, 4e-6 mm."""
 Features = Annotated[int, Interval(ge=1, le=8192)]
 Kernel = Annotated[int, Interval(ge=1, le=63)]
 Stride = Annotated[int, Interval(ge=1, le=64)]

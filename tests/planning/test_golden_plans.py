@@ -10,6 +10,7 @@ import pytest
 
 from medseg3d.plan import Plan
 from medseg3d.planning import load_planner, make_plan, read_nnunet_fingerprint
+from medseg3d.records import from_plain, to_plain
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "nnunet_plans.json").read_text(encoding="utf-8"))
 ROWS = GOLDEN["rows"]
@@ -82,3 +83,11 @@ def test_our_residual_presets_differ_from_nnunets_only_in_a_smaller_batch(
         assert ours.configurations[key].patch_size == theirs.patch_size
         assert ours.configurations[key].network == theirs.network
         assert 2 <= ours.configurations[key].batch_size <= theirs.batch_size
+
+
+def test_every_plan_lies_within_the_ranges_that_reading_checks(tmp_path: Path) -> None:
+    for name, dataset in GOLDEN["datasets"].items():
+        summary = read_nnunet_fingerprint(write_fingerprint(tmp_path / name, dataset))
+        for planner in ("default", "residual_l"):
+            plan = make_plan(summary, load_planner(planner))
+            assert from_plain(to_plain(plan), Plan, name) == plan
