@@ -55,6 +55,10 @@ class ChannelFingerprint:
     histogram: Histogram
     quantiles: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.quantiles is not None and len(self.quantiles) != len(SHARES):
+            raise ValueError(f"{len(self.quantiles)} quantiles; expected {len(SHARES)}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelStatistics:

@@ -16,6 +16,8 @@ from typing import Any
 from medseg3d.errors import InputError
 from medseg3d.files import unreadable
 
+MAX_BYTES = 2**30
+"""Of a text. The fingerprint of ten thousand cases has a quarter of it."""
 MAX_DEPTH = 64
 """Levels of lists and objects within each other; ours have up to ten."""
 MAX_TOML = 2**20
@@ -29,6 +31,9 @@ DELIMITERS = (";", "\t")
 def read_text(path: Path) -> str:
     """A text file; raises :class:`InputError` where it is missing or no text."""
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: {size / 2**30:.3g} GiB; expected a text of at most {MAX_BYTES / 2**30:g} GiB.")
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None

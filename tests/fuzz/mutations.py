@@ -9,6 +9,8 @@ from collections.abc import Callable
 from random import Random
 
 Mutation = Callable[[bytes, Random], bytes]
+MAX_BYTES = 1 << 25
+"""Of a damaged file: a long line twenty thousand times would be 4 GB."""
 
 NUMBERS = (
     "-1",
@@ -63,7 +65,7 @@ def mutate(content: bytes, kind: str, random: Random) -> bytes:
         return gzip.compress(random.choice(_NIFTI)(gzip.decompress(content), random), 1)
     choices = {"binary": _BINARY, "nifti": _NIFTI, "nifti_gz": _BINARY, "text_header": _TEXT_HEADER, "text": _TEXT}[kind]
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        content = random.choice(choices)(content, random)
+        content = random.choice(choices)(content, random)[:MAX_BYTES]
     return content
 
 
