@@ -95,6 +95,15 @@ def memory_budget(max_ram_gb: float | None) -> int:
     return int(free_memory() * DEFAULT_MEMORY_SHARE)
 
 
+def total_memory() -> int | None:
+    """Bytes of memory and swap of this machine; None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
+    return sum(int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "SwapTotal") if name in lines)
+
+
 def free_memory(root: Path = Path("/")) -> int:
     """Free bytes of this machine or container; 4 GiB where the system does not tell. ``root`` is where its folders lie."""
     free = 4 * 2**30

@@ -105,6 +105,13 @@ class CaseFingerprint:
     content: str = ""
     """A digest of a sample of the image's voxels: the same for copies, whatever their labels; empty for an even image."""
 
+    def __post_init__(self) -> None:
+        axes = self.axes or ((0, 1), (1, 1), (2, 1))
+        if sorted(ras for ras, _ in axes) != [0, 1, 2] or any(sign not in (-1, 1) for _, sign in axes):
+            raise ValueError(f"axes {self.axes}; expected each of 0, 1 and 2 once, with 1 or -1")
+        if min(self.shape) < 1 or not all(0 < edge < math.inf for edge in self.spacing):
+            raise ValueError(f"shape {self.shape} at {self.spacing} mm; expected numbers above 0")
+
     @property
     def grid(self) -> Grid | None:
         """The grid of the file; None in a record of an older version."""

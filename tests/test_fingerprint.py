@@ -496,3 +496,23 @@ def test_a_case_of_an_older_fingerprint_has_no_middle(tmp_path: Path) -> None:
     del document["cases"][0]["middle"]
     path.write_text(json.dumps(document), encoding="utf-8")
     assert read_record(path, Fingerprint, "fingerprint").cases[0].middle is None
+
+
+@pytest.mark.fault("D", "a fingerprint.json with axes, shapes or quantiles that cannot be", "refused, naming the case and the field")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": ((-65534, 1), (1, 1), (2, 1))}, "axes"),
+        ({"axes": ((0, 1), (0, 1), (2, 1))}, "axes"),
+        ({"axes": ((0, 3), (1, 1), (2, 1))}, "axes"),
+        ({"shape": (0, 4, 4)}, "above 0"),
+        ({"spacing": (1.0, math.nan, 1.0)}, "above 0"),
+    ],
+)
+def test_a_fingerprint_that_cannot_be_is_refused(change, message) -> None:
+    image = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
+    case = fingerprint_case(raw_case(image, np.ones((4, 4, 4), np.uint8)), "digest")
+    with pytest.raises(ValueError, match=message):
+        replace(case, **change)
+    with pytest.raises(ValueError, match="quantiles"):
+        replace(case.channels[0], quantiles=(1.0, 2.0))

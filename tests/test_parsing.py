@@ -99,3 +99,10 @@ def test_a_message_does_not_repeat_a_key_of_a_megabyte() -> None:
     with pytest.raises(InputError) as raised:
         from_plain({"x" * 1_000_000: "no number"}, dict[str, int], "file")
     assert len(str(raised.value)) < 500
+
+
+def test_a_text_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(InputError, match="2 GiB; expected a text of at most 1 GiB"):
+        read_json(tmp_path / "a.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,9 +52,9 @@ def evaluate_folders(
     that cannot be measured are in ``failures``, also those whose two grids lie more than 0.1 voxel apart. Raises
     :class:`InputError` where no case has both files.
     """
-    pairs, missing, extra = match_files(predictions, references)
+    matched = match_files(predictions, references)
     evaluation = evaluate_pairs(
-        pairs,
+        matched.pairs,
         labels=labels or labels_beside(references),
         label_names=label_names_beside(references),
         tolerance_mm=tolerance_mm,
@@ -68,8 +68,9 @@ def evaluate_folders(
         evaluation,
         predictions=str(predictions),
         references=str(references),
-        missing_predictions=tuple(missing),
-        extra_predictions=tuple(extra),
+        missing_predictions=matched.missing,
+        extra_predictions=matched.extra,
+        failures=(*matched.failures, *evaluation.failures),
     )
 
 
@@ -138,24 +139,41 @@ def evaluate_files(
     )
 
 
-def match_files(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
-    """The pairs by case name, the cases without a prediction, and the predictions without a reference.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """Two folders by case: the pairs, the cases without a prediction, predictions without a reference, and what cannot be used."""
+
+    pairs: tuple[Pair, ...]
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    failures: tuple[CaseFailure, ...] = ()
+
+
+def match_files(predictions: Path, references: Path) -> Matched:
+    """The files of two folders by the names of their cases.
 
     Two single files are a pair whatever they are called. Raises :class:`InputError` for missing folders and where nothing
     matches.
     """
-    found_p, found_r = _files_by_case(predictions, "predictions"), _files_by_case(references, "references")
+    found_p, failures_p = _files_by_case(predictions, "predictions")
+    found_r, failures_r = _files_by_case(references, "references")
     if predictions.is_file() and references.is_file():
         (case, reference), (prediction,) = *found_r.items(), found_p.values()
-        return [Pair(case=case, prediction=prediction, reference=reference)], [], []
+        return Matched(pairs=(Pair(case=case, prediction=prediction, reference=reference),))
     common = sorted(found_p.keys() & found_r.keys())
     if not common:
         raise InputError(
             f"No prediction in {predictions} has the name of a reference in {references}: found {_some(found_p)} there and "
             f"{_some(found_r)} here. A prediction must be called like its reference, whatever its file format."
         )
-    pairs = [Pair(case=case, prediction=found_p[case], reference=found_r[case]) for case in common]
-    return pairs, sorted(found_r.keys() - found_p.keys()), sorted(found_p.keys() - found_r.keys())
+    failures = (*failures_p, *failures_r)
+    failed = {failure.case for failure in failures}
+    return Matched(
+        pairs=tuple(Pair(case=case, prediction=found_p[case], reference=found_r[case]) for case in common),
+        missing=tuple(sorted(found_r.keys() - found_p.keys() - failed)),
+        extra=tuple(sorted(found_p.keys() - found_r.keys() - failed)),
+        failures=failures,
+    )
 
 
 def labels_beside(references: Path) -> Labels | None:
@@ -192,28 +210,24 @@ def labels_found(*label_maps: np.ndarray) -> Labels:
     return Labels(names=tuple(f"label_{value}" if value else "background" for value in values), values=values)
 
 
-def _files_by_case(place: Path, role: str) -> dict[str, Path]:
+def _files_by_case(place: Path, role: str) -> tuple[dict[str, Path], tuple[CaseFailure, ...]]:
+    """The label maps of a folder, and the cases of which there are two files, or whose names are no Unicode."""
     from medseg3d import images
+    from medseg3d.case_files import Findings, image_files
 
     if not place.exists():
         raise InputError(f"{place}: no such folder of {role}.")
     if place.is_file():
-        return {images.case_name(place): place}
-    found: dict[str, Path] = {}
-    for file in _image_files(sorted(place.iterdir())):
-        case = images.case_name(file)
-        if case in found:
-            raise InputError(f"{place}: {found[case].name} and {file.name} are both {role} of case {case}. Remove one of them.")
-        found[case] = file
+        return {images.case_name(place): place}, ()
+    findings = Findings()
+    files = image_files(place, findings)
+    failed = {failure.case for failure in findings.failures}
+    found = {case: file for case, file in files.items() if case not in failed and file.is_file()}
     if not found:
-        raise InputError(f"{place}: no label maps in this folder of {role}. Name the folder that holds the files themselves.")
-    return found
-
-
-def _image_files(files: Iterable[Path]) -> Iterator[Path]:
-    from medseg3d import images
-
-    return (file for file in files if file.is_file() and images.is_image(file))
+        reasons = "; ".join([*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
+        what = reasons or "Name the folder that holds the files themselves."
+        raise InputError(f"{place}: no label maps in this folder of {role}. {what}")
+    return found, findings.failures
 
 
 def _common_tolerance(pairs: Sequence[Pair]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from medseg3d.dataset import Case, Dataset, open_dataset
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries
+from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries, total_memory
 from medseg3d.fingerprint import Fingerprint, digest_of, stamp_of
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
@@ -155,6 +155,7 @@ def preprocess_cases(
                     lacking.remove(data)
             if not lacking:
                 return CaseWritten(name=case.name, written=(), files_digest=files)
+            _check_memory(case, peak_bytes(case, plan, list(by_data.values())))
             raw = read_case(case, frame=plan.reading_frame)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
             made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
@@ -176,6 +177,20 @@ def preprocess_cases(
             num_workers=workers,
             max_bytes=memory_budget(max_ram_gb),
         )
+
+
+def _check_memory(case: Case, needed: int) -> None:
+    """Raise ``MemoryError`` for a case that no memory of this machine holds, most likely for a unit that is wrong in its header."""
+    total = total_memory()
+    if total is not None and needed > MOST_OF_MEMORY * total:
+        raise MemoryError(
+            f"resampled to the plan's spacing it would take {needed / 2**30:.3g} GiB, and this machine has {total / 2**30:.3g} GiB of "
+            "memory. Check the spacing in its header (unit, size), or plan with a coarser one"
+        )
+
+
+MOST_OF_MEMORY = 2.0
+"""The peak is predicted on the high side, and there is swap: only what cannot be meant is refused."""
 
 
 def peak_bytes(case: Case, plan: Plan, configurations: Sequence[Configuration]) -> int:

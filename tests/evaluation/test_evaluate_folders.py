@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,13 @@ def test_one_tolerance_holds_for_all_cases(folders):
     for folder in folders:
         write(folder / "c.nii.gz", cube(), np.diag([4.0, 4.0, 4.0, 1.0]))
     assert {case.tolerance_mm for case in evaluate_folders(predictions, references).cases} == {1.0}
+
+
+@pytest.mark.fault("B", "two predictions of one case, or a name that is no UTF-8", "is listed; the others are measured")
+def test_two_files_of_a_case_cost_that_case(folders) -> None:
+    predictions, references = folders
+    write(predictions / "b.nii", cube(1))
+    os.rename(write(predictions / "m.nii.gz", cube(1)), os.fsencode(predictions) + b"/M\xfcller.nii.gz")
+    evaluation = evaluate_folders(predictions, references)
+    assert [case.case for case in evaluation.cases] == ["a"]
+    assert [failure.case for failure in evaluation.failures] == ["M\\xfcller", "b"]

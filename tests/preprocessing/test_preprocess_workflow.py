@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
 
+from medseg3d.cli import main
+from medseg3d.images import read_image, write_image
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 from medseg3d.preprocessing.store import Store
@@ -16,7 +20,8 @@ from medseg3d.workflows import preprocess as workflow
 
 def configuration(name: str, spacing: tuple[float, ...]) -> Configuration:
     network = NetworkPlan(
-        family="plain_unet", dimensions=3, in_channels=1, num_classes=2, features=(4,), kernel_sizes=((3, 3, 3),), strides=((1, 1, 1),),
+        family="plain_unet", dimensions=len(spacing), in_channels=1, num_classes=2, features=(4,), kernel_sizes=((3,) * len(spacing),),
+        strides=((1,) * len(spacing),),
         encoder_blocks=(1,), decoder_blocks=(),
     )  # fmt: skip
     return Configuration(
@@ -78,3 +83,14 @@ def test_a_bad_case_is_listed_and_the_others_are_done(root):
     assert result.made == ("a", "c")
     assert [failure.case for failure in result.failures] == ["b"]
     assert "b" in result.failures[0].reason
+
+
+@pytest.mark.fault("B", "one case in meters, resampled to the others' spacing", "costs that case; nothing is allocated")
+def test_a_case_that_no_memory_holds_costs_that_case(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
+    for file in ("imagesTr/ball_1_0000.nii.gz", "labelsTr/ball_1.nii.gz"):
+        image = read_image(tiny / file)
+        write_image(tiny / file, image.array, image.header.geometry.matrix @ np.diag([1000, 1000, 1000, 1]))
+    capsys.readouterr()
+    assert main(["preprocess", str(tiny), "-c", "3d_fullres", "--jobs", "1"]) == 3
+    assert "ball_1 (preprocess): resampled to the plan's spacing it would take" in capsys.readouterr().err
