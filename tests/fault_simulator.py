@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count = root / "count"
             code = _run(after, verb, count_file=count)
             if code != 0:
-                raise SystemExit(f"{verb}: ends with {code} undisturbed")
+                raise SystemExit(f"{verb}: ends with {code} undisturbed: {(after / 'log').read_text(encoding='utf-8')}")
             operations = count.read_text(encoding="utf-8").splitlines()
             if verb in options.verbs:
                 found[verb] = {kind: _try(verb, kind, operations, before, after, root, options.every, end) for kind in options.kinds}

@@ -25,6 +25,7 @@ import torch
 
 from medseg3d.dataset import Case
 from medseg3d.errors import MedsegError, StorageError
+from medseg3d.files import register_temporary
 from medseg3d.serving.job_folder import job_folder
 from medseg3d.serving.settings import is_loopback
 
@@ -116,6 +117,7 @@ class Jobs:
 
     def __enter__(self) -> Self:
         self._folder = self._stack.enter_context(job_folder())
+        register_temporary(self._folder)
         self._thread.start()
         return self
 

@@ -353,13 +353,15 @@ def _write(
 ) -> PredictedCase:
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
 
+    began = time.perf_counter()
+
     def made() -> PredictedCase:
         peak = peak_memory()
         return PredictedCase(
             model=model.identity,
             input_digest=ready.digest,
             finished=time.time(),
-            seconds=ready.seconds,
+            seconds={**ready.seconds, "write": time.perf_counter() - began},
             peak_mib=None if peak is None else round(peak / 2**20, 1),
             shape=prepared.header.geometry.shape,
             precision=model.device.precision,
@@ -367,13 +369,12 @@ def _write(
         )
 
     try:
-        with _timed(ready.seconds, "write"):
-            storage().remove(probability_file(target))
-            with replacing(target) as temporary:
-                write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
-                record.start(target, made(), file_digest(temporary))
-            if with_probabilities:
-                write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
+        storage().remove(probability_file(target))
+        with replacing(target) as temporary:
+            write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
+            record.start(target, made(), file_digest(temporary))
+        if with_probabilities:
+            write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
     finally:
         storage().remove(scratch_file(target))
     case = made()
