@@ -29,7 +29,7 @@ PHASES = (
     "stress|base|baseline|bl|follow|followup|fu|initial|final|before|after|preop|postop|intraop|prior|current"
 )
 SEQUENCES = (
-    "t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star"
+    "t1|t2|t1in|t1out|t2spir|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star"
 )
 VISITS = (
     "v|visit|ses|session|t|tp|time|timepoint|point|scan|run|acq|rep|repeat|repetition|day|d|week|wk|w|month|mo|m|year|yr|y|fu|followup|up|"
@@ -202,9 +202,10 @@ def _says_patients(keys: Mapping[str, Words]) -> bool:
     return 1 < len(sizes) < len(keys)
 
 
-LEAST_SHARED, LEAST_SHARED_NUMBERS = 0.5, 0.1
+LEAST_SHARED, LEAST_SHARED_NUMBERS = 0.5, 0.02
 """Share of the cases that must have a sibling where names end in words that nobody knows; in small numbers, as most have one scan."""
 LARGEST_NUMBER = 20
+LONGEST_WORD = 8
 
 
 def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
@@ -224,7 +225,7 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
         is_small = max(numbers) <= LARGEST_NUMBER and min(numbers) <= 1
         is_meant = is_small and shared >= LEAST_SHARED_NUMBERS and any(char.isdigit() for key in sizes for word in key for char in word)
     else:
-        is_meant = max(map(len, ends)) <= 4 and shared >= LEAST_SHARED
+        is_meant = max(map(len, ends)) <= LONGEST_WORD and shared >= LEAST_SHARED
     is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})
     return keys if is_meant and len(sizes) >= max(MIN_GROUPS, 0 if is_named else 2 * len(ends)) else {}
 

@@ -16,6 +16,9 @@ SIDES = (
     ("linkes", "rechtes"),
     ("sin", "dex"),
     ("sin", "dx"),
+    ("sx", "dx"),
+    ("os", "od"),
+    ("li", "re"),
     ("sinister", "dexter"),
     ("sinistra", "destra"),
     ("sinistro", "destro"),
@@ -112,16 +115,37 @@ def says_nothing(name: str) -> bool:
 
 
 def may_be_twins(one: str, other: str) -> bool:
-    """Whether two names leave open that the labels are left and right of the same: one says nothing, or they differ in a number.
+    """Whether two names leave open that the labels are left and right of the same: one says nothing, they differ in a number, in one
+    word of several (sides are called otherwise in other languages), or in an l and an r at the beginning or the end.
 
     >>> may_be_twins("label_1", "liver"), may_be_twins("kidney_1", "kidney_2"), may_be_twins("kidney a", "kidney b")
+    (True, True, True)
+    >>> may_be_twins("lewa nerka", "prawa nerka"), may_be_twins("LK", "RK"), may_be_twins("kidney_g", "kidney_d")
     (True, True, True)
     >>> may_be_twins("liver", "spleen"), may_be_twins("left kidney", "left lung")
     (False, False)
     """
     if says_nothing(one) or says_nothing(other):
         return True
-    return _without_numbers(one) == _without_numbers(other)
+    return _without_numbers(one) == _without_numbers(other) or _differ_in_a_side(words_of(one), words_of(other))
+
+
+def _differ_in_a_side(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether one word alone differs, and it may be a side: beside other words, none of which is a side already, or as l and r in it."""
+    different = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
+    if len(one) != len(other) or len(different) != 1:
+        return False
+    first, second = different[0]
+    if len(one) > 1:
+        return not (set(one) & set(other) & SIDE_WORDS or {first, second} <= OTHER_PLACES)
+    return {first[0] + second[0], first[-1] + second[-1]} & {"lr", "rl"} != set() and (first[1:] == second[1:] or first[:-1] == second[:-1])
+
+
+OTHER_PLACES = frozenset(
+    "inner outer upper middle lower anterior posterior superior inferior medial lateral proximal distal dorsal ventral cranial caudal "
+    "central peripheral deep superficial gray grey white internal external enhancing edema necrosis".split()
+)
+"""Words that tell parts from each other otherwise than by side."""
 
 
 def _without_numbers(name: str) -> tuple[str, ...]:

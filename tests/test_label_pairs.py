@@ -112,6 +112,15 @@ def test_a_pair_without_sides_in_its_names_is_in_doubt(number: int, names: tuple
     assert "--labels 1=left_kidney,2=right_kidney" in found.doubt
 
 
+@pytest.mark.fault("A1", "sides named by a letter or in another language (LK and RK, lewa nerka)", "not mirrored; --labels is asked for")
+@pytest.mark.parametrize("names", [("LK", "RK"), ("KL", "KR"), ("lewa nerka", "prawa nerka"), ("почка левая", "почка правая")])
+def test_sides_that_no_list_knows_are_in_doubt_where_places_are_those_of_a_pair(names: tuple[str, str]) -> None:
+    found = sides(bodies(6), labels_of(*names))
+    assert found.pairs == ()
+    assert f"{names[0]} / {names[1]} could be left and right of the same" in found.doubt
+    assert sides(ASKEW, labels_of("LV", "RV")) == Sides()
+
+
 @pytest.mark.fault(
     "A1", "left and right in swapped order, and a case with a wrong header", "not mirrored; the order along R names the left one"
 )

@@ -62,3 +62,19 @@ def test_paired_organs_are_known_by_their_words() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [("kidney_sx", "kidney_dx"), ("Niere li", "Niere re"), ("OS", "OD"), ("lens OS", "lens OD"), ("Ureter_SX", "Ureter_DX")]
+)
+def test_short_words_of_other_languages_make_pairs(left: str, right: str) -> None:
+    assert left_right_pairs(("background", right, left)) == ((2, 1),)
+
+
+TWINS = [("LK", "RK"), ("KL", "KR"), ("l1", "r1"), ("lewa nerka", "prawa nerka"), ("почка левая", "почка правая"), ("rein_g", "rein_d")]
+NO_TWINS = [("LK", "RL"), ("liver", "spleen"), ("left kidney", "left lung"), ("upper lobe", "lower lobe"), ("lobe", "upper lobe")]
+
+
+def test_names_with_a_side_that_is_not_known_leave_twins_open() -> None:
+    assert [pair for pair in TWINS if not may_be_twins(*pair)] == []
+    assert [pair for pair in NO_TWINS if may_be_twins(*pair)] == []
