@@ -29,7 +29,8 @@ PHASES = (
     "stress|base|baseline|bl|follow|followup|fu|initial|final|before|after|preop|postop|intraop|prior|current"
 )
 SEQUENCES = (
-    "t1|t2|t1in|t1out|t2spir|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star"
+    "t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star|"
+    "t1in|t1out|t2spir"
 )
 VISITS = (
     "v|visit|ses|session|t|tp|time|timepoint|point|scan|run|acq|rep|repeat|repetition|day|d|week|wk|w|month|mo|m|year|yr|y|fu|followup|up|"

@@ -141,9 +141,13 @@ def _differ_in_a_side(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return {first[0] + second[0], first[-1] + second[-1]} & {"lr", "rl"} != set() and (first[1:] == second[1:] or first[:-1] == second[:-1])
 
 
-OTHER_PLACES = frozenset(
-    "inner outer upper middle lower anterior posterior superior inferior medial lateral proximal distal dorsal ventral cranial caudal "
-    "central peripheral deep superficial gray grey white internal external enhancing edema necrosis".split()
+def _phrases(text: str) -> frozenset[str]:
+    return frozenset(text.split(", "))
+
+
+OTHER_PLACES = _phrases(
+    "inner, outer, upper, middle, lower, anterior, posterior, superior, inferior, medial, lateral, proximal, distal, dorsal, ventral, "
+    "cranial, caudal, central, peripheral, deep, superficial, gray, grey, white, internal, external, enhancing, edema, necrosis"
 )
 """Words that tell parts from each other otherwise than by side."""
 
@@ -151,10 +155,6 @@ OTHER_PLACES = frozenset(
 def _without_numbers(name: str) -> tuple[str, ...]:
     words = (re.sub(r"\d+", "", word) for word in words_of(name))
     return tuple(word for word in words if len(word) > 1)
-
-
-def _phrases(text: str) -> frozenset[str]:
-    return frozenset(text.split(", "))
 
 
 PAIRED_ORGANS = _phrases(

@@ -65,7 +65,8 @@ def test_paired_organs_are_known_by_their_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [("kidney_sx", "kidney_dx"), ("Niere li", "Niere re"), ("OS", "OD"), ("lens OS", "lens OD"), ("Ureter_SX", "Ureter_DX")]
+    ("left", "right"),
+    [("kidney_sx", "kidney_dx"), ("Niere li", "Niere re"), ("OS", "OD"), ("lens OS", "lens OD"), ("Ureter_SX", "Ureter_DX")],
 )
 def test_short_words_of_other_languages_make_pairs(left: str, right: str) -> None:
     assert left_right_pairs(("background", right, left)) == ((2, 1),)

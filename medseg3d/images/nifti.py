@@ -19,10 +19,10 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError, InputError
 from medseg3d.files import replacing
-from medseg3d.geometry import geometry_of
+from medseg3d.geometry import geometry_of, orientation_code
 from medseg3d.images.grid import check_affine, in_mm
 from medseg3d.images.header import Image, ImageHeader, NiftiGrid, volume_of
-from medseg3d.images.opening import check_claim, check_memory, refuse_known, what_it_is
+from medseg3d.images.opening import check_claim, check_memory, refuse_known, tell_of_rest, what_it_is
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,9 @@ def _volumes(path: Path, stream: BinaryIO, volumes: Sequence[int | None]) -> tup
         _fill(path, stream, memoryview(array).cast("B"))  # type: ignore[arg-type]
         position = begin + array.nbytes
         arrays[index] = array
-    _drain(stream, header.num_volumes * header.num_voxels * dtype.itemsize + MAX_BYTES_BEHIND)
+    end = start + header.num_volumes * header.num_voxels * dtype.itemsize
+    rest = position + _drain(stream, end - position + MAX_BYTES_BEHIND) - end
+    _check_rest(path, raw, header, rest)
     return tuple(Image(array=_decoded(arrays[index], raw, header), header=header) for index in wanted)
 
 
@@ -313,7 +315,8 @@ def _form_of(raw: Any) -> str:
 
 
 def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndarray) -> Iterator[str]:
-    """Whether sform and qform place the last voxel differently, by more than half a voxel."""
+    """Whether sform and qform place the last voxel differently, by more than half a voxel; or, where they are of different spaces, turn
+    the axes otherwise: no registration mirrors a body."""
     from nibabel.spatialimages import HeaderDataError
 
     if int(raw["sform_code"]) <= 0 or int(raw["qform_code"]) <= 0:
@@ -330,6 +333,8 @@ def _forms_note(raw: Any, factor: float, shape: tuple[int, ...], affine: np.ndar
     offset = float(np.abs((corners @ (affine - qform).T)[:, :3]).max())
     if int(raw["sform_code"]) == int(raw["qform_code"]) and offset > 0.5 * float(np.sqrt((affine[:3, :3] ** 2).sum(0)).min()):
         yield f"sform and qform place the voxels differently, by up to {offset:.1f} mm; the sform is used"
+    elif (codes := [orientation_code(form) for form in (affine, qform)])[0] != codes[1]:
+        yield f"the sform says that the voxels are stored as {codes[0]}, the qform {codes[1]}; the sform is used"
 
 
 def _grid_of(raw: Any) -> NiftiGrid:
@@ -366,10 +371,23 @@ def _fill(path: Path, stream: BinaryIO, target: memoryview) -> None:
         done += count
 
 
-def _drain(stream: BinaryIO, most: int) -> None:
-    """Read on to the end, so that gzip's checksum is compared; but not for ever."""
-    while most > 0 and (block := stream.read(1 << 20)):
-        most -= len(block)
+def _drain(stream: BinaryIO, most: int) -> int:
+    """Read on to the end, so that gzip's checksum is compared; but not for ever. Returns how many bytes there were."""
+    done = 0
+    while done < most and (block := stream.read(1 << 20)):
+        done += len(block)
+    return done
+
+
+def _check_rest(path: Path, raw: Any, header: ImageHeader, rest: int) -> None:
+    """Raise :class:`ImageReadError` where bitpix and the bytes behind the voxels say that the data type is another one."""
+    size, bits = raw.get_data_dtype().itemsize, int(raw["bitpix"])
+    if bits != 8 * size and rest > 0 and header.num_volumes * header.num_voxels * (bits - 8 * size) // 8 == rest:
+        raise ImageReadError(
+            f"{path}: the header names voxels of {8 * size} bits ({raw.get_data_dtype().newbyteorder('=')}), and those of the file have "
+            f"{bits} (bitpix, and the size of the file). Correct datatype in the header, or convert the image anew."
+        )
+    tell_of_rest(path, rest, slice_bytes=size * header.num_voxels // header.geometry.shape[2], shape=header.stored_shape)
 
 
 def _too_short(path: Path) -> ImageReadError:

@@ -4,6 +4,7 @@ wrong with one file is an :class:`ImageReadError`."""
 from __future__ import annotations
 
 import errno
+import logging
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from medseg3d.errors import ImageReadError, MedsegError, StorageError
 from medseg3d.execution import free_memory
+from medseg3d.wording import counted
+
+logger = logging.getLogger(__name__)
 
 MAX_COMPRESSION = 1032
 """Deflate never makes more bytes of one: a file that claims more is damaged, whatever else it says."""
@@ -122,6 +126,19 @@ def check_claim(path: Path, claimed: int, *, there: int, is_compressed: bool, sh
         raise ImageReadError(
             f"{path}: the header claims {times} voxels ({claimed:,} bytes), and the file ends before its last voxel: it holds {there:,} "
             f"{packed}bytes. Copy or download it again."
+        )
+
+
+def tell_of_rest(path: Path, rest: int, *, slice_bytes: int, shape: tuple[int, ...]) -> None:
+    """Warn where behind the last voxel stands at least another slice: the header may claim too few or too small voxels."""
+    if rest >= slice_bytes:
+        logger.warning(
+            "%s: behind the %s voxels that the header claims, %s bytes are left, as much as %s. Only what is claimed is read; if the image "
+            "is larger, or of another data type, write the file anew.",
+            path,
+            " x ".join(map(str, shape)),
+            f"{rest:,}",
+            counted(rest // slice_bytes, "more slice"),
         )
 
 

@@ -20,7 +20,7 @@ from medseg3d.errors import ImageReadError
 from medseg3d.geometry import geometry_of
 from medseg3d.images.grid import check_affine
 from medseg3d.images.header import Format, Image, ImageHeader, volume_of
-from medseg3d.images.opening import check_claim, check_is_file, check_memory
+from medseg3d.images.opening import check_claim, check_is_file, check_memory, tell_of_rest
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 """ITK counts x to the left and y to the back; NIfTI to the right and to the front."""
@@ -28,6 +28,8 @@ MAX_HEADER_BYTES = 1 << 22
 MAX_LINE = 1 << 15
 """Characters. 3D Slicer's conversion parameters take a few thousand."""
 MAX_LINES = 20_000
+MAX_BYTES_BEHIND = 1 << 26
+"""Of compressed voxels beyond the last one: more of them are not read, only to compare a checksum."""
 MAX_AXES = 5
 MAX_FILES = 100_000
 
@@ -199,8 +201,14 @@ def _decoded(path: Path, voxels: Voxels) -> np.ndarray:
                 _skip_header(path, stream, voxels)
             for _ in range(voxels.skip_lines):
                 stream.readline(MAX_LINE)
-            _DECODERS[voxels.encoding](file, stream, part, voxels.skip)
+            rest = _DECODERS[voxels.encoding](file, stream, part, voxels.skip)
+        tell_of_rest(file, rest, slice_bytes=_least_rest(voxels), shape=voxels.sizes)
     return array
+
+
+def _least_rest(voxels: Voxels) -> int:
+    """From how many bytes behind the voxels on the header is in doubt: a slice, or one byte in a file that should hold voxels alone."""
+    return voxels.nbytes // voxels.sizes[-1] if voxels.is_attached else 1
 
 
 def _skip_header(path: Path, stream: BinaryIO, voxels: Voxels) -> None:
@@ -212,23 +220,28 @@ def _skip_header(path: Path, stream: BinaryIO, voxels: Voxels) -> None:
             return
 
 
-def _raw(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+# Each decoder fills a part and returns how many bytes, decoded, are left behind it.
+
+
+def _raw(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     if skip == -1:
         stream.seek(-part.nbytes, 2)
     else:
         stream.seek(skip, 1)
     _fill(file, stream, part)
+    return file.stat().st_size - stream.tell()
 
 
-def _gzip(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+def _gzip(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     from isal import igzip
 
     with igzip.IGzipFile(fileobj=stream, mode="rb") as unpacked:
         _pass_over(unpacked, skip)
         _fill(file, unpacked, part)
+        return _pass_over(unpacked, MAX_BYTES_BEHIND)  # to the end, where the checksum stands
 
 
-def _zlib(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+def _zlib(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     """A stream of zlib or gzip; decompressed by pieces, so that it cannot become more than was claimed."""
     stream.seek(max(skip, 0), 1)
     unpack, target, done = zlib.decompressobj(47), memoryview(part).cast("B"), 0  # type: ignore[arg-type]
@@ -243,37 +256,50 @@ def _zlib(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
         done += len(piece)
         if unpack.eof and done < len(target):
             raise _too_short(file)
+    rest = 0
+    while not unpack.eof and rest < MAX_BYTES_BEHIND:  # to the end, where the checksum stands
+        waiting = waiting or stream.read(1 << 20)
+        if not waiting:
+            raise _too_short(file)
+        rest += len(unpack.decompress(waiting, 1 << 20))
+        waiting = unpack.unconsumed_tail
+    return rest
 
 
-def _bzip2(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+def _bzip2(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     with bz2.BZ2File(stream) as unpacked:
         _pass_over(unpacked, skip)
         _fill(file, unpacked, part)
+        return _pass_over(unpacked, MAX_BYTES_BEHIND)
 
 
-def _text(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+def _text(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     stream.seek(max(skip, 0), 1)
     words = stream.read(64 * part.size + MAX_LINE).split()
     if len(words) < part.size:
         raise _too_short(file)
     part[:] = np.array(words[: part.size], dtype=np.float64 if part.dtype.kind == "f" else np.int64)
+    return (len(words) - part.size) * part.itemsize
 
 
-def _hex(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> None:
+def _hex(file: Path, stream: BinaryIO, part: np.ndarray, skip: int) -> int:
     stream.seek(max(skip, 0), 1)
     content = bytes.fromhex(stream.read(3 * part.nbytes + MAX_LINE).decode("ascii"))
     if len(content) < part.nbytes:
         raise _too_short(file)
     part[:] = np.frombuffer(content[: part.nbytes], part.dtype)
+    return len(content) - part.nbytes
 
 
 _DECODERS = {"raw": _raw, "gzip": _gzip, "zlib": _zlib, "bzip2": _bzip2, "text": _text, "hex": _hex}
 
 
-def _pass_over(stream: Any, count: int) -> None:
-    """Bytes that cannot be jumped over, piece by piece."""
-    while count > 0 and (piece := stream.read(min(count, 1 << 20))):
-        count -= len(piece)
+def _pass_over(stream: Any, count: int) -> int:
+    """Bytes that cannot be jumped over, piece by piece; returns how many there were."""
+    done = 0
+    while done < count and (piece := stream.read(min(count - done, 1 << 20))):
+        done += len(piece)
+    return done
 
 
 def _fill(file: Path, stream: Any, part: np.ndarray) -> None:

@@ -234,3 +234,34 @@ def test_what_lies_in_the_place_of_an_image_is_named(tmp_path, name, content, ex
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ImageReadError, match=expected):
         read_header(tmp_path / name)
+
+
+@pytest.mark.fault(
+    "A9", "a header that claims fewer slices than its file holds, or voxels of a smaller type", "a warning names what is left over"
+)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_more_voxels_than_the_header_claims_are_told(tmp_path, ending, caplog) -> None:
+    path = patch(plain(tmp_path / "a.nii"), 46, "<h", ARRAY.shape[2] - 1)
+    if ending == ".nii.gz":
+        path = path.rename(tmp_path / "a.nii.gz")
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    np.testing.assert_array_equal(read_image(path).array, ARRAY[:, :, :-1])
+    assert "as much as 1 more slice" in caplog.text
+
+
+@pytest.mark.fault("A9", "a NIfTI data type that the size of the file contradicts", "refused, with both numbers of bits")
+def test_a_data_type_that_bitpix_and_size_contradict_is_refused(tmp_path) -> None:
+    path = patch(plain(tmp_path / "a.nii"), 70, "<h", 2)
+    with pytest.raises(ImageReadError, match=r"voxels of 8 bits .* have \d+ \(bitpix"):
+        read_image(path)
+
+
+@pytest.mark.fault("A1", "sform and qform that are mirrored or turned against each other", "doctor notes both; the sform is used")
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (4, 1)])
+def test_forms_that_disagree_on_the_orientation_are_noted(tmp_path, codes) -> None:
+    image = nibabel.Nifti1Image(ARRAY, None)
+    image.set_sform(np.diag([-1.0, 1, 1, 1]), codes[0])
+    image.set_qform(np.eye(4), codes[1])
+    nibabel.save(image, tmp_path / "a.nii")
+    (note,) = read_header(tmp_path / "a.nii").notes
+    assert "the sform is used" in note

@@ -241,3 +241,50 @@ def test_a_damaged_metaimage_header_is_refused(tmp_path, changes) -> None:
 def test_long_lines_and_many_of_them_are_refused(tmp_path, kind, extra) -> None:
     with pytest.raises(ImageReadError, match=r"header is damaged|not a"):
         read_image(write(tmp_path / f"a{ENDINGS[kind]}", kind, {}, extra=extra))
+
+
+@pytest.mark.fault(
+    "A7", "a flipped bit in the compressed voxels of a NRRD or MetaImage file", "refused; no voxel is another without a word"
+)
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_flipped_bits_of_compressed_voxels_are_refused(tmp_path, ending, record_property) -> None:
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 400, (8, 12, 12)).astype(np.int16)), str(path), True)
+    content, expected = path.read_bytes(), read_image(path).array
+    places = np.random.default_rng(1).integers(8 * (len(content) - 1200), 8 * len(content), 60)
+    record_property("tries", len(places))
+    wrong = 0
+    for place in places:
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        try:
+            wrong += not np.array_equal(read_image(path).array, expected)
+        except ImageReadError:
+            continue
+    assert wrong == 0
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+@pytest.mark.fault(
+    "A9", "a header that claims fewer slices than its file holds, or voxels of a smaller type", "a warning names what is left over"
+)
+def test_more_voxels_than_claimed_are_told(tmp_path, kind, caplog) -> None:
+    path = write(tmp_path / f"a{ENDINGS[kind]}", kind, {"sizes": "4 5 4"} if kind == "nrrd" else {"DimSize": "4 5 4"})
+    np.testing.assert_array_equal(read_image(path).array, ARRAY[:4].T)
+    assert "80 bytes are left, as much as 2 more slices" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+@pytest.mark.fault(
+    "A9", "a detached file of voxels that has a header of its own, which nothing says to skip", "a warning names the bytes left over"
+)
+def test_a_byte_too_many_in_a_detached_file_is_told(tmp_path, kind, caplog) -> None:
+    (tmp_path / "a.raw").write_bytes(b"header" + ARRAY.tobytes())
+    names = {"nrrd": ("data file", "a.nhdr"), "mha": ("ElementDataFile", "a.mhd")}[kind]
+    read_image(write(tmp_path / names[1], kind, {names[0]: "a.raw"}, b""))
+    assert "6 bytes are left" in caplog.text
+    caplog.clear()
+    (tmp_path / "a.raw").write_bytes(ARRAY.tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / names[1]).array, ARRAY.T)
+    assert caplog.text == ""
