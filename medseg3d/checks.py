@@ -32,7 +32,16 @@ from medseg3d.grouping import shared_patients
 from medseg3d.images import ImageHeader
 from medseg3d.label_names import with_names
 from medseg3d.label_pairs import Whereabouts, sides, whereabouts
-from medseg3d.label_rules import marker_message, marker_values, name_doubts, rare_labels, refuse_image
+from medseg3d.label_rules import (
+    Filled,
+    absent_background,
+    background_doubts,
+    marker_message,
+    marker_values,
+    name_doubts,
+    rare_labels,
+    refuse_image,
+)
 from medseg3d.labels import Labels, listed_values, unique_values, value_counts
 from medseg3d.plausible import extreme_voxels, spacing_doubt
 from medseg3d.reading import label_values, orientation_on_grid
@@ -426,9 +435,24 @@ def _intensity_outliers(dataset: Dataset, cases: Sequence[CheckedCase]) -> Itera
             yield Finding(case=case_name, kind="intensity scale", severity="warning", message=message)
 
 
+def _filled(case: CheckedCase) -> Filled:
+    """From the sample of the label map that its places come from; 0 stays what is left over."""
+    if case.places is None:
+        return Filled(name=case.name, shares={})
+    shares = {value: label.volume_mm3 / case.places.extent_mm3 for value, label in case.places.labels.items()}
+    total = sum(shares.values())
+    return Filled(name=case.name, shares=shares if 0 in case.values or not total else {v: s / total for v, s in shares.items()})
+
+
 def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
     there = sorted({value for case in cases for value in case.values})
+    filled = [_filled(case) for case in cases if case.values]
+    names = dict(zip(dataset.labels.values, dataset.labels.names, strict=True)) if dataset.labels else dataset.label_names
+    for doubt in background_doubts(filled, names):
+        yield Finding(case=None, kind="label values", severity="warning", message=doubt.removesuffix("."))
     if dataset.labels is None:
+        if 0 not in there and not dataset.label_names and (reason := absent_background(filled)):
+            yield Finding(case=None, kind="label values", severity="error", message=reason)
         message = f"no dataset.json: the label values found are {there}"
         yield Finding(case=None, kind="label values", severity="note", message=message)
         for case in cases:

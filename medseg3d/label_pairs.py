@@ -60,6 +60,11 @@ class Whereabouts:
     middle: tuple[float, float, float] | None
     labels: dict[int, Center]
 
+    @property
+    def extent_mm3(self) -> float:
+        """The volume of the image."""
+        return abs(float(np.linalg.det(np.asarray(self.axes_mm))))
+
     def world_position(self, center: Sequence[float]) -> np.ndarray:
         """A center in mm from the middle of the volume, along the anatomical axes (S, A, R)."""
         place: np.ndarray = (np.asarray(center) - 0.5) @ np.asarray(self.axes_mm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -188,6 +189,74 @@ def equal_neighbors(labels: np.ndarray) -> float:
 
 LARGEST_LOOK = 96
 """Voxels along each axis of the middle part that is looked at: a million voxels tell an image from a label map."""
+
+
+# --- a background that is not 0
+
+
+MOST_OF_AN_IMAGE = 0.8
+"""A structure that fills more of its images than this share is rather what lies around all structures: a body that touches all sides
+of its image fills less."""
+USUAL_SHARE = 0.5
+"""Of a label that is no such structure in the other cases."""
+MIN_CASES_TO_CALL_INVERTED = 4
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """How much of a case its labels fill, by value; without the background, whose share is the rest."""
+
+    name: str
+    shares: Mapping[int, float]
+
+
+def absent_background(cases: Sequence[Filled]) -> str:
+    """What to do where no voxel of any case is background and one value fills most of the images; empty where all is well.
+
+    >>> absent_background([Filled(name="a", shares={1: 0.9, 2: 0.1})])[:52]
+    'no label map holds 0, which is the background, and 1'
+    """
+    if not cases or any(sum(case.shares.values()) < 1 - ROUNDING for case in cases):
+        return ""
+    value, share = _fullest(cases)
+    if share <= USUAL_SHARE:
+        return ""
+    return (
+        f"no label map holds 0, which is the background, and {value} fills {share:.0%} of the images: it would be trained as a structure. "
+        f"Write 0 for the background in the label files; if {value} is a structure, name it (--labels {value}=NAME, or labels.csv beside "
+        "the images)"
+    )
+
+
+def background_doubts(cases: Sequence[Filled], names: Mapping[int, str]) -> tuple[str, ...]:
+    """A sentence for each value that may be the background, in all cases or in some of them."""
+    known = [case for case in cases if case.shares]
+    if not known:
+        return ()
+    value, share = _fullest(known)
+    if share > MOST_OF_AN_IMAGE:
+        return (
+            f"The label {names.get(value, value)} (value {value}) fills {share:.0%} of the images, in the median. If that is what lies "
+            "around the structures, it should have the value 0, which is always the background.",
+        )
+    usual = {value: float(np.median([case.shares.get(value, 0.0) for case in known])) for case in known for value in case.shares}
+    inverted = [
+        case.name for case in known if any(share > MOST_OF_AN_IMAGE and usual[value] < USUAL_SHARE for value, share in case.shares.items())
+    ]
+    if not inverted or len(known) < MIN_CASES_TO_CALL_INVERTED:
+        return ()
+    return (
+        f"One label fills more than {MOST_OF_AN_IMAGE:.0%} of {listed(inverted, most=5)}, and less than {USUAL_SHARE:.0%} of most other "
+        "cases: background and structure may be exchanged there. Look at these label maps.",
+    )
+
+
+def _fullest(cases: Sequence[Filled]) -> tuple[int, float]:
+    """The value that fills most of the images, in the median, and how much."""
+    medians = {value: float(np.median([case.shares.get(value, 0.0) for case in cases])) for case in cases for value in case.shares}
+    value = max(sorted(medians), key=lambda each: medians[each])
+    return value, medians[value]
 
 
 # --- rare values

@@ -217,3 +217,42 @@ def test_many_rare_values_are_told_in_one_sentence() -> None:
         "The label value 9 occurs in 1 of 5 cases (c2), with 30 voxels in all. If it is meant, write a dataset.json that lists the "
         "labels; if not, correct the label file.",
     )
+
+
+def relabel(root: Path, change: dict[int, int], cases: range = range(6)) -> None:
+    for number in cases:
+        values = ball(number)
+        put(root / "labels" / f"c{number}.nii.gz", np.vectorize(lambda v: change.get(int(v), int(v)))(values).astype(np.int16))
+
+
+@pytest.mark.fault("A6", "label maps without any 0, whose background is 1", "refused, naming the value that fills the images")
+@pytest.mark.parametrize("first", [1, 4])
+def test_a_background_that_is_not_0_anywhere_is_refused(balls: Path, first: int) -> None:
+    relabel(balls, {0: first, 1: first + 1, 2: first + 2})
+    with pytest.raises(DatasetError, match=rf"no label map holds 0, which is the background, and {first} fills 9\d% of the images"):
+        plan(balls)
+    (error,) = (finding for finding in doctor(balls, fix=False).findings if finding.severity == "error")
+    assert f"--labels {first}=NAME" in error.message
+    (balls / "labels.csv").write_text(f"value,name\n{first},air\n", encoding="utf-8")
+    assert "fills 9" in " ".join(plan(balls).warnings)
+
+
+@pytest.mark.fault(
+    "A6", "background and structure exchanged, in all cases or in one", "a warning from doctor and plan names the label or the case"
+)
+def test_an_exchanged_background_is_told(balls: Path) -> None:
+    relabel(balls, {0: 1, 1: 0, 2: 0})
+    for texts in (plan(balls).warnings, [finding.message for finding in doctor(balls, fix=False).findings]):
+        assert any("(value 1) fills 9" in text for text in texts)
+    relabel(balls, {})
+    relabel(balls, {0: 1, 1: 0, 2: 0}, range(2, 3))
+    for texts in (plan(balls).warnings, [finding.message for finding in doctor(balls, fix=False).findings]):
+        assert any("more than 80% of c2" in text for text in texts)
+
+
+def test_labels_that_share_an_image_are_no_background(balls: Path) -> None:
+    tissues = (1 + np.indices((16, 14, 12))[0] // 6).astype(np.int16)  # they fill the image, none of them most of it
+    for number in range(6):
+        put(balls / "labels" / f"c{number}.nii.gz", tissues)
+    assert not any("fills" in text for text in plan(balls).warnings)
+    assert not any(finding.severity == "error" for finding in doctor(balls, fix=False).findings)

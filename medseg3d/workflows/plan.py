@@ -18,7 +18,7 @@ from medseg3d.files import check_writable
 from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
 from medseg3d.label_names import with_names
 from medseg3d.label_pairs import Sides, sides
-from medseg3d.label_rules import marker_message, marker_values, name_doubts, rare_labels
+from medseg3d.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import (
@@ -297,6 +297,13 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]
             *warnings,
             f"Names are given for the label values {values}, which no label file holds; they are {list(labels.values[1:])}.",
         )
+    filled = [
+        Filled(name=case.name, shares={value: label.voxels / math.prod(case.shape) for value, label in case.labels.items()})
+        for case in fingerprint.cases
+    ]
+    if dataset.labels is None and not names and (reason := absent_background(filled)):
+        raise DatasetError(f"{dataset.root}: the label maps cannot be used as they are:", [reason])
+    warnings = (*warnings, *background_doubts(filled, dict(zip(labels.values, labels.names, strict=True))))
     if dataset.labels is None:
         voxels = {case.name: {value: label.voxels for value, label in case.labels.items()} for case in fingerprint.cases}
         warnings = (*warnings, *rare_labels(voxels))
