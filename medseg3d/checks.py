@@ -446,7 +446,8 @@ def _filled(case: CheckedCase) -> Filled:
 
 def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
     there = sorted({value for case in cases for value in case.values})
-    filled = [_filled(case) for case in cases if case.values]
+    usable = [case for case in cases if case.values and all(finding.severity != "error" for finding in case.findings)]
+    filled = [_filled(case) for case in usable]
     names = dict(zip(dataset.labels.values, dataset.labels.names, strict=True)) if dataset.labels else dataset.label_names
     for doubt in background_doubts(filled, names):
         yield Finding(case=None, kind="label values", severity="warning", message=doubt.removesuffix("."))
