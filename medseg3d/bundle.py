@@ -19,7 +19,7 @@ from medseg3d.axes import CANONICAL
 from medseg3d.cropping import nonzero_mask
 from medseg3d.dataset import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.files import replacing, write_text
+from medseg3d.files import storage, write_text
 from medseg3d.images.dicom import dicom_files
 from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, model_card
 from medseg3d.networks.build import build_network, output_size
@@ -62,8 +62,9 @@ def write_bundle(folder: Path, parts: ModelParts, *, name: str) -> tuple[Path, .
     }
     written = [write_text(folder / file, text) for file, text in files.items()]
     checkpoint = folder / "models" / "model.pt"
-    with replacing(checkpoint) as temporary:
-        torch.save(tensors, temporary)  # MONAI's loader reads nothing else; tensors only, so it loads with weights_only=True
+    storage().make_folder(checkpoint.parent)  # under its own name, which torch writes into the file; the folder is a temporary one
+    torch.save(tensors, checkpoint)  # MONAI's loader reads nothing else; tensors only, so it loads with weights_only=True
+    storage().finish(checkpoint)
     return (*written, checkpoint)
 
 

@@ -47,8 +47,8 @@ VERBS: dict[str, list[str]] = {
     "train": ["train", "Balls", "--fold", "0", "--device", "cpu"],
     "select": ["select", "Balls", "--device", "cpu"],
     "predict": ["predict", "Balls", "-i", "Balls/imagesTs", "-o", "out", "--probabilities", "--device", "cpu"],
-    "export": ["export", "Balls/medseg3d-work", "balls.medseg3d"],
-    "export to MONAI": ["export", "Balls/medseg3d-work", "bundle", "--format", "monai"],
+    "export": ["export", "Balls/medseg3d-work", "-o", "balls.medseg3d"],
+    "export to MONAI": ["export", "Balls/medseg3d-work", "-o", "bundle", "--format", "monai"],
     "report": ["report", "Balls"],
 }
 """In this order: each begins with what the ones before have made."""
@@ -191,6 +191,9 @@ def _run(place: Path, verb: str, *, fault: tuple[str, int] | None = None, count_
         code = 1
         try:
             code = _in_child(place, verb, fault, count_file)
+            for thread in threading.enumerate():  # as the interpreter does at its end
+                if thread is not threading.current_thread() and not thread.daemon:
+                    thread.join(30)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
