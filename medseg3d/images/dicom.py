@@ -148,6 +148,7 @@ def _nothing_left(path: Path, left_out: Sequence[tuple[Path, str]]) -> ImageRead
 def _volume_of(path: Path, series: Series, lines: Sequence[str]) -> _Volume:
     formats = {file.path: pixel_format(file) for file in series.files}
     slices, geometry, oddities = order_slices(path, series.files)
+    _check_scales(path, slices)
     scale = [_scale_of(file) for file in slices]
     warnings = [*oddities, *series.notes, *_pixel_notes(slices)]
     stored = formats[slices[0].path]
@@ -164,6 +165,19 @@ def _volume_of(path: Path, series: Series, lines: Sequence[str]) -> _Volume:
     )
     ordered = [formats[file.path] for file in slices]
     return _Volume(slices=slices, formats=ordered, scale=scale, header=header, warnings=tuple(warnings))
+
+
+def _check_scales(path: Path, slices: Sequence[DicomFile]) -> None:
+    """Raise :class:`ImageReadError` where some slices say how their values are scaled, and others say nothing."""
+    for place, (tag, default) in enumerate({"RescaleSlope": 1.0, "RescaleIntercept": 0.0}.items()):
+        silent = [file for file in slices if not file.text(tag) or (tag == "RescaleSlope" and not file.numbers(tag, 1)[0])]
+        scaled = [file for file in slices if file not in silent and _scale_of(file)[place] != default]
+        if silent and scaled:
+            value = _scale_of(scaled[0])[place]
+            raise ImageReadError(
+                f"{path}: {silent[0].path.name} has no {tag} {NUMBERS[tag]}, and {scaled[0].path.name} has {value:g}: its values "
+                "would be on another scale than the others'. Copy or export the slice again."
+            )
 
 
 def _scale_of(file: DicomFile) -> tuple[float, float]:

@@ -183,6 +183,29 @@ def test_intercepts_of_each_slice_give_whole_numbers(tmp_path) -> None:
     np.testing.assert_array_equal(image.array, stored.astype(int) - 40_000 * (np.arange(6) % 2))
 
 
+@pytest.mark.fault("A4", "a DICOM slice without the slope or intercept that the others have", "refused, naming the slice and the tag")
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("found", [None, ""])
+def test_a_slice_without_the_scale_of_the_others_is_refused(tmp_path, tag, found) -> None:
+    def change(file, k):
+        if k == 4 and found is None:
+            delattr(file, tag)
+        elif k == 4:
+            setattr(file, tag, found)
+
+    scale = {"RescaleSlope": "2", "RescaleIntercept": "-1024"}
+    with pytest.raises(ImageReadError, match=rf"004\.dcm has no {tag} \(0028,105[23]\), and 000\.dcm has (2|-1024)"):
+        read_image(write_series(tmp_path, change=change, kind=PET, **scale))
+
+
+def test_a_slice_may_leave_out_what_says_nothing(tmp_path) -> None:
+    def change(file, k):
+        if k != 4:
+            file.RescaleSlope, file.RescaleIntercept = "1", "0"
+
+    np.testing.assert_array_equal(read_image(write_series(tmp_path, change=change, kind=MR)).array, volume())
+
+
 @pytest.mark.parametrize(
     ("stored", "tags", "dtype"),
     [
