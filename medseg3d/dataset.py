@@ -224,18 +224,17 @@ def _by_stem(stems: Collection[str]) -> Callable[[str], str]:
 
 
 def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] = ()) -> tuple[Split, ...]:
-    """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``), without ``failed`` cases.
+    """Folds from ``splits.json`` (ours) or nnU-Net's ``splits_final.json`` (a list of ``train`` and ``val``).
 
-    Cases in no fold are left out on purpose. Raises :class:`DatasetError` with all findings: unknown names, cases on both sides of a fold
-    or twice in a list.
+    Cases in no fold are left out on purpose; those that ``failed`` keep their places, until their files are there again. Raises
+    :class:`DatasetError` with all findings: unknown names, cases on both sides of a fold or twice in a list.
     """
     document = read_json(path)
     folds = document.get("folds", document.get("splits", document.get("records"))) if isinstance(document, dict) else document
     if not isinstance(folds, list) or not folds or not all(isinstance(fold, dict) for fold in folds):
         raise DatasetError(f'{path}: expected a list of folds, each {{"train": [...], "val": [...]}}.')
     splits = tuple(
-        _without(
-            failed,
+        _as_files_are_named(
             from_plain(
                 {"train": fold.get("train", []), "validation": fold.get("validation", fold.get("val", []))},
                 Split,
@@ -244,7 +243,7 @@ def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] =
         )
         for k, fold in enumerate(folds)
     )
-    known = set(case_names)
+    known = {*case_names, *failed}
     findings = []
     for k, split in enumerate(splits):
         unknown = sorted({*split.train, *split.validation} - known)
@@ -264,10 +263,9 @@ def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] =
     return splits
 
 
-def _without(failed: Collection[str], split: Split) -> Split:
-    """The fold with its names as files are named (Unicode's NFC), and without the cases that cannot be used."""
-    train, validation = (tuple(n for n in map(composed, side) if n not in failed) for side in (split.train, split.validation))
-    return Split(train=train, validation=validation)
+def _as_files_are_named(split: Split) -> Split:
+    """The fold with its names in Unicode's NFC."""
+    return Split(train=tuple(map(composed, split.train)), validation=tuple(map(composed, split.validation)))
 
 
 # ---- layouts

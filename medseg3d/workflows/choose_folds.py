@@ -78,7 +78,7 @@ def _kept(before: Folds, dataset: Dataset, names: tuple[str, ...], found: Groupi
     fitted = fit_splits(
         before.folds,
         measured=[name for name in names if name not in before.left_out],
-        all_names=[case.name for case in dataset.training],
+        all_names=[*(case.name for case in dataset.training), *(failure.case for failure in dataset.failures)],
         group_of=found.group_of if before.grouping in ("", "found") else None,
     )
     if fitted is None:

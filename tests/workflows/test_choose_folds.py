@@ -164,3 +164,20 @@ def test_copies_of_an_image_stay_together(tmp_path: Path) -> None:
     made = plan(describe(root)).folds
     assert made is not None
     assert divided({"case_2": "x", "case_5": "x"}, [(fold.train, fold.validation) for fold in made.folds]) == {}
+
+
+@pytest.mark.fault("B", "a training case whose image is missing or damaged for a while, planned meanwhile", "keeps its place in the folds")
+@pytest.mark.parametrize("own", ["", "splits_final.json"])
+def test_a_case_that_fails_for_a_while_keeps_its_place(heart: Path, own: str) -> None:
+    if own:
+        (heart / own).write_text(json.dumps(APART), encoding="utf-8")
+    before = plan(heart).folds
+    image = heart / "imagesTr" / "p0_ED_0000.nii.gz"
+    content = image.read_bytes()
+    image.unlink()
+    meanwhile = plan(heart)
+    assert [failure.case for failure in meanwhile.failures] == ["p0_ED"]
+    image.write_bytes(content)
+    after = plan(heart)
+    assert (meanwhile.folds, after.folds) == (before, before)
+    assert [warning for warning in (*meanwhile.warnings, *after.warnings) if "splits.json" in warning] == []
