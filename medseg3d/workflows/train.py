@@ -363,7 +363,7 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
 
 
 def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
-    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, or the fold's cases.
+    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, axes, the fold's cases.
 
     What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid.
     """
@@ -376,6 +376,8 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
         "axis_order": plan.axis_order,
         "split": to_plain(split),
     }
+    if not plan.frame.is_canonical:
+        parts["frame"] = to_plain(plan.frame)
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -18,6 +18,7 @@ from medseg3d.dataset import Split
 from medseg3d.devices import Device
 from medseg3d.errors import DivergedError, InputError, PlanMismatchError, StorageError
 from medseg3d.files import Storage, using_storage
+from medseg3d.frame import Frame
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
@@ -184,6 +185,14 @@ def test_plans_from_before_a_new_number_keep_their_digest(material: tuple[Plan, 
     assert plan_digest(plan, configuration, split) == expected
     changed = replace(configuration, training=replace(configuration.training, unit_gradients=True))
     assert plan_digest(plan, changed, split) != expected
+
+
+@pytest.mark.fault("A0", "a dataset planned anew with other axes, and a fold trained with the earlier ones", "refused, as another plan")
+def test_other_axes_are_another_plan(material: tuple[Plan, Configuration, list[StoredCase]]) -> None:
+    plan, configuration, _ = material
+    split = Split(train=("a",), validation=("b",))
+    oblique = replace(plan, frame=Frame(directions=((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (1.0, 0.0, 0.0))))
+    assert plan_digest(oblique, configuration, split) != plan_digest(plan, configuration, split)
 
 
 def test_weights_of_another_family_are_refused(material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path) -> None:
