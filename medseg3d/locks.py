@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -127,12 +128,28 @@ def _wait(folder: Path, doing: str, advice: str, patience: float, say: Callable[
         waited = time.monotonic() - began
         sentence = f"{folder.parent}: {lock.doing} by {lock}" if lock is not None else f"{folder}: is held by another process"
         if waited >= patience:
-            raise BusyError(f"{sentence}. {advice}")
+            raise BusyError(f"{sentence}. {advice}{_when_it_is_free(folder, lock)}")
         if waited > SILENT_SECONDS and not has_spoken:
             say(f"{sentence}. Waiting for it …")
             has_spoken = True
         time.sleep(min(pause, LONGEST_PAUSE, max(0.0, patience - waited)))
         pause *= 1.5
+
+
+def _when_it_is_free(folder: Path, owner: Owner | None) -> str:
+    """A sentence on a process that cannot be seen from here: a host that failed or a container that is gone gives nothing back."""
+    process = parse_process(owner.process) if owner is not None else None
+    if process is not None and process.is_alive is not None:
+        return ""
+    try:
+        silent = max(0.0, server_time(folder.parent) - (folder / OWNER).stat().st_mtime)
+    except OSError:
+        return ""
+    rest = max(1, math.ceil((STALE_SECONDS - silent) / 60))
+    return (
+        f" It was heard of {silent:.0f} s ago; where it has ended, as with its host or container, its lock is taken over in {rest} min, "
+        "by the same command."
+    )
 
 
 def _try(folder: Path, doing: str) -> Lock | Owner | None:
