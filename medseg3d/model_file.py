@@ -22,6 +22,7 @@ from medseg3d.axes import CANONICAL
 from medseg3d.empty_windows import EmptyWindows
 from medseg3d.errors import InputError
 from medseg3d.files import replacing, unreadable
+from medseg3d.frame import CANONICAL_FRAME
 from medseg3d.image_profile import ImageProfile, Range
 from medseg3d.parsing import decoded, parse_json
 from medseg3d.plan import Configuration, Plan
@@ -163,12 +164,18 @@ def content_identity(description: ModelDescription, weights: Mapping[str, Mappin
 
 
 def _identity(description: ModelDescription, digests: Mapping[str, str]) -> str:
-    """Of all that a prediction depends on; facts, the look of the training images, empty windows, and the text for people are not."""
+    """Of all that a prediction depends on; facts, the look of the training images, empty windows, and the text for people are not.
+
+    A model that an older version wrote keeps the identity that it had then.
+    """
     members = tuple(replace(member, empty_windows=None) for member in description.members)
     plain = to_plain(replace(description, facts={}, members=members))
     for member in (*plain["members"], *plain["previous"]):
         del member["empty_windows"]
-    del plain["plan"]["images"]
+    for name in ("images", "given_names", "left_right_doubt"):
+        del plain["plan"][name]
+    if description.plan.frame == CANONICAL_FRAME:  # as all plans had it once
+        del plain["plan"]["frame"]
     content = {
         "description": plain,
         "digests": {name: digests[name] for name in _networks(description)},

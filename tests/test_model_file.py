@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from medseg3d.errors import InputError, StorageError
 from medseg3d.labels import Labels
@@ -174,6 +176,21 @@ def test_the_identity_follows_what_changes_a_prediction(parts: ModelParts) -> No
         content_identity(description, {**weights, "zoom": {"0": tensors(9)}}),
     ]
     assert len({parts.identity, *others}) == 5
+
+
+def test_a_model_of_an_older_version_keeps_its_identity(parts: ModelParts) -> None:
+    description = replace(parts.description, facts={})
+    described = replace(PLAN, given_names={1: "liver"}, left_right_doubt="Two labels could be left and right.")
+    assert content_identity(replace(description, plan=described), parts.weights) == parts.identity
+    plain = to_plain(description)
+    for name in ("images", "given_names", "left_right_doubt", "frame"):  # which older versions did not know
+        del plain["plan"][name]
+    for member in (*plain["members"], *plain["previous"]):
+        del member["empty_windows"]
+    files = {f"{name}/fold_{fold}.safetensors": save(dict(folds[fold])) for name, folds in parts.weights.items() for fold in folds}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    text = json.dumps({"description": plain, "digests": digests}, sort_keys=True)
+    assert parts.identity == hashlib.sha256(text.encode()).hexdigest()
 
 
 def member_ranges(path: Path) -> dict[str, range]:
