@@ -23,7 +23,7 @@ import numpy as np
 SECONDS_PER_SLICE = 60.0
 """A picture takes milliseconds; one that takes longer than this never ends."""
 MAX_BYTES = 4 << 30
-"""What the process may reserve, where the system keeps to it."""
+"""What the process may reserve beside what it has when it begins, where the system keeps to it."""
 _LENGTH = struct.Struct("<Q")
 _TYPE_BYTES = 8
 
@@ -135,8 +135,18 @@ def _limit_memory() -> None:
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
+    wanted = _reserved_bytes() + MAX_BYTES
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _reserved_bytes() -> int:
+    """NumPy's threads reserve some of it, on a machine with many cores gigabytes; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -55,3 +55,14 @@ def test_no_slice_is_left_behind_where_its_reader_is_killed(tmp_path: Path) -> N
             break
         time.sleep(0.05)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell what is reserved")
+def test_what_threads_reserve_on_many_cores_leaves_room_for_a_picture() -> None:
+    code = (
+        "import mmap; from medseg3d.images import decoder; decoder.MAX_BYTES = 1 << 29\n"
+        "reserved = mmap.mmap(-1, 1 << 30)\n"
+        "decoder._limit_memory(); print(len(bytearray(1 << 28)))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == f"{1 << 28}\n"
