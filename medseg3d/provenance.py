@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from medseg3d.errors import InputError
@@ -189,9 +190,15 @@ def is_changed(mark: FileMark, root: Path) -> bool:
         state = path.stat()
         if (state.st_size, state.st_mtime_ns) == (mark.size, mark.modified_ns):
             return False
-        return state.st_size != mark.size or file_digest(path) != mark.digest
+        return state.st_size != mark.size or _digest_as_of(path, state.st_mtime_ns) != mark.digest
     except OSError:
         return False
+
+
+@lru_cache(maxsize=100_000)
+def _digest_as_of(path: Path, modified_ns: int) -> str:
+    """Of a copied work folder all label maps are asked for by each validation and by the selection: each is read once."""
+    return file_digest(path)
 
 
 def folds_digests(work: WorkFolder) -> dict[str, str]:
