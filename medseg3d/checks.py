@@ -49,8 +49,8 @@ from medseg3d.reading import label_values, orientation_on_grid
 logger = logging.getLogger(__name__)
 
 Severity = Literal["error", "fixable", "warning", "note"]
-"""``error`` keeps a case out of training; ``fixable`` does not, and ``doctor --fix`` mends it; a ``warning`` deserves a look; a ``note``
-is just that. What ``--fix`` mends, errors among it, has a :attr:`Finding.fix`."""
+"""``error`` keeps a case out of training; ``fixable`` does not, and ``doctor --fix`` repairs it; a ``warning`` deserves a look; a ``note``
+is just that. What ``--fix`` repairs, errors among it, has a :attr:`Finding.fix`."""
 
 ROUNDING_VOXELS = 1e-2
 """Grids closer than this differ by the rounding of float32 headers only."""
@@ -113,7 +113,7 @@ class DoctorReport:
 
     @property
     def num_fixable(self) -> int:
-        """Findings that ``doctor --fix`` would mend: all that are ``fixable``, and the errors that it can mend."""
+        """Findings that ``doctor --fix`` would repair: all that are ``fixable``, and the errors that it can repair."""
         return sum(finding.fix is not None for finding in self.findings)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 
 class MedsegError(Exception):
-    """The root of all errors that are the user's to mend; printed without a traceback."""
+    """The root of all errors that are the user's to correct; printed without a traceback."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""What ``doctor --fix`` mends: a label beside its image is written anew on the image's grid, and nothing is lost or left dangling."""
+"""What ``doctor --fix`` repairs: a label beside its image is written anew on the image's grid, and nothing is lost or left dangling."""
 
 from __future__ import annotations
 

@@ -144,8 +144,8 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
 
     Of single configurations the highest mean wins; ties go to ``recommended``, then to the earlier one. The best pair is taken
     instead only if it gains more than ``MIN_GAIN_OF_PAIR`` and the 95 % bootstrap interval of its gain per case is above 0.
-    Where a reference is empty, a candidate that predicts nothing counts as 1 on that case, so that it stands above one that
-    invents something; cases that are empty for all are left out. Where no case is common to all, single configurations are
+    Where a reference is empty, a candidate that predicts nothing counts as 1 on that case, so that it stands above one with
+    false positives; cases that are empty for all are left out. Where no case is common to all, single configurations are
     compared on their own cases and a note says so. Raises :class:`InputError` without candidates.
     """
     if not candidates or not any(len(c.configurations) == 1 for c in candidates):

@@ -204,7 +204,7 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
             return None
         use_other_mirroring(target)
         evaluation = read_evaluation(metrics)
-    return None if evaluation.failures else evaluation  # a case that failed may be mended by now
+    return None if evaluation.failures else evaluation  # a case that failed may be repaired by now
 
 
 def use_other_mirroring(validation: Path) -> None:
