@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medseg3d.errors import DatasetError, InputError
-from medseg3d.label_rules import is_ignore_label, name_findings
+from medseg3d.label_rules import is_ignore_label, name_findings, repeated_keys
 from medseg3d.labels import Labels
-from medseg3d.parsing import read_table
+from medseg3d.parsing import read_table, read_text
 from medseg3d.records import read_json
 from medseg3d.side_names import left_right_pairs
 
@@ -71,6 +71,8 @@ def _from_csv(path: Path) -> dict[int, str]:
 def _from_json(path: Path) -> dict[int, str]:
     """{"2": "left_kidney"}, or the other way round as in ``dataset.json``."""
     found = read_json(path)
+    if twice := repeated_keys(read_text(path)):
+        raise InputError(f"{path}: {twice[0]!r} stands twice, and only the last counts; keep one.")
     pairs = list(found.items()) if isinstance(found, dict) else []
     if pairs and not all(_is_value(key) for key, _ in pairs):
         pairs = [(value, key) for key, value in pairs]

@@ -118,6 +118,14 @@ def test_files_that_hold_no_names_are_refused(tmp_path: Path, file: str, text: s
         names_beside(tmp_path)
 
 
+@pytest.mark.fault("A6", "a label value or name that stands twice in labels.json", "refused, naming it")
+@pytest.mark.parametrize("text", ['{"1": "liver", "1": "spleen"}', '{"liver": 1, "liver": 2}'])
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="stands twice"):
+        names_beside(tmp_path)
+
+
 def test_names_that_do_not_fit_the_others_are_refused() -> None:
     labels = Labels(names=("background", "liver", "label_2"), values=(0, 1, 2))
     with pytest.raises(DatasetError, match="same name 'liver'"):
