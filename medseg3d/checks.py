@@ -44,7 +44,7 @@ from medseg3d.label_rules import (
 )
 from medseg3d.labels import Labels, listed_values, unique_values, value_counts
 from medseg3d.plausible import extreme_voxels, spacing_doubt
-from medseg3d.reading import label_values, orientation_on_grid
+from medseg3d.reading import copied, label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
 
     header: ImageHeader | None = None
     body: tuple[float, float, float] | None = None
-    content = hashlib.blake2b(digest_size=16)
+    content, digests = hashlib.blake2b(digest_size=16), list[str]()
     intensities: list[tuple[float, float, float]] = []
     for index, channel in enumerate(case.channels):
         where = f"channel {index} ({channel.path.name})"
@@ -174,8 +174,8 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
                 found("grid", "error", message)
         with np.errstate(over="ignore"):
             canonical = np.ascontiguousarray(to_canonical(image.array, orientation_of(own.matrix)), np.float32)
-        content.update(repr(canonical.shape).encode())
-        content.update(canonical.data)
+        digests.append(_digest(canonical))
+        content.update(digests[-1].encode())
         finite = np.isfinite(canonical)
         if index == 0 and finite.all() and canonical.size:
             body = body_middle(canonical)
@@ -192,6 +192,8 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
             if extreme:
                 found("extreme voxels", "warning", f"{where} has {extreme}")
     seen = _SeenLabel() if case.label is None else _check_label(case, case.label, header, labels, found, middle=body)
+    if seen.content in digests and any(seen.values):
+        found("label values", "error", copied(case.channels[digests.index(seen.content)].path.name, case.label.name if case.label else ""))
     if header is None:
         return CheckedCase(name=case.name, findings=tuple(findings), values=seen.values, voxels=seen.voxels, places=seen.places)
     return CheckedCase(
@@ -205,6 +207,13 @@ def check_case(case: Case, labels: Labels | None) -> CheckedCase:
         voxels=seen.voxels,
         places=seen.places,
     )
+
+
+def _digest(canonical: np.ndarray) -> str:
+    """Of the shape and the voxels of a channel."""
+    content = hashlib.blake2b(repr(canonical.shape).encode(), digest_size=16)
+    content.update(canonical.data)
+    return content.hexdigest()
 
 
 def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Sequence[CheckedCase]) -> tuple[Finding, ...]:
@@ -254,6 +263,7 @@ class _SeenLabel:
     values: tuple[int, ...] = ()
     voxels: dict[int, int] = field(default_factory=dict)
     places: Whereabouts | None = None
+    content: str = ""
 
 
 def _check_label(
@@ -291,8 +301,14 @@ def _check_label(
         _check_grid(path, label.header.geometry, header.geometry, integers, found)
     geometry = label.header.geometry
     orientation = orientation_of(geometry.matrix)
-    places = whereabouts(case.name, to_canonical(integers, orientation), _edges(geometry, orientation), middle=middle)
-    return _SeenLabel(values=values, voxels=value_counts(integers) if labels is None else {}, places=places)
+    canonical = to_canonical(integers, orientation)
+    places = whereabouts(case.name, canonical, _edges(geometry, orientation), middle=middle)
+    return _SeenLabel(
+        values=values,
+        voxels=value_counts(integers) if labels is None else {},
+        places=places,
+        content=_digest(np.ascontiguousarray(canonical, np.float32)),
+    )
 
 
 def _edges(geometry: Geometry, orientation: Orientation) -> tuple[tuple[float, float, float], ...]:

@@ -198,12 +198,14 @@ def make_fingerprint(
     known = {case.name: case for case in previous.cases} if previous and usable else {}
 
     def work(case: Case) -> CaseFingerprint:
-        from medseg3d.reading import read_case
+        from medseg3d.reading import read_case, refuse_copy
 
         digest = digest_of(case)
         found = known.get(case.name)
         if found is None or found.grid is None or found.digest != digest or len(found.channels) != len(case.channels):
-            found = fingerprint_case(read_case(case), digest, background=background)
+            raw = read_case(case)
+            found = fingerprint_case(raw, digest, background=background)
+            refuse_copy(case, raw)
         _check_values(found, dataset.labels)
         return found
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from medseg3d import images
 from medseg3d.dataset import Case
-from medseg3d.errors import GeometryMismatchError, NotFiniteError
+from medseg3d.errors import GeometryMismatchError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
 from medseg3d.geometry import (
     AS_STORED,
@@ -184,6 +184,25 @@ def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orienta
             f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
         )
     return np.ascontiguousarray(turned)
+
+
+LEAST_SAMPLE = 32
+"""Planes that are compared before all of an image is."""
+
+
+def refuse_copy(case: Case, raw: RawCase) -> None:
+    """Raise :class:`LabelValueError` where an image holds the voxels of its label map, which is not empty."""
+    if raw.labels is None or case.label is None:
+        return
+    step = max(1, len(raw.labels) // LEAST_SAMPLE)
+    for channel, image in zip(case.channels, raw.image, strict=True):
+        if np.array_equal(image[::step], raw.labels[::step]) and np.array_equal(image, raw.labels) and raw.labels.any():
+            raise LabelValueError(f"{case.name}: {copied(channel.path.name, case.label.name)}")
+
+
+def copied(image: str, label: str) -> str:
+    """What to say of such a pair of files."""
+    return f"the image ({image}) holds the same voxels as the label map ({label}): one was copied over the other. Put the right file there."
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -256,3 +256,21 @@ def test_labels_that_share_an_image_are_no_background(balls: Path) -> None:
         put(balls / "labels" / f"c{number}.nii.gz", tissues)
     assert not any("fills" in text for text in plan(balls).warnings)
     assert not any(finding.severity == "error" for finding in doctor(balls, fix=False).findings)
+
+
+@pytest.mark.fault(
+    "A6", "a label map copied into the image folder, or an image of few values into the label folder", "costs its case, naming both files"
+)
+def test_an_image_that_is_its_own_label_map_costs_its_case(balls: Path) -> None:
+    put(balls / "images" / "c2.nii.gz", ball(2).astype(np.float32))
+    (failure,) = plan(balls).failures
+    assert "the image (c2.nii.gz) holds the same voxels as the label map (c2.nii.gz)" in failure.reason
+    (error,) = (finding for finding in doctor(balls, fix=False).findings if finding.severity == "error")
+    assert (error.case, "one was copied over the other" in error.message) == ("c2", True)
+
+
+def test_an_empty_image_with_an_empty_label_map_is_no_copy(balls: Path) -> None:
+    for folder in ("images", "labels"):
+        put(balls / folder / "c2.nii.gz", np.zeros((16, 14, 12), np.int16))
+    assert not plan(balls).failures
+    assert not any(finding.severity == "error" for finding in doctor(balls, fix=False).findings)
