@@ -163,6 +163,12 @@ def remove_own_temporaries() -> None:
             _remove(path)
 
 
+def remove_file(path: Path) -> None:
+    """Delete a file, where it is there; raises :class:`StorageError` where that fails."""
+    with storage_errors(path):
+        _storage.remove(path)
+
+
 def remove_tree(folder: Path) -> None:
     """Delete a folder: it is gone at once, so that nothing can find half of it."""
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from medseg3d.case_files import listed_file
 from medseg3d.checks import AMBIGUOUS, MIN_FOREGROUND_INSIDE, foreground_inside
 from medseg3d.dataset import Case
 from medseg3d.errors import InputError
-from medseg3d.files import copy_file, file_digest, storage, write_text
+from medseg3d.files import copy_file, file_digest, remove_file, write_text
 from medseg3d.geometry import Geometry, GeometryDifference, from_canonical, orientation_of, to_canonical
 from medseg3d.reading import label_values, orientation_on_grid
 from medseg3d.records import read_json
@@ -53,7 +53,7 @@ def repair_label(case: Case, *, root: Path) -> str:
     images.write_label_map(target, values, header)
     if target != case.label:
         _rename_in_json(root, case.label, target)
-        storage().remove(case.label)
+        remove_file(case.label)
     return f"{case.name}: the label was {what}; the original is kept as {kept}"
 
 

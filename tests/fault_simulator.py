@@ -175,10 +175,13 @@ def _contents(root: Path) -> dict[str, bytes]:
             continue
         elif NOT_COMPARED.fullmatch(path.name):
             found[name] = b"is there"
-        elif path.suffix in (".json", ".jsonl", ".safetensors"):
-            text = path.read_bytes().decode("latin-1").replace('\\"', '"')
-            text = TIMES.sub("", text)
-            found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"|"data_offsets":\[[\d,]+\]|^.{8}', "", text, flags=re.S).encode("latin-1")
+        elif path.suffix == ".safetensors":
+            content = path.read_bytes()
+            end = 8 + int.from_bytes(content[:8], "little")
+            head = content[8:end].decode().rstrip().replace('\\"', '"')  # filled up with blanks, as many as the times leave
+            found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"', "", TIMES.sub("", head)).encode() + content[end:]
+        elif path.suffix in (".json", ".jsonl"):
+            found[name] = TIMES.sub("", path.read_text(encoding="utf-8")).encode()
         else:
             found[name] = path.read_bytes()
     return found

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from medseg3d.files import NOT_SUPPORTED, replacing, scratch_name, storage, storage_errors
+from medseg3d.files import NOT_SUPPORTED, remove_file, replacing, scratch_name, storage, storage_errors
 from medseg3d.geometry import to_canonical
 from medseg3d.labels import Labels
 from medseg3d.prediction.predict_case import PreparedCase
@@ -39,7 +39,7 @@ def probability_array(target: Path, prepared: PreparedCase, labels: Labels, is_w
         array: np.ndarray = np.memmap(scratch, np.float16, "r+", shape=shape, order="F")
         yield to_canonical(array, prepared.orientation)
     except BaseException:
-        storage().remove(scratch)
+        remove_file(scratch)
         raise
 
 

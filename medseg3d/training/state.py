@@ -16,7 +16,7 @@ import torch
 from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.devices import Precision
 from medseg3d.errors import InputError, PlanMismatchError
-from medseg3d.files import storage, write_text
+from medseg3d.files import remove_file, write_text
 from medseg3d.parsing import parse_json
 from medseg3d.records import from_plain, read_record, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed
@@ -129,7 +129,7 @@ def read_summary(folder: Path) -> TrainingState | None:
 def remove_run(folder: Path) -> None:
     """Delete a run, its state first and its summary last: where this is stopped half-way, the summary without a state tells it."""
     for name in (LAST, BEST, HISTORY, STATE):
-        storage().remove(folder / name)
+        remove_file(folder / name)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]] | None:

@@ -19,7 +19,7 @@ import torch
 from medseg3d.bundle import write_bundle
 from medseg3d.checkpoints import filled_network, load_network
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.files import remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
+from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.loading import chosen_parts, empty_windows_of, load_model, usual_folds
 from medseg3d.model_file import (
     DICE,
@@ -272,7 +272,7 @@ def _one_onnx_file(parts: ModelParts, output: Path) -> tuple[tuple[Path, ...], t
     measured = output.with_suffix(".parity.json")
     with replacing(output) as temporary:
         parity = replace(_export_onnx(parts, *networks[0], temporary), file=output.name)
-        storage().remove(measured)  # that of an older file must not lie beside this one
+        remove_file(measured)  # that of an older file must not lie beside this one
     report = _write_parity(measured, (parity,))
     return (output, report), (parity,)
 

@@ -22,7 +22,7 @@ from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
 from medseg3d.familiarity import CHECK, REFUSED, in_words
-from medseg3d.files import check_writable, file_digest, replacing, storage
+from medseg3d.files import check_writable, file_digest, remove_file, replacing
 from medseg3d.fingerprint import digest_of
 from medseg3d.images import case_name, ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
@@ -369,14 +369,14 @@ def _write(
         )
 
     try:
-        storage().remove(probability_file(target))
+        remove_file(probability_file(target))
         with replacing(target) as temporary:
             write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
             record.start(target, made(), file_digest(temporary))
         if with_probabilities:
             write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
     finally:
-        storage().remove(scratch_file(target))
+        remove_file(scratch_file(target))
     case = made()
     record.add(target, case)
     return case

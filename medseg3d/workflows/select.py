@@ -16,7 +16,7 @@ from medseg3d.dataset import open_dataset
 from medseg3d.errors import BusyError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
-from medseg3d.files import storage
+from medseg3d.files import remove_file
 from medseg3d.fingerprint import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.loading import load_models
@@ -194,7 +194,7 @@ def _pair(
             continue
         on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
-        storage().remove(metrics)
+        remove_file(metrics)
         validation = read_split(folder, fold).validation
         write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
         write_record(made, PairMirroring(is_used=mirroring), "mirroring")

@@ -20,7 +20,7 @@ from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
-from medseg3d.files import remove_tree, storage, storage_errors
+from medseg3d.files import remove_file, remove_tree, storage, storage_errors
 from medseg3d.images import write_label_map
 from medseg3d.loading import load_models
 from medseg3d.locks import Lock
@@ -264,7 +264,7 @@ def predict_and_measure(
 
     cases, failures = _predict_validation(root, model, names, predict, on)
     for name in set(names) - {case.name for case in cases}:
-        storage().remove(target / f"{name}.nii.gz")
+        remove_file(target / f"{name}.nii.gz")
     evaluation = _measured(cases, failures, model, target, tolerance_mm, on)
     finish()
     write_evaluation(evaluation, target / METRICS)
