@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.preprocess import preprocess_cases
 
 logger = logging.getLogger(__name__)
+SILENT_SECONDS = 3.0
+"""So long nothing is said of the check, which reads the store once: a large one on a slow disk takes minutes."""
 
 
 def renew_cases(
@@ -32,7 +35,15 @@ def renew_cases(
     dataset, raw = _raw_cases(root, plan)
     part = data_digest(plan, configuration)
     stored = set(store.names())
-    outdated = {name: why for name in names if name in stored and (why := _why_outdated(store, name, raw.get(name), part)) is not None}
+    checked = sorted(stored.intersection(names))
+    outdated: dict[str, str] = {}
+    began = time.monotonic()
+    for number, name in enumerate(checked, 1):
+        why = _why_outdated(store, name, raw.get(name), part)
+        if why is not None:
+            outdated[name] = why
+        if time.monotonic() - began > SILENT_SECONDS:
+            on(Event(stage="check stored cases", done=number, total=len(checked)))
     lost = [name for name in outdated if name not in raw]
     failures = [
         CaseFailure(case=name, stage="train", reason=f"{outdated[name]} Its images are not there to make it again.") for name in lost

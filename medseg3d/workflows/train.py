@@ -39,7 +39,7 @@ from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.initial_weights import initial_weights
-from medseg3d.workflows.origins import note_training_data, origin_of_validation, validation_age
+from medseg3d.workflows.origins import note_training_data, origin_of_validation, raw_cases, validation_age
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.taking_turns import fold_lock
 
@@ -204,7 +204,8 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
             return None
         use_other_mirroring(target)
         evaluation = read_evaluation(metrics)
-    return None if evaluation.failures else evaluation  # a case that failed may be repaired by now
+    readable = raw_cases(root, plan) if evaluation.failures else {}
+    return None if any(failure.case in readable for failure in evaluation.failures) else evaluation  # such a case may be repaired by now
 
 
 def use_other_mirroring(validation: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,8 @@ import pytest
 
 from medseg3d import load_model
 from medseg3d.checkpoints import load_tensors, save_tensors
+from medseg3d.errors import CaseFailure
+from medseg3d.evaluation.metrics import read_evaluation, write_evaluation
 from medseg3d.loading import empty_windows_of
 from medseg3d.model_file import model_card, read_description
 from medseg3d.provenance import ORIGIN, read_origin
@@ -166,6 +169,17 @@ def test_a_fold_is_measured_again_where_an_image_changed(selected: Path) -> None
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:, ::-1], image.affine), file)
     validate(selected, device="cpu", keep_finished=True)
     assert metrics.stat().st_mtime_ns > stamp
+
+
+@pytest.mark.fault("B", "a validation case whose files stay unusable", "listed each time; the fold is not measured again for it")
+def test_a_fold_is_not_measured_again_for_a_case_that_still_fails(selected: Path) -> None:
+    metrics = work_of(selected).validation("3d_fullres", "0") / "metrics.json"
+    evaluation = read_evaluation(metrics)
+    gone = CaseFailure(case="gone", stage="files", reason="label without an image")
+    write_evaluation(replace(evaluation, failures=(gone,)), metrics)
+    assert validate(selected, device="cpu", keep_finished=True).failures == (gone,)
+    write_evaluation(replace(evaluation, failures=(replace(gone, case=validated_case(selected)),)), metrics)
+    assert validate(selected, device="cpu", keep_finished=True).failures == ()
 
 
 def test_work_folders_of_older_versions_are_used_and_a_note_says_that_they_cannot_be_checked(
