@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -204,8 +204,21 @@ def _label_map(job: Job, jobs: Jobs) -> FileResponse:
     seconds = {f"X-Seconds-{stage.capitalize()}": f"{value:.4f}" for stage, value in job.seconds.items()}
     headers = {"X-Job-Id": job.id, "X-Num-Warnings": str(len(job.warnings)), "Cache-Control": "no-store", **seconds}
     if job.warnings:
-        headers["X-Warnings"] = json.dumps(job.warnings)[:MAX_WARNINGS_HEADER]
+        headers["X-Warnings"] = warnings_header(job.warnings)
     return FileResponse(job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name}.nii.gz")
+
+
+def warnings_header(warnings: Sequence[str]) -> str:
+    """As many whole warnings as fit, a JSON list in ASCII; a single one that is longer is cut.
+
+    >>> warnings_header(["the unit is odd", "x" * MAX_WARNINGS_HEADER])
+    '["the unit is odd"]'
+    """
+    kept = list(warnings)
+    while len(kept) > 1 and len(json.dumps(kept)) > MAX_WARNINGS_HEADER:
+        kept.pop()
+    text = json.dumps(kept)
+    return text if len(text) <= MAX_WARNINGS_HEADER else json.dumps([kept[0][: MAX_WARNINGS_HEADER // 6 - 1]])
 
 
 def _refusal(failure: Failure, jobs: Jobs, job: Job | None = None) -> HTTPException:

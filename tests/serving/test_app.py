@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import logging
 import re
 import threading
@@ -20,6 +21,7 @@ import pytest
 import SimpleITK as sitk
 
 from medseg3d.model import Model
+from medseg3d.serving.routes import MAX_WARNINGS_HEADER, warnings_header
 from medseg3d.workflows.predict import predict
 from tests.dicom_writer import write_other
 
@@ -419,3 +421,11 @@ def test_many_threads_may_ask_for_jobs_while_they_change(client: Any, scan: Path
     ends = [wait_for_end(client, place)["state"] for place in places]
     ask.join()
     assert (ends, set(failures)) == (["done"] * 4, {200})
+
+
+def test_warnings_of_any_length_are_a_list_that_can_be_read() -> None:
+    for warnings in (["short", "x" * 9000], ["\u00fc" * 9000], [f"warning {number}" for number in range(900)]):
+        text = warnings_header(warnings)
+        assert len(text) <= MAX_WARNINGS_HEADER
+        (first, *_) = json.loads(text)
+        assert warnings[0].startswith(first)
