@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy as np
 from medseg3d.axes import AxisOrder, permute, to_network_order
 from medseg3d.cropping import nonzero_box, nonzero_mask
 from medseg3d.errors import ChannelCountError
+from medseg3d.execution import free_memory
 from medseg3d.geometry import resampled_shape
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, Normalization, Plan, Resampling
@@ -109,6 +111,7 @@ def preprocess_for(
             normalized = (configuration.normalization, values)
         target = target_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
+        _check_memory(raw.name, len(image) * math.prod(shape) * image.itemsize, spacing, target)
         resampled = resample_image(
             normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
         )
@@ -129,6 +132,17 @@ def preprocess_for(
                 resampled_spacing=target,
                 resampling=configuration.resampling,
             ),
+        )
+
+
+def _check_memory(name: str, needed: int, spacing: Sequence[float], target: Sequence[float]) -> None:
+    """Raise ``MemoryError`` before an image is resampled that the memory does not hold, most likely as a unit in its header is wrong."""
+    free = free_memory()
+    if needed > free:
+        here, there = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (spacing, target))
+        raise MemoryError(
+            f"{name}: resampled from {here} mm to the plan's {there} mm it would take {needed / 2**30:.3g} GiB, and "
+            f"{free / 2**30:.3g} GiB of memory are free. Check the spacing in its header (unit, size)"
         )
 
 

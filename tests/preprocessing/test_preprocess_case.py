@@ -118,3 +118,12 @@ def test_the_digest_follows_what_changes_voxels_and_nothing_else():
     assert data_digest(plan, chosen) == data_digest(plan, replace(chosen, batch_size=7, patch_size=(4, 4, 4), name="other"))
     assert data_digest(plan, chosen) != data_digest(plan, replace(chosen, spacing=(2.0, 1.0, 1.1)))
     assert data_digest(plan, chosen) != data_digest(plan, replace(chosen, resampling=Resampling(image_order=1)))
+
+
+@pytest.mark.fault(
+    "B", "an image that no memory holds at the plan's spacing (a wrong unit), in prediction", "refused before it is resampled, naming both"
+)
+def test_what_no_memory_holds_is_refused_before_it_is_resampled(raw):
+    raw.spacing = tuple(1000.0 * edge for edge in raw.spacing)
+    with pytest.raises(MemoryError, match=r"it would take .* GiB, and .* GiB of memory are free. Check the spacing in its header"):
+        preprocess_case(raw, plan=plan_of(configuration()), configuration=configuration())
