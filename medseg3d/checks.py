@@ -43,7 +43,7 @@ from medseg3d.label_rules import (
     refuse_image,
 )
 from medseg3d.labels import Labels, listed_values, unique_values, value_counts
-from medseg3d.plausible import extreme_voxels, spacing_doubt
+from medseg3d.plausible import LOST_INTERCEPT, extreme_voxels, lost_intercepts, spacing_doubt
 from medseg3d.reading import copied, label_values, orientation_on_grid
 
 logger = logging.getLogger(__name__)
@@ -424,6 +424,10 @@ def _intensity_outliers(dataset: Dataset, cases: Sequence[CheckedCase]) -> Itera
     """A range ten times the usual, or a middle far outside the usual range: other units, a forgotten slope or intercept."""
     for index, channel in enumerate(dataset.channel_names):
         known = [(case, *case.intensities[index]) for case in cases if len(case.intensities) > index]
+        for name in lost_intercepts({case.name: low for case, low, _, _ in known}):
+            yield Finding(
+                case=name, kind="intensity scale", severity="warning", message=f"channel {index} ({channel}) has {LOST_INTERCEPT}"
+            )
         ranges = [high - low for _, low, _, high in known]
         usual = float(np.median(ranges)) if ranges else 0.0
         if len(known) < MIN_CASES_FOR_OUTLIERS or usual <= 0:

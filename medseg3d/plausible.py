@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 EXTREME_RATIO = 1e4
@@ -49,3 +51,25 @@ def spacing_doubt(mean_edge_mm: float) -> str:
     if mean_edge_mm > LARGE_SPACING_MM:
         return f"voxels of {mean_edge_mm:.3g} mm (mean edge): nothing that is scanned has voxels as large; the unit is wrong (meters?)"
     return ""
+
+
+USUAL_OF_CT = -200.0
+"""What the least values of most cases lie below where a channel is in Hounsfield units: air and fat are in nearly each image."""
+MIN_CASES_TO_COMPARE = 3
+
+
+def lost_intercepts(least: Mapping[str, float]) -> list[str]:
+    """The cases that reach no value below 0 where most others reach far below; ``least`` is the least value (or nearly) of each.
+
+    >>> lost_intercepts({"a": -1024, "b": -1000, "c": 0}), lost_intercepts({"a": 0, "b": 0, "c": 0}), lost_intercepts({"a": -3, "b": 0})
+    (['c'], [], [])
+    """
+    if len(least) < MIN_CASES_TO_COMPARE or sorted(least.values())[(len(least) - 1) // 2] > USUAL_OF_CT:
+        return []
+    return [name for name, value in least.items() if value >= 0]
+
+
+LOST_INTERCEPT = (
+    "no value below 0, where most other cases reach far below, as CT does: its rescale intercept was lost (add it, mostly -1024), or it is "
+    "another modality"
+)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.plausible import extreme_voxels, is_far_beyond, spacing_doubt
+from medseg3d.plausible import extreme_voxels, is_far_beyond, lost_intercepts, spacing_doubt
+from medseg3d.workflows.doctor import doctor
+from medseg3d.workflows.plan import plan
 
 NOISE = np.random.default_rng(0).normal(100, 10, (12, 12, 12)).astype(np.float32)
 
@@ -52,3 +57,25 @@ def test_a_usual_range_is_needed() -> None:
     assert is_far_beyond(-1e9, 100, 0, 100)
     assert not is_far_beyond(-1000, 3000, 0, 100)
     assert not is_far_beyond(0, 1e9, 5, 5)
+
+
+@pytest.mark.fault("A5", "training cases of CT whose rescale intercept was lost", "doctor and plan warn, with the cases")
+def test_cases_of_ct_without_values_below_0_are_told(tmp_path: Path) -> None:
+    for number in range(6):
+        image = np.random.default_rng(number).normal(-400, 100, (12, 10, 8)).astype(np.int16)
+        labels = np.zeros(image.shape, np.uint8)
+        labels[4:8, 3:7, 2:6] = 1
+        image[labels > 0] += 450
+        for folder, array in (("images", image + 1024 * (number in (1, 4))), ("labels", labels)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array.astype(image.dtype), np.eye(4)), tmp_path / folder / f"c{number}.nii.gz")
+    (warning,) = (text for text in plan(tmp_path).warnings if "intercept" in text)
+    assert "c1, c4 have no value below 0" in warning
+    assert {finding.case for finding in doctor(tmp_path, fix=False).findings if "intercept" in finding.message} == {"c1", "c4"}
+
+
+@pytest.mark.parametrize(
+    "least", [{"a": 0, "b": 0, "c": 3}, {"a": -3, "b": -2, "c": 0}, {"a": -1024, "b": 0}, {"a": -1024, "b": -900, "c": -20}]
+)
+def test_other_scales_are_no_lost_intercepts(least: dict[str, float]) -> None:
+    assert lost_intercepts(least) == []

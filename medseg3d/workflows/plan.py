@@ -32,7 +32,7 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
-from medseg3d.plausible import is_far_beyond, spacing_doubt
+from medseg3d.plausible import LOST_INTERCEPT, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Folds
 from medseg3d.wording import counted, listed
@@ -142,6 +142,9 @@ def _doubts(fingerprint: Fingerprint) -> Iterator[str]:
         if found:
             labelled = f"{usual.percentile_00_5:.4g} to {usual.percentile_99_5:.4g}"
             yield f"Channel {index} ({name}): {listed(found)} reach far beyond the labelled voxels ({labelled}). See medseg3d doctor."
+        lost = lost_intercepts({case.name: case.channels[index].minimum for case in fingerprint.cases})
+        if lost:
+            yield f"Channel {index} ({name}): {listed(lost, most=5)} {'has' if len(lost) == 1 else 'have'} {LOST_INTERCEPT}."
     doubtful = [case.name for case in fingerprint.cases if spacing_doubt(math.prod(case.spacing) ** (1 / 3))]
     if doubtful:
         first = next(case for case in fingerprint.cases if case.name == doubtful[0])
