@@ -122,6 +122,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _usual_log_level() -> Iterator[None]:
-    """A command with ``-q`` or ``-v`` sets the level of the whole process; the next test begins without it."""
+    """A command with ``-q`` or ``-v``, in a fixture or a test, sets the level of the whole process; the next test begins without it."""
+    logging.getLogger("medseg3d").setLevel(logging.NOTSET)
     yield
     logging.getLogger("medseg3d").setLevel(logging.NOTSET)
