@@ -130,7 +130,7 @@ def _wait(folder: Path, doing: str, advice: str, patience: float, say: Callable[
         if waited >= patience:
             raise BusyError(f"{sentence}. {advice}{_when_it_is_free(folder, lock)}")
         if waited > SILENT_SECONDS and not has_spoken:
-            say(f"{sentence}. Waiting for it …")
+            say(f"{sentence}. Waiting for it …{_when_it_is_free(folder, lock)}")
             has_spoken = True
         time.sleep(min(pause, LONGEST_PAUSE, max(0.0, patience - waited)))
         pause *= 1.5
@@ -146,10 +146,7 @@ def _when_it_is_free(folder: Path, owner: Owner | None) -> str:
     except OSError:
         return ""
     rest = max(1, math.ceil((STALE_SECONDS - silent) / 60))
-    return (
-        f" It was heard of {silent:.0f} s ago; where it has ended, as with its host or container, its lock is taken over in {rest} min, "
-        "by the same command."
-    )
+    return f" It was heard of {silent:.0f} s ago; where it has ended, as with its host or container, its lock is taken over in {rest} min."
 
 
 def _try(folder: Path, doing: str) -> Lock | Owner | None:
