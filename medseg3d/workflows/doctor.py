@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases, compare_cases
+from medseg3d.case_comparison import compare_cases
+from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases
 from medseg3d.dataset import Dataset, find_dataset, open_dataset
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
