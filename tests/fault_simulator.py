@@ -122,6 +122,7 @@ def table(found: dict[str, dict[str, Outcome]]) -> str:
     for verb, kinds in found.items():
         for kind, outcome in kinds.items():
             lines.append(f"| {verb} | {names[kind]} | {outcome.points} | {outcome.tried} | {outcome.corrupt} | {outcome.leftovers} |")
+    lines += ["", "Where fewer were tried than there are, they are spread evenly; `scripts/fault_simulator` without arguments tries all."]
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +145,8 @@ def _try(verb: str, kind: str, operations: list[str], before: Path, after: Path,
         outcome.tried += 1
         found = _contents(place)
         left = _left(found)
-        if again != 0 or {name: content for name, content in found.items() if name not in left} != expected:
+        is_refused = again != 0 and code != 0  # a finished export is not replaced
+        if is_refused or {name: content for name, content in found.items() if name not in left} != expected:
             outcome.corrupt += 1
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             log = (place / "log").read_text(encoding="utf-8")[-600:]

@@ -15,7 +15,7 @@ from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
-from medseg3d.files import check_writable
+from medseg3d.files import check_writable, remove_leftovers
 from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_report as write_report_page
@@ -145,6 +145,7 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
         raise InputError(f"{folder.root}: there is no work folder here, so nothing to report. Run medseg3d run or plan first.")
     if not warnings and folder.splits.exists():
         warnings = [message for message in (tell_divided(folder.splits),) if message]
+    remove_leftovers(folder.root)
     return write_report_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 
