@@ -148,7 +148,7 @@ def test_a_case_is_brought_into_a_frame_without_reading_its_image(tmp_path: Path
         turned, measured = in_frame(canonical, frame), fingerprint_case(read_case(case, frame=frame), digest_of(case))
         assert turned.axes == measured.axes != AS_STORED
         for one, other in ((turned, measured), (in_frame(turned, CANONICAL_FRAME), canonical)):
-            assert replace(one, labels={}, channels=()) == replace(other, labels={}, channels=())
+            assert replace(one, labels={}, channels=(), content="") == replace(other, labels={}, channels=(), content="")
             assert one.channels[0].histogram == other.channels[0].histogram
             assert one.labels[1].center == pytest.approx(other.labels[1].center)
             assert one.world_position(one.labels[1].center) == pytest.approx(other.world_position(other.labels[1].center), abs=1e-5)

@@ -21,7 +21,7 @@ UNFINISHED = "medseg3d-serve.new-"
 """A folder that is made just now, without its lock yet."""
 LOCK, JOBS = "owner", "jobs"
 SECONDS_WITHOUT_LOCK = 24 * 3600.0
-"""Versions before this one made folders without a lock; one that did not change for a day is nobody's."""
+"""Of folders that are not locked yet, and of those of older versions, which had no lock: unchanged for a day, they are nobody's."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def _is_abandoned(folder: Path) -> bool:
         is_own = folder.is_dir() and not folder.is_symlink() and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
         if not is_own:
             return False
-        if not (folder / LOCK).is_file():
+        if folder.name.startswith(UNFINISHED) or not (folder / LOCK).is_file():
             return time.time() - status.st_mtime > SECONDS_WITHOUT_LOCK
         with (folder / LOCK).open("rb+") as lock:
             _lock(lock)

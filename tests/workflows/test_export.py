@@ -250,13 +250,12 @@ def family_plan(plan: Plan, family: str, dimensions: int) -> Plan:
         encoder_blocks=(2, 2, 2),
         decoder_blocks=(2, 2),
     )
-    (configuration, *_) = plan.configurations.values()
+    (configuration, *_) = (found for found in plan.configurations.values() if found.network.dimensions == dimensions)
     chosen = replace(
         configuration,
         name="x",
         network=network_plan,
         patch_size=(24,) * dimensions,
-        spacing=configuration.spacing[-dimensions:],
         mirror_axes=tuple(range(dimensions)),
     )
     return replace(plan, configurations={"x": chosen}, recommended="x")
