@@ -175,7 +175,7 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
     member, configuration = _only_member(description)
     mirror_axes = configuration.mirror_axes if member.mirroring else ()
     return {
-        "imports": ["$import torch", "$import medseg3d.bundle"],
+        "imports": ["$import torch", "$import medseg3d.bundle as medseg3d_bundle"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -213,7 +213,7 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
             "device": "@device",
         },
         "run": [
-            "$@network.load_state_dict(medseg3d.bundle.weights(@checkpoint, @device))",
+            "$@network.load_state_dict(medseg3d_bundle.weights(@checkpoint, @device))",
             "$@evaluator.run()",
         ],
     }

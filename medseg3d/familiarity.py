@@ -76,6 +76,7 @@ class Look:
     orientation: str
     channels: tuple[ChannelLook, ...]
     modality: str | None = None
+    is_dicom: bool = False
 
 
 def doubts_about(look: Look, plan: Plan) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ def look_of(raw: RawCase) -> Look:
         orientation=orientation_code(raw.header.geometry.matrix),
         channels=tuple(_look_of_channel(channel) for channel in raw.image),
         modality=raw.header.modality,
+        is_dicom=raw.header.format == "dicom",
     )
 
 
@@ -212,11 +214,23 @@ def _modality(look: Look, plan: Plan) -> Iterator[str]:
 def _grid(look: Look, profile: ImageProfile) -> Iterator[str]:
     yield from _sizes(look, profile.spacing, profile.extent, SPACING_FACTOR, EXTENT_FACTOR, "training images")
     seen = profile.orientations
-    if look.orientation not in seen and len(seen) < MANY_ORIENTATIONS:
+    if look.orientation in seen or len(seen) >= MANY_ORIENTATIONS:
+        return
+    # a scanner writes the sides; NIfTI files that were converted from the same scans have them in another direction
+    if not (look.is_dicom and _without_signs(look.orientation) in map(_without_signs, seen)):
         yield (
             f"is stored as {look.orientation}, and the training images as {listed(list(seen))}: where its header is wrong, sides and ends "
             "are mixed up"
         )
+
+
+def _without_signs(code: str) -> str:
+    """The order of the axes of an orientation.
+
+    >>> _without_signs("LPS")
+    'RAS'
+    """
+    return code.translate(str.maketrans("LPI", "RAS"))
 
 
 def _planned_grid(look: Look, plan: Plan) -> Iterator[str]:

@@ -205,6 +205,13 @@ def test_a_spacing_and_an_extent_far_from_the_training_images_are_named(of_mr: P
     assert doubts_about(look_of(raw(long)), of_mr) == ("shows 28 x 30 x 240 mm, the training images 28 x 30 x 48 mm",)
 
 
+def test_a_dicom_series_may_lie_in_the_axes_of_the_converted_training_images(of_mr: Plan) -> None:
+    look = look_of(raw(mr(np.random.default_rng(5)), code="LPS"))
+    assert any("is stored as LPS" in doubt for doubt in doubts_about(look, of_mr))
+    assert not doubts_about(replace(look, is_dicom=True), of_mr)
+    assert any("is stored as PIR" in doubt for doubt in doubts_about(replace(look, is_dicom=True, orientation="PIR"), of_mr))
+
+
 @pytest.mark.fault("A5", "an orientation that no training image has", "a warning that names it and those of the training images")
 @pytest.mark.parametrize("code", ["LAS", "LPS", "RAI"])
 def test_an_orientation_never_seen_is_named(of_mr: Plan, code: str) -> None:
