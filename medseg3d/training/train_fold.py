@@ -288,12 +288,20 @@ class _Run:
             self.state = replace(self.state, batch_sizes=sizes)
 
     def _finished_without_state(self) -> TrainingState | None:
-        """What a finished run of these settings says whose large state somebody has deleted; its weights are all that is needed."""
+        """What a finished run of these settings says whose large state somebody has deleted; its weights are all that is needed.
+
+        Raises :class:`InputError` where it would have to go on: beginning anew would replace good weights without a word."""
         done = None if self.options.restart or self.added is not None else read_summary(self.folder)
         if done is None or not done.is_finished or not (self.folder / BEST).exists():
             return None
         is_same = (done.plan_digest, done.seed) == (self.state.plan_digest, self.state.seed)
-        return done if is_same and done.epochs >= self.state.epochs and self.options.hours is None else None
+        hours = self.options.hours
+        if is_same and (done.epochs >= self.state.epochs if hours is None else done.hours is not None and done.hours >= hours):
+            return done
+        raise InputError(
+            f"{self.folder}: fold {done.fold} is finished ({done.epochs} epochs), and {LAST}, which training goes on from, is not there any "
+            f"more. Give --restart to train it anew; {BEST} is replaced then."
+        )
 
     def _batch_for_hours(self, index: int, hours: float) -> int:
         image, labels = augment(self._loader(index).make_batch(0, 0), self.policies[index], self.device.device)

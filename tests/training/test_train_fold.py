@@ -271,3 +271,17 @@ def test_initial_weights_are_refused_where_a_run_began_with_others(
     with pytest.raises(InputError, match=r"--init other: .* began with others"):
         train(tmp_path / "b", init=other)
     assert len(train(tmp_path / "b", init=other, restart=True)) == 1
+
+
+@pytest.mark.fault("D", "more epochs asked of a finished fold whose last.safetensors was deleted", "refused; its good weights stay")
+def test_a_finished_fold_without_its_state_is_not_begun_anew(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
+) -> None:
+    run(material, tmp_path, epochs=1)
+    (tmp_path / "last.safetensors").unlink()
+    weights = (tmp_path / "weights.safetensors").read_bytes()
+    assert run(material, tmp_path, epochs=1) == []
+    with pytest.raises(InputError, match=r"is finished \(1 epochs\), and last\.safetensors.* is not there any more\. Give --restart"):
+        run(material, tmp_path, epochs=2)
+    assert (tmp_path / "weights.safetensors").read_bytes() == weights
+    assert len(run(material, tmp_path, epochs=2, restart=True)) == 2
