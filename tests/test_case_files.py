@@ -151,12 +151,12 @@ def test_a_cut_4d_file_costs_its_case(tmp_path) -> None:
     assert [failure.case for failure in dataset.failures] == ["a", "c"]
 
 
-def test_folds_of_the_dataset_lose_the_cases_that_failed(root) -> None:
+def test_cases_that_failed_keep_their_place_in_the_folds_of_the_dataset(root) -> None:
     (root / "splits_final.json").write_text('[{"train": ["a", "b"], "val": ["c", "d"]}]', encoding="utf-8")
     lost_label(root)
     splits = open_dataset(root).declared_splits
     assert splits is not None
-    assert (splits[0].train, splits[0].validation) == (("a",), ("c", "d"))
+    assert (splits[0].train, splits[0].validation) == (("a", "b"), ("c", "d"))
 
 
 @pytest.mark.fault("B", "one image that cannot be used, among images to predict", "is listed, the others are predicted")

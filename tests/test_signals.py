@@ -84,6 +84,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, first: str, second: str) -
 @pytest.mark.fault("C", "SIGTERM in the middle of a long training step", "the state before the step is saved within ten seconds")
 def test_native_code_that_takes_long_does_not_keep_the_state_from_being_saved(tmp_path: Path) -> None:
     process = start(IN_NATIVE_CODE, tmp_path, grace=0.2)
+    time.sleep(0.3)  # until it is in there
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM

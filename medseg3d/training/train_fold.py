@@ -299,8 +299,8 @@ class _Run:
         if is_same and (done.epochs >= self.state.epochs if hours is None else done.hours is not None and done.hours >= hours):
             return done
         raise InputError(
-            f"{self.folder}: fold {done.fold} is finished ({done.epochs} epochs), and {LAST}, which training goes on from, is not there any "
-            f"more. Give --restart to train it anew; {BEST} is replaced then."
+            f"{self.folder}: fold {done.fold} is finished ({done.epochs} epochs), and {LAST}, which training goes on from, is not there "
+            f"any more. Give --restart to train it anew; {BEST} is replaced then."
         )
 
     def _batch_for_hours(self, index: int, hours: float) -> int:

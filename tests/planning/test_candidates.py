@@ -42,6 +42,7 @@ def proposed(**changes: Any) -> dict[tuple[str, str], bool]:
     return {(c.planner, c.configuration): c.is_proposed for c in found}
 
 
+@pytest.mark.slow
 def test_thick_slices_few_cases_and_large_cases_propose_what_suits_them() -> None:
     thick = proposed(spacing=(8.0, 1.2, 1.2), shape=(20, 96, 96), num_cases=9)
     assert thick["default", "2d"]
