@@ -23,6 +23,7 @@ out = Path(sys.argv[2])
 def write():
     with replacing(out / "image.nii.gz") as temporary:
         temporary.write_bytes(b"1")
+        time.sleep(0.2)  # until the main thread waits for this one
         print("ready", flush=True)
         time.sleep(30)
 """
