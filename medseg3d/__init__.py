@@ -2,11 +2,11 @@
 
 One data's way through the package, a stage per name:
 
-``images`` raw files, read and written · ``dataset`` what belongs together · ``checks`` what is wrong with it ·
-``fingerprint`` what the data is like · ``planning`` → ``plan`` what was decided · ``preprocessing`` → store ·
-``patches`` → ``networks`` → ``training`` · ``prediction`` logits → label map on the original grid · ``postprocessing`` ·
-``evaluation`` metrics · ``reporting`` the page. ``workflows`` holds each verb of the command line on one page; ``model`` is the
-loaded model of the Python interface.
+``images`` raw files, read and written · ``data`` what belongs together, and what is wrong with it · ``fingerprint`` what the data is
+like · ``planning`` → ``plan`` what was decided · ``preprocessing`` → store · ``patches`` → ``networks`` → ``training`` · ``prediction``
+logits → label map on the original grid · ``validation`` what validation decides, such as postprocessing · ``evaluation`` metrics ·
+``models`` what is carried away and predicts again · ``reporting`` the page. ``workflows`` holds each verb of the ``commandline`` on one
+page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medseg3d.version import __version__
 __all__ = ["__version__", "load_model", "run"]
 
 if TYPE_CHECKING:
-    from medseg3d.loading import load_model
+    from medseg3d.models.loading import load_model
     from medseg3d.workflows.run import run
 
 
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used, so that ``import medseg3d`` is instant."""
     if name == "load_model":
-        from medseg3d.loading import load_model
+        from medseg3d.models.loading import load_model
 
         return load_model
     if name == "run":

@@ -2,6 +2,6 @@
 
 import sys
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 
 sys.exit(main())

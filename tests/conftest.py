@@ -70,7 +70,7 @@ def tiny(tiny_source: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny dataset with its work folder, fold 0 trained for two epochs of four steps."""
-    from medseg3d.cli import main
+    from medseg3d.commandline.cli import main
 
     root = Path(shutil.copytree(tiny_source, tmp_path_factory.mktemp("trained") / "Balls"))
     assert main(["plan", str(root), "--planner", str(root / "tiny.toml"), "-q"]) == 0

@@ -209,7 +209,7 @@ def _run(place: Path, verb: str, *, fault: tuple[str, int] | None = None, count_
 def _in_child(place: Path, verb: str, fault: tuple[str, int] | None, count_file: Path | None) -> int:
     import traceback
 
-    from medseg3d.cli import main as run_command
+    from medseg3d.commandline.cli import main as run_command
     from medseg3d.files import using_storage
 
     os.chdir(place)
@@ -291,8 +291,8 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core: one worker, and so one order of the operations
-    import medseg3d.cli
-    import medseg3d.console
+    import medseg3d.commandline.cli
+    import medseg3d.commandline.console
     import medseg3d.reporting.figures
     import medseg3d.workflows.export
     import medseg3d.workflows.plan

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from medseg3d.checkpoints import load_tensors, save_tensors
 from medseg3d.errors import InputError, StorageError
 from medseg3d.files import check_writable, copy_file, remove_leftovers, remove_tree, replacing, write_text
+from medseg3d.models.checkpoints import load_tensors, save_tensors
 from medseg3d.processes import this_process
 from medseg3d.records import read_json
 from tests.test_processes import ended_process

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg3d.dataset import Case, ChannelFile
-from medseg3d.fingerprint import Fingerprint, digest_of, fingerprint_case, in_common_frame, in_frame, merge
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.reading import read_case
+from medseg3d.fingerprint.cases import Fingerprint, digest_of, fingerprint_case, in_common_frame, in_frame, merge
 from medseg3d.frame import CANONICAL_FRAME, ORIENTATIONS, Frame, Grid, common_frame, dissenters, grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, geometry_of, orientation_of, to_canonical
 from medseg3d.labels import Labels
 from medseg3d.planning import load_planner, make_plan, summarize
-from medseg3d.reading import read_case
 
 THICK = (1.25, 1.25, 8.0)
 

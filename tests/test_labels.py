@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from medseg3d.data.reading import label_values
 from medseg3d.errors import LabelValueError
-from medseg3d.fingerprint import describe_labels
+from medseg3d.fingerprint.cases import describe_labels
 from medseg3d.labels import Labels, as_integers, unique_values, value_counts
-from medseg3d.reading import label_values
 
 VALUES = st.lists(st.integers(-300, 70_000).filter(bool), min_size=1, max_size=12, unique=True)
 

@@ -51,11 +51,12 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    loaded = modules_after("import contextlib\nfrom medseg3d.cli import main\nwith contextlib.suppress(SystemExit): main(['--help'])")
+    code = "import contextlib\nfrom medseg3d.commandline.cli import main\nwith contextlib.suppress(SystemExit): main(['--help'])"
+    loaded = modules_after(code)
     assert not loaded & {"torch", "numpy", "nibabel", "pydantic", "scipy", "SimpleITK", "rich", "matplotlib", "monai"}
 
 
 def test_planning_imports_no_torch(tiny: Path) -> None:
-    loaded = modules_after(f"from medseg3d.cli import main\nassert main(['plan', {str(tiny)!r}, '-q']) == 0")
+    loaded = modules_after(f"from medseg3d.commandline.cli import main\nassert main(['plan', {str(tiny)!r}, '-q']) == 0")
     assert "nibabel" in loaded
     assert "torch" not in loaded

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from medseg3d.data.label_names import names_beside
 from medseg3d.errors import InputError, PlanError
-from medseg3d.label_names import names_beside
 from medseg3d.parsing import MAX_DEPTH, read_table
 from medseg3d.planning.planner import load_planner
 from medseg3d.records import from_plain, read_json, read_toml

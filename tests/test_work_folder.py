@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg3d.checkpoints import FORMAT_VERSION, save_tensors
 from medseg3d.errors import InputError
+from medseg3d.models.checkpoints import FORMAT_VERSION, save_tensors
 from medseg3d.records import read_json, write_record
 from medseg3d.training.folds import Folds, Split, read_folds, write_splits
 from medseg3d.work_folder import WorkFolder

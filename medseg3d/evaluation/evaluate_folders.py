@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg3d.data.label_names import names_beside, with_names
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import available_cores, run_cases
-from medseg3d.label_names import names_beside, with_names
 from medseg3d.labels import Labels, unique_values
 from medseg3d.records import read_json
 
@@ -125,7 +125,7 @@ def evaluate_files(
 
     Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
     """
-    from medseg3d.reading import read_label_maps
+    from medseg3d.data.reading import read_label_maps
 
     predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case)
     return evaluate_case(
@@ -182,7 +182,7 @@ def labels_beside(references: Path) -> Labels | None:
 
     Raises :class:`InputError` for a file that lists no labels, :class:`UnsupportedError` for regions and ignore labels.
     """
-    from medseg3d.dataset import declared_labels
+    from medseg3d.data.dataset import declared_labels
 
     folder = references.parent if references.is_file() else references
     for place in (folder, folder.resolve().parent):
@@ -213,7 +213,7 @@ def labels_found(*label_maps: np.ndarray) -> Labels:
 def _files_by_case(place: Path, role: str) -> tuple[dict[str, Path], tuple[CaseFailure, ...]]:
     """The label maps of a folder, and the cases of which there are two files, or whose names are no Unicode."""
     from medseg3d import images
-    from medseg3d.case_files import Findings, image_files
+    from medseg3d.data.case_files import Findings, image_files
 
     if not place.exists():
         raise InputError(f"{place}: no such folder of {role}.")

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from medseg3d.data.label_rules import name_findings
+from medseg3d.data.side_names import left_right_pairs, says_nothing
 from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.fingerprint.intensities import IntensityStatistics
 from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
-from medseg3d.intensities import IntensityStatistics
-from medseg3d.label_rules import name_findings
 from medseg3d.labels import Labels
 from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.records import read_json
-from medseg3d.side_names import left_right_pairs, says_nothing
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
-    from medseg3d.fingerprint import CaseFingerprint, Fingerprint
+    from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint
 
 Triple = tuple[float, float, float]
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from medseg3d.axes import to_network_order
-from medseg3d.cropping import nonzero_mask
+from medseg3d.data.cropping import nonzero_mask
+from medseg3d.data.reading import RawCase
 from medseg3d.devices import Device
 from medseg3d.geometry import Orientation
 from medseg3d.images import ImageHeader
@@ -26,7 +27,6 @@ from medseg3d.prediction.empty_windows import Skipping, Survey
 from medseg3d.prediction.restore import LabelCanvas, on_crop, restore_label_maps, restored_probabilities
 from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels
-from medseg3d.reading import RawCase
 
 Value = TypeVar("Value")
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseg3d.axes import AxisOrder, permute, to_network_order
-from medseg3d.cropping import nonzero_box, nonzero_mask
+from medseg3d.data.cropping import nonzero_box, nonzero_mask
+from medseg3d.data.reading import RawCase
 from medseg3d.errors import ChannelCountError
 from medseg3d.execution import free_memory
 from medseg3d.geometry import resampled_shape
@@ -23,7 +24,6 @@ from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, Normalization, Plan, Resampling
 from medseg3d.preprocessing.normalization import normalize
 from medseg3d.preprocessing.resampling import resample_image, resample_labels
-from medseg3d.reading import RawCase
 from medseg3d.records import to_plain
 
 Shape = tuple[int, int, int]

@@ -31,9 +31,9 @@ from medseg3d.reporting.page import (
 from medseg3d.work_folder import WorkFolder
 
 if TYPE_CHECKING:
-    from medseg3d.dataset import Dataset
+    from medseg3d.data.dataset import Dataset
     from medseg3d.evaluation.metrics import Evaluation
-    from medseg3d.fingerprint import Fingerprint
+    from medseg3d.fingerprint.cases import Fingerprint
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def write_report(root: Path, work: Path, output: Path, *, failures: Sequence[Cas
 
     Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
     """
-    from medseg3d.dataset import open_dataset
+    from medseg3d.data.dataset import open_dataset
 
     folder = WorkFolder(work)
     dataset, found = None, list(warnings)
@@ -67,7 +67,7 @@ def read_work(
     With ``dataset`` the worst, median and best validation cases are drawn, which reads their images. ``failures`` and
     ``warnings`` of the caller stand before those found here.
     """
-    from medseg3d.fingerprint import Fingerprint
+    from medseg3d.fingerprint.cases import Fingerprint
     from medseg3d.version import __version__
 
     troubles: list[str] = []
@@ -207,10 +207,10 @@ def picture_roles(num_cases: int) -> list[tuple[int, str]]:
 
 def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> bytes:
     """The picture of a training case and its prediction in ``folder``; raises :class:`InputError` where one is missing."""
+    from medseg3d.data.reading import read_case
     from medseg3d.geometry import to_canonical
     from medseg3d.images import read_image
     from medseg3d.labels import as_integers
-    from medseg3d.reading import read_case
     from medseg3d.reporting.figures import case_figure
 
     cases = {case.name: case for case in dataset.training}
@@ -296,7 +296,7 @@ def read_history(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
 
 
 def _read_selection(work: WorkFolder, troubles: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from medseg3d.selection import read_selection
+    from medseg3d.validation.selection import read_selection
 
     try:
         selection, note = read_selection(work)

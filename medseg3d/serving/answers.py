@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.serving.jobs import Job, Jobs, Reason, State
 from medseg3d.version import __version__
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from medseg3d.dataset import Case
-from medseg3d.model import Model
+from medseg3d.data.dataset import Case
+from medseg3d.models.model import Model
 from medseg3d.serving.gate import Gate
 from medseg3d.serving.jobs import Jobs
 from medseg3d.serving.predict_upload import predict_upload

@@ -23,7 +23,7 @@ from typing import Literal, Self
 
 import torch
 
-from medseg3d.dataset import Case
+from medseg3d.data.dataset import Case
 from medseg3d.errors import MedsegError, StorageError
 from medseg3d.files import register_temporary
 from medseg3d.serving.job_folder import job_folder

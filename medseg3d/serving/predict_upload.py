@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.dataset import Case
+from medseg3d.data.dataset import Case
 from medseg3d.images import write_label_map
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.serving.reader import Reader
 
 

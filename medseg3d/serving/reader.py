@@ -16,11 +16,11 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from medseg3d.dataset import Case
+from medseg3d.data.dataset import Case
+from medseg3d.data.reading import RawCase
 from medseg3d.errors import InputError, StorageError
 from medseg3d.execution import free_memory, memory_budget
 from medseg3d.plan import Plan
-from medseg3d.reading import RawCase
 from medseg3d.records import from_plain, to_plain
 
 logger = logging.getLogger(__name__)

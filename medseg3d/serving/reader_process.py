@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from medseg3d.dataset import Case
+from medseg3d.data.dataset import Case
+from medseg3d.data.reading import RawCase, read_to_predict
 from medseg3d.errors import MedsegError, StorageError
 from medseg3d.files import storage_errors
 from medseg3d.images import read_header
 from medseg3d.plan import Plan
-from medseg3d.reading import RawCase, read_to_predict
 from medseg3d.records import from_plain, to_plain
 from medseg3d.serving.cases import uploaded_case
 

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.routing import Match, Route
 
 from medseg3d.errors import InputError, MedsegError
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.records import to_plain
 from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, Refusal, describe_health, describe_job, describe_model
 from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of

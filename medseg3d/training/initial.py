@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.checkpoints import load_matching, load_tensors
 from medseg3d.errors import InputError, PlanMismatchError
+from medseg3d.models.checkpoints import load_matching, load_tensors
 
 logger = logging.getLogger(__name__)
 SHARED = "shared."

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.devices import Precision
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import remove_file, write_text
+from medseg3d.models.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.parsing import parse_json
 from medseg3d.records import from_plain, read_record, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed

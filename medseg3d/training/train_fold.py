@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg3d.checkpoints import ModelCard, save_weights
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError
 from medseg3d.execution import available_cores
+from medseg3d.models.checkpoints import ModelCard, save_weights
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import BatchReader, PatchLoader

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medseg3d.dataset import Dataset
+from medseg3d.data.dataset import Dataset
+from medseg3d.data.grouping import Grouping, find_groups
 from medseg3d.events import Event, Listener, silent
-from medseg3d.fingerprint import Fingerprint, likeness_of
-from medseg3d.grouping import Grouping, find_groups
+from medseg3d.fingerprint.cases import Fingerprint, likeness_of
 from medseg3d.training.folds import (
     Folds,
     check_groups,

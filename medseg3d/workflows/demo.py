@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medseg3d.data.phantom import make_phantom_dataset
 from medseg3d.errors import DatasetError
-from medseg3d.phantom import make_phantom_dataset
 
 
 def demo(folder: Path, *, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:

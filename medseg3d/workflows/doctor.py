@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medseg3d.case_comparison import compare_cases
-from medseg3d.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases
-from medseg3d.dataset import Dataset, find_dataset, open_dataset
+from medseg3d.data.case_comparison import compare_cases
+from medseg3d.data.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases
+from medseg3d.data.dataset import Dataset, find_dataset, open_dataset
+from medseg3d.data.grouping import find_groups
+from medseg3d.data.repairs import repair_label
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.grouping import find_groups
-from medseg3d.repairs import repair_label
 from medseg3d.training.folds import Folds, divided_patients, read_folds
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 

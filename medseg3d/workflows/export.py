@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 
-from medseg3d.bundle import write_bundle
-from medseg3d.checkpoints import filled_network, load_network
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
-from medseg3d.loading import chosen_parts, empty_windows_of, load_model, usual_folds
-from medseg3d.model_file import (
+from medseg3d.models.bundle import write_bundle
+from medseg3d.models.checkpoints import filled_network, load_network
+from medseg3d.models.loading import chosen_parts, empty_windows_of, load_model, usual_folds
+from medseg3d.models.model_file import (
     DICE,
     DICE_CASES,
     ENDING,
@@ -33,13 +33,13 @@ from medseg3d.model_file import (
     read_model_file,
     write_model_file,
 )
+from medseg3d.models.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.networks.build import output_size
-from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import Member
 from medseg3d.records import to_plain, write_record
-from medseg3d.selection import read_selection
 from medseg3d.universal import is_universal, read_universal
+from medseg3d.validation.selection import read_selection
 from medseg3d.version import __version__
 from medseg3d.work_folder import DEFAULT_NAME, Folds, WorkFolder, fold_names
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from medseg3d.model_file import (
+from medseg3d.models.model_file import (
     ENDING,
     MemberDescription,
     ModelDescription,
@@ -17,8 +17,8 @@ from medseg3d.model_file import (
     read_description,
     step_text,
 )
+from medseg3d.models.nnunet import is_nnunet_model
 from medseg3d.networks.build import checked_plan, family_of
-from medseg3d.nnunet import is_nnunet_model
 from medseg3d.plan import NetworkPlan
 from medseg3d.wording import counted
 from medseg3d.workflows.export import WEIGHTS, describe_model

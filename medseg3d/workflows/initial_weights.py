@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medseg3d.checkpoints import load_tensors, read_card
 from medseg3d.errors import InputError
-from medseg3d.model_file import ENDING, ModelParts, read_model_file
-from medseg3d.nnunet import is_nnunet_model, read_nnunet_model
+from medseg3d.models.checkpoints import load_tensors, read_card
+from medseg3d.models.model_file import ENDING, ModelParts, read_model_file
+from medseg3d.models.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.training.initial import InitialWeights
 from medseg3d.universal import UNIVERSAL, is_universal

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg3d.dataset import Dataset, open_dataset
+from medseg3d.data.dataset import Dataset, open_dataset
+from medseg3d.data.label_names import with_names
+from medseg3d.data.label_pairs import Sides, sides
+from medseg3d.data.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
+from medseg3d.data.plausible import LOST_INTERCEPT, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
-from medseg3d.familiarity import profile_of
 from medseg3d.files import check_writable
-from medseg3d.fingerprint import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
-from medseg3d.label_names import with_names
-from medseg3d.label_pairs import Sides, sides
-from medseg3d.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
+from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
+from medseg3d.fingerprint.familiarity import profile_of
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import (
@@ -32,7 +33,6 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
-from medseg3d.plausible import LOST_INTERCEPT, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Folds
 from medseg3d.wording import counted, listed

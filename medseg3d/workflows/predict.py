@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.dataset import Case, ChannelFile, find_prediction_cases
+from medseg3d.data.dataset import Case, ChannelFile, find_prediction_cases
+from medseg3d.data.reading import RawCase
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
-from medseg3d.familiarity import CHECK, REFUSED, in_words
 from medseg3d.files import check_writable, file_digest, remove_file, replacing
-from medseg3d.fingerprint import digest_of
+from medseg3d.fingerprint.cases import digest_of
+from medseg3d.fingerprint.familiarity import CHECK, REFUSED, in_words
 from medseg3d.images import case_name, ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
-from medseg3d.loading import load_model
-from medseg3d.model import Model
+from medseg3d.models.loading import load_model
+from medseg3d.models.model import Model
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
-from medseg3d.reading import RawCase
 from medseg3d.wording import counted
 from medseg3d.work_folder import Folds, fold_names, work_folder
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, record_name, recorded
@@ -85,7 +85,7 @@ def predict(
     predicts the second of eight parts, for eight machines. Of DICOM series those are predicted whose description ``series_description``
     (a regular expression) is found in. ``strict`` lets a case fail that is unlike the images that the model was trained on, where there is
     a warning otherwise. ``skip_empty`` as for
-    :func:`~medseg3d.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
+    :func:`~medseg3d.models.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
     is predicted wherever it runs, from and into the same folders.
     """
     if not 0 < step <= 1:

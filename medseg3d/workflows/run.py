@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medseg3d.dataset import open_dataset
+from medseg3d.data.dataset import open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
@@ -19,9 +19,9 @@ from medseg3d.files import check_writable, remove_leftovers
 from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_report as write_report_page
-from medseg3d.selection import Selection
 from medseg3d.training.folds import read_folds
 from medseg3d.training.train_fold import TrainingOptions
+from medseg3d.validation.selection import Selection
 from medseg3d.work_folder import Folds as FoldChoice
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
 from medseg3d.workflows.choose_folds import tell_divided

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg3d.dataset import open_dataset
+from medseg3d.data.dataset import open_dataset
+from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_file
-from medseg3d.fingerprint import CaseFingerprint, Fingerprint
+from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
-from medseg3d.loading import load_models
+from medseg3d.models.loading import load_models
 from medseg3d.plan import Plan
-from medseg3d.postprocessing_choice import ValidatedCase, choose_postprocessing
 from medseg3d.provenance import METRICS, Origin, merged, read_origin, write_origin
-from medseg3d.reading import read_label_maps
 from medseg3d.records import read_record, write_record
-from medseg3d.selection import (
+from medseg3d.validation.postprocessing_choice import ValidatedCase, choose_postprocessing
+from medseg3d.validation.selection import (
     MIRRORING,
     Candidate,
     MirroringChoice,
@@ -35,7 +35,7 @@ from medseg3d.selection import (
     pairs_of,
     read_fold_mirroring,
 )
-from medseg3d.selection import select as choose
+from medseg3d.validation.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, validation_age

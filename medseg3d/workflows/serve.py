@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.loading import load_model
+from medseg3d.models.loading import load_model
 from medseg3d.serving.settings import ServeSettings, is_loopback
 from medseg3d.work_folder import Folds
 
@@ -35,7 +35,8 @@ def serve(
 ) -> None:
     """Serve a model until SIGINT or SIGTERM comes; the job at hand ends then, those that wait are dropped, all files are removed.
 
-    ``model`` is anything that :func:`medseg3d.loading.load_model` takes; limits as in :class:`ServeSettings`; port 0 takes a free one.
+    ``model`` is anything that :func:`~medseg3d.models.loading.load_model` takes; limits as in :class:`ServeSettings`; port 0
+    takes a free one.
     Raises :class:`InputError` where an argument or the model is wrong, the port is taken, or others could ask without a token.
     """
     try:

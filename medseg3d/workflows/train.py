@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.dataset import Case, Split, open_dataset
+from medseg3d.data.dataset import Case, Split, open_dataset
 from medseg3d.devices import choose_device
-from medseg3d.empty_windows import EMPTY_WINDOWS
 from medseg3d.errors import CaseFailure, DamagedCaseError, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
@@ -22,19 +21,20 @@ from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
 from medseg3d.files import remove_file, remove_tree, storage, storage_errors
 from medseg3d.images import write_label_map
-from medseg3d.loading import load_models
 from medseg3d.locks import Lock
-from medseg3d.model import Model
+from medseg3d.models.loading import load_models
+from medseg3d.models.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
-from medseg3d.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.signals import stop_on_signals
 from medseg3d.training.folds import read_folds
 from medseg3d.training.state import EpochRecord, read_history
 from medseg3d.training.train_fold import TrainingOptions, train_fold
+from medseg3d.validation.empty_windows import EMPTY_WINDOWS
+from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
@@ -284,7 +284,7 @@ def measure_both_ways(
 ) -> Evaluation:
     """:func:`predict_and_measure` with and without mirroring, of one pass over each image; what is better stays in ``target``.
 
-    The other way lies beside it (:class:`~medseg3d.selection.FoldMirroring`). Mirroring must gain enough to be worth its time.
+    The other way lies beside it (:class:`~medseg3d.validation.selection.FoldMirroring`). Mirroring must gain enough to be worth its time.
     """
     record = FoldMirroring(is_used=True, has_other=True)
     plain = target / record.other

@@ -19,7 +19,7 @@ import torch
 from measuring import machine, markdown_table
 
 from medseg3d.devices import use_all_cores
-from medseg3d.loading import load_model
+from medseg3d.models.loading import load_model
 from medseg3d.networks.packed import packed
 
 Run = Callable[[], torch.Tensor]

@@ -20,7 +20,7 @@ import numpy as np
 from contenders import Ours
 from measuring import machine, markdown_table, run_measured, write_json
 
-from medseg3d.side_names import left_right_pairs
+from medseg3d.data.side_names import left_right_pairs
 
 RULES = {"our rule": "where_safe", "mirroring forced": "unless_pairs"}
 STEPS_PER_EPOCH = 25

@@ -125,8 +125,8 @@ def write_model(path: Path) -> None:
     """A plain U-Net of three stages with random weights for 118 classes of CT at 1.5 mm."""
     import torch
 
-    from medseg3d.checkpoints import ModelCard, save_weights
     from medseg3d.labels import Labels
+    from medseg3d.models.checkpoints import ModelCard, save_weights
     from medseg3d.networks.build import build_network
     from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 

@@ -21,8 +21,8 @@ import numpy as np
 from measuring import markdown_table, write_json
 
 import medseg3d
+from medseg3d.data.phantom import make_phantom_dataset
 from medseg3d.frame import ORIENTATIONS
-from medseg3d.phantom import make_phantom_dataset
 from medseg3d.plan import Plan
 from medseg3d.workflows.plan import plan
 
@@ -156,19 +156,19 @@ def planned(root: Path) -> Plan:
     return plan(root, root.with_name(f"{root.name}-work"), planner="nnunet_plain").plan
 
 
-def trained(root: Path, work: Path, minutes: float) -> medseg3d.model.Model:
+def trained(root: Path, work: Path, minutes: float) -> medseg3d.models.model.Model:
     """A model of the planner ``small``, trained on the CPU."""
     medseg3d.run(root, work=work, planner="small", hours=minutes / 60, folds=["0"], device="cpu")
     return medseg3d.load_model(work)
 
 
-def predicted(model: medseg3d.model.Model, root: Path, case: str) -> np.ndarray:
+def predicted(model: medseg3d.models.model.Model, root: Path, case: str) -> np.ndarray:
     """The label map in the order of the upright file's axes."""
     channels = [nibabel.load(path) for path in sorted((root / "imagesTr").glob(f"{case}_*.nii"))]
     return model.predict(np.stack([np.asarray(channel.dataobj) for channel in channels]), channels[0].affine)
 
 
-def count(model: medseg3d.model.Model, root: Path, case: str, expected: np.ndarray) -> int:
+def count(model: medseg3d.models.model.Model, root: Path, case: str, expected: np.ndarray) -> int:
     """Voxels of a copy's label map that differ from the upright one's, with the axes of the upright file."""
     label_map = predicted(model, root, case)
     if (root.name == "copy" and label_map.shape != expected.shape) or is_reoriented(root, case):

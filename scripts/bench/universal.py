@@ -168,7 +168,7 @@ def read_fold(name: str, work: Path, outcome: Outcome) -> None:
 
 def parameters_of(weights: Path) -> int:
     """Numbers in a weights file."""
-    from medseg3d.checkpoints import load_tensors
+    from medseg3d.models.checkpoints import load_tensors
 
     return sum(tensor.numel() for tensor in load_tensors(weights)[0].values())
 

@@ -74,7 +74,7 @@ def _image(folder: Path, task: dict[str, str]) -> str:
 
 
 def _dataset(folder: Path, task: dict[str, str]) -> str:
-    from medseg3d.dataset import open_dataset
+    from medseg3d.data.dataset import open_dataset
 
     return _reasons(open_dataset(folder).failures)
 
@@ -94,14 +94,14 @@ def _groups(folder: Path, task: dict[str, str]) -> str:
 
 
 def _label_names(folder: Path, task: dict[str, str]) -> str:
-    from medseg3d.label_names import names_beside
+    from medseg3d.data.label_names import names_beside
 
     names_beside(folder)
     return ""
 
 
 def _model(folder: Path, task: dict[str, str]) -> str:
-    from medseg3d.loading import load_model
+    from medseg3d.models.loading import load_model
 
     load_model(folder / task["file"], device="cpu")
     return ""

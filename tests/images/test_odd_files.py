@@ -9,10 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.dataset import Case, ChannelFile
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.reading import RawCase, read_case
 from medseg3d.errors import GeometryMismatchError, ImageReadError, LabelValueError
 from medseg3d.images import read_image, write_label_map
-from medseg3d.reading import RawCase, read_case
 
 pytestmark = [
     pytest.mark.real_data,

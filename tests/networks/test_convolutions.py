@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.checkpoints import load_into, load_tensors, save_tensors
 from medseg3d.devices import choose_device
+from medseg3d.models.checkpoints import load_into, load_tensors, save_tensors
 from medseg3d.networks.build import NETWORKS, build_network
 from medseg3d.networks.convolutions import convolution, convolve, lone_axis, transposed_convolution
 from medseg3d.networks.packed import can_pack, packed

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg3d.data.side_names import left_right_pairs
 from medseg3d.errors import PlanError
-from medseg3d.intensities import IntensityStatistics
+from medseg3d.fingerprint.intensities import IntensityStatistics
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan, total_stride
 from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan
 from medseg3d.records import from_plain, to_plain
-from medseg3d.side_names import left_right_pairs
 
 DEFAULT = load_planner("default")
 STATISTICS = IntensityStatistics(

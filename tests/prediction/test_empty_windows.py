@@ -16,14 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.devices import Device
-from medseg3d.empty_windows import EmptyWindows, combined
-from medseg3d.loading import load_model
+from medseg3d.models.loading import load_model
 from medseg3d.prediction import sliding_window
 from medseg3d.prediction.empty_windows import MARGIN, Skipping, Survey
 from medseg3d.prediction.sliding_window import stream_logits
 from medseg3d.records import read_record
+from medseg3d.validation.empty_windows import EmptyWindows, combined
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import medseg3d
+from medseg3d.data.reading import RawCase
 from medseg3d.devices import Device
 from medseg3d.geometry import AS_STORED, geometry_of
 from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 from medseg3d.prediction import predict_case
 from medseg3d.prediction.predict_case import Member, ahead, prepare_case, segment, segment_with_and_without_mirroring
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase
-from medseg3d.reading import RawCase
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 LABELS = Labels(names=("background", "a", "b"), values=(0, 5, 9))

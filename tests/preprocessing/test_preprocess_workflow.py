@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.images import read_image, write_image
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import medseg3d
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.serving.routes import MAX_WARNINGS_HEADER, warnings_header
 from medseg3d.workflows.predict import predict
 from tests.dicom_writer import write_other

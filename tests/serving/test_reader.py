@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medseg3d.dataset import prediction_cases
+from medseg3d.data.dataset import prediction_cases
 from medseg3d.errors import InputError
 from medseg3d.images import write_image
-from medseg3d.model import Model
+from medseg3d.models.model import Model
 from medseg3d.serving import reader as module
 from medseg3d.serving.reader import Reader, ReaderDefectError
 from tests.serving.test_app import send

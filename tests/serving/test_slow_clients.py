@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from medseg3d.dataset import Case
-from medseg3d.model import Model
+from medseg3d.data.dataset import Case
+from medseg3d.models.model import Model
 from medseg3d.serving.jobs import MAX_UPLOADS, MAX_UPLOADS_OF_ONE, Jobs, QueueFullError
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")

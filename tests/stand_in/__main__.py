@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 
 from medseg3d import devices
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from stand_in.device import NAME, OPERATIONS, register
 
 PROCESSOR = "processor"

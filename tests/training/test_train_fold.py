@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg3d.checkpoints import load_tensors, save_tensors
-from medseg3d.dataset import Split
+from medseg3d.data.dataset import Split
 from medseg3d.devices import Device
 from medseg3d.errors import DivergedError, InputError, PlanMismatchError, StorageError
 from medseg3d.files import Storage, using_storage
 from medseg3d.frame import Frame
+from medseg3d.models.checkpoints import load_tensors, save_tensors
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain

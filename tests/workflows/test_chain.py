@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from medseg3d import load_model
-from medseg3d.checkpoints import load_tensors
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
+from medseg3d.models.checkpoints import load_tensors
 from medseg3d.planning import load_planner
 from medseg3d.records import read_record, write_record
 from medseg3d.training.state import TrainingState

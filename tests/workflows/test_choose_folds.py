@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
+from medseg3d.data.grouping import divided
 from medseg3d.errors import DatasetError
-from medseg3d.grouping import divided
 from medseg3d.training.folds import Folds, read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.choose_folds import tell_divided

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from medseg3d.bundle import images, inference_configuration, network, painted, weights
-from medseg3d.dataset import prediction_cases
+from medseg3d.data.dataset import prediction_cases
+from medseg3d.data.reading import read_case
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.evaluation.compare import Interval
 from medseg3d.labels import Labels
-from medseg3d.loading import load_model
-from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, read_model_file, write_model_file
+from medseg3d.models.bundle import images, inference_configuration, network, painted, weights
+from medseg3d.models.loading import load_model
+from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, read_model_file, write_model_file
 from medseg3d.networks import NETWORKS, build_network
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
-from medseg3d.postprocessing import Postprocessing, Step, apply_postprocessing
 from medseg3d.preprocessing.preprocess_case import preprocess_case
-from medseg3d.reading import read_case
 from medseg3d.records import write_record
-from medseg3d.selection import CandidateResult, Selection
+from medseg3d.validation.postprocessing import Postprocessing, Step, apply_postprocessing
+from medseg3d.validation.selection import CandidateResult, Selection
 from medseg3d.workflows import export
 from medseg3d.workflows.export import MIN_AGREEMENT, export_model, model_parts
 
@@ -468,7 +468,7 @@ def test_channels_with_rules_of_their_own_are_normalized_by_ours(parts: ModelPar
     plan = replace(plan, channels=("CT", "PET"), configurations={"3d_fullres": changed(plan, normalization=rules)})
     transforms = inference_configuration(replace(parts.description, plan=plan))["preprocessing"]["transforms"]
     assert [transform["func"]["_target_"] for transform in transforms if transform["_target_"] == "Lambdad"] == [
-        "medseg3d.bundle.normalized"
+        "medseg3d.models.bundle.normalized"
     ]
 
 

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.work_folder import WorkFolder
 
 TINY = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medseg3d.errors import InputError
-from medseg3d.loading import load_model
+from medseg3d.models.loading import load_model
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info, info_lines
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg3d.checkpoints import ModelCard, save_weights
 from medseg3d.errors import InputError
-from medseg3d.model_file import MemberDescription, ModelDescription, ModelParts, content_identity, write_model_file
+from medseg3d.models.checkpoints import ModelCard, save_weights
+from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, content_identity, write_model_file
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import write_record

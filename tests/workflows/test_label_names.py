@@ -9,10 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
+from medseg3d.data.label_names import names_beside, names_from_text, with_names
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.evaluation.evaluate_folders import evaluate_folders
-from medseg3d.label_names import names_beside, names_from_text, with_names
 from medseg3d.labels import Labels
 from medseg3d.workflows.doctor import doctor
 from medseg3d.workflows.plan import plan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medseg3d import load_model
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.errors import ChannelCountError
 
 
@@ -248,7 +248,7 @@ def test_predict_tries_the_output_folder_before_the_first_case(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     (tmp_path / "slice.png").write_bytes(b"")
-    monkeypatch.setattr("medseg3d.model.read_to_predict", None)  # not reached
+    monkeypatch.setattr("medseg3d.models.model.read_to_predict", None)  # not reached
     image = trained / "imagesTs/ball_6_0000.nii.gz"
     assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / output)]) == 2
     message = message_of(capsys)

@@ -20,7 +20,7 @@ import pytest
 from torch.utils import backend_registration
 
 import medseg3d
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.work_folder import WorkFolder
 

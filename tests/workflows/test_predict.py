@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from medseg3d import load_model
-from medseg3d.checkpoints import load_network, save_weights
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError, PlanMismatchError, StorageError
 from medseg3d.images import read_image
-from medseg3d.model import Model
+from medseg3d.models.checkpoints import load_network, save_weights
+from medseg3d.models.model import Model
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.records import read_record, write_record
-from medseg3d.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
+from medseg3d.validation.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.select import select
 from medseg3d.workflows.train import use_other_mirroring, validate

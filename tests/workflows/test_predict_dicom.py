@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from tests.dicom_writer import CT, MR, volume, write_other, write_series
 
 SHAPE = (20, 18, 12)

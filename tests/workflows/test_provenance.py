@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from medseg3d import load_model
-from medseg3d.checkpoints import load_tensors, save_tensors
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.metrics import read_evaluation, write_evaluation
-from medseg3d.loading import empty_windows_of
-from medseg3d.model_file import model_card, read_description
+from medseg3d.models.checkpoints import load_tensors, save_tensors
+from medseg3d.models.loading import empty_windows_of
+from medseg3d.models.model_file import model_card, read_description
 from medseg3d.provenance import ORIGIN, read_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import read_work
-from medseg3d.selection import Selection, read_selection
 from medseg3d.training.state import read_history
+from medseg3d.validation.selection import Selection, read_selection
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.files import file_digest
 from medseg3d.locks import read_owner
 from medseg3d.records import write_record

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from medseg3d import load_model
-from medseg3d.checkpoints import load_tensors, read_card
-from medseg3d.cli import main
+from medseg3d.commandline.cli import main
 from medseg3d.devices import Device
 from medseg3d.errors import InputError
+from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.signals import StopRequest
 from medseg3d.training.domains import TrainingDomain, draw_domain
 from medseg3d.training.train_fold import TrainingOptions, train_domains

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.checkpoints import ModelCard, load_tensors, read_card
 from medseg3d.devices import choose_device
 from medseg3d.errors import InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_tree
 from medseg3d.locks import Lock
+from medseg3d.models.checkpoints import ModelCard, load_tensors, read_card
 from medseg3d.plan import NetworkPlan
 from medseg3d.records import read_record
 from medseg3d.signals import StopRequest, stop_on_signals

@@ -10,10 +10,10 @@ from typing import cast
 
 import torch
 
-from medseg3d.checkpoints import FORMAT_VERSION, ModelCard, load_tensors, read_card, save_tensors
-from medseg3d.dataset import Split
+from medseg3d.data.dataset import Split
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
+from medseg3d.models.checkpoints import FORMAT_VERSION, ModelCard, load_tensors, read_card, save_tensors
 from medseg3d.networks.build import build_network
 from medseg3d.networks.u2net import ONLY
 from medseg3d.records import read_record, to_plain, write_record

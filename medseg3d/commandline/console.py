@@ -1,0 +1,371 @@
+"""What the command line shows: bars while work runs, then tables of results; with ``--json`` one document instead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from medseg3d.commandline.terminal import ProgressLines
+from medseg3d.events import Event
+from medseg3d.wording import counted
+
+if TYPE_CHECKING:
+    from medseg3d.data.checks import DoctorReport
+    from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.validation.selection import Selection
+    from medseg3d.workflows.export import ExportResult
+    from medseg3d.workflows.find_learning_rate import LearningRateResult
+    from medseg3d.workflows.info import Info
+    from medseg3d.workflows.plan import PlanResult
+    from medseg3d.workflows.predict import PredictResult
+    from medseg3d.workflows.prediction_record import PredictedCase
+    from medseg3d.workflows.preprocess import PreprocessResult
+    from medseg3d.workflows.run import RunResult
+
+Result = TypeVar("Result")
+SHOWN_CASES = 5
+FILE_WIDTH = 160
+"""Columns where the output is no terminal: a table must not be cut off in a log file."""
+
+
+class Console:
+    """Bars and messages on standard error, results on standard output; a context manager around the work."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._is_json: bool = options.json
+        self._is_quiet: bool = options.quiet
+        self._is_verbose: bool = options.verbose
+        self._out = rich.console.Console(highlight=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH)
+        self._err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+            disable=self._is_quiet or not self._err.is_terminal,
+        )
+        self._stage: tuple[str, TaskID] | None = None
+        self._progress: ProgressLines | None = None
+        if not self._is_quiet and not self._err.is_terminal:
+            self._progress = ProgressLines(lambda line: self._err.print(line, markup=False))
+        self._collected: list[Any] | None = None
+
+    def __enter__(self) -> Console:
+        self._bars.start()
+        if self._progress is not None:
+            self._progress.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+    def listen(self, event: Event) -> None:
+        """Draw an event: a message stays on the screen, progress moves the bar of its stage, or is a line now and then in a file."""
+        if event.message is not None and not self._is_quiet:
+            self._err.print(event.message, markup=False)
+        if self._progress is not None:
+            self._progress.listen(event)
+        elif event.total:
+            if self._stage is None or self._stage[0] != event.stage:
+                if self._stage is not None:
+                    self._bars.remove_task(self._stage[1])
+                self._stage = (event.stage, self._bars.add_task(event.stage, total=event.total))
+            self._bars.update(self._stage[1], completed=event.done, total=event.total)
+
+    def say(self, text: str) -> None:
+        """A line on standard output."""
+        if self._is_json:
+            self._print_json({"message": text})
+        elif not self._is_quiet:
+            self._out.print(text, markup=False)
+
+    def show_plan(self, result: PlanResult, *, explain: bool) -> None:
+        """The configurations, which one is recommended, warnings; with ``explain`` every number's reason."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(
+                {
+                    "plan": to_plain(result.plan),
+                    "explanations": [to_plain(e) for e in result.explanations] if explain else None,
+                    "candidates": [to_plain(c) for c in result.candidates] if explain else None,
+                    "warnings": list(result.warnings),
+                    "failures": _failure_dicts(result.failures),
+                    "path": None if result.path is None else str(result.path),
+                }
+            )
+            return
+        plan = result.plan
+        table = Table(title=f"Plan for {plan.dataset} ({plan.planner})")
+        for column in ("", "configuration", "spacing in mm", "patch", "batch", "stages", "features", "median case"):
+            table.add_column(column, overflow="fold")
+        for name, c in plan.configurations.items():
+            table.add_row(
+                "→" if name == plan.recommended else "",
+                name,
+                _by(c.spacing),
+                _by(c.patch_size),
+                str(c.batch_size),
+                str(len(c.network.strides)),
+                f"{c.network.features[0]}–{c.network.features[-1]}",
+                _by(c.median_shape),
+            )
+        self._out.print(table)
+        self._lines([f"Recommended: {plan.recommended}. {plan.recommended_reason}", *plan.notes])
+        if explain:
+            self._explain(result)
+        self._lines([f"Note: {warning}" for warning in result.warnings])
+        if result.path is not None:
+            self._lines([f"Written: {result.path}"])
+
+    def _explain(self, result: PlanResult) -> None:
+        last = None
+        for e in result.explanations:
+            if e.configuration != last:
+                self._out.rule(e.configuration or "dataset")
+                last = e.configuration
+            self._out.print(f"[bold]{_escape(e.quantity)}[/bold] = [cyan]{_escape(str(e.value))}[/cyan]")
+            self._out.print(f"  why: {e.rule}", markup=False)
+            self._out.print(f"  from: {e.inputs}", markup=False)
+            self._out.print(f"  changes with: {e.changes_it}", markup=False)
+
+        self._candidates(result)
+
+    def _candidates(self, result: PlanResult) -> None:
+        """What other networks would take, the ones worth training first."""
+        if not result.candidates:
+            return
+        table = Table(title="Networks for this dataset (→ worth training; seconds per epoch as this machine would take them)")
+        for column in ("", "planner", "configuration", "parameters", "memory of a step", "G multiply-adds", "s per epoch", "disk", "why"):
+            table.add_column(column, overflow="fold")
+        for c in result.candidates:
+            numbers = ("–",) * 5
+            if not c.problem:
+                seconds = "–" if c.seconds_per_epoch is None else f"{c.seconds_per_epoch:,.0f}"
+                work = f"{c.multiply_adds_per_step / 1e9:,.1f}"
+                numbers = (f"{c.parameters / 1e6:.1f} M", f"{c.memory_gb:.1f} GB", work, seconds, f"{c.disk_gb:.2f} GB")
+            table.add_row("→" if c.is_proposed else "", c.planner, c.configuration, *numbers, _escape(c.problem or c.reason))
+        self._out.print(table)
+
+    def show_preprocessed(self, result: PreprocessResult) -> None:
+        """How many cases were made and kept."""
+        if self._is_json:
+            self._print_json({"made": list(result.made), "kept": list(result.kept), "failures": _failure_dicts(result.failures)})
+        else:
+            made = counted(len(result.made), "case")
+            self._lines([f"{made} preprocessed, {len(result.kept)} unchanged and kept, {len(result.failures)} failed."])
+
+    def show_evaluation(self, evaluation: Evaluation | None, *, title: str) -> None:
+        """A row per label with the number of cases beside each mean, then the worst cases."""
+        if evaluation is None:
+            return
+        from medseg3d.evaluation.metrics import table_header, table_rows
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(evaluation))
+            return
+        self._out.print(table_of_names(title, table_header(evaluation), table_rows(evaluation)))
+        scored = sorted((d, c) for c, d in evaluation.dice_per_case().items() if d is not None)
+        if len(scored) > 1:
+            self._lines(["Worst cases: " + ", ".join(f"{case} {dice:.3f}" for dice, case in scored[:SHOWN_CASES])])
+
+    def show_learning_rate(self, result: LearningRateResult) -> None:
+        """The suggested learning rate beside the plan's, where training diverged, and where the figure lies."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(result))
+            return
+        curve = result.curve
+        suggested = "none: the loss never fell by more than its noise" if curve.suggested is None else f"{curve.suggested:.2g}"
+        diverged = "did not diverge" if curve.diverged is None else f"diverged from {curve.diverged:.2g}"
+        self._lines([f"Suggested learning rate: {suggested} (plan {result.planned:.2g}; {diverged}).", f"Figure: {result.figure}"])
+
+    def show_selection(self, selection: Selection) -> None:
+        """What was chosen, and why."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(selection))
+            return
+        self._lines([f"Selected: {' + '.join(selection.configurations)}. {selection.reason}", *selection.notes])
+        for decision in selection.postprocessing.decisions:
+            self._lines(
+                [f"Postprocessing {decision.step.operation} of {decision.label}: {'yes' if decision.accepted else 'no'}, {decision.reason}"]
+            )
+
+    def show_predicted(self, result: PredictResult) -> None:
+        """How many files were written and kept, and where; when verbose, the seconds of each stage."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(
+                {
+                    "written": [str(path) for path in result.written],
+                    "kept": [str(path) for path in result.kept],
+                    "failures": _failure_dicts(result.failures),
+                    "cases": to_plain(result.cases),
+                }
+            )
+            return
+        if self._is_verbose and result.cases:
+            self._out.print(_stage_table(result.cases))
+            self._lines([f"Computed in {', '.join(sorted({case.precision for case in result.cases.values()}))}."])
+        files = (*result.written, *result.kept)
+        if len(files) == 1:
+            self._lines([f"Label map {'written' if result.written else 'kept from before'}: {files[0]}"])
+            return
+        where = f" in {files[0].parent}" if files else ""
+        self._lines([f"{counted(len(result.written), 'label map')} written{where}, {len(result.kept)} kept from before."])
+
+    def show_exported(self, result: ExportResult) -> None:
+        """What was written, and for ONNX how far it is from torch."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            files = [str(path) for path in result.files]
+            self._print_json({"output": str(result.output), "format": result.format, "files": files, "parity": to_plain(result.parity)})
+            return
+        lines = [f"Model written: {result.output}"]
+        lines += [
+            f"{each.file}: logits up to {each.max_difference:.1e} from torch's, {100 * each.label_agreement:.4f} % of labels agree"
+            for each in result.parity
+        ]
+        self._lines(lines)
+
+    def show_info(self, found: Info) -> None:
+        """What a model is."""
+        from medseg3d.records import to_plain
+        from medseg3d.workflows.info import info_lines
+
+        if self._is_json:
+            self._print_json(to_plain(found))
+        else:
+            self._lines(info_lines(found))
+
+    def show_run(self, result: RunResult) -> None:
+        """The measures of the test set where there are any, and where the report lies."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(
+                {
+                    "report": str(result.report),
+                    "selection": None if result.selection is None else to_plain(result.selection),
+                    "test": None if result.test is None else to_plain(result.test),
+                    "failures": _failure_dicts(result.failures),
+                }
+            )
+            return
+        if result.selection is not None:
+            self.show_selection(result.selection)
+        self.show_evaluation(result.test, title="Test set")
+        self._lines([f"The report lies in {result.report}"])
+
+    def show_doctor(self, report: DoctorReport) -> int:
+        """All findings, the errors first, and their number at the end; returns the exit code: 2 where an error is left."""
+        from medseg3d.records import to_plain
+
+        errors = [finding for finding in report.findings if finding.severity == "error"]
+        if self._is_json:
+            self._print_json(to_plain(report))
+            return 2 if errors else 0
+        for finding in sorted(report.findings, key=lambda f: ("error", "fixable", "warning", "note").index(f.severity)):
+            line = f"{finding.severity:8} {finding.case or 'dataset'}: {finding.message}"
+            if not self._is_quiet:
+                self._out.print(line, markup=False)
+            elif finding.severity == "error":
+                self._err.print(line, markup=False)
+        self._lines([f"repaired {message}" for message in report.repaired])
+        cases = counted(report.num_training + report.num_test, "case")
+        self._lines([f"{cases} read, {counted(len(errors), 'error') if errors else 'no errors'}."])
+        if report.num_fixable:
+            self._lines([f"{counted(report.num_fixable, 'finding')} can be repaired: run the same command with --fix."])
+        return 2 if errors else 0
+
+    def _lines(self, lines: Sequence[str]) -> None:
+        if not self._is_quiet:
+            for line in lines:
+                self._out.print(line, markup=False)
+
+    def show_domains(self, results: Mapping[str, Result], show: Callable[[str, Result], None]) -> None:
+        """``show(domain, result)`` for every domain under its name; with ``--json`` one document with an entry for each."""
+        documents: dict[str, Any] = {}
+        for name, result in results.items():
+            self._lines([f"— {name} —"] if not self._is_json else [])
+            self._collected = []
+            show(name, result)
+            documents[name] = self._collected[-1] if self._collected else None
+        self._collected = None
+        if self._is_json:
+            self._print_json({"domains": documents})
+
+    def _print_json(self, document: Any) -> None:
+        if self._collected is not None:
+            self._collected.append(document)
+            return
+        sys.stdout.write(json.dumps(document, indent=2, default=_path_as_text) + "\n")
+
+
+def _by(values: Iterable[float]) -> str:
+    return "×".join(f"{value:.4g}" for value in values)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _failure_dicts(failures: Iterable[Any]) -> list[dict[str, str]]:
+    return [{"case": f.case, "stage": f.stage, "reason": f.reason} for f in failures]
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _stage_table(cases: Mapping[str, PredictedCase]) -> Table:
+    """Seconds of each stage and the peak of memory, a row per case."""
+    stages = list(dict.fromkeys(stage for case in cases.values() for stage in case.seconds))
+    rows = []
+    for name, case in cases.items():
+        seconds = (f"{case.seconds[stage]:.2f}" if stage in case.seconds else "–" for stage in stages)
+        rows.append([name, " x ".join(map(str, case.shape)), *seconds, "–" if case.peak_mib is None else f"{case.peak_mib:.0f}"])
+    title = "Seconds per stage (the next case is read and the last one written meanwhile)"
+    return table_of_names(title, ["file", "shape", *stages, "peak MiB"], rows)
+
+
+NAME_WIDTH = 14
+"""Characters that a column of names gets at least; longer names go on in the next line, so that no two look alike."""
+
+
+def table_of_names(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Names in the first column, numbers in the others; names are never cut off, however narrow the terminal is."""
+    table = Table(title=title)
+    rows = list(rows)
+    widest = max((len(row[0]) for row in rows), default=0)
+    table.add_column(header[0], overflow="fold", min_width=min(NAME_WIDTH, widest))
+    for column in header[1:]:
+        table.add_column(column, justify="right")
+    for name, *cells in rows:
+        table.add_row(_escape(name), *cells)
+    return table

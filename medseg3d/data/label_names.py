@@ -1,0 +1,102 @@
+"""Names of label values that stand beside a dataset: ``--labels 2=left_kidney,3=right_kidney``, ``labels.csv`` or ``labels.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from medseg3d.data.label_rules import is_ignore_label, name_findings, repeated_keys
+from medseg3d.data.side_names import left_right_pairs
+from medseg3d.errors import DatasetError, InputError
+from medseg3d.labels import Labels
+from medseg3d.parsing import read_table, read_text
+from medseg3d.records import read_json
+
+FILES = ("labels.csv", "labels.json")
+
+
+def names_from_text(text: str) -> dict[int, str]:
+    """What ``--labels`` says. Raises :class:`InputError` for anything but values and names.
+
+    >>> names_from_text("2=left_kidney, 3=right kidney")
+    {2: 'left_kidney', 3: 'right kidney'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    wrong = [value for value, sign, name in pairs if not (sign and re.fullmatch(r"\s*-?\d{1,18}\s*", value) and name.strip())]
+    if wrong or not pairs:
+        raise InputError(f"--labels {text}: expected label values with names, such as 2=left_kidney,3=right_kidney.")
+    return _checked(((int(value), name.strip()) for value, _, name in pairs), "--labels")
+
+
+def names_beside(root: Path) -> dict[int, str]:
+    """The names in ``labels.csv`` (value,name) or ``labels.json`` of a dataset's folder; empty without such a file.
+
+    Raises :class:`InputError` for a file that says something else, and where both are there.
+    """
+    there = [root / name for name in FILES if (root / name).is_file()]
+    if len(there) > 1:
+        raise InputError(f"{root}: names of labels in {there[0].name} and in {there[1].name}; keep one of the files.")
+    if not there:
+        return {}
+    return _from_csv(there[0]) if there[0].suffix == ".csv" else _from_json(there[0])
+
+
+def with_names(labels: Labels, names: Mapping[int, str]) -> Labels:
+    """The labels under the names that are given for their values; others keep theirs. Pairs of sides are found anew.
+
+    Raises :class:`DatasetError` for a list that then contradicts itself, such as two labels of one name.
+    """
+    if not names:
+        return labels
+    named = {value: names.get(value, name) for value, name in zip(labels.values, labels.names, strict=True)}
+    findings = name_findings(named)
+    if findings:
+        raise DatasetError("The names given for labels do not fit together:", findings)
+    ordered = tuple(named[value] for value in labels.values)
+    return Labels(names=ordered, values=labels.values, pairs=left_right_pairs(ordered), regions=labels.regions)
+
+
+def _from_csv(path: Path) -> dict[int, str]:
+    rows = read_table(path)
+    if rows and [cell.lower() for cell in rows[0][:2]] == ["value", "name"]:
+        rows = rows[1:]
+    rows = [row for row in rows if any(row)]
+    wrong = next((row for row in rows if len(row) < 2 or not re.fullmatch(r"-?\d{1,18}", row[0]) or not row[1]), None)
+    if wrong is not None or not rows:
+        raise InputError(f"{path}: expected the columns value and name, for instance 2,left_kidney; found {wrong or 'no rows'}.")
+    return _checked(((int(row[0]), row[1]) for row in rows), str(path))
+
+
+def _from_json(path: Path) -> dict[int, str]:
+    """{"2": "left_kidney"}, or the other way round as in ``dataset.json``."""
+    found = read_json(path)
+    if twice := repeated_keys(read_text(path)):
+        raise InputError(f"{path}: {twice[0]!r} stands twice, and only the last counts; keep one.")
+    pairs = list(found.items()) if isinstance(found, dict) else []
+    if pairs and not all(_is_value(key) for key, _ in pairs):
+        pairs = [(value, key) for key, value in pairs]
+    if not pairs or not all(_is_value(value) and isinstance(name, str) and name.strip() for value, name in pairs):
+        raise InputError(f'{path}: expected an object of label values and names, for instance {{"2": "left_kidney"}}.')
+    return _checked(((int(value), name.strip()) for value, name in pairs), str(path))
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d{1,18}", value) is not None
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked(pairs: Iterable[tuple[int, str]], source: str) -> dict[int, str]:
+    named: dict[int, str] = {}
+    for value, name in pairs:
+        if named.setdefault(value, name) != name:
+            raise InputError(f"{source}: the label value {value} has two names, {named[value]!r} and {name!r}.")
+    findings = name_findings(named)
+    ignored = [
+        f"the value {v} is called {name!r}, and an ignore label is not supported" for v, name in named.items() if is_ignore_label(name, v)
+    ]
+    findings += ignored
+    if findings:
+        raise InputError(f"{source}: {'; '.join(findings)}.")
+    return named

@@ -1,0 +1,223 @@
+"""One case from its files into memory: read, checked, and turned to canonical axes.
+
+Channels and label must lie on one grid; a file that holds the same grid with other axes (flipped, permuted) is turned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d import images
+from medseg3d.data.dataset import Case
+from medseg3d.data.grid_wording import describe, turn_in_words
+from medseg3d.errors import GeometryMismatchError, LabelValueError, NotFiniteError
+from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
+from medseg3d.geometry import (
+    AS_STORED,
+    Geometry,
+    GeometryDifference,
+    Orientation,
+    axes_onto,
+    canonical_geometry,
+    canonical_spacing,
+    compare,
+    orientation_of,
+    through,
+    to_canonical,
+)
+from medseg3d.images import Image, ImageHeader
+from medseg3d.labels import as_integers, float_label_dtype
+from medseg3d.plan import Plan
+
+GRID_TOLERANCE_VOXELS = 0.1
+"""Two files share a grid when no corner lies further apart: above rounding in headers, below what a voxel could notice."""
+LABEL_ROUNDING = 1e-4
+"""Float labels this close to a whole number are that number: files whose labels were stored with a slope come back so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawCase:
+    """One case in memory, axes (S, A, R) as the frame gives them.
+
+    ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
+    ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray | None
+    spacing: tuple[float, float, float]
+    orientation: Orientation
+    header: ImageHeader
+
+
+def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME) -> RawCase:
+    """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
+
+    ``frame`` says which axis of the file becomes S, A and R. None leaves the axes of the first channel's file as they are, (z, y, x) in
+    the place of (S, A, R).
+    A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
+    what is wrong, naming the case.
+    """
+    first, *others = _read_channels(case)
+    geometry = first.header.geometry
+    orientation = AS_STORED if frame is None else orientation_in(frame, grid_of(geometry))
+    if not others:  # without a copy, where the file holds float32 in canonical order
+        stack = np.ascontiguousarray(_float32(to_canonical(first.array, orientation)))[None]
+        _check_finite(case, 0, stack[0], first.array)
+    else:
+        stack = np.empty((len(case.channels), *to_canonical(first.array, orientation).shape), np.float32)
+        for index, image in enumerate((first, *others)):
+            view = _on_grid(image.array, image.header.geometry, geometry, orientation)
+            if isinstance(view, GeometryDifference):
+                raise GeometryMismatchError(
+                    f"{case.name}: channel {index} ({case.channels[index].path.name}) lies on another grid than channel 0: "
+                    f"{describe(view)}. Resample all channels of a case onto one grid."
+                )
+            stack[index] = _float32(view)
+            _check_finite(case, index, stack[index], image.array)
+    labels = None
+    if with_label and case.label is not None:
+        labels = _read_label(case, case.label, geometry, orientation)
+    return RawCase(
+        name=case.name,
+        image=stack,
+        labels=labels,
+        spacing=canonical_spacing(geometry, orientation),
+        orientation=orientation,
+        header=first.header,
+    )
+
+
+def read_to_predict(case: Case, plan: Plan) -> RawCase:
+    """Read a case without its label, with the axes that a model's plan was made for."""
+    return read_case(case, with_label=False, frame=plan.reading_frame)
+
+
+def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
+    """How far two grids lie apart, whatever the order and direction of their axes; of both readings the closer one."""
+    as_stored = compare(image, other)
+    if as_stored.is_same_grid(GRID_TOLERANCE_VOXELS):
+        return as_stored
+    canonical = canonical_geometry(other, axes_onto(other, image))
+    turned = compare(image, canonical)
+    if turned.is_same_shape and (not as_stored.is_same_shape or turned.corner_offset_mm < as_stored.corner_offset_mm):
+        return replace(turned, turn=turn_in_words(image, other, canonical=canonical))
+    return replace(as_stored, turn=turn_in_words(image, other))
+
+
+def read_label_maps(prediction: Path, reference: Path, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """Two label maps as integers (S, A, R) on the reference's canonical grid, and its spacing in mm.
+
+    A prediction may store the same voxels with other axes than its reference. Raises :class:`GeometryMismatchError` with the
+    offset in mm where the two files do not lie on one grid.
+    """
+    predicted, referenced = images.read_image(prediction), images.read_image(reference)
+    grid = referenced.header.geometry
+    orientation = orientation_of(grid.matrix)
+    turned = orientation_on_grid(predicted.header.geometry, grid, orientation)
+    if isinstance(turned, GeometryDifference):
+        raise GeometryMismatchError(
+            f"{case}: the prediction is not on the reference's grid: {describe(turned)}, allowed is {GRID_TOLERANCE_VOXELS} voxel. "
+            "Predict from the image of the reference, or resample the prediction."
+        )
+    return (
+        to_canonical(label_values(prediction, predicted.array), turned),
+        to_canonical(label_values(reference, referenced.array), orientation),
+        canonical_spacing(grid, orientation),
+    )
+
+
+def label_values(path: Path, array: np.ndarray) -> np.ndarray:
+    """The integers of a label file; floats within 1e-4 of a whole number are rounded, all others refused.
+
+    Raises :class:`LabelValueError`. Goes slice by slice, so that a float file takes no second float copy.
+    """
+    if array.dtype.kind != "f":
+        return as_integers(array, str(path))
+    result = np.empty(array.shape, float_label_dtype(array), order="F")
+    for k in range(array.shape[-1]):
+        slab = array[..., k]
+        rounded = np.rint(slab)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            far = ~(np.abs(slab - rounded) <= LABEL_ROUNDING)  # True for NaN
+        result[..., k] = as_integers(slab[far] if far.any() else rounded, str(path))
+    return result
+
+
+def _read_channels(case: Case) -> list[Image]:
+    """The volumes of all channels; neighbors in one 4D file are decompressed once."""
+    found: list[Image] = []
+    for (path, files), channels in itertools.groupby(case.channels, key=lambda channel: (channel.path, channel.files)):
+        found.extend(images.read_volumes(path, [channel.volume for channel in channels], files=files))
+    return found
+
+
+def orientation_on_grid(geometry: Geometry, reference: Geometry, orientation: Orientation) -> Orientation | GeometryDifference:
+    """The orientation that brings a file onto the reference's grid, whose own one is ``orientation``, or how far it lies from it."""
+    if compare(reference, geometry).is_same_grid(GRID_TOLERANCE_VOXELS):
+        return orientation
+    difference = grid_difference(reference, geometry)
+    return through(axes_onto(geometry, reference), orientation) if difference.is_same_grid(GRID_TOLERANCE_VOXELS) else difference
+
+
+def _on_grid(array: np.ndarray, geometry: Geometry, reference: Geometry, orientation: Orientation) -> np.ndarray | GeometryDifference:
+    """A file's array as a view with the axes that ``orientation`` gives the reference, or how far the two grids lie apart."""
+    turned = orientation_on_grid(geometry, reference, orientation)
+    return turned if isinstance(turned, GeometryDifference) else to_canonical(array, turned)
+
+
+def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:
+    label = images.read_image(path)
+    turned = _on_grid(label_values(path, label.array), label.header.geometry, geometry, orientation)
+    if isinstance(turned, GeometryDifference):
+        advice = (
+            "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."
+            if turned.is_same_shape
+            else "Resample the label onto the image's grid, or run medseg3d doctor --fix."
+        )
+        raise GeometryMismatchError(
+            f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
+        )
+    return np.ascontiguousarray(turned)
+
+
+LEAST_SAMPLE = 32
+"""Planes that are compared before all of an image is."""
+
+
+def refuse_copy(case: Case, raw: RawCase) -> None:
+    """Raise :class:`LabelValueError` where an image holds the voxels of its label map, which is not empty."""
+    if raw.labels is None or case.label is None:
+        return
+    step = max(1, len(raw.labels) // LEAST_SAMPLE)
+    for channel, image in zip(case.channels, raw.image, strict=True):
+        if np.array_equal(image[::step], raw.labels[::step]) and np.array_equal(image, raw.labels) and raw.labels.any():
+            raise LabelValueError(f"{case.name}: {copied(channel.path.name, case.label.name)}")
+
+
+def copied(image: str, label: str) -> str:
+    """What to say of such a pair of files."""
+    return f"the image ({image}) holds the same voxels as the label map ({label}): one was copied over the other. Put the right file there."
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused by the next check
+        return array.astype(np.float32, copy=False)
+
+
+def _check_finite(case: Case, channel: int, canonical: np.ndarray, stored: np.ndarray) -> None:
+    """Summing is enough to find a NaN or an infinity, and takes no memory."""
+    if stored.dtype.kind != "f" or np.isfinite(canonical.sum(dtype=np.float64)):
+        return
+    with np.errstate(over="ignore"):
+        wrong = ~np.isfinite(stored.astype(np.float32))
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise NotFiniteError(
+        f"{case.name}: channel {channel} ({case.channels[channel].path.name}) has {int(wrong.sum())} NaN or infinite voxels of "
+        f"{wrong.size}, the first at (x, y, z) = {place}. Replace them, for instance by the background's value."
+    )
