@@ -25,7 +25,7 @@ from medseg3d.plan import NetworkPlan, Option
 class ClassicUNet(nn.Module):
     """Convolutions and max pooling down, transposed convolutions, concatenated skips and convolutions up.
 
-    With ``padding`` ``valid`` the logits belong to the middle of the input, :func:`output_size` says how much of it, and skips are
+    With ``padding`` ``valid`` the logits belong to the middle of the input, :func:`unpadded_output_size` says how much of it, and skips are
     cropped; such a network has one head. Otherwise sizes must be divisible by the total stride, and with ``deep_supervision``
     there is a head on every decoder stage.
     """
@@ -100,7 +100,7 @@ def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def output_size(plan: NetworkPlan, size: Size) -> Size:
+def unpadded_output_size(plan: NetworkPlan, size: Size) -> Size:
     """The size of the logits for an input; without padding smaller. Raises :class:`PlanError` for sizes that do not pass.
 
     The U-Net of 2015 turns 572 into 388.
@@ -174,4 +174,6 @@ CHOICES: dict[str, tuple[Option, ...]] = {
     "up_features": ("half", "keep"),  # keep: the transposed convolution keeps its input's features (3D U-Net)
     "up_bias": (True, False),
 }
-FAMILY = Family(name="classic_unet", build=ClassicUNet, options=OPTIONS, choices=CHOICES, output_size=output_size, input_size=input_size)
+FAMILY = Family(
+    name="classic_unet", build=ClassicUNet, options=OPTIONS, choices=CHOICES, output_size=unpadded_output_size, input_size=input_size
+)

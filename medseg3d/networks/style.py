@@ -5,7 +5,7 @@ Options of a plan go in, modules come out. Every family takes these options, wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, cast
 
@@ -114,8 +114,3 @@ def gate_layer(style: Style, channels: int, dimensions: int) -> nn.Module | None
     from monai.networks.blocks import ChannelSELayer
 
     return ChannelSELayer(dimensions, channels, r=min(style.squeeze_excitation, channels))
-
-
-def odd_padding(kernel_size: Sequence[int]) -> tuple[int, ...]:
-    """The padding that keeps the size at stride 1."""
-    return tuple((k - 1) // 2 for k in kernel_size)

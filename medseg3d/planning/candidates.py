@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Plan
+from medseg3d.planning.budget import GIB
 from medseg3d.planning.make_plan import make_plan
 from medseg3d.planning.planner import Planner, load_planner
 from medseg3d.planning.summary import DatasetSummary
@@ -20,7 +21,6 @@ from medseg3d.planning.summary import DatasetSummary
 if TYPE_CHECKING:
     from medseg3d.networks.cost import StepCost
 
-GIB = 2**30
 BACKWARD = 2
 """The backward pass computes the gradients of inputs and of weights: two products for one."""
 PASSES = 3

@@ -25,11 +25,6 @@ class TargetSpacing:
     basis: str = ""
     """Which cases or spacings the target was taken from, where not all."""
 
-    @property
-    def is_refined(self) -> bool:
-        """The coarse axis takes a low percentile rather than the median."""
-        return self.has_anisotropic_spacing and self.has_few_slices
-
 
 def target_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], rule: SpacingRule) -> TargetSpacing:
     """The median spacing; where slices are thick and few, a low percentile along that axis.

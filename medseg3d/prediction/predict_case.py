@@ -124,7 +124,7 @@ def segment(
     canvas = LabelCanvas(restoration, labels.num_classes - 1)
     if probabilities is not None and not is_regions:
         probabilities[0] = 1
-    for rows, block in streams[0] if len(streams) == 1 else _mean_of(streams, is_regions=is_regions):
+    for rows, block in streams[0] if len(streams) == 1 else _mean_stream(streams, is_regions=is_regions):
         canvas.crop[rows] = block[-1]
         if probabilities is not None:
             on_crop(probabilities, restoration)[:, rows] = block[:-1]
@@ -192,7 +192,7 @@ def with_networks(member: Member, converted: Callable[[torch.nn.Module], torch.n
     )
 
 
-def _mean_of(streams: Sequence[Iterator[tuple[slice, np.ndarray]]], *, is_regions: bool) -> Iterator[tuple[slice, np.ndarray]]:
+def _mean_stream(streams: Sequence[Iterator[tuple[slice, np.ndarray]]], *, is_regions: bool) -> Iterator[tuple[slice, np.ndarray]]:
     """The mean of streams of consecutive rows whose blocks may begin at different rows; the last channel is the index that wins then."""
     blocks: list[tuple[int, np.ndarray]] = [(0, np.empty((0, 0)))] * len(streams)
     while True:

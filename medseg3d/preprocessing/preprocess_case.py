@@ -109,7 +109,7 @@ def preprocess_for(
             may_overwrite = in_place and all(other.normalization == configuration.normalization for other in configurations)
             values = normalize(image, configuration.normalization, mask=inside, in_place=may_overwrite)
             normalized = (configuration.normalization, values)
-        target = target_spacing(spacing, configuration)
+        target = resampled_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
         _check_memory(raw.name, len(image) * math.prod(shape) * image.itemsize, spacing, target)
         resampled = resample_image(
@@ -163,7 +163,7 @@ def previous_stage_channels(indices: np.ndarray, inside: np.ndarray, case: Prepr
     return np.stack([resampled == index for index in order]).astype(np.float32)
 
 
-def target_spacing(spacing: Sequence[float], configuration: Configuration) -> Spacing:
+def resampled_spacing(spacing: Sequence[float], configuration: Configuration) -> Spacing:
     """The spacing after resampling, network order; a 2D configuration leaves the distance of slices as it is.
 
     A 2D plan names the spacing inside a slice only.

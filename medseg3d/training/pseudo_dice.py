@@ -68,7 +68,7 @@ def validate_patches(
     )
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
     """Over what is known: every domain counts the same, whatever its number of labels."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

@@ -43,7 +43,7 @@ from medseg3d.training.domains import (
 from medseg3d.training.initial import InitialWeights, check_began_with, read_initial, take_over
 from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
-from medseg3d.training.pseudo_dice import PatchValidation, Smoothed, mean_of, smoothed, validate_patches
+from medseg3d.training.pseudo_dice import PatchValidation, Smoothed, mean_of_known, smoothed, validate_patches
 from medseg3d.training.schedule import learning_rate, parameter_groups
 from medseg3d.training.state import (
     BEST,
@@ -412,7 +412,7 @@ class _Run:
         began = time.perf_counter()
         state = self.state
         found = self._validate(state.iteration, on_validation)
-        mean = mean_of([each.mean for each in found])
+        mean = mean_of_known([each.mean for each in found])
         seconds = time.perf_counter() - began
         mean_so_far = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
         value = None if mean_so_far is None else mean_so_far.value
@@ -421,7 +421,7 @@ class _Run:
         record = EpochRecord(
             epoch=state.epoch,
             train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
-            validation_loss=mean_of([each.loss for each in found]),
+            validation_loss=mean_of_known([each.loss for each in found]),
             pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
             pseudo_dice_mean=mean,
             pseudo_dice_smoothed=value,

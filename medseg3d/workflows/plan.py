@@ -74,7 +74,6 @@ def plan(
     no_groups: bool = False,
     jobs: int | None = None,
     max_ram_gb: float | None = None,
-    max_stages: int | None = None,
     with_candidates: bool = False,
     num_datasets: int = 1,
     on: Listener = silent,
@@ -82,8 +81,8 @@ def plan(
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
 
     Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept, and so are the names of labels.
-    ``max_stages`` is a cap on the depth beside the planner's. ``with_candidates`` also says what other networks would take, which
-    needs torch and some seconds; ``num_datasets`` of them could share a universal one.
+    ``with_candidates`` also says what other networks would take, which needs torch and some seconds; ``num_datasets`` of them could
+    share a universal one.
     """
     folder = work_folder(root, work)
     if label_names is None:
@@ -91,9 +90,6 @@ def plan(
     rules = planner if isinstance(planner, Planner) else load_planner(planner or DEFAULT_PLANNER)
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
-    if max_stages is not None:
-        stages = min(max_stages, rules.network.max_stages or max_stages)
-        rules = replace(rules, network=replace(rules.network, max_stages=stages))
     dataset = open_dataset(root, channels=channels)
     for failure in dataset.failures:
         logger.error("%s", failure)

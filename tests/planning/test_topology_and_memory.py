@@ -37,9 +37,10 @@ def test_fractional_sizes_are_padded_up() -> None:
 def test_thick_and_few_slices_take_the_tenth_percentile() -> None:
     spacings = tuple((float(z), 1.0, 1.0) for z in range(5, 16))
     target = target_spacing(spacings, ((10, 256, 256),) * 11, RULE)
-    assert target.is_refined
+    assert target.has_anisotropic_spacing
+    assert target.has_few_slices
     assert target.spacing == (6.0, 1.0, 1.0)
-    assert not target_spacing(spacings, ((200, 256, 256),) * 11, RULE).is_refined
+    assert not target_spacing(spacings, ((200, 256, 256),) * 11, RULE).has_few_slices
     # The refined axis stays the coarsest.
     mixed = (*((0.5, 1.0, 1.0),) * 3, *((8.0, 1.0, 1.0),) * 6)
     assert target_spacing(mixed, ((10, 256, 256),) * 9, RULE).spacing == (1.0 + 1e-5, 1.0, 1.0)
