@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.digests import digest_of
 from medseg3d.data.reading import read_case
-from medseg3d.fingerprint.cases import Fingerprint, digest_of, fingerprint_case, in_common_frame, in_frame, merge
+from medseg3d.fingerprint.describe_case import describe_case
+from medseg3d.fingerprint.make_fingerprint import in_common_frame, in_frame, merge
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.frame import CANONICAL_FRAME, ORIENTATIONS, Frame, Grid, common_frame, dissenters, grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, geometry_of, orientation_of, to_canonical
 from medseg3d.labels import Labels
@@ -142,10 +145,10 @@ def test_a_case_is_brought_into_a_frame_without_reading_its_image(tmp_path: Path
             nibabel.Nifti1Image(array, affine_of(rotation(0, 20) @ rotation(2, 110), (1.0, 1.2, 4.0))), tmp_path / f"{name}.nii.gz"
         )
     case = Case(name="x", channels=(ChannelFile(path=tmp_path / "image.nii.gz"),), label=tmp_path / "label.nii.gz")
-    canonical = fingerprint_case(read_case(case), digest_of(case))
+    canonical = describe_case(read_case(case), digest_of(case))
     for direction in (short_axis(30), rotation(1, 70), rotation(0, -130)):
         frame = Frame(directions=tuple(tuple(map(float, column)) for column in direction.T[::-1]), slice_axis=1)
-        turned, measured = in_frame(canonical, frame), fingerprint_case(read_case(case, frame=frame), digest_of(case))
+        turned, measured = in_frame(canonical, frame), describe_case(read_case(case, frame=frame), digest_of(case))
         assert turned.axes == measured.axes != AS_STORED
         for one, other in ((turned, measured), (in_frame(turned, CANONICAL_FRAME), canonical)):
             assert replace(one, labels={}, channels=(), content="") == replace(other, labels={}, channels=(), content="")
@@ -162,7 +165,7 @@ def test_world_positions_follow_the_anatomy_whatever_the_axes(tmp_path: Path) ->
     for name, array in (("image", image), ("label", labels)):
         nibabel.save(nibabel.Nifti1Image(array, affine_of(direction, (1.0, 1.0, 1.0))), tmp_path / f"{name}.nii.gz")
     case = Case(name="x", channels=(ChannelFile(path=tmp_path / "image.nii.gz"),), label=tmp_path / "label.nii.gz")
-    found = fingerprint_case(read_case(case), digest_of(case))
+    found = describe_case(read_case(case), digest_of(case))
     between = found.world_position(found.labels[2].center) - found.world_position(found.labels[1].center)
     assert between[::-1] == pytest.approx(6 * direction[:, 0], abs=1e-4)
 
@@ -179,7 +182,7 @@ def stacks(folder: Path, directions: list[np.ndarray], *, stored: tuple = AS_STO
         for path, array in ((image, rng.integers(1, 99, shape).astype(np.int16)), (label, labels)):
             nibabel.save(nibabel.Nifti1Image(array, affine_of(direction, THICK)).as_reoriented(np.array(stored)), path)
         case = Case(name=f"c{number}", channels=(ChannelFile(path=image),), label=label)
-        cases.append(fingerprint_case(read_case(case), digest_of(case)))
+        cases.append(describe_case(read_case(case), digest_of(case)))
     return in_common_frame(merge(cases, dataset="stacks", channel_names=("MRI",)))
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from medseg3d.data.reading import label_values
 from medseg3d.errors import LabelValueError
-from medseg3d.fingerprint.cases import describe_labels
+from medseg3d.fingerprint.describe_labels import describe_labels
 from medseg3d.labels import Labels, as_integers, unique_values, value_counts
 
 VALUES = st.lists(st.integers(-300, 70_000).filter(bool), min_size=1, max_size=12, unique=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -109,7 +108,6 @@ def check_cases(
     *,
     num_workers: int | None = None,
     max_bytes: int | None = None,
-    executor: Executor | None = None,
 ) -> Iterator[CheckedCase]:
     """Check cases side by side, each as soon as it is done; a case that cannot be read is a finding, no error."""
     work = _Check(labels=labels)
@@ -121,7 +119,6 @@ def check_cases(
         bytes_of=_bytes_of,
         num_workers=num_workers,
         max_bytes=max_bytes,
-        executor=executor,
     ):
         if done.result is not None:
             yield done.result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +39,6 @@ def evaluate_folders(
     tolerance_mm: float | None = None,
     num_workers: int | None = None,
     max_bytes: int | None = None,
-    executor: Executor | None = None,
     seed: int = 0,
     on: Listener = silent,
 ) -> Evaluation:
@@ -60,7 +58,6 @@ def evaluate_folders(
         tolerance_mm=tolerance_mm,
         num_workers=num_workers,
         max_bytes=max_bytes,
-        executor=executor,
         seed=seed,
         on=on,
     )
@@ -82,7 +79,6 @@ def evaluate_pairs(
     tolerance_mm: float | None = None,
     num_workers: int | None = None,
     max_bytes: int | None = None,
-    executor: Executor | None = None,
     seed: int = 0,
     on: Listener = silent,
 ) -> Evaluation:
@@ -108,7 +104,6 @@ def evaluate_pairs(
         bytes_of=_bytes_of,
         num_workers=workers,
         max_bytes=max_bytes,
-        executor=executor,
     ):
         if done.result is not None:
             cases.append(done.result)
@@ -182,7 +177,7 @@ def labels_beside(references: Path) -> Labels | None:
 
     Raises :class:`InputError` for a file that lists no labels, :class:`UnsupportedError` for regions and ignore labels.
     """
-    from medseg3d.data.dataset import declared_labels
+    from medseg3d.data.dataset_json import declared_labels
 
     folder = references.parent if references.is_file() else references
     for place in (folder, folder.resolve().parent):

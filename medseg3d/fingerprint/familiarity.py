@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseg3d.data.reading import RawCase
-from medseg3d.fingerprint.cases import CT_MINIMUM, ChannelFingerprint, Fingerprint
+from medseg3d.fingerprint.inferred_names import CT_MINIMUM
 from medseg3d.fingerprint.intensities import sampled_quantiles
+from medseg3d.fingerprint.records import ChannelFingerprint, Fingerprint
 from medseg3d.geometry import orientation_code
 from medseg3d.image_profile import SHARES, ChannelProfile, ImageProfile, Range
 from medseg3d.plan import Normalization, Plan

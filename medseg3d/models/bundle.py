@@ -17,7 +17,7 @@ from torch import nn
 
 from medseg3d.axes import CANONICAL
 from medseg3d.data.cropping import nonzero_mask
-from medseg3d.data.dataset import prediction_cases
+from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import storage, write_text
 from medseg3d.images.dicom import dicom_files

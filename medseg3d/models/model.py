@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg3d.data.dataset import Case, prediction_cases
+from medseg3d.data.dataset import Case
+from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.data.reading import RawCase, read_to_predict
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import ChannelCountError, InputError

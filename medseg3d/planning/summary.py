@@ -23,7 +23,7 @@ from medseg3d.records import read_json
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
-    from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint
+    from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 
 Triple = tuple[float, float, float]
 

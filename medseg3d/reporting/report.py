@@ -33,7 +33,7 @@ from medseg3d.work_folder import WorkFolder
 if TYPE_CHECKING:
     from medseg3d.data.dataset import Dataset
     from medseg3d.evaluation.metrics import Evaluation
-    from medseg3d.fingerprint.cases import Fingerprint
+    from medseg3d.fingerprint.records import Fingerprint
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def write_report(root: Path, work: Path, output: Path, *, failures: Sequence[Cas
 
     Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
     """
-    from medseg3d.data.dataset import open_dataset
+    from medseg3d.data.open_dataset import open_dataset
 
     folder = WorkFolder(work)
     dataset, found = None, list(warnings)
@@ -67,7 +67,7 @@ def read_work(
     With ``dataset`` the worst, median and best validation cases are drawn, which reads their images. ``failures`` and
     ``warnings`` of the caller stand before those found here.
     """
-    from medseg3d.fingerprint.cases import Fingerprint
+    from medseg3d.fingerprint.records import Fingerprint
     from medseg3d.version import __version__
 
     troubles: list[str] = []

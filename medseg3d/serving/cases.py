@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg3d.data.dataset import Case, ChannelFile, prediction_cases
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import ChannelCountError, ImageReadError, InputError
 from medseg3d.images import case_name, ending_of, is_image, read_header, refusal
 from medseg3d.images.dicom_intake import find_dicom_cases

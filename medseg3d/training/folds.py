@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from medseg3d.data.dataset import Split, read_splits
+from medseg3d.data.dataset import Split
 from medseg3d.data.grouping import divided_message, find_groups
+from medseg3d.data.splits import read_splits
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.parsing import read_table
 from medseg3d.records import read_record, write_record

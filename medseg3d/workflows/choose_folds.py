@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from medseg3d.data.dataset import Dataset
-from medseg3d.data.grouping import Grouping, find_groups
+from medseg3d.data.grouping import Grouping, Likeness, find_groups
 from medseg3d.events import Event, Listener, silent
-from medseg3d.fingerprint.cases import Fingerprint, likeness_of
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.training.folds import (
     Folds,
     check_groups,
@@ -41,7 +43,7 @@ class GroupChoice:
 def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Folds, tuple[str, ...]]:
     """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings."""
     names = tuple(case.name for case in fingerprint.cases)
-    found = Grouping(group_of={}) if choice.is_made else find_groups(names, likeness_of(fingerprint))
+    found = Grouping(group_of={}) if choice.is_made else find_groups(names, _likeness(fingerprint))
     renewed: tuple[str, ...] = ()
     if splits.exists() and not choice.is_made:
         before = read_folds(splits)
@@ -71,6 +73,17 @@ def _groups(names: tuple[str, ...], choice: GroupChoice, found: Grouping) -> tup
         check_groups(group_of, names, str(choice.table))
         return "given", group_of
     return ("off" if choice.is_off else "found"), found.group_of
+
+
+def _likeness(fingerprint: Fingerprint) -> Likeness:
+    """What tells copies and the images of one patient among the cases; see :mod:`medseg3d.data.grouping`."""
+    intensities = {}
+    for case in fingerprint.cases:
+        known = [channel.foreground for channel in case.channels if channel.foreground is not None]
+        if len(known) == len(case.channels):
+            numbers = [(f.median, f.percentile_00_5, f.percentile_99_5, f.mean, f.std) for f in known]
+            intensities[case.name] = tuple(float(value) for value in np.log(np.maximum(np.abs(np.ravel(numbers)), 1e-6)))
+    return Likeness(contents={case.name: case.content for case in fingerprint.cases}, intensities=intensities)
 
 
 def _kept(before: Folds, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Folds, tuple[str, ...]] | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from medseg3d.data.case_comparison import compare_cases
 from medseg3d.data.checks import CheckedCase, DoctorReport, Finding, check_case, check_cases
-from medseg3d.data.dataset import Dataset, find_dataset, open_dataset
+from medseg3d.data.dataset import Dataset
 from medseg3d.data.grouping import find_groups
+from medseg3d.data.open_dataset import find_dataset, open_dataset
 from medseg3d.data.repairs import repair_label
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent

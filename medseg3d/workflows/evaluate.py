@@ -10,7 +10,7 @@ from medseg3d.evaluation.evaluate_folders import evaluate_folders, match_files
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable
-from medseg3d.fingerprint.cases import Fingerprint
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.records import read_record
 from medseg3d.wording import counted, listed

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from medseg3d.data.dataset import Case, open_dataset
+from medseg3d.data.dataset import Case
+from medseg3d.data.digests import digest_of, stamp_of
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import DamagedCaseError, InputError, MedsegError
-from medseg3d.fingerprint.cases import digest_of, stamp_of
 from medseg3d.plan import Plan
 from medseg3d.preprocessing.store import Store
 from medseg3d.provenance import (

@@ -9,17 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg3d.data.dataset import Dataset, open_dataset
+from medseg3d.data.dataset import Dataset
 from medseg3d.data.label_names import with_names
 from medseg3d.data.label_pairs import Sides, sides
 from medseg3d.data.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.plausible import LOST_INTERCEPT, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
 from medseg3d.files import check_writable
-from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint, infer_labels, infer_modality, make_fingerprint, merge
 from medseg3d.fingerprint.familiarity import profile_of
+from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
+from medseg3d.fingerprint.make_fingerprint import make_fingerprint, merge
+from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.planning import (

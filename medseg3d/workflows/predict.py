@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.data.dataset import Case, ChannelFile, find_prediction_cases
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.digests import digest_of
+from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.data.reading import RawCase
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, run_cases
 from medseg3d.files import check_writable, file_digest, remove_file, replacing
-from medseg3d.fingerprint.cases import digest_of
 from medseg3d.fingerprint.familiarity import CHECK, REFUSED, in_words
 from medseg3d.images import case_name, ending_of, read_header, write_label_map
 from medseg3d.images.header import FORMATS, REFUSED_ENDINGS

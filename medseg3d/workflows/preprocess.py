@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg3d.data.dataset import Case, Dataset, open_dataset
+from medseg3d.data.dataset import Case, Dataset
+from medseg3d.data.digests import digest_of, stamp_of
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries, total_memory
-from medseg3d.fingerprint.cases import Fingerprint, digest_of, stamp_of
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
 from medseg3d.preprocessing.store import Store

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.data.dataset import Case, Dataset, open_dataset
+from medseg3d.data.dataset import Case, Dataset
+from medseg3d.data.digests import digest_of, stamp_of
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import CaseFailure, DamagedCaseError, InputError, MedsegError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.fingerprint.cases import digest_of, stamp_of
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest
 from medseg3d.preprocessing.store import Store

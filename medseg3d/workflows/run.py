@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medseg3d.data.dataset import open_dataset
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs

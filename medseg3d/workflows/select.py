@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg3d.data.dataset import open_dataset
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_file
-from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint
+from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_models
 from medseg3d.plan import Plan

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.data.dataset import Case, Split, open_dataset
+from medseg3d.data.dataset import Case, Split
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.errors import CaseFailure, DamagedCaseError, InputError, InterruptedBySignalError, PlanMismatchError, UnsupportedError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs

@@ -13,7 +13,8 @@ import pytest
 
 from medseg3d.commandline.cli import main
 from medseg3d.data.case_files import Findings, image_files, listed_file, printable
-from medseg3d.data.dataset import find_prediction_cases, open_dataset
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.errors import DatasetError
 from medseg3d.images import write_image
 

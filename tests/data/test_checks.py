@@ -9,7 +9,8 @@ import pytest
 
 from medseg3d.commandline.cli import main
 from medseg3d.data.checks import DoctorReport, check_case
-from medseg3d.data.dataset import Case, ChannelFile, open_dataset
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
 from medseg3d.data.repairs import repair_label
 from medseg3d.errors import InputError

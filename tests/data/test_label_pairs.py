@@ -14,7 +14,7 @@ from medseg3d.data.checks import check_case
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.label_pairs import Sides, sides
 from medseg3d.data.reading import read_case
-from medseg3d.fingerprint.cases import fingerprint_case
+from medseg3d.fingerprint.describe_case import describe_case
 from medseg3d.labels import Labels
 
 EXTENT = (200.0, 300.0, 400.0)
@@ -202,7 +202,7 @@ def test_doctor_and_fingerprint_place_labels_alike(tmp_path: Path, flip: tuple[i
     for name, array in (("image.nii.gz", labels * 7.0), ("label.nii.gz", labels)):
         nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
     case = Case(name="a", channels=(ChannelFile(path=tmp_path / "image.nii.gz"),), label=tmp_path / "label.nii.gz")
-    seen, known = check_case(case, None).places, fingerprint_case(read_case(case), "digest")
+    seen, known = check_case(case, None).places, describe_case(read_case(case), "digest")
     assert seen is not None
     for value in (1, 2):
         truth = affine[:3, :3] @ (np.argwhere(labels == value).mean(0) - (np.array(labels.shape) - 1) / 2)

@@ -9,8 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.data.dataset import open_dataset
 from medseg3d.data.label_rules import equal_neighbors, marker_values, name_doubts, name_findings, rare_labels, refuse_image
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import DatasetError, LabelValueError, MedsegError, UnsupportedError
 from medseg3d.workflows.doctor import doctor
 from medseg3d.workflows.plan import plan

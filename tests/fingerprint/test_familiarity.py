@@ -12,7 +12,7 @@ import pytest
 
 import medseg3d
 from medseg3d.commandline.cli import main
-from medseg3d.data.dataset import open_dataset
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import RawCase, read_case
 from medseg3d.errors import InputError
 from medseg3d.fingerprint.familiarity import Look, doubts_about, look_of, profile_of_looks

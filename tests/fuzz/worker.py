@@ -74,7 +74,7 @@ def _image(folder: Path, task: dict[str, str]) -> str:
 
 
 def _dataset(folder: Path, task: dict[str, str]) -> str:
-    from medseg3d.data.dataset import open_dataset
+    from medseg3d.data.open_dataset import open_dataset
 
     return _reasons(open_dataset(folder).failures)
 

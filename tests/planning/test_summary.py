@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medseg3d.errors import InputError, UnsupportedError
-from medseg3d.fingerprint.cases import CaseFingerprint, Fingerprint, LabelStatistics
+from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint, LabelStatistics
 from medseg3d.labels import Labels
 from medseg3d.planning import load_planner, make_plan, read_nnunet_fingerprint, summarize
 

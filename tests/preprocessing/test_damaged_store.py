@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg3d.data.dataset import open_dataset
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import DamagedCaseError
 from medseg3d.plan import Plan, Resampling
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg3d.data.dataset import open_dataset
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import write_evaluation
 from medseg3d.reporting.report import picture_roles, read_history, read_work, write_report

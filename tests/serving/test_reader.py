@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medseg3d.data.dataset import prediction_cases
+from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import InputError
 from medseg3d.images import write_image
 from medseg3d.models.model import Model

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg3d.data.dataset import read_splits
+from medseg3d.data.splits import read_splits
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.training.folds import Split, check_groups, fit_splits, groups_from_csv, groups_from_pattern, make_splits, write_splits
 

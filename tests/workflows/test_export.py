@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg3d.data.dataset import prediction_cases
+from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.data.reading import read_case
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.evaluation.compare import Interval

@@ -16,20 +16,15 @@ from hypothesis.extra import numpy as hnp
 
 from medseg3d.data.content import body_middle
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
+from medseg3d.data.digests import digest_of
 from medseg3d.data.reading import RawCase
 from medseg3d.errors import DatasetError, ImageReadError
-from medseg3d.fingerprint.cases import (
-    Fingerprint,
-    LabelStatistics,
-    describe_labels,
-    digest_of,
-    fingerprint_case,
-    infer_labels,
-    infer_modality,
-    make_fingerprint,
-    merge,
-)
+from medseg3d.fingerprint.describe_case import describe_case
+from medseg3d.fingerprint.describe_labels import describe_labels
+from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.intensities import describe_values, keys_of, merge_intensities, values_of
+from medseg3d.fingerprint.make_fingerprint import make_fingerprint, merge
+from medseg3d.fingerprint.records import Fingerprint, LabelStatistics
 from medseg3d.geometry import geometry_of, orientation_of
 from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels
@@ -296,7 +291,7 @@ def test_a_single_voxel_has_the_elongation_of_its_box() -> None:
 
 def test_a_case_is_cropped_and_described_inside_the_crop() -> None:
     raw = random_case(0)
-    case = fingerprint_case(raw, "digest")
+    case = describe_case(raw, "digest")
     assert case.crop == ((1, 7), (2, 8), (1, 9))
     assert case.cropped_shape == (6, 6, 8)
     assert case.relative_size == pytest.approx(6 * 6 * 8 / 720)
@@ -310,31 +305,31 @@ def test_a_case_is_cropped_and_described_inside_the_crop() -> None:
 
 
 def test_a_case_without_labels_has_no_foreground() -> None:
-    case = fingerprint_case(raw_case(np.ones((1, 3, 4, 5)), None), "digest")
+    case = describe_case(raw_case(np.ones((1, 3, 4, 5)), None), "digest")
     assert case.channels[0].foreground is None
     assert case.labels == {}
 
 
 def test_merging_does_not_depend_on_the_order() -> None:
-    cases = [fingerprint_case(random_case(seed, name=f"c{seed}"), str(seed)) for seed in range(4)]
+    cases = [describe_case(random_case(seed, name=f"c{seed}"), str(seed)) for seed in range(4)]
     assert merge(cases, dataset="d", channel_names=("x", "y")) == merge(cases[::-1], dataset="d", channel_names=("x", "y"))
 
 
 def test_a_dataset_without_any_labelled_voxel_is_refused() -> None:
-    case = fingerprint_case(raw_case(np.ones((1, 3, 4, 5)), np.zeros((3, 4, 5), np.uint8)), "digest")
+    case = describe_case(raw_case(np.ones((1, 3, 4, 5)), np.zeros((3, 4, 5), np.uint8)), "digest")
     with pytest.raises(DatasetError, match="no case has a labelled voxel"):
         merge([case], dataset="d", channel_names=("MRI",))
 
 
 def test_a_fingerprint_survives_its_file(tmp_path: Path) -> None:
-    cases = [fingerprint_case(random_case(seed, name=f"c{seed}"), str(seed)) for seed in range(2)]
+    cases = [describe_case(random_case(seed, name=f"c{seed}"), str(seed)) for seed in range(2)]
     fingerprint = merge(cases, dataset="d", channel_names=("x", "y"))
     write_record(tmp_path / "fingerprint.json", fingerprint, "fingerprint")
     assert read_record(tmp_path / "fingerprint.json", Fingerprint, "fingerprint") == fingerprint
 
 
 def test_a_file_without_elongations_is_read(tmp_path: Path) -> None:
-    fingerprint = merge([fingerprint_case(random_case(0), "d")], dataset="d", channel_names=("x", "y"))
+    fingerprint = merge([describe_case(random_case(0), "d")], dataset="d", channel_names=("x", "y"))
     path = write_record(tmp_path / "fingerprint.json", fingerprint, "fingerprint")
     document = read_json(path)
     for entry in document["cases"][0]["labels"].values():
@@ -460,7 +455,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def modality_case(image: np.ndarray) -> Fingerprint:
-    case = fingerprint_case(raw_case(image[None], np.ones(image.shape, np.uint8)), "digest")
+    case = describe_case(raw_case(image[None], np.ones(image.shape, np.uint8)), "digest")
     return merge([case], dataset="d", channel_names=("channel_0",))
 
 
@@ -474,7 +469,7 @@ def test_whole_numbers_down_to_air_are_ct() -> None:
 
 
 def test_labels_without_names_are_called_by_their_values() -> None:
-    labels = infer_labels(merge([fingerprint_case(random_case(0), "d")], dataset="d", channel_names=("x", "y")))
+    labels = infer_labels(merge([describe_case(random_case(0), "d")], dataset="d", channel_names=("x", "y")))
     assert labels == Labels(names=("background", "label_5", "label_10", "label_15"), values=(0, 5, 10, 15))
 
 
@@ -490,7 +485,7 @@ def test_the_middle_of_the_body_is_found_in_air_and_beside_a_bright_spot() -> No
 
 
 def test_a_case_of_an_older_fingerprint_has_no_middle(tmp_path: Path) -> None:
-    found = merge([fingerprint_case(random_case(0), "d")], dataset="d", channel_names=("x", "y"))
+    found = merge([describe_case(random_case(0), "d")], dataset="d", channel_names=("x", "y"))
     path = write_record(tmp_path / "f.json", found, "fingerprint")
     document = read_json(path)
     del document["cases"][0]["middle"]
@@ -511,7 +506,7 @@ def test_a_case_of_an_older_fingerprint_has_no_middle(tmp_path: Path) -> None:
 )
 def test_a_fingerprint_that_cannot_be_is_refused(change, message) -> None:
     image = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
-    case = fingerprint_case(raw_case(image, np.ones((4, 4, 4), np.uint8)), "digest")
+    case = describe_case(raw_case(image, np.ones((4, 4, 4), np.uint8)), "digest")
     with pytest.raises(ValueError, match=message):
         replace(case, **change)
     with pytest.raises(ValueError, match="quantiles"):

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medseg3d.data.dataset import Case, ChannelFile, Split, find_prediction_cases, open_dataset, prediction_cases, read_splits
+from medseg3d.data.dataset import Case, ChannelFile, Split
+from medseg3d.data.digests import digest_of, stamp_of
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.data.prediction_cases import find_prediction_cases, prediction_cases
 from medseg3d.data.reading import read_case
+from medseg3d.data.splits import read_splits
 from medseg3d.errors import (
     ChannelCountError,
     DatasetError,
@@ -21,7 +25,6 @@ from medseg3d.errors import (
     NotFiniteError,
     UnsupportedError,
 )
-from medseg3d.fingerprint.cases import digest_of, stamp_of
 from medseg3d.geometry import AS_STORED
 from medseg3d.images import write_image
 from tests.dicom_writer import volume, write_other, write_series

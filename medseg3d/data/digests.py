@@ -1,0 +1,62 @@
+"""Whether the files of a case are those that something was made from: a digest of their bytes, and a stamp that is read faster."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg3d.errors import ImageReadError, StorageError
+
+if TYPE_CHECKING:
+    from medseg3d.data.dataset import Case
+
+
+def digest_of(case: Case) -> str:
+    """A digest of the bytes of a case's files as they lie on the disk: channels in order, then the label map.
+
+    Raises :class:`ImageReadError` for a file that is missing or may not be read, :class:`StorageError` for a disk that fails.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    paths = list(dict.fromkeys((channel.path, channel.files) for channel in case.channels))
+    for path, files in (*paths, *(((case.label, ()),) if case.label else ())):
+        try:
+            for file in files or _files_of(path):
+                digest.update(f"{file.stat().st_size} ".encode())
+                with file.open("rb", buffering=0) as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+        except FileNotFoundError:
+            raise ImageReadError(f"{case.name}: {path}: no such file.") from None
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            raise ImageReadError(f"{case.name}: {path}: cannot be read ({error.strerror}). Check the file and its permissions.") from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    digest.update(" ".join(f"{paths.index((channel.path, channel.files))}:{channel.volume}" for channel in case.channels).encode())
+    return digest.hexdigest()
+
+
+def stamp_of(case: Case) -> str:
+    """Sizes and times of a case's files: while it is the same, they have not been written since, and need not be read to know it.
+
+    Empty where a file cannot be looked at.
+    """
+    places = dict.fromkeys((channel.path, channel.files) for channel in case.channels)
+    if case.label:
+        places[case.label, ()] = None
+    try:
+        states = [file.stat() for path, files in places for file in files or _files_of(path)]
+    except (OSError, ImageReadError):
+        return ""
+    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """The files that an image consists of, all of them plain files: a pipe would wait for ever."""
+    from medseg3d import images
+
+    found = images.data_files(path)
+    if not path.is_dir():
+        for file in found:
+            images.check_is_file(file)
+    return found

@@ -1,0 +1,142 @@
+"""The images to predict: a folder, a single file or a tree of DICOM series in, cases out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medseg3d import images
+from medseg3d.data.case_files import Findings, image_files, is_unicode, printable
+from medseg3d.data.channels import CHANNEL_NUMBER, are_channels, by_stem, channels_of_file, numbered_cases
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.errors import (
+    CaseFailure,
+    ChannelCountError,
+    DatasetError,
+    InputError,
+)
+from medseg3d.images import case_name
+from medseg3d.images.dicom_intake import NamedSeries, find_dicom_cases
+from medseg3d.wording import counted, listed
+
+logger = logging.getLogger(__name__)
+
+
+def prediction_cases(source: Path, *, num_channels: int) -> tuple[Case, ...]:
+    """As :func:`find_prediction_cases`, but a case that cannot be used is an error: :class:`DatasetError` with all findings."""
+    cases, failures = find_prediction_cases(source, num_channels=num_channels)
+    if failures:
+        findings = [f"{failure.case}: {failure.reason}" for failure in failures]
+        raise _not_predicted(source, findings)
+    return cases
+
+
+def find_prediction_cases(
+    source: Path, *, num_channels: int, channel: str = "", series_description: str | None = None
+) -> tuple[tuple[Case, ...], tuple[CaseFailure, ...]]:
+    """The cases to predict in a folder, a single file, or a tree of DICOM series, sorted by name; and those that cannot be.
+
+    Of DICOM series those are taken that fit ``channel`` (the name of the model's) and ``series_description`` (a regular expression); see
+    :func:`~medseg3d.images.dicom_intake.find_dicom_cases`. One channel: every file is a case, and ``CASE_0000`` is named ``CASE`` where
+    all files are called so. Several channels: ``CASE_0000``, ``CASE_0001``, …, or 4D files with a volume per channel. Raises
+    :class:`DatasetError` with all findings where no case is left, for a single file :class:`ChannelCountError`.
+    """
+    if not source.exists():
+        raise DatasetError(f"{source}: no such file or folder; expected images to predict.")
+    if not source.is_dir():
+        return (_single_case(source, num_channels),), ()
+    findings, files = _predicted_files(source)
+    series = _series_of(source, findings, channel, series_description)
+    slices = {case.folder: case.files for case in series if case.is_folder}
+    if list(slices) == [source] and len(series) == 1 and not files:
+        case = _single_case(source, num_channels)
+        return (_with_slices(case, slices),), findings.failures
+    files |= {case.name: case.folder for case in series if case.is_folder}
+    if not files and not series and not findings and not findings.has_refused and not findings.failures:
+        findings.append("no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+    numbered = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem))}
+    is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
+    is_numbered = is_numbered and are_channels(numbered.values(), num_channels)
+    if is_numbered:
+        cases = numbered_cases(files, num_channels, findings)
+        logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
+    else:
+        cases = {stem: channels_of_file(path, num_channels, findings) for stem, path in files.items()}
+        pairs = [stem for stem in files if stem.endswith("_0001") and f"{stem[:-1]}0" in files]
+        if pairs:
+            logger.warning(
+                "%s: %s and %s look like two channels of one case; the model takes one channel, so they are predicted as two images.",
+                source,
+                f"{pairs[0][:-1]}0",
+                pairs[0],
+            )
+    for one in series:
+        if not one.is_folder:
+            cases[one.name] = _channels_of_series(one, num_channels, findings)
+    findings.settle(cases)
+    failed = {failure.case for failure in findings.failures}
+    usable = tuple(_with_slices(Case(name=name, channels=cases[name]), slices) for name in sorted(cases) if name not in failed)
+    if findings or not usable:
+        raise _not_predicted(source, [*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
+    return usable, findings.failures
+
+
+def _not_predicted(source: Path, findings: Sequence[str]) -> DatasetError:
+    return DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
+
+
+def _predicted_files(source: Path) -> tuple[Findings, dict[str, Path]]:
+    """The images of a folder; what is found about ``CASE_0000`` concerns CASE where CASE has other channels."""
+    found, findings = Findings(), Findings()
+    files = image_files(source, found, with_dicom=False)
+    findings.take(found, by_stem({match[1] for stem in files if (match := CHANNEL_NUMBER.match(stem))}))
+    return findings, files
+
+
+def _single_case(source: Path, num_channels: int) -> Case:
+    """A file named on the command line; ``CASE_0000`` brings its other channels along."""
+    findings = Findings()
+    if not is_unicode(source.name):
+        raise InputError(f"{printable(str(source))}: the file name holds bytes that are no UTF-8. Rename the file.")
+    if not source.is_dir():
+        images.read_header(source)  # what cannot be read is refused here, with its own message
+    match = CHANNEL_NUMBER.match(case_name(source))
+    if match and match[2] == "0000":
+        siblings = image_files(source.parent, Findings())
+        files = {stem: path for stem, path in siblings.items() if (m := CHANNEL_NUMBER.match(stem)) and m[1] == match[1]}
+        if num_channels == 1:
+            files = {case_name(source): source}
+        channels = numbered_cases(files, num_channels, findings)[match[1]]
+        name = match[1]
+    else:
+        channels, name = channels_of_file(source, num_channels, findings), case_name(source)
+    if findings.failures:
+        reasons = "; ".join(failure.reason for failure in findings.failures)
+        raise ChannelCountError(f"{source}: {reasons}. Give the channels the model was trained with, in their order.")
+    return Case(name=name, channels=channels)
+
+
+def _series_of(source: Path, findings: Findings, channel: str, description: str | None) -> tuple[NamedSeries, ...]:
+    """The DICOM series below a folder; a line for each thing that is left out."""
+    intake = find_dicom_cases(source, channel=channel, description=description)
+    for line in intake.left_out:
+        logger.warning("%s: %s.", printable(str(source)), printable(line))
+    for name, reason in intake.failures:
+        findings.fail(printable(name), printable(reason))
+    if intake.left_out and not intake.cases and not intake.failures:
+        findings.append(f"no DICOM series to predict: {printable('; '.join(intake.left_out))}")
+    return intake.cases
+
+
+def _channels_of_series(series: NamedSeries, num_channels: int, findings: Findings) -> tuple[ChannelFile, ...]:
+    if num_channels > 1:
+        expected = listed([f"CASE_{number:04d}" for number in range(num_channels)])
+        findings.fail(series.name, f"one DICOM series, expected {num_channels} channels; give each a folder: {expected}")
+    return (ChannelFile(path=series.folder, files=series.files),)
+
+
+def _with_slices(case: Case, slices: Mapping[Path, tuple[Path, ...]]) -> Case:
+    """The case with the slices that were chosen in its folders."""
+    return replace(case, channels=tuple(replace(channel, files=channel.files or slices.get(channel.path, ())) for channel in case.channels))
