@@ -259,7 +259,8 @@ def _train(options: argparse.Namespace) -> int:
     from medseg3d.commandline.console import Console
     from medseg3d.work_folder import work_folder
     from medseg3d.workflows.choose_folds import tell_divided
-    from medseg3d.workflows.train import train, validate
+    from medseg3d.workflows.train import train
+    from medseg3d.workflows.validate import validate
 
     if options.add_domain is not None or _is_for_domains(options):
         return _train_domains(options)
@@ -309,7 +310,7 @@ def _choose_domain(options: argparse.Namespace) -> None:
 
 def _find_lr(options: argparse.Namespace) -> int:
     from medseg3d.commandline.console import Console
-    from medseg3d.workflows.find_learning_rate import find_lr
+    from medseg3d.workflows.find_lr import find_lr
 
     with Console(options) as console:
         found = find_lr(

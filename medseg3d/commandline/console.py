@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.validation.selection import Selection
     from medseg3d.workflows.export import ExportResult
-    from medseg3d.workflows.find_learning_rate import LearningRateResult
+    from medseg3d.workflows.find_lr import LearningRateResult
     from medseg3d.workflows.info import Info
     from medseg3d.workflows.plan import PlanResult
     from medseg3d.workflows.predict import PredictResult

@@ -30,7 +30,8 @@ from medseg3d.workflows.plan import plan
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import read_split, refuse_cascade, train
+from medseg3d.workflows.splits import read_split, refuse_cascade
+from medseg3d.workflows.train import train
 
 logger = logging.getLogger(__name__)
 

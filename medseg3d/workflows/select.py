@@ -39,8 +39,9 @@ from medseg3d.validation.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, validation_age
+from medseg3d.workflows.splits import read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
-from medseg3d.workflows.train import predict_and_measure, read_split, use_other_mirroring, validate
+from medseg3d.workflows.validate import predict_and_measure, use_other_mirroring, validate
 
 logger = logging.getLogger(__name__)
 

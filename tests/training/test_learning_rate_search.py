@@ -20,7 +20,7 @@ from medseg3d.records import read_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
 from medseg3d.training.learning_rate_search import MIN_STEPS, LearningRateCurve, find_learning_rate
 from medseg3d.training.losses import dice_cross_entropy
-from medseg3d.workflows import find_learning_rate as find_learning_rate_workflow
+from medseg3d.workflows import find_lr as find_lr_workflow
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -214,10 +214,10 @@ def test_a_curve_of_one_rate_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fold_is_searched_and_its_training_stays_as_it_is(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_learning_rate_workflow, "use_all_cores", lambda: None)  # see one_thread
+    monkeypatch.setattr(find_lr_workflow, "use_all_cores", lambda: None)  # see one_thread
     folder = trained / "medseg3d-work/models"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    result = find_learning_rate_workflow.find_lr(trained, device="cpu", num_steps=MIN_STEPS)
+    result = find_lr_workflow.find_lr(trained, device="cpu", num_steps=MIN_STEPS)
     assert read_record(result.record, LearningRateCurve, "learning_rate") == result.curve
     assert result.planned == 0.01
     new = {path for path in folder.rglob("*") if path.is_file()} - before.keys()

@@ -28,7 +28,7 @@ from medseg3d.training.initial import InitialWeights
 from medseg3d.training.state import read_history
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.train import plan_digest
+from medseg3d.workflows.splits import plan_digest
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
 

@@ -24,7 +24,7 @@ from medseg3d.records import read_record, write_record
 from medseg3d.validation.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import use_other_mirroring, validate
+from medseg3d.workflows.validate import use_other_mirroring, validate
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import validate
+from medseg3d.workflows.validate import validate
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.run import RunResult, predict_test_set, write_report
 from medseg3d.workflows.select import select
-from medseg3d.workflows.train import ALL_CASES
+from medseg3d.workflows.splits import ALL_CASES
 from medseg3d.workflows.universal.planning import domains_of, plan_universal, preprocess_universal
 from medseg3d.workflows.universal.training import train_universal
 

@@ -28,11 +28,13 @@ from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
+from medseg3d.workflows.splits import ALL_CASES, plan_digest, stored_cases
 from medseg3d.workflows.taking_turns import fold_lock, joining_lock, planning_lock
-from medseg3d.workflows.train import ALL_CASES, follow, plan_digest, stored_cases, validate
 from medseg3d.workflows.universal.planning import planned_memory, recommending, rules_of
 from medseg3d.workflows.universal.weights import fold_of_domain, hand_out, split_of
+from medseg3d.workflows.validate import validate
 
 ADDED = "added"
 """The folder, within a fold, of the trainings that added domains."""

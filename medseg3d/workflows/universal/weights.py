@@ -23,7 +23,7 @@ from medseg3d.training.folds import read_folds
 from medseg3d.training.state import BEST, HISTORY, STATE, TrainingState, read_history
 from medseg3d.universal import UNIVERSAL, domain_folder
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.train import ALL_CASES, plan_digest, read_split
+from medseg3d.workflows.splits import ALL_CASES, plan_digest, read_split
 
 
 def hand_out(domains: Sequence[TrainingDomain], target: Path, folder: WorkFolder, fold: str, added: str | None) -> None:

@@ -25,7 +25,7 @@ from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.train_fold import optimizer_of
 from medseg3d.work_folder import WorkFolder, work_folder
-from medseg3d.workflows.train import read_split, refuse_cascade
+from medseg3d.workflows.splits import read_split, refuse_cascade
 
 logger = logging.getLogger(__name__)
 FIGURE, RECORD = "learning_rate.png", "learning_rate.json"

@@ -1,0 +1,64 @@
+"""Follow a training while it runs: a line per epoch, progress.png, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from medseg3d.events import Event, Listener
+from medseg3d.reporting.figures import progress_figure
+from medseg3d.training.state import EpochRecord, read_history
+
+SECONDS_BETWEEN_FIGURES = 20.0
+"""Drawing progress.png takes half a second; short epochs need not pay it each time."""
+
+
+def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:
+    """Drive a training to its end: a line per epoch, ``progress.png``, TensorBoard."""
+    board = _tensorboard(target)
+    last_figure = 0.0
+    for record in epochs:
+        on(Event(stage="train", message=epoch_line(record)))
+        if board is not None:
+            board(record)
+        if time.monotonic() - last_figure > SECONDS_BETWEEN_FIGURES:
+            progress_figure(read_history(target), target / "progress.png", title=title)
+            last_figure = time.monotonic()
+    history = read_history(target)
+    if history:
+        progress_figure(history, target / "progress.png", title=title)
+
+
+def epoch_line(record: EpochRecord) -> str:
+    """One line for people: losses, pseudo-Dice per label, seconds, waiting; ``*`` marks the best epoch so far."""
+    labels = " ".join(f"{name} {value:.3f}" if value is not None else f"{name} –" for name, value in list(record.pseudo_dice.items())[:8])
+    more = f" … ({len(record.pseudo_dice)} labels)" if len(record.pseudo_dice) > 8 else ""
+    losses = "/".join("–" if loss is None else f"{loss:.3f}" for loss in (record.train_loss, record.validation_loss))
+    skipped = f", {record.skipped_iterations} steps skipped" if record.skipped_iterations else ""
+    dice = f", pseudo-Dice {record.pseudo_dice_mean:.3f} ({labels}{more})" if record.pseudo_dice_mean is not None else ""
+    return (
+        f"epoch {record.epoch:4d}{'*' if record.is_best else ' '} loss {losses}{dice}, {record.iterations} steps in {record.seconds:.1f} s "
+        f"(waiting for data {100 * record.waiting_share:.0f} %){skipped}, lr {record.learning_rate:.2g}"
+    )
+
+
+def _tensorboard(target: Path) -> Callable[[EpochRecord], None] | None:
+    """A function that logs a record, where TensorBoard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    writer = SummaryWriter(str(target / "tensorboard"))
+
+    def log(record: EpochRecord) -> None:
+        for name in ("train_loss", "validation_loss", "pseudo_dice_mean", "pseudo_dice_smoothed", "learning_rate", "seconds"):
+            value = getattr(record, name)
+            if value is not None:
+                writer.add_scalar(name, value, record.epoch)
+        for label, value in record.pseudo_dice.items():
+            if value is not None:
+                writer.add_scalar(f"pseudo_dice/{label}", value, record.epoch)
+        writer.flush()
+
+    return log

@@ -1,0 +1,94 @@
+"""What a fold is trained on: its cases by the splits, and those of them in the store; the digest that tells when that changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+
+from medseg3d.data.dataset import Split
+from medseg3d.errors import DamagedCaseError, InputError, UnsupportedError
+from medseg3d.execution import memory_budget
+from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.records import to_plain
+from medseg3d.training.folds import read_folds
+from medseg3d.wording import counted
+from medseg3d.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
+ALL_CASES = "all"
+"""The fold that trains on every case."""
+
+
+def read_split(folder: WorkFolder, fold: str) -> Split:
+    """The cases of a fold; ``all`` trains on every case and validates on none."""
+    if not folder.splits.exists():
+        raise InputError(f"{folder.root}: there is no splits.json here. Run medseg3d plan first.")
+    splits = read_folds(folder.splits)
+    if fold == ALL_CASES:
+        return Split(train=tuple(sorted({n for s in splits.folds for n in (*s.train, *s.validation)})), validation=())
+    if not fold.isdigit() or int(fold) >= len(splits.folds):
+        raise InputError(f"There is no fold {fold}; the folds are 0 to {len(splits.folds) - 1}, and all.")
+    return splits.folds[int(fold)]
+
+
+def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
+    """Changes when anything changes that makes another network or other data of a configuration: plan, labels, axes, the fold's cases.
+
+    What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid.
+    """
+    described = to_plain(configuration)
+    if not configuration.training.unit_gradients:
+        del described["training"]["unit_gradients"]
+    parts = {
+        "configuration": described,
+        "labels": to_plain(plan.labels),
+        "axis_order": plan.axis_order,
+        "split": to_plain(split),
+    }
+    if not plan.frame.is_canonical:
+        parts["frame"] = to_plain(plan.frame)
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split) -> tuple[list[StoredCase], list[StoredCase]]:
+    """The preprocessed training and validation cases of a fold, in memory where they fit; raises :class:`InputError` for none."""
+    store = Store(folder.store(configuration.data))
+    available = set(store.names())
+    missing = [name for name in (*split.train, *split.validation) if name not in available]
+    usable = [name for name in split.train if name in available]
+    if missing:
+        some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        message = f"{counted(len(missing), 'case')} not preprocessed for {configuration.name} ({some})"
+        if not usable:
+            raise InputError(f"{folder.root}: {message}. Run medseg3d preprocess -c {configuration.name} first.")
+        logger.warning("%s; training without them.", message)
+    training, validation = (
+        _undamaged(store, usable),
+        _undamaged(store, [name for name in split.validation if name in available]),
+    )
+    if not training:
+        raise InputError(f"{folder.root}: every training case is damaged. Run medseg3d preprocess -c {configuration.name} first.")
+    if sum(case.nbytes for case in (*training, *validation)) > memory_budget(None):
+        return training, validation
+    return [case.load() for case in training], [case.load() for case in validation]
+
+
+def _undamaged(store: Store, names: Sequence[str]) -> list[StoredCase]:
+    cases = []
+    for name in names:
+        try:
+            cases.append(store.read(name))
+        except DamagedCaseError as error:
+            logger.error("%s Until then the training goes on without it.", error)
+    return cases
+
+
+def refuse_cascade(configuration: Configuration) -> None:
+    """Raise :class:`UnsupportedError` for the second stage of a cascade, whose first stage's output no network here reads yet."""
+    if configuration.previous_stage is not None:
+        raise UnsupportedError(
+            f"{configuration.name}: training the cascade is not supported yet. Train 3d_fullres, {configuration.previous_stage} or 2d."
+        )

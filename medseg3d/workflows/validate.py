@@ -1,0 +1,253 @@
+"""Validate: predict the validation cases of a trained fold on the grid of their files, and measure the label maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from medseg3d.boundary import CaseBoundary
+from medseg3d.data.dataset import Case
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
+from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
+from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
+from medseg3d.events import Event, Listener, silent
+from medseg3d.files import remove_file, remove_tree, storage, storage_errors
+from medseg3d.images import write_label_map
+from medseg3d.models.loading import load_models
+from medseg3d.models.model import Model
+from medseg3d.plan import Configuration, Plan
+from medseg3d.provenance import METRICS, ORIGIN, write_origin
+from medseg3d.records import write_record
+from medseg3d.validation.empty_windows import EMPTY_WINDOWS
+from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.origins import origin_of_validation, raw_cases, validation_age
+from medseg3d.workflows.splits import plan_digest, read_split
+from medseg3d.workflows.taking_turns import fold_lock
+
+logger = logging.getLogger(__name__)
+
+
+def validate(
+    root: Path,
+    work: Path | None = None,
+    *,
+    configuration: str | None = None,
+    fold: str = "0",
+    device: str = "auto",
+    tta: str = "auto",
+    keep_finished: bool = False,
+    on: Listener = silent,
+) -> Evaluation:
+    """Predict the validation cases of a fold whole, on the grid of their files, and measure them.
+
+    ``keep_finished`` returns the measures that belong to the weights and cases of today instead of making them again. Raises
+    :class:`BusyError` where another process trains or measures the fold.
+    """
+    folder = work_folder(root, work)
+    chosen = folder.read_plan().configuration(configuration)
+    read_split(folder, fold)
+    with fold_lock(folder.fold(chosen.name, fold), "is being measured"):
+        return _validate(root, folder, chosen, fold, device, tta, keep_finished, on)
+
+
+def _validate(
+    root: Path, folder: WorkFolder, chosen: Configuration, fold: str, device: str, tta: str, keep_finished: bool, on: Listener
+) -> Evaluation:
+    plan = folder.read_plan()
+    target = folder.validation(chosen.name, fold)
+    split = read_split(folder, fold)
+    _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
+    if keep_finished and (kept := _kept_measures(root, folder, plan, chosen.name, fold, tta)) is not None:
+        return kept
+    if not split.validation:
+        raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
+    model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
+    measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
+    remove_tree(target)  # a measure that is stopped leaves none that belongs to other label maps
+    write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
+    if measure is predict_and_measure:
+        write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
+    survey = model.survey_windows()
+
+    def finish() -> None:
+        write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
+
+    return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), finish=finish, on=on)
+
+
+def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
+    """The measures of a fold, where they belong to its weights and cases and were made with the wanted mirroring; in place afterwards."""
+    target = folder.validation(name, fold)
+    metrics = target / METRICS
+    if not (metrics.exists() and folder.weights(name, fold).exists()):
+        return None
+    changes = validation_age(root, folder, plan, [name], fold)
+    if changes is not None:
+        logger.info("%s was made from %s, and is made anew.", metrics, changes)
+        return None
+    try:
+        made, evaluation = read_fold_mirroring(target), read_evaluation(metrics)
+    except InputError as error:
+        logger.warning("%s The fold is measured again.", error)
+        return None
+    made = made or FoldMirroring(is_used=True, has_other=False)
+    with suppress(OSError):
+        (target / replace(made, is_used=not made.is_used).other).rmdir()  # an exchange that was stopped at its end has left it empty
+    if made.has_other and not (target / made.other / METRICS).exists():
+        return None
+    if tta != "auto" and made.is_used != (tta == "on"):
+        if not made.has_other:
+            return None
+        use_other_mirroring(target)
+        evaluation = read_evaluation(metrics)
+    readable = raw_cases(root, plan) if evaluation.failures else {}
+    return None if any(failure.case in readable for failure in evaluation.failures) else evaluation  # such a case may be repaired by now
+
+
+def use_other_mirroring(validation: Path) -> None:
+    """Exchange the label maps and measures of a validation with those that were made the other way.
+
+    The measures leave first and come last: where this is stopped half-way there are none, and the fold is measured again.
+    """
+    made = read_fold_mirroring(validation)
+    if made is None or not made.has_other:
+        raise InputError(f"{validation}: was measured one way only.")
+    now = replace(made, is_used=not made.is_used)
+    other, own = validation / made.other, validation / now.other
+    with storage_errors(validation):
+        storage().make_folder(own)
+        storage().replace(validation / METRICS, own / METRICS)
+        _exchange_label_maps(validation, other, own)
+        write_record(validation / MIRRORING, now, "mirroring")
+        storage().replace(other / METRICS, validation / METRICS)
+        other.rmdir()
+
+
+def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
+    """Put all but the measures of ``validation`` into ``own``, and those of ``other`` in their place."""
+    for file in sorted(file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)):
+        storage().replace(file, own / file.name)
+    for file in sorted(file for file in other.iterdir() if file.name != METRICS):
+        storage().replace(file, validation / file.name)
+
+
+def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> None:
+    """Raise :class:`PlanMismatchError` where a fold was trained with another plan or on other cases than are planned now."""
+    state = folder.training_state(name, fold)
+    if state is not None and state.get("plan_digest") != digest:
+        raise PlanMismatchError(
+            f"{folder.fold(name, fold)}: was trained with another plan or other cases than are planned now, so its validation would not be "
+            "honest. Train this fold again with --restart."
+        )
+
+
+def predict_and_measure(
+    root: Path,
+    model: Model,
+    names: tuple[str, ...],
+    target: Path,
+    *,
+    tolerance_mm: float | None,
+    on: Listener,
+    finish: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
+
+    The measures are written last, after ``finish``: where they are, everything is.
+    """
+
+    def predict(case: Case) -> None:
+        model.predict_case(case, target / f"{case.name}.nii.gz")
+
+    cases, failures = _predict_validation(root, model, names, predict, on)
+    for name in set(names) - {case.name for case in cases}:
+        remove_file(target / f"{name}.nii.gz")
+    evaluation = _measured(cases, failures, model, target, tolerance_mm, on)
+    finish()
+    write_evaluation(evaluation, target / METRICS)
+    return evaluation
+
+
+def measure_both_ways(
+    root: Path,
+    model: Model,
+    names: tuple[str, ...],
+    target: Path,
+    *,
+    tolerance_mm: float | None,
+    on: Listener,
+    finish: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """:func:`predict_and_measure` with and without mirroring, of one pass over each image; what is better stays in ``target``.
+
+    The other way lies beside it (:class:`~medseg3d.validation.selection.FoldMirroring`). Mirroring must gain enough to be worth its time.
+    """
+    record = FoldMirroring(is_used=True, has_other=True)
+    plain = target / record.other
+
+    def predict(case: Case) -> None:
+        prepared = model.prepare(model.read(case), in_place=True)
+        for folder, indices in zip((target, plain), model.segment_both(prepared), strict=True):
+            write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
+
+    cases, failures = _predict_validation(root, model, names, predict, on)
+    with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
+    choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
+    on(Event(stage="validate", message=f"Measured both ways: {choice.reason}."))
+    finish()
+    used, other = with_mirroring, without
+    if not choice.is_used:
+        used, other, record = without, with_mirroring, replace(record, is_used=False)
+        storage().make_folder(target / record.other)
+        _exchange_label_maps(target, plain, target / record.other)
+        remove_tree(plain)
+    write_record(target / MIRRORING, record, "mirroring")
+    write_evaluation(other, target / record.other / METRICS)
+    write_evaluation(used, target / METRICS)
+    return used
+
+
+def _predict_validation(
+    root: Path, model: Model, names: tuple[str, ...], predict: Callable[[Case], None], on: Listener
+) -> tuple[list[Case], list[CaseFailure]]:
+    """Predict training cases one by one; those that worked, and the failures."""
+    dataset = open_dataset(root, channels=model.plan.channels)
+    cases = {case.name: case for case in dataset.training}
+    failures = [failure for failure in dataset.failures if failure.case in names]
+    names = tuple(name for name in names if name not in {failure.case for failure in failures})
+    missing = [name for name in names if name not in cases]
+    if missing:
+        raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
+    done: list[Case] = []
+    boundary = CaseBoundary("validate")
+    on(Event(stage="validate", total=len(names)))
+    for index, name in enumerate(names):
+        with boundary.around(name) as attempt:
+            predict(cases[name])
+        if attempt.failure is not None:
+            failures.append(attempt.failure)
+            continue
+        done.append(cases[name])
+        on(Event(stage="validate", done=index + 1, total=len(names)))
+    boundary.finish()
+    return done, failures
+
+
+def _measured(
+    cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None, on: Listener
+) -> Evaluation:
+    pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]
+    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, on=on)
+    return replace(evaluation, failures=(*failures, *evaluation.failures))
+
+
+def _label_of(case: Case) -> Path:
+    if case.label is None:
+        raise InputError(f"{case.name}: has no label map to compare with.")
+    return case.label
