@@ -10,7 +10,7 @@ import torch
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import FORMAT_VERSION, save_tensors
 from medseg3d.records import read_json, write_record
-from medseg3d.training.folds import Folds, Split, read_folds, write_splits
+from medseg3d.training.folds import Split, Splits, read_folds, write_splits
 from medseg3d.work_folder import WorkFolder
 
 
@@ -32,7 +32,7 @@ def test_damaged_folds_say_what_to_do(tmp_path: Path, content: str) -> None:
 
 def test_folds_come_back(tmp_path: Path) -> None:
     splits = (Split(train=("a",), validation=("b",)),)
-    assert read_folds(write_splits(tmp_path / "splits.json", splits)) == Folds(folds=splits)
+    assert read_folds(write_splits(tmp_path / "splits.json", splits)) == Splits(folds=splits)
 
 
 @pytest.fixture

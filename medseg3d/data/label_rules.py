@@ -8,15 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medseg3d.data.side_names import phrases
 from medseg3d.errors import LabelValueError
 from medseg3d.wording import counted, listed
 
-
-def _phrases(text: str) -> frozenset[str]:
-    return frozenset(text.split(", "))
-
-
-BACKGROUND_NAMES = _phrases(
+BACKGROUND_NAMES = phrases(
     "background, back ground, bg, bkg, backgrnd, background label, background and others, clear label, clear, none, nothing, "
     "no label, nolabel, null, zero, empty, exterior, outside, outer, air, rest, other, others, everything else, remainder, "
     "unlabeled, unlabelled, unknown, undefined, void, normal, healthy, non tumor, non tumour, no tumor, no tumour, "
@@ -25,14 +21,14 @@ BACKGROUND_NAMES = _phrases(
     "hatter, háttér, arka plan, фон, тло, 背景, 배경, latar belakang"
 )
 """What the value 0 may be called, in words with single spaces."""
-SURE_BACKGROUND_NAMES = _phrases("background, back ground, hintergrund, arriere plan, arrière plan, sfondo, achtergrond, 背景, 배경, фон")
+SURE_BACKGROUND_NAMES = phrases("background, back ground, hintergrund, arriere plan, arrière plan, sfondo, achtergrond, 背景, 배경, фон")
 """What no other value may be called."""
-IGNORE_NAMES = _phrases(
+IGNORE_NAMES = phrases(
     "ignore, ignored, ignore label, ignore region, void, unlabeled, unlabelled, not labeled, not labelled, unannotated, "
     "not annotated, non annotated, not segmented, unsegmented, dont care, don't care, do not care"
 )
 """Voxels that nobody has looked at are no structure that a network could learn."""
-DOUBTFUL_NAMES = _phrases("unknown, undefined, uncertain, unclassified, unassigned, unspecified")
+DOUBTFUL_NAMES = phrases("unknown, undefined, uncertain, unclassified, unassigned, unspecified")
 
 
 def spoken(name: str) -> str:

@@ -141,11 +141,12 @@ def _differ_in_a_side(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return {first[0] + second[0], first[-1] + second[-1]} & {"lr", "rl"} != set() and (first[1:] == second[1:] or first[:-1] == second[:-1])
 
 
-def _phrases(text: str) -> frozenset[str]:
+def phrases(text: str) -> frozenset[str]:
+    """Names that are listed with commas between."""
     return frozenset(text.split(", "))
 
 
-OTHER_PLACES = _phrases(
+OTHER_PLACES = phrases(
     "inner, outer, upper, middle, lower, anterior, posterior, superior, inferior, medial, lateral, proximal, distal, dorsal, ventral, "
     "cranial, caudal, central, peripheral, deep, superficial, gray, grey, white, internal, external, enhancing, edema, necrosis"
 )
@@ -157,13 +158,13 @@ def _without_numbers(name: str) -> tuple[str, ...]:
     return tuple(word for word in words if len(word) > 1)
 
 
-PAIRED_ORGANS = _phrases(
+PAIRED_ORGANS = phrases(
     "kidney, lung, parotid, submandibular, adrenal, femur, femoral, hip, humerus, humeral, scapula, clavicle, clavicula, "
     "tibia, fibula, patella, radius, ulna, eye, eyeball, cochlea, ovary, testis, testicle, breast, hippocampus, amygdala, "
     "thalamus, caudate, putamen, pallidum, ureter, tonsil, knee, shoulder, hand, foot, ankle, wrist, elbow, ear"
 )
 """Organs of which a body has two: a label of this name that is always on one side is one of the two."""
-LESION_WORDS = _phrases("tumor, tumour, lesion, cyst, nodule, cancer, metastasis, metastases, stone, stones, mass, fracture, implant")
+LESION_WORDS = phrases("tumor, tumour, lesion, cyst, nodule, cancer, metastasis, metastases, stone, stones, mass, fracture, implant")
 """What may be in either organ: it says nothing of sides that it was on one side so far."""
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from medseg3d.data.cropping import Box
 from medseg3d.errors import GeometryMismatchError, InputError
 from medseg3d.evaluation.lesions import count_lesions
 from medseg3d.evaluation.metrics import CaseMetrics, LabelMetrics, Presence, absent_label, mean_of
@@ -21,8 +22,6 @@ TOLERANCE_MM = 1.0
 """Of the normalized surface Dice, where nothing else is asked for: about the disagreement of two readers on clinical images."""
 MAX_TOLERANCE_VOXELS = 3.0
 """In images much finer than 1 mm (small animals, microscopy) 1 mm would accept everything."""
-
-Box = tuple[slice, slice, slice]
 
 
 def evaluate_case(

@@ -74,7 +74,7 @@ SMALL_FILE = 1 << 18
 """Bytes. A file below is not opened to learn its size: that would cost more than the budget gains from it."""
 
 
-def peak_bytes(case: Case) -> int:
+def bytes_to_describe(case: Case) -> int:
     """The memory that :func:`describe_case` takes at its peak, from the headers."""
     first = case.channels[0].path
     has_voxels = first.is_file() and first.suffix.lower() not in (".mhd", ".nhdr")

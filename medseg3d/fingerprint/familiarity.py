@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from medseg3d.fingerprint.intensities import sampled_quantiles
 from medseg3d.fingerprint.records import ChannelFingerprint, Fingerprint
 from medseg3d.geometry import orientation_code
 from medseg3d.image_profile import SHARES, ChannelProfile, ImageProfile, Range
+from medseg3d.images.modalities import MODALITIES, modality_of
 from medseg3d.plan import Normalization, Plan
 from medseg3d.wording import listed
 
@@ -89,7 +89,7 @@ def doubts_about(look: Look, plan: Plan) -> tuple[str, ...]:
     for index, (channel, normalization, name) in enumerate(channels):
         known = profile.channels[index] if profile is not None and index < len(profile.channels) else None
         where = "" if len(look.channels) == 1 else f", in channel {index} ({name})"
-        found += [clause + where for clause in _intensities(channel, normalization, known, is_mr=_modality_of(name) == "MR")]
+        found += [clause + where for clause in _intensities(channel, normalization, known, is_mr=modality_of(name) == "MR")]
     if profile is not None:
         found += [*_swapped(look.channels, profile.channels, plan.channels)]
     return tuple(found)
@@ -188,24 +188,9 @@ def _range(values: Sequence[float]) -> Range:
 # --- modality
 
 
-_MODALITIES = (
-    ("CT", r"(cb)?ct|hu"),
-    ("MR", r"c?ine|.*mri?|t1.*|t2.*|flair|dwi|adc|pd|swi|lge|bssfp|dixon"),
-    ("PT", r"pet|pt|suv|fdg"),
-    ("US", r"us|ultrasound"),
-)
-"""What a DICOM file calls a channel of such a name. Checked as words, whatever the case."""
-
-
-def _modality_of(channel: str) -> str | None:
-    words = [word for word in re.split(r"[^a-z0-9]+", channel.lower()) if word]
-    found = {modality for modality, pattern in _MODALITIES for word in words if re.fullmatch(pattern, word)}
-    return found.pop() if len(found) == 1 else None
-
-
 def _modality(look: Look, plan: Plan) -> Iterator[str]:
-    expected = {_modality_of(name) for name in plan.channels}
-    if look.modality in {modality for modality, _ in _MODALITIES} and None not in expected and look.modality not in expected:
+    expected = {modality_of(name) for name in plan.channels}
+    if look.modality in MODALITIES and None not in expected and look.modality not in expected:
         yield f"is {look.modality} by its DICOM header, and the model takes {listed(list(plan.channels))}"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from medseg3d.data.digests import digest_of
 from medseg3d.errors import CaseFailure, DatasetError, LabelValueError
 from medseg3d.execution import run_cases
-from medseg3d.fingerprint.describe_case import describe_case, peak_bytes
+from medseg3d.fingerprint.describe_case import bytes_to_describe, describe_case
 from medseg3d.fingerprint.intensities import merge_intensities
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.frame import Frame, common_frame, orientation_in
@@ -60,7 +60,7 @@ def make_fingerprint(
         dataset.training,
         name_of=lambda case: case.name,
         stage="fingerprint",
-        bytes_of=peak_bytes,
+        bytes_of=bytes_to_describe,
         num_workers=num_workers,
         max_bytes=max_bytes,
     ):

@@ -14,15 +14,9 @@ from medseg3d.errors import InputError
 from medseg3d.images.dicom import dicom_files
 from medseg3d.images.dicom_series import FoundSeries, Series, describe_left_out, find_series
 from medseg3d.images.dicom_volumes import Volume, separate_volumes
+from medseg3d.images.modalities import modality_of
 from medseg3d.wording import counted, listed
 
-MODALITIES = {
-    "CT": ("ct", "cbct", "cect", "ncct"),
-    "MR": ("mr", "mri", "t1", "t2", "flair", "t1w", "t2w", "t1c", "t1ce", "t1gd", "pd", "adc", "dwi", "dce", "swi", "lge", "cine"),
-    "PT": ("pt", "pet", "suv", "fdg"),
-    "US": ("us", "ultrasound"),
-}
-"""DICOM's modalities, and the names of channels that mean them."""
 MAX_PART_LENGTH = 48
 """Of a part of a name, in bytes of UTF-8: three of them with an ending stay below the 255 of file systems."""
 
@@ -74,17 +68,6 @@ def find_dicom_cases(root: Path, *, channel: str = "", description: str | None =
         if name not in failed
     ]
     return Intake(cases=tuple(sorted(cases, key=lambda case: case.name)), left_out=tuple(lines), failures=tuple(failures))
-
-
-def modality_of(channel: str) -> str | None:
-    """DICOM's modality for the name of a channel, None where the name does not tell.
-
-    >>> modality_of("T1w post contrast"), modality_of("CT"), modality_of("channel_0")
-    ('MR', 'CT', None)
-    """
-    words = set(re.split(r"[^a-z0-9]+", channel.lower()))
-    found = [modality for modality, names in MODALITIES.items() if words & set(names)]
-    return found[0] if len(found) == 1 else None
 
 
 def _chosen(root: Path, series: Sequence[Series], channel: str, description: str | None, lines: list[str]) -> list[Series]:

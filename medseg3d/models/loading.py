@@ -18,7 +18,7 @@ from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
 from medseg3d.provenance import is_known, validation_changes, weights_digest
 from medseg3d.records import read_record
-from medseg3d.validation.empty_windows import EMPTY_WINDOWS, EmptyWindows, combined
+from medseg3d.validation.empty_window_record import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
 from medseg3d.validation.selection import FoldMirroring, Selection, read_fold_mirroring, read_selection
 from medseg3d.work_folder import Folds, WorkFolder, fold_names

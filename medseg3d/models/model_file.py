@@ -26,7 +26,7 @@ from medseg3d.image_profile import ImageProfile, Range
 from medseg3d.parsing import decoded, parse_json
 from medseg3d.plan import Configuration, Plan
 from medseg3d.records import from_plain, to_plain
-from medseg3d.validation.empty_windows import EmptyWindows
+from medseg3d.validation.empty_window_record import EmptyWindows
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing, Step
 from medseg3d.version import __version__
 from medseg3d.wording import counted, listed

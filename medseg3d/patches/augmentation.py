@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medseg3d.devices import wait_for
-from medseg3d.patches.sampling import OUTSIDE, Box
+from medseg3d.patches.sampling import OUTSIDE, PatchBox
 
 ANISOTROPY_THRESHOLD = 3
 """A 3D patch whose longest edge exceeds this many times its first is rotated and scaled slice by slice."""
@@ -186,7 +186,7 @@ def _rotation(angle: float, axis: int, dimensions: int) -> np.ndarray:
     return matrix
 
 
-def crop_box(box: Box, matrix: Sequence[Sequence[float]], shape: Sequence[int] | None) -> tuple[Box, tuple[float, ...]]:
+def crop_box(box: PatchBox, matrix: Sequence[Sequence[float]], shape: Sequence[int] | None) -> tuple[PatchBox, tuple[float, ...]]:
     """The part of a volume of ``shape`` that a transformed patch touches, and the patch's center in voxels of that part.
 
     ``box`` is where the patch would lie untransformed. Axes before the matrix's are left as they are; along the others the
@@ -204,7 +204,7 @@ def crop_box(box: Box, matrix: Sequence[Sequence[float]], shape: Sequence[int] |
         start.append(first)
         size.append(last - first + 1)
         center.append(middle - first)
-    return Box(start=tuple(start), size=tuple(size)), tuple(center)
+    return PatchBox(start=tuple(start), size=tuple(size)), tuple(center)
 
 
 def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -371,7 +371,7 @@ def measure_augmentation(device: torch.device) -> float:
     """Voxels of one channel and its labels that are augmented per second, in the mean of fixed draws; takes a second."""
     policy = augmentation_policy(MEASURED_PATCH, num_channels=1, mirror_axes=(0, 1, 2))
     rng = np.random.default_rng(0)
-    box = Box(start=(0, 0, 0), size=MEASURED_PATCH)
+    box = PatchBox(start=(0, 0, 0), size=MEASURED_PATCH)
     batches = []
     for _ in range(MEASURED_SAMPLES):
         draw, crop = draw_augmentation(policy, rng), None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, crop_box, draw_augmentation
-from medseg3d.patches.sampling import Box, Patch, PatchSource, generator, is_forced, place_patch, read_patch
+from medseg3d.patches.sampling import Patch, PatchBox, PatchSource, generator, is_forced, place_patch, read_patch
 
 
 class BatchReader:
@@ -141,14 +141,14 @@ class PatchLoader:
             crops=tuple(crops) if self.policy else (),
         )
 
-    def _place(self, shape: tuple[int, ...], foreground: Mapping[int, np.ndarray] | None, rng: np.random.Generator) -> Box:
+    def _place(self, shape: tuple[int, ...], foreground: Mapping[int, np.ndarray] | None, rng: np.random.Generator) -> PatchBox:
         """A box for a patch; its inner part, within the margin, lies as if the margin were not there."""
         inner = [n - 2 * m for n, m in zip(self.patch_size, self.margin[-len(self.patch_size) :], strict=True)]
         box = place_patch(shape, inner, foreground=foreground, rng=rng)
         start = tuple(s - m for s, m in zip(box.start, self.margin, strict=True))
-        return Box(start=start, size=tuple(n + 2 * m for n, m in zip(box.size, self.margin, strict=True)))
+        return PatchBox(start=start, size=tuple(n + 2 * m for n, m in zip(box.size, self.margin, strict=True)))
 
-    def _read(self, case: PatchSource, box: Box) -> Patch:
+    def _read(self, case: PatchSource, box: PatchBox) -> Patch:
         is_masked = self.policy is not None and bool(self.policy.masked_channels)
         return read_patch(case.image, case.labels, box, outside=case.outside, mark_outside=is_masked, is_reflected=any(self.margin))
 

@@ -39,7 +39,7 @@ class PatchSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
+class PatchBox:
     """A box of voxels; it may reach beyond the volume on either side."""
 
     start: tuple[int, ...]
@@ -87,7 +87,7 @@ def place_patch(
     *,
     foreground: Mapping[int, np.ndarray] | None,
     rng: np.random.Generator,
-) -> Box:
+) -> PatchBox:
     """A box of ``patch_size`` in a volume of ``shape``: uniform, or around a foreground voxel where ``foreground`` is given.
 
     A foreground voxel is drawn by class first (uniform over the classes present), then uniformly among the class's voxels;
@@ -105,7 +105,7 @@ def place_patch(
         voxels = (foreground or {})[classes[int(rng.integers(len(classes)))]]
         voxel = voxels[int(rng.integers(len(voxels)))]
         start = [min(max(int(v) - p // 2, low), high) for v, p, low, high in zip(voxel, size, lowest, highest, strict=True)]
-    return Box(start=tuple(start), size=size)
+    return PatchBox(start=tuple(start), size=size)
 
 
 def reflected(start: int, size: int, length: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def reflected(start: int, size: int, length: int) -> np.ndarray:
     return np.minimum(place, period - place)
 
 
-def _read_reflected(image: Any, labels: Any, box: Box, outside: Any, mark_outside: bool) -> Patch:
+def _read_reflected(image: Any, labels: Any, box: PatchBox, outside: Any, mark_outside: bool) -> Patch:
     """As :func:`read_patch`, with the volume mirrored at its borders."""
     places = [reflected(start, size, n) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)]
     inside = tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
@@ -133,7 +133,9 @@ def _read_reflected(image: Any, labels: Any, box: Box, outside: Any, mark_outsid
     return Patch(image=np.stack([channel[take] for channel in some_image]).astype(np.float32), labels=patch_labels[take])
 
 
-def read_patch(image: Any, labels: Any, box: Box, *, outside: Any = None, mark_outside: bool = False, is_reflected: bool = False) -> Patch:
+def read_patch(
+    image: Any, labels: Any, box: PatchBox, *, outside: Any = None, mark_outside: bool = False, is_reflected: bool = False
+) -> Patch:
     """The voxels of a box; beyond the volume the image is 0 and the label is background.
 
     With ``mark_outside`` the label is ``OUTSIDE`` beyond the volume, and where it is background and ``outside`` is true. With

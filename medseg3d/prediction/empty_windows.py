@@ -1,7 +1,7 @@
 """Windows that hold nothing are found and left out: counted while validation cases are predicted, skipped where a user asks for it.
 
 A window is told by its brightest voxel. In: windows and the logits that networks give for them. Out: the level of
-:class:`~medseg3d.validation.empty_windows.EmptyWindows`, or logits in the network's place.
+:class:`~medseg3d.validation.empty_window_record.EmptyWindows`, or logits in the network's place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medseg3d.validation.empty_windows import EmptyWindows
+from medseg3d.validation.empty_window_record import EmptyWindows
 
 Start = tuple[int, ...]
 

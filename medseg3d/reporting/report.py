@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def write_report(root: Path, work: Path, output: Path, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
+def write_page(root: Path, work: Path, output: Path, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
     """Write the page of the dataset in ``root`` and its work folder to ``output``; what is not there yet, the page says.
 
     Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.

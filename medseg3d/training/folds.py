@@ -20,8 +20,8 @@ from medseg3d.wording import counted, listed
 
 __all__ = [
     "DEFAULT_SEED",
-    "Folds",
     "Split",
+    "Splits",
     "check_groups",
     "fit_splits",
     "groups_from_csv",
@@ -36,7 +36,7 @@ DEFAULT_SEED = 12345
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Folds:
+class Splits:
     """The contents of ``splits.json``.
 
     ``grouping`` says how cases were kept together: by what their names and images tell (``found``), as the user said (``given``), not at
@@ -177,7 +177,7 @@ def groups_from_csv(path: Path) -> dict[str, str]:
     return groups
 
 
-def divided_patients(folds: Folds, names: Sequence[str], *, group_of: Mapping[str, str] | None = None) -> str:
+def divided_patients(folds: Splits, names: Sequence[str], *, group_of: Mapping[str, str] | None = None) -> str:
     """A sentence where folds train and validate on images of what looks like one patient; empty where the user has said how they belong
     together. ``group_of`` is found by the names alone where it is not given."""
     if folds.grouping in ("given", "off"):
@@ -192,13 +192,13 @@ def divided_patients(folds: Folds, names: Sequence[str], *, group_of: Mapping[st
 
 def write_splits(path: Path, splits: Sequence[Split]) -> Path:
     """Write folds as ``splits.json``; :func:`read_splits` reads them back."""
-    return write_record(path, Folds(folds=tuple(splits)), "splits")
+    return write_record(path, Splits(folds=tuple(splits)), "splits")
 
 
-def read_folds(path: Path) -> Folds:
+def read_folds(path: Path) -> Splits:
     """What :func:`write_splits` wrote; raises :class:`InputError` saying what to do about a damaged file."""
     try:
-        return read_record(path, Folds, "splits")
+        return read_record(path, Splits, "splits")
     except InputError as error:
         raise InputError(
             f"{str(error).removesuffix('.')}. Bring the file back from a copy, or delete it and run medseg3d plan: the same cases get the "

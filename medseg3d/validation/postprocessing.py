@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from medseg3d.data.cropping import Box
 from medseg3d.errors import CaseFailure
-from medseg3d.evaluation.evaluate_case import Box
 from medseg3d.evaluation.lesions import components
 
 Operation = Literal["keep_largest_foreground", "keep_largest", "fill_holes"]

@@ -14,7 +14,7 @@ from medseg3d.data.grouping import Grouping, Likeness, find_groups
 from medseg3d.events import Event, Listener, silent
 from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.training.folds import (
-    Folds,
+    Splits,
     check_groups,
     divided_patients,
     fit_splits,
@@ -40,7 +40,7 @@ class GroupChoice:
         return self.pattern is not None or self.table is not None or self.is_off
 
 
-def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Folds, tuple[str, ...]]:
+def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Splits, tuple[str, ...]]:
     """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings."""
     names = tuple(case.name for case in fingerprint.cases)
     found = Grouping(group_of={}) if choice.is_made else find_groups(names, _likeness(fingerprint))
@@ -62,7 +62,7 @@ def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choic
     grouping, group_of = _groups(names, choice, found)
     present = {case.name: frozenset(case.labels) for case in fingerprint.cases}
     made, warnings = make_splits(names, labels_present=present, group_of=group_of)
-    return Folds(folds=made, grouping=grouping), (*renewed, *filter(None, [found.note]), *warnings)
+    return Splits(folds=made, grouping=grouping), (*renewed, *filter(None, [found.note]), *warnings)
 
 
 def _groups(names: tuple[str, ...], choice: GroupChoice, found: Grouping) -> tuple[Literal["found", "given", "off"], Mapping[str, str]]:
@@ -86,7 +86,7 @@ def _likeness(fingerprint: Fingerprint) -> Likeness:
     return Likeness(contents={case.name: case.content for case in fingerprint.cases}, intensities=intensities)
 
 
-def _kept(before: Folds, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Folds, tuple[str, ...]] | None:
+def _kept(before: Splits, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Splits, tuple[str, ...]] | None:
     """The folds of an earlier plan for the cases of now; None where they must be made anew."""
     fitted = fit_splits(
         before.folds,
@@ -97,17 +97,17 @@ def _kept(before: Folds, dataset: Dataset, names: tuple[str, ...], found: Groupi
     if fitted is None:
         return None
     splits, warnings = fitted
-    folds = Folds(folds=splits, grouping=before.grouping, left_out=before.left_out)
+    folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out)
     divided = divided_patients(folds, names, group_of=found.group_of)
     return folds, (*warnings, *filter(None, [divided]))
 
 
-def _declared(dataset: Dataset, found: Grouping) -> tuple[Folds, tuple[str, ...]]:
+def _declared(dataset: Dataset, found: Grouping) -> tuple[Splits, tuple[str, ...]]:
     """The user's own folds, with what there is to say of them."""
     splits = dataset.declared_splits or ()
     placed = {name for split in splits for name in (*split.train, *split.validation)}
     left_out = tuple(case.name for case in dataset.training if case.name not in placed)
-    folds = Folds(folds=splits, grouping="declared", left_out=left_out)
+    folds = Splits(folds=splits, grouping="declared", left_out=left_out)
     warnings = []
     if left_out:
         where = "in no fold of the dataset's own file, neither trained nor measured"

@@ -13,7 +13,7 @@ from medseg3d.data.open_dataset import find_dataset, open_dataset
 from medseg3d.data.repairs import repair_label
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.training.folds import Folds, divided_patients, read_folds
+from medseg3d.training.folds import Splits, divided_patients, read_folds
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _splits_findings(root: Path, dataset: Dataset) -> list[Finding]:
         if work.splits.exists():
             folds = read_folds(work.splits)
         elif declared is not None:
-            folds = Folds(folds=declared, grouping="declared")
+            folds = Splits(folds=declared, grouping="declared")
         else:
             return notes
     except DatasetError as error:

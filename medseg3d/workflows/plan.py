@@ -37,7 +37,7 @@ from medseg3d.planning import (
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
 from medseg3d.records import read_json, read_record, write_record
-from medseg3d.training.folds import Folds
+from medseg3d.training.folds import Splits
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
@@ -59,7 +59,7 @@ class PlanResult:
     explanations: tuple[Explanation, ...]
     warnings: tuple[str, ...]
     failures: tuple[CaseFailure, ...] = ()
-    folds: Folds | None = None
+    folds: Splits | None = None
     path: Path | None = None
     candidates: tuple[Candidate, ...] = ()
 

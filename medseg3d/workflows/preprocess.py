@@ -157,7 +157,7 @@ def preprocess_cases(
                     lacking.remove(data)
             if not lacking:
                 return CaseWritten(name=case.name, written=(), files_digest=files)
-            _check_memory(case, peak_bytes(case, plan, list(by_data.values())))
+            _check_memory(case, bytes_to_preprocess(case, plan, list(by_data.values())))
             raw = read_case(case, frame=plan.reading_frame)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
             made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
@@ -175,7 +175,7 @@ def preprocess_cases(
             dataset.training,
             name_of=lambda case: case.name,
             stage="preprocess",
-            bytes_of=lambda case: peak_bytes(case, plan, list(by_data.values())),
+            bytes_of=lambda case: bytes_to_preprocess(case, plan, list(by_data.values())),
             num_workers=workers,
             max_bytes=memory_budget(max_ram_gb),
         )
@@ -195,7 +195,7 @@ MOST_OF_MEMORY = 2.0
 """The peak is predicted on the high side, and there is swap: only what cannot be meant is refused."""
 
 
-def peak_bytes(case: Case, plan: Plan, configurations: Sequence[Configuration]) -> int:
+def bytes_to_preprocess(case: Case, plan: Plan, configurations: Sequence[Configuration]) -> int:
     """The memory that a case takes at its peak, predicted from the header of its first channel; 0 where that cannot be read.
 
     Raw image and normalized copy (with the file's own array while it is read), the resampled image, and while one channel is resampled a

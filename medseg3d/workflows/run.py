@@ -18,7 +18,7 @@ from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable, remove_leftovers
 from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
-from medseg3d.reporting.report import write_report as write_report_page
+from medseg3d.reporting.report import write_page
 from medseg3d.training.folds import read_folds
 from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.validation.selection import Selection
@@ -147,7 +147,7 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
     if not warnings and folder.splits.exists():
         warnings = [message for message in (tell_divided(folder.splits),) if message]
     remove_leftovers(folder.root)
-    return write_report_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
+    return write_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 
 def _all_folds(folder: WorkFolder) -> list[str]:

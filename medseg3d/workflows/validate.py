@@ -22,7 +22,7 @@ from medseg3d.models.model import Model
 from medseg3d.plan import Configuration, Plan
 from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import write_record
-from medseg3d.validation.empty_windows import EMPTY_WINDOWS
+from medseg3d.validation.empty_window_record import EMPTY_WINDOWS
 from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm

@@ -11,7 +11,8 @@ import pytest
 
 from medseg3d.errors import InputError
 from medseg3d.images import read_volumes
-from medseg3d.images.dicom_intake import find_dicom_cases, modality_of
+from medseg3d.images.dicom_intake import find_dicom_cases
+from medseg3d.images.modalities import modality_of
 from tests.dicom_writer import CT, MR, PET, volume, write_other, write_series
 
 REPORT = "1.2.840.10008.5.1.4.1.1.88.67"

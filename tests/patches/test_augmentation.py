@@ -21,7 +21,7 @@ from medseg3d.patches.augmentation import (
     draw_augmentation,
     measure_augmentation,
 )
-from medseg3d.patches.sampling import OUTSIDE, Box, read_patch
+from medseg3d.patches.sampling import OUTSIDE, PatchBox, read_patch
 
 CPU = torch.device("cpu")
 PATCH = (6, 8, 7)
@@ -136,7 +136,7 @@ def test_rotation_and_scaling_are_linear_interpolation_of_the_whole_volume(in_pl
         matrix = next(
             m for m in (draw_augmentation(policy, np.random.default_rng([start[1] + 3, s])).matrix for s in range(99)) if m is not None
         )
-        box = Box(start=start, size=PATCH)
+        box = PatchBox(start=start, size=PATCH)
         found_image, found_labels = resample(image, labels, box, matrix)
         expected, one_hot = spatial_oracle(image, labels, box, matrix)
         np.testing.assert_allclose(found_image.numpy(), expected, atol=1e-4)
@@ -147,15 +147,15 @@ def test_rotation_and_scaling_are_linear_interpolation_of_the_whole_volume(in_pl
 def test_beyond_the_volume_labels_get_the_value_asked_for():
     image, labels = np.ones((1, 4, 4, 4), np.float32), np.ones((4, 4, 4), np.uint8)
     matrix = ((1.4, 0.0, 0.0), (0.0, 1.4, 0.0), (0.0, 0.0, 1.4))
-    _, found = resample(image, labels, Box(start=(-2, -2, -2), size=(8, 8, 8)), matrix, beyond=OUTSIDE)
+    _, found = resample(image, labels, PatchBox(start=(-2, -2, -2), size=(8, 8, 8)), matrix, beyond=OUTSIDE)
     assert set(found.unique().tolist()) == {OUTSIDE, 1}
     assert found[0, 0, 0] == OUTSIDE
 
 
 def test_a_slicewise_crop_keeps_its_slices_and_2d_has_no_other_axis():
-    box = Box(start=(-1, 2, 2), size=(4, 6, 6))
+    box = PatchBox(start=(-1, 2, 2), size=(4, 6, 6))
     larger, center = crop_box(box, ((1.4, 0.0), (0.0, 1.4)), (9, 20, 20))
-    assert larger == Box(start=(-1, 1, 1), size=(4, 8, 8))
+    assert larger == PatchBox(start=(-1, 1, 1), size=(4, 8, 8))
     assert center == (3.5, 3.5)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg3d.patches.sampling import OUTSIDE, Box, generator, is_forced, place_patch, read_patch
+from medseg3d.patches.sampling import OUTSIDE, PatchBox, generator, is_forced, place_patch, read_patch
 
 edges = st.tuples(*[st.integers(1, 9)] * 3)
 
@@ -63,7 +63,7 @@ def test_a_case_without_foreground_is_sampled_uniformly():
 
 def test_a_2d_patch_is_one_slice_through_its_voxel():
     box = place_patch((10, 20, 20), (8, 8), foreground={1: np.array([[7, 10, 10]])}, rng=np.random.default_rng(0))
-    assert box == Box(start=(7, 6, 6), size=(1, 8, 8))
+    assert box == PatchBox(start=(7, 6, 6), size=(1, 8, 8))
 
 
 @given(shape=edges, size=edges, start=st.tuples(*[st.integers(-9, 9)] * 3), marks=st.booleans())
@@ -73,7 +73,7 @@ def test_reading_equals_padding_and_cutting(shape, size, start, marks):
     image = rng.normal(size=(2, *shape)).astype(np.float16)
     labels = rng.integers(0, 3, shape).astype(np.uint8)
     outside = rng.random(shape) < 0.5
-    patch = read_patch(image, labels, Box(start=start, size=size), outside=outside, mark_outside=marks)
+    patch = read_patch(image, labels, PatchBox(start=start, size=size), outside=outside, mark_outside=marks)
     marked = np.where(outside & (labels == 0), OUTSIDE, labels.astype(int)) if marks else labels.astype(int)
     cut = tuple(slice(20 + s, 20 + s + n) for s, n in zip(start, size, strict=True))
     expected_image = np.pad(image.astype(np.float32), [(0, 0), *[(20, 20)] * 3])[(slice(None), *cut)]
@@ -85,7 +85,7 @@ def test_reading_equals_padding_and_cutting(shape, size, start, marks):
 
 def test_a_patch_is_a_copy_of_the_volume():
     image, labels = np.zeros((1, 2, 2, 2), np.float32), np.zeros((2, 2, 2), np.int16)
-    patch = read_patch(image, labels, Box(start=(0, 0, 0), size=(2, 2, 2)))
+    patch = read_patch(image, labels, PatchBox(start=(0, 0, 0), size=(2, 2, 2)))
     patch.image[:], patch.labels[:] = 1, 1
     assert not image.any()
     assert not labels.any()

@@ -23,7 +23,7 @@ from medseg3d.prediction import sliding_window
 from medseg3d.prediction.empty_windows import MARGIN, Skipping, Survey
 from medseg3d.prediction.sliding_window import stream_logits
 from medseg3d.records import read_record
-from medseg3d.validation.empty_windows import EmptyWindows, combined
+from medseg3d.validation.empty_window_record import EmptyWindows, combined
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 

@@ -12,7 +12,7 @@ import pytest
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import write_evaluation
-from medseg3d.reporting.report import picture_roles, read_history, read_work, write_report
+from medseg3d.reporting.report import picture_roles, read_history, read_work, write_page
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
 
@@ -60,7 +60,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_work_folder_becomes_a_page_with_pictures_and_reasons(dataset: Path) -> None:
-    path = write_report(dataset, dataset / "medseg3d-work", dataset / "medseg3d-work/report.html")
+    path = write_page(dataset, dataset / "medseg3d-work", dataset / "medseg3d-work/report.html")
     page = path.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
     assert "a&lt;b&gt;" in page
@@ -95,7 +95,7 @@ def test_a_broken_file_is_told_on_the_page(dataset: Path, tmp_path: Path) -> Non
     report = read_work(WorkFolder(work))
     told = "\n".join(report.warnings)
     assert all(name in told for name in ("metrics.json", "timings.json", "plan.json"))
-    assert write_report(tmp_path / "nowhere", work, work / "report.html").exists()
+    assert write_page(tmp_path / "nowhere", work, work / "report.html").exists()
 
 
 def test_the_last_line_of_an_epoch_counts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from medseg3d.commandline.cli import main
 from medseg3d.data.grouping import divided
 from medseg3d.errors import DatasetError
-from medseg3d.training.folds import Folds, read_folds
+from medseg3d.training.folds import Splits, read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.choose_folds import tell_divided
 from medseg3d.workflows.doctor import doctor
@@ -51,7 +51,7 @@ APART = [{"train": [n for n in PATIENT if not n.startswith("p0")], "val": ["p0_E
 DIVIDED = [{"train": [n for n in PATIENT if n.endswith("ED")], "val": [n for n in PATIENT if n.endswith("ES")]}]
 
 
-def patients_divided(folds: Folds) -> int:
+def patients_divided(folds: Splits) -> int:
     return len(divided(PATIENT, [(fold.train, fold.validation) for fold in folds.folds]))
 
 
