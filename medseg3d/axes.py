@@ -39,10 +39,3 @@ def to_network_order(array: np.ndarray, order: AxisOrder) -> np.ndarray:
     """A view of ``(..., S, A, R)`` with the last three axes in network order."""
     lead = array.ndim - 3
     return array.transpose(*range(lead), *(lead + axis for axis in order))
-
-
-def from_network_order(array: np.ndarray, order: AxisOrder) -> np.ndarray:
-    """The inverse of :func:`to_network_order`, again a view."""
-    lead = array.ndim - 3
-    inverse = np.argsort(order)
-    return array.transpose(*range(lead), *(lead + int(axis) for axis in inverse))

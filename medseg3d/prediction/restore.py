@@ -31,19 +31,6 @@ Slab = Any
 """A NumPy array or a torch tensor (any float type, any device) of logits ``(K, rows, n1, n2)`` in network order."""
 
 
-def restore_labels(
-    slabs: Iterable[Slab], num_outputs: int, restoration: Restoration, *, is_regions: bool = False, num_threads: int | None = None
-) -> np.ndarray:
-    """The arg-max of the resampled logits on the raw grid: indices ``(S, A, R)``, uint8 or uint16; background outside of the crop.
-
-    ``slabs`` are consecutive along axis 0 and make up ``(num_outputs, *resampled_shape)``; each is done with before the next one is
-    asked for. Of equal logits the lowest index wins. ``is_regions``: logits are of overlapping regions, painted one over the other
-    where they are above 0, region ``i`` with index ``i + 1``.
-    """
-    (labels,) = restore_label_maps(slabs, num_outputs, restoration, is_regions=is_regions, num_threads=num_threads)
-    return labels
-
-
 def restore_label_maps(
     slabs: Iterable[Slab],
     num_outputs: int,
@@ -53,7 +40,12 @@ def restore_label_maps(
     is_regions: bool = False,
     num_threads: int | None = None,
 ) -> list[np.ndarray]:
-    """:func:`restore_labels` for slabs ``(num_maps * num_outputs, rows, n1, n2)``: a label map of every ``num_outputs`` logits."""
+    """The arg-max of the resampled logits on the raw grid: indices ``(S, A, R)``, uint8 or uint16; background outside of the crop.
+
+    ``slabs`` are consecutive along axis 0 and make up ``(num_maps * num_outputs, *resampled_shape)``: a label map of every ``num_outputs``
+    logits. Each slab is done with before the next one is asked for. Of equal logits the lowest index wins. ``is_regions``: logits are of
+    overlapping regions, painted one over the other where they are above 0, region ``i`` with index ``i + 1``.
+    """
     single = _region_tile if is_regions else _label_tile
 
     def work(part: np.ndarray, cuts: Sequence[_Cut], out: np.ndarray) -> None:
@@ -73,7 +65,8 @@ def restored_probabilities(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """The softmax (of regions the sigmoid) of the resampled logits, block by block: rows of the crop, ``(K + 1, rows, n1, n2)`` float32.
 
-    The last channel holds the index that :func:`restore_labels` gives. All in network order; ``slabs`` as there. A block is a new array.
+    The last channel holds the index of the label, as :func:`restore_label_maps` gives it. All in network order; ``slabs`` as there. Each
+    block is a new array.
     """
     _, middle, last = restoration.cropped_shape
     rows = max(1, min(TILE[0], BLOCK_BYTES // (4 * num_outputs * middle * last)))

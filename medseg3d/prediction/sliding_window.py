@@ -67,22 +67,6 @@ def axis_weights(size: int, window: int, starts: tuple[int, ...]) -> dict[int, t
     return {start: (gaussian / total[start : start + window]).float() for start in starts}
 
 
-def predict_logits(
-    networks: Sequence[torch.nn.Module],
-    image: torch.Tensor,
-    *,
-    case: str,
-    window: Sequence[int],
-    device: Device,
-    output: Sequence[int] | None = None,
-    step: float = 0.5,
-    mirror_axes: Sequence[int] = (),
-) -> torch.Tensor:
-    """The slabs of :func:`stream_logits` in one tensor ``(K, n0, n1, n2)``, in main memory."""
-    slabs = stream_logits(networks, image, case=case, window=window, device=device, output=output, step=step, mirror_axes=mirror_axes)
-    return torch.cat([copied_to_host(slab) for slab in slabs], 1)
-
-
 def copied_to_host(slab: torch.Tensor) -> torch.Tensor:
     """A copy in main memory, channel by channel: a GPU copies what does not lie in one piece there first."""
     copy = torch.empty(slab.shape, dtype=slab.dtype)

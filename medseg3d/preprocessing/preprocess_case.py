@@ -52,12 +52,6 @@ class Restoration:
         first, second, third = self.box
         return (first[1] - first[0], second[1] - second[0], third[1] - third[0])
 
-    @property
-    def permuted_shape(self) -> Shape:
-        """The shape of the whole raw volume in network order."""
-        a, b, c = self.axis_order
-        return (self.original_shape[a], self.original_shape[b], self.original_shape[c])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessedCase:

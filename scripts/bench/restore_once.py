@@ -30,9 +30,9 @@ def main() -> None:
 
 
 def with_ours(logits, new_shape):
-    """``restore_labels`` from the array that lies in memory."""
+    """``restore_label_maps`` from the array that lies in memory."""
     from medseg3d.plan import Resampling
-    from medseg3d.prediction.restore import restore_labels
+    from medseg3d.prediction.restore import restore_label_maps
     from medseg3d.preprocessing.preprocess_case import Restoration
 
     spacing = tuple(s * n / m for s, n, m in zip(SPACING, logits.shape[1:], new_shape, strict=True))
@@ -45,7 +45,7 @@ def with_ours(logits, new_shape):
         resampled_spacing=SPACING,
         resampling=Resampling(),
     )
-    return lambda: restore_labels([logits], len(logits), restoration)
+    return lambda: restore_label_maps([logits], len(logits), restoration)
 
 
 def with_peer(logits, new_shape):

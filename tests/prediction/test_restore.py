@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from medseg3d.axes import from_network_order
 from medseg3d.plan import Resampling
 from medseg3d.prediction import restore
 from medseg3d.preprocessing.preprocess_case import Restoration
@@ -48,7 +47,7 @@ def plain_logits(logits: np.ndarray, record: Restoration) -> np.ndarray:
 
 
 def whole(logits, record: Restoration, **options) -> np.ndarray:
-    return restore.restore_labels([logits], len(logits), record, **options)
+    return restore.restore_label_maps([logits], len(logits), record, **options)[0]
 
 
 def in_slabs(logits: np.ndarray, cuts: list[int]):
@@ -61,9 +60,9 @@ def in_slabs(logits: np.ndarray, cuts: list[int]):
 
 
 def on_raw_grid(crop: np.ndarray, record: Restoration) -> np.ndarray:
-    whole = np.zeros(record.permuted_shape, crop.dtype)
+    whole = np.zeros([record.original_shape[axis] for axis in record.axis_order], crop.dtype)
     whole[tuple(slice(*pair) for pair in record.box)] = crop
-    return from_network_order(whole, record.axis_order)
+    return whole.transpose(np.argsort(record.axis_order))
 
 
 sizes = st.tuples(*[st.integers(1, 12)] * 3)
@@ -84,7 +83,7 @@ def test_restored_labels_are_the_argmax_of_resampled_logits(
     record = restoration(cropped, resampled, order=order, margin=margin, spacing=spacing, resampled_spacing=resampled_spacing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(restore, "TILE", (3, 4, 5))
-        result = restore.restore_labels(in_slabs(logits, cuts), num_classes, record)
+        result = restore.restore_label_maps(in_slabs(logits, cuts), num_classes, record)[0]
         assert np.array_equal(result, whole(logits, record)), "slabs change nothing"
     plain = plain_logits(logits, record)
     expected = on_raw_grid(plain.argmax(0), record)

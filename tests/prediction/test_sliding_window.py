@@ -16,10 +16,15 @@ from medseg3d.errors import NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction import sliding_window
 from medseg3d.prediction.mirroring import flipped_logits
-from medseg3d.prediction.sliding_window import axis_weights, copied_to_host, predict_logits, stream_logits, window_starts
+from medseg3d.prediction.sliding_window import axis_weights, copied_to_host, stream_logits, window_starts
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 sizes = st.integers(1, 23)
+
+
+def predict_logits(networks, image: torch.Tensor, **options) -> torch.Tensor:
+    """The slabs in one tensor."""
+    return torch.cat([copied_to_host(slab) for slab in stream_logits(networks, image, **options)], 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,7 +62,7 @@ def test_windows_cover_every_voxel_and_stay_inside(size: int, window: int, step:
 def test_folds_are_averaged() -> None:
     image = torch.ones(1, 8, 8, 8)
     networks = [torch.nn.Identity(), lambda x: 3 * x]
-    assert torch.allclose(predict_logits(networks, image, case="x", window=(8, 8, 8), device=CPU), 2 * image)  # type: ignore[arg-type]
+    assert torch.allclose(predict_logits(networks, image, case="x", window=(8, 8, 8), device=CPU), 2 * image)
 
 
 def test_mirroring_turns_the_logits_back() -> None:
@@ -88,7 +93,7 @@ def test_weights_are_gaussians_of_an_eighth_of_the_window_before_they_are_divide
 
 def test_nan_logits_name_the_case() -> None:
     with pytest.raises(NotFiniteError, match="case_7"):
-        predict_logits([lambda x: x * float("nan")], torch.ones(1, 4, 4, 4), case="case_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+        predict_logits([lambda x: x * float("nan")], torch.ones(1, 4, 4, 4), case="case_7", window=(4, 4, 4), device=CPU)
 
 
 class Full(torch.nn.Module):
@@ -208,7 +213,7 @@ def test_main_memory_that_is_full_is_recognized_by_its_words() -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     with pytest.raises(MemoryError, match="scan_7"):
-        predict_logits([full], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+        predict_logits([full], torch.zeros(1, 4, 4, 4), case="scan_7", window=(4, 4, 4), device=CPU)
 
 
 def test_other_errors_of_a_network_surface_as_they_are() -> None:
@@ -216,7 +221,7 @@ def test_other_errors_of_a_network_surface_as_they_are() -> None:
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        predict_logits([broken], torch.zeros(1, 4, 4, 4), case="x", window=(4, 4, 4), device=CPU)  # type: ignore[list-item]
+        predict_logits([broken], torch.zeros(1, 4, 4, 4), case="x", window=(4, 4, 4), device=CPU)
 
 
 @settings(max_examples=30, deadline=None)
@@ -243,8 +248,8 @@ def test_logits_without_mirroring_come_beside_those_with_it() -> None:
     both = torch.cat(
         [s.clone() for s in stream_logits([shift, shift], image, **options, mirror_axes=(0, 2), with_unmirrored=True)], 1  # type: ignore[arg-type]
     )  # fmt: skip
-    torch.testing.assert_close(both[:2], predict_logits([shift], image, **options, mirror_axes=(0, 2)))  # type: ignore[arg-type]
-    torch.testing.assert_close(both[2:], predict_logits([shift], image, **options))  # type: ignore[arg-type]
+    torch.testing.assert_close(both[:2], predict_logits([shift], image, **options, mirror_axes=(0, 2)))
+    torch.testing.assert_close(both[2:], predict_logits([shift], image, **options))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3e4])

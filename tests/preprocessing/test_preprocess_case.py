@@ -11,7 +11,7 @@ import pytest
 from medseg3d.errors import ChannelCountError, LabelValueError
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
-from medseg3d.prediction.restore import restore_labels
+from medseg3d.prediction.restore import restore_label_maps
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_case, preprocess_for
 
 NETWORK = NetworkPlan(
@@ -66,7 +66,7 @@ def test_labels_that_are_preprocessed_and_restored_come_back(raw, axis_order, sp
     chosen = configuration(spacing=tuple(np.take(spacing, axis_order)))
     case = preprocess_case(raw, plan=plan_of(chosen, axis_order=axis_order), configuration=chosen)
     logits = np.stack([case.labels == index for index in range(3)]).astype(np.float16)
-    restored = restore_labels([logits], len(logits), case.restoration)
+    (restored,) = restore_label_maps([logits], len(logits), case.restoration)
     assert (restored != np.searchsorted([0, 5, 9], raw.labels)).mean() < (0.02 if spacing == (1.0, 0.5, 0.5) else 1e-9)
     assert case.image.shape[1:] == case.labels.shape == case.restoration.resampled_shape
 
