@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from medseg3d.version import __version__
 
-__all__ = ["__version__", "load_model", "run"]
+__all__ = ["__version__", "load_model", "run", "use_extension"]
 
 if TYPE_CHECKING:
+    from medseg3d.extensions import use_extension
     from medseg3d.models.loading import load_model
     from medseg3d.workflows.run import run
 
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from medseg3d.workflows.run import run
 
         return run
+    if name == "use_extension":
+        from medseg3d.extensions import use_extension
+
+        return use_extension
     raise AttributeError(f"module 'medseg3d' has no attribute {name!r}")

@@ -30,6 +30,7 @@ from medseg3d.ranges import (
     Name,
     NotNegative,
     Order,
+    Provider,
     Share,
     Steps,
     Stride,
@@ -89,7 +90,8 @@ class NetworkPlan(Checked):
     """All that a family needs to build its network; one entry per stage, the finest first.
 
     ``encoder_blocks``: convolutions (plain) or residual blocks per encoder stage; ``decoder_blocks``: convolutions per decoder
-    stage, finest last as the decoder runs coarse to fine (one entry fewer). ``options`` are the family's own.
+    stage, finest last as the decoder runs coarse to fine (one entry fewer). ``options`` are the family's own. ``provider`` says which
+    extension the family is from, empty for one that is built in.
     """
 
     family: Name
@@ -103,6 +105,7 @@ class NetworkPlan(Checked):
     decoder_blocks: tuple[Blocks, ...]
     deep_supervision: bool = True
     options: dict[Name, Option] = field(default_factory=dict)
+    provider: Provider = ""
 
     def problems(self) -> Iterator[str]:
         """One entry per stage, one fewer for the decoder, one number per axis, and no more weights than any memory holds."""
@@ -163,6 +166,8 @@ class TrainingPlan(Checked):
     ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
     says how a universal network draws its next dataset: in turn, in proportion to the number of training cases, or so that each
     gets the same work. With ``unit_gradients`` gradients are divided by their running norm, each dataset's by its own.
+    ``augmentations`` are further ones by name, each with its options, after those that every plan has. ``providers`` says which
+    extensions its losses and augmentations are from, by their names; those that are built in are not there.
     """
 
     epochs: Steps = 1000
@@ -183,6 +188,8 @@ class TrainingPlan(Checked):
     foreground_oversampling: Share = 0.33
     domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"
     unit_gradients: bool = False
+    augmentations: dict[Name, dict[Name, float]] = field(default_factory=dict)
+    providers: dict[Name, Provider] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,3 +35,5 @@ Counted = Annotated[int, Interval(ge=0, le=10**12)]
 LabelValue = Annotated[int, Interval(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Len(1, 200)]
 """Of a configuration, a family or an option."""
+Provider = Annotated[str, Len(0, 300)]
+"""Where a part that is not built in comes from; see :mod:`medseg3d.extensions`."""

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from medseg3d.networks.build import NETWORKS, build_network, output_size
+from medseg3d.networks.family import Family
 
-__all__ = ["NETWORKS", "build_network", "output_size"]
+__all__ = ["NETWORKS", "Family", "build_network", "output_size"]

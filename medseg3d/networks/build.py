@@ -8,22 +8,23 @@ import torch
 from torch import nn
 
 from medseg3d.errors import PlanError
+from medseg3d.extensions import Registry
 from medseg3d.networks import classic_unet, plain_unet, residual_unet, u2net, vnet
 from medseg3d.networks.blocks import initialize
 from medseg3d.networks.family import Family, Size
 from medseg3d.plan import NetworkPlan
 
-NETWORKS: dict[str, Family] = {
-    family.name: family for family in (plain_unet.FAMILY, residual_unet.FAMILY, classic_unet.FAMILY, vnet.FAMILY, u2net.FAMILY)
-}
-"""The families by their name in a plan: one file each."""
+NETWORKS = Registry(
+    "networks",
+    Family,
+    {family.name: family for family in (plain_unet.FAMILY, residual_unet.FAMILY, classic_unet.FAMILY, vnet.FAMILY, u2net.FAMILY)},
+)
+"""The families by their name in a plan: one file each, and those of extensions."""
 
 
 def family_of(plan: NetworkPlan) -> Family:
-    """The family that a plan names; raises :class:`PlanError` for an unknown one."""
-    if plan.family not in NETWORKS:
-        raise PlanError(f"network.family is {plan.family!r}; known families: {', '.join(sorted(NETWORKS))}.")
-    return NETWORKS[plan.family]
+    """The family that a plan names; raises :class:`PlanError` for an unknown one, with the extension that it is from."""
+    return NETWORKS.find(plan.family, provider=plan.provider)
 
 
 def checked_plan(plan: NetworkPlan) -> NetworkPlan:
@@ -45,9 +46,21 @@ def build_network(plan: NetworkPlan, *, generator: torch.Generator | None = None
     can be switched, a list of logits at the decoder stages' own sizes, finest first. Raises :class:`PlanError` for an
     unknown family, for options that the family does not know, and for lists whose lengths do not belong together.
     """
-    network = family_of(plan).build(checked_plan(plan))
+    family = family_of(plan)
+    if family.keeps_weights:
+        return _with_own_weights(family, checked_plan(plan), generator)
+    network = family.build(checked_plan(plan))
     initialize(network, generator)
     return network
+
+
+def _with_own_weights(family: Family, plan: NetworkPlan, generator: torch.Generator | None) -> nn.Module:
+    """The network as its family begins it, from torch's own random numbers, which ``generator`` seeds for so long."""
+    if generator is None:
+        return family.build(plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return family.build(plan)
 
 
 def build_universal(plans: Mapping[str, NetworkPlan], *, generator: torch.Generator | None = None) -> u2net.U2Net:

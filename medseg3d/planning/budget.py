@@ -215,7 +215,17 @@ def network_plan_of(
         decoder_blocks=decoder_blocks,
         deep_supervision=rule.deep_supervision,
         options=dict(rule.options),
+        provider=_provider_of(rule.family),
     )
+
+
+def _provider_of(family: str) -> str:
+    """Those of the closed formula are built in, which is known without torch."""
+    if family in FEATURE_MAPS:
+        return ""
+    from medseg3d.networks.build import NETWORKS
+
+    return NETWORKS.provider(family)
 
 
 def stages_of(network: NetworkRule, num_stages: int, *, is_3d: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -264,13 +264,10 @@ def _family_problems(network: NetworkRule) -> Iterator[str]:
         return
     from medseg3d.networks.build import NETWORKS
 
-    if network.family not in NETWORKS:
-        yield f"network.family {network.family!r} is not one of {', '.join(sorted(NETWORKS))}"
-        return
     try:
-        NETWORKS[network.family].completed_options(network.options)
+        NETWORKS.find(network.family).completed_options(network.options)
     except PlanError as error:
-        yield str(error)
+        yield f"network.family: {str(error).removesuffix('.')}"
 
 
 def _check(planner: Planner, path: Path) -> None:

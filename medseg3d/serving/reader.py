@@ -20,6 +20,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.reading import RawCase
 from medseg3d.errors import InputError, StorageError
 from medseg3d.execution import free_memory, memory_budget
+from medseg3d.extensions import extension_arguments
 from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
 
@@ -122,7 +123,7 @@ class _Process:
             self.close()
         if self._child is None:
             child = subprocess.Popen(
-                [sys.executable, "-m", "medseg3d.serving.reader_process"],
+                [sys.executable, "-m", "medseg3d.serving.reader_process", *extension_arguments()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -24,6 +24,7 @@ import numpy as np
 from medseg3d.data.dataset import Case
 from medseg3d.data.reading import RawCase, read_to_predict
 from medseg3d.errors import MedsegError, StorageError
+from medseg3d.extensions import use_arguments
 from medseg3d.files import storage_errors
 from medseg3d.images import read_header
 from medseg3d.plan import Plan
@@ -43,6 +44,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what native code prints does not come between
     plan = from_plain(json.loads(sys.stdin.readline()), Plan, "the server's plan")
+    use_arguments(sys.argv[1:])
     _load_readers()
     answers.write("ready\n")
     answers.flush()

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from medseg3d.devices import Device
+from medseg3d.extensions import extension_arguments, use_arguments
 from medseg3d.plan import Configuration, NetworkPlan
 from medseg3d.records import read_record, write_record
 
@@ -42,7 +43,8 @@ def trusted_precision(device: Device, configuration: Configuration, batch_size: 
         return device
     with tempfile.TemporaryDirectory() as folder:
         file = write_record(Path(folder) / "network.json", configuration.network, "network")
-        command = [sys.executable, "-m", "medseg3d.training.probe", str(file), str(batch_size), *map(str, configuration.patch_size)]
+        numbers = (batch_size, *configuration.patch_size)
+        command = [sys.executable, "-m", "medseg3d.training.probe", *extension_arguments(), str(file), *map(str, numbers)]
         finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if finished.returncode == -signal.SIGINT:  # Ctrl-C reaches the child as well: that says nothing of bf16
         raise KeyboardInterrupt
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> int:
     from medseg3d.precision import wrong_gradient
     from medseg3d.training.losses import dice_cross_entropy
 
-    file, batch_size, *patch_size = arguments
+    file, batch_size, *patch_size = use_arguments(arguments)
     plan = read_record(Path(file), NetworkPlan, "network")
     batch, patch = int(batch_size), tuple(map(int, patch_size))
     torch.manual_seed(0)

@@ -37,11 +37,14 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
 def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
     """Changes when anything changes that makes another network or other data of a configuration: plan, labels, axes, the fold's cases.
 
-    What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid.
+    What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid. Where a
+    part comes from is left out as well: its name says what it is.
     """
     described = to_plain(configuration)
-    if not configuration.training.unit_gradients:
-        del described["training"]["unit_gradients"]
+    del described["network"]["provider"], described["training"]["providers"]
+    for name in ("unit_gradients", "augmentations"):
+        if not described["training"][name]:
+            del described["training"][name]
     parts = {
         "configuration": described,
         "labels": to_plain(plan.labels),

@@ -67,7 +67,10 @@ def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
             r"unknown key 'base_feature' in \[network\]. It may hold base_features",
         ),
         ('extends = "default"\nnetwork = 3\n', "network must be a table"),
-        ('extends = "default"\n[network]\nfamily = "wide_net"\n', "'wide_net' is not one of classic_unet, plain_unet"),
+        (
+            'extends = "default"\n[network]\nfamily = "wide_net"\n',
+            "network.family: There is no network 'wide_net'; known are classic_unet, plain_unet",
+        ),
         ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', "spacing_step must be above 1"),
         ('extends = "default"\n[training]\nepochs = "many"\n', "training.epochs"),
         ('extends = "wrong.toml"\n', "extends itself"),
