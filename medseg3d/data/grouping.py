@@ -207,6 +207,8 @@ LEAST_SHARED, LEAST_SHARED_NUMBERS = 0.5, 0.02
 """Share of the cases that must have a sibling where names end in words that nobody knows; in small numbers, as most have one scan."""
 LARGEST_NUMBER = 20
 LONGEST_WORD = 8
+MOST_SCANS = 4
+"""Of each of five people or more whose names hold no digit: more images of each of as many words are rather those of an organ or a site."""
 
 
 def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
@@ -224,7 +226,9 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
     numbers = [int(match[0]) for end in ends if (match := re.search(r"\d{1,9}$", end))]
     if len(before) == 1 and len(numbers) == len(ends):
         is_small = max(numbers) <= LARGEST_NUMBER and min(numbers) <= 1
-        is_meant = is_small and shared >= LEAST_SHARED_NUMBERS and any(char.isdigit() for key in sizes for word in key for char in word)
+        is_numbered = any(char.isdigit() for key in sizes for word in key for char in word)  # else names of people, or of organs
+        is_people = shared >= LEAST_SHARED and max(sizes.values()) <= MOST_SCANS
+        is_meant = is_small and (shared >= LEAST_SHARED_NUMBERS if is_numbered else is_people)
     else:
         is_meant = max(map(len, ends)) <= LONGEST_WORD and shared >= LEAST_SHARED
     is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})

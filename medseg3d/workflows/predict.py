@@ -33,9 +33,9 @@ from medseg3d.models.model import Model
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
-from medseg3d.wording import counted
+from medseg3d.wording import counted, listed
 from medseg3d.work_folder import Folds, fold_names, work_folder
-from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, record_name, recorded
+from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
 
 logger = logging.getLogger(__name__)
 _WORKER_LOCK = threading.Lock()
@@ -117,6 +117,7 @@ def predict(
         made = _predict_here(loaded, pending, targets, record=record, probabilities=probabilities, budget=budget)
     else:
         made = _predict_there(load, loaded.identity, pending, targets, executor, record, probabilities=probabilities, strict=strict)
+    _warn_of_changed(kept, earlier)
     doubtful = _doubtful(kept, earlier, strict=strict)
     failures, outputs = [*unusable, *doubtful.values()], {}
     on(Event(stage="predict", total=len(pending)))
@@ -148,6 +149,16 @@ def _doubtful(kept: Sequence[Path], earlier: Predictions, *, strict: bool) -> di
         elif warnings:
             logger.warning("%s %s", in_words(name, warnings), CHECK)
     return found
+
+
+def _warn_of_changed(kept: Sequence[Path], earlier: Predictions) -> None:
+    changed = [target for target in kept if not is_as_recorded(target, earlier.cases[target.name])]
+    if changed:
+        logger.warning(
+            "%s kept, but changed since predicted: %s. If nobody corrected that by hand, predict again with --overwrite.",
+            f"{counted(len(changed), 'output')} {'is' if len(changed) == 1 else 'are'}",
+            listed([target.name for target in changed]),
+        )
 
 
 def _cases_of(
@@ -356,11 +367,12 @@ def _write(
 
     began = time.perf_counter()
 
-    def made() -> PredictedCase:
+    def made(digest: str) -> PredictedCase:
         peak = peak_memory()
         return PredictedCase(
             model=model.identity,
             input_digest=ready.digest,
+            output_digest=digest,
             finished=time.time(),
             seconds={**ready.seconds, "write": time.perf_counter() - began},
             peak_mib=None if peak is None else round(peak / 2**20, 1),
@@ -373,12 +385,13 @@ def _write(
         remove_file(probability_file(target))
         with replacing(target) as temporary:
             write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
-            record.start(target, made(), file_digest(temporary))
+            digest = file_digest(temporary)
+            record.start(target, made(digest), digest)
         if with_probabilities:
             write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
     finally:
         remove_file(scratch_file(target))
-    case = made()
+    case = made(digest)
     record.add(target, case)
     return case
 

@@ -20,7 +20,7 @@ RECORD = "predictions.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedCase:
-    """One output: which model made it from which input (digest of its files).
+    """One output: which model made it from which input (digest of its files), and the digest of the label map; empty in older records.
 
     ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
     (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
@@ -29,6 +29,7 @@ class PredictedCase:
 
     model: str
     input_digest: str
+    output_digest: str = ""
     finished: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float | None = None
@@ -105,6 +106,11 @@ def recorded(folder: Path) -> Predictions:
             if name not in cases or case.finished >= cases[name].finished:
                 cases[name] = case
     return Predictions(cases=cases)
+
+
+def is_as_recorded(target: Path, case: PredictedCase) -> bool:
+    """Whether a label map is still the one that was recorded, as far as the record tells."""
+    return not case.output_digest or _has_digest(target, case.output_digest)
 
 
 def record_name(part: tuple[int, int] | None) -> str:

@@ -360,3 +360,19 @@ def test_an_older_validation_without_a_record_was_mirrored(copy: Path) -> None:
 def test_the_output_folder_need_not_be_there(trained: Path, images: Path, tmp_path: Path, output: str) -> None:
     result = predict(images / "scan_0.nii.gz", tmp_path / output, dataset=trained, device="cpu")
     assert result.written == (tmp_path / output / "scan_0.nii.gz",)
+
+
+@pytest.mark.fault(
+    "A3", "a label map that was changed after it was predicted, and the same call again", "kept, with a warning that names it"
+)
+def test_a_kept_output_that_was_changed_is_named(trained: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (images / "scan_2.nii.gz").unlink()
+    made = predict(images, tmp_path / "out", dataset=trained)
+    changed = made.written[0]
+    changed.write_bytes(changed.read_bytes()[:-20])
+    again = predict(images, tmp_path / "out", dataset=trained)
+    assert len(again.kept) == 2
+    told = [record.getMessage() for record in caplog.records if "changed since predicted" in record.getMessage()]
+    assert told == [
+        f"1 output is kept, but changed since predicted: {changed.name}. If nobody corrected that by hand, predict again with --overwrite."
+    ]
