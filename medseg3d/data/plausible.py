@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -72,4 +72,20 @@ def lost_intercepts(least: Mapping[str, float]) -> list[str]:
 LOST_INTERCEPT = (
     "no value below 0, where most other cases reach far below, as CT does: its rescale intercept was lost (add it, mostly -1024), or it is "
     "another modality"
+)
+
+
+def is_ct_without_air(channel: str, least: Iterable[float]) -> bool:
+    """Whether a channel is called CT and no image of it reaches below 0, where water is.
+
+    >>> is_ct_without_air("CT", [0, 0]), is_ct_without_air("CT", [-1024, 0]), is_ct_without_air("T1", [0])
+    (True, False, False)
+    """
+    values = list(least)
+    return channel.casefold() == "ct" and bool(values) and min(values) >= 0
+
+
+CT_WITHOUT_AIR = (
+    "is called CT, but no image of it has a value below 0: these are no Hounsfield units. Rescaled on purpose that is fine, "
+    "as long as all images that will be predicted are rescaled alike; where the rescale intercept was lost, add it (mostly -1024)"
 )

@@ -14,7 +14,7 @@ from medseg3d.data.label_names import with_names
 from medseg3d.data.label_pairs import Sides, sides
 from medseg3d.data.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.data.plausible import LOST_INTERCEPT, is_far_beyond, lost_intercepts, spacing_doubt
+from medseg3d.data.plausible import CT_WITHOUT_AIR, LOST_INTERCEPT, is_ct_without_air, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
@@ -141,7 +141,10 @@ def _doubts(fingerprint: Fingerprint) -> Iterator[str]:
         if found:
             labelled = f"{usual.percentile_00_5:.4g} to {usual.percentile_99_5:.4g}"
             yield f"Channel {index} ({name}): {listed(found)} reach far beyond the labelled voxels ({labelled}). See medseg3d doctor."
-        lost = lost_intercepts({case.name: case.channels[index].minimum for case in fingerprint.cases})
+        least = {case.name: case.channels[index].minimum for case in fingerprint.cases}
+        if is_ct_without_air(name, least.values()):
+            yield f"Channel {index} {CT_WITHOUT_AIR}."
+        lost = lost_intercepts(least)
         if lost:
             yield f"Channel {index} ({name}): {listed(lost, most=5)} {'has' if len(lost) == 1 else 'have'} {LOST_INTERCEPT}."
     doubtful = [case.name for case in fingerprint.cases if spacing_doubt(math.prod(case.spacing) ** (1 / 3))]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import nibabel
@@ -61,17 +62,30 @@ def test_a_usual_range_is_needed() -> None:
 
 @pytest.mark.fault("A5", "training cases of CT whose rescale intercept was lost", "doctor and plan warn, with the cases")
 def test_cases_of_ct_without_values_below_0_are_told(tmp_path: Path) -> None:
+    write_ct(tmp_path, shifted=(1, 4))
+    (warning,) = (text for text in plan(tmp_path).warnings if "intercept" in text)
+    assert "c1, c4 have no value below 0" in warning
+    assert {finding.case for finding in doctor(tmp_path, fix=False).findings if "intercept" in finding.message} == {"c1", "c4"}
+
+
+@pytest.mark.fault("A5", "a channel called CT, and no case has a value below 0", "plan warns: these are no Hounsfield units")
+def test_ct_without_values_below_0_in_any_case_is_told(tmp_path: Path) -> None:
+    write_ct(tmp_path, shifted=range(6))
+    (warning,) = (text for text in plan(tmp_path, channels=["CT"]).warnings if "intercept" in text)
+    assert "is called CT, but no image of it has a value below 0" in warning
+    assert not [text for text in plan(tmp_path, channels=["T1"]).warnings if "intercept" in text]
+
+
+def write_ct(root: Path, *, shifted: Collection[int]) -> None:
+    """Six cases; 1024 is added to the ``shifted``."""
     for number in range(6):
         image = np.random.default_rng(number).normal(-400, 100, (12, 10, 8)).astype(np.int16)
         labels = np.zeros(image.shape, np.uint8)
         labels[4:8, 3:7, 2:6] = 1
         image[labels > 0] += 450
-        for folder, array in (("images", image + 1024 * (number in (1, 4))), ("labels", labels)):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array.astype(image.dtype), np.eye(4)), tmp_path / folder / f"c{number}.nii.gz")
-    (warning,) = (text for text in plan(tmp_path).warnings if "intercept" in text)
-    assert "c1, c4 have no value below 0" in warning
-    assert {finding.case for finding in doctor(tmp_path, fix=False).findings if "intercept" in finding.message} == {"c1", "c4"}
+        for folder, array in (("images", image + 1024 * (number in shifted)), ("labels", labels)):
+            (root / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array.astype(image.dtype), np.eye(4)), root / folder / f"c{number}.nii.gz")
 
 
 @pytest.mark.parametrize(
