@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import nibabel
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from tests.faults import Fault, render
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 TINY_PLANNER = """
 extends = "default"
