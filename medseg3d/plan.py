@@ -136,23 +136,6 @@ class NetworkPlan(Checked):
         )
 
 
-LossName = Literal[
-    "dice_ce",
-    "dice",
-    "dice_squared",
-    "generalized_dice",
-    "dice_focal",
-    "tversky",
-    "focal_tversky",
-    "lovasz",
-    "weighted_ce",
-    "ohem",
-    "boundary",
-    "cldice",
-    "surface",
-]
-"""What training minimizes; the formulas stand in :mod:`medseg3d.training.loss_functions`."""
-
 ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
 """How the learning rate runs; the formulas stand in :mod:`medseg3d.training.schedule`."""
 
@@ -161,8 +144,8 @@ ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
 class TrainingPlan(Checked):
     """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise.
 
-    ``loss_options`` are numbers of the loss (``alpha`` and ``beta`` of Tversky, …). ``warmup`` is the share of the run in which
-    the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
+    ``loss`` is one of :data:`medseg3d.losses.LOSSES`; ``loss_options`` are its numbers (``alpha`` and ``beta`` of Tversky, …). ``warmup``
+    is the share of the run in which the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
     ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
     says how a universal network draws its next dataset: in turn, in proportion to the number of training cases, or so that each
     gets the same work. With ``unit_gradients`` gradients are divided by their running norm, each dataset's by its own.
@@ -183,7 +166,7 @@ class TrainingPlan(Checked):
     cycles: Steps = 1
     layer_learning_rates: dict[Name, NotNegative] = field(default_factory=dict)
     gradient_clip: NotNegative = 12.0
-    loss: LossName = "dice_ce"
+    loss: Name = "dice_ce"
     loss_options: dict[Name, float] = field(default_factory=dict)
     foreground_oversampling: Share = 0.33
     domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"

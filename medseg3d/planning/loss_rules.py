@@ -1,99 +1,26 @@
-"""What a loss may be told, and which loss suits a dataset: names and numbers go in, checked options or a suggestion come out.
+"""The loss of a plan, checked, and which one suits a dataset: what is known of the labels goes in, a suggestion comes out.
 
-Nothing here imports torch; the formulas stand in :mod:`medseg3d.training.loss_functions`.
+The losses stand in :mod:`medseg3d.losses`; torch is imported for those that the default planner does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from medseg3d.errors import PlanError
-from medseg3d.plan import LossName
+from medseg3d.plan import TrainingPlan
+
+DEFAULT = TrainingPlan().loss
+"""It has no options, so that it is checked without torch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossOption:
-    """One number of a loss: its default, the closed range it must lie in, and what it does."""
+def checked_loss(training: TrainingPlan) -> tuple[dict[str, float], dict[str, str]]:
+    """All options of a plan's loss, and which extension it is from, by its name; raises :class:`~medseg3d.errors.PlanError`."""
+    if training.loss == DEFAULT and not training.loss_options:
+        return {}, {}
+    from medseg3d.losses import LOSSES, check_loss
 
-    default: float
-    minimum: float
-    maximum: float
-    meaning: str
-    is_whole: bool = False
-
-
-def check_loss(name: str, options: Mapping[str, float]) -> dict[str, float]:
-    """The options of a loss, complete: those given, and the defaults of the others.
-
-    Raises :class:`PlanError` for an unknown loss, an unknown option or a value outside its range; all findings at once.
-    """
-    known = next((table for loss, table in LOSS_OPTIONS.items() if loss == name), None)
-    if known is None:
-        raise PlanError(f"There is no loss {name!r}. The losses are {', '.join(LOSS_OPTIONS)}.")
-    findings = []
-    for option, value in options.items():
-        if option not in known:
-            findings.append(f"it has no option {option!r}; it has {', '.join(known) or 'none'}")
-            continue
-        rule = known[option]
-        is_number = isinstance(value, int | float)
-        if not is_number or not rule.minimum <= value <= rule.maximum or (rule.is_whole and value != int(value)):
-            kind = "a whole number" if rule.is_whole else "a number"
-            findings.append(f"{option} is {value!r}, must be {kind} from {rule.minimum:g} to {rule.maximum:g} ({rule.meaning})")
-    if findings:
-        raise PlanError(f"Loss {name}: {'; '.join(findings)}.")
-    return {option: float(options.get(option, rule.default)) for option, rule in known.items()}
-
-
-ALPHA = LossOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of false positives")
-"""Salehi 2017 found 0.3 and 0.7 best for lesions. A weight of 0 would let a network call everything, or nothing, foreground."""
-BETA = LossOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
-
-LOSS_OPTIONS: dict[LossName, dict[str, LossOption]] = {
-    "dice_ce": {},
-    "dice": {},
-    "dice_squared": {},
-    "generalized_dice": {},
-    "dice_focal": {
-        # Lin 2017: 2 was best of 0 to 5
-        "gamma": LossOption(default=2.0, minimum=0.0, maximum=5.0, meaning="how much less a voxel counts that is nearly right"),
-        "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
-    },
-    "tversky": {"alpha": ALPHA, "beta": BETA},
-    "focal_tversky": {
-        "alpha": ALPHA,
-        "beta": BETA,
-        # Abraham 2019: 4/3 was best of 1 to 3
-        "gamma": LossOption(default=4 / 3, minimum=1.0, maximum=3.0, meaning="1/gamma is the exponent: more for labels nearly right"),
-    },
-    "lovasz": {},
-    "weighted_ce": {
-        # the full inverse gives a label of 1 voxel in 100,000 the weight 100,000, and with it every false alarm
-        "power": LossOption(default=0.5, minimum=0.0, maximum=1.0, meaning="weights are (1 / voxels of the class) ** power"),
-    },
-    "ohem": {
-        # nnU-Net's top-k variants take the same tenth
-        "share": LossOption(default=0.1, minimum=0.001, maximum=1.0, meaning="share of the voxels, the hardest ones, that count"),
-    },
-    "boundary": {
-        # Kervadec 2019 starts here; distances are of the order of 100 voxels, so that 0.01 puts the term beside the Dice
-        "weight": LossOption(default=0.01, minimum=0.0, maximum=100.0, meaning="factor on the boundary term beside the Dice"),
-    },
-    "cldice": {
-        # Shit 2021 goes up to equal weights of Dice and clDice
-        "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the clDice term beside dice_ce"),
-        # the authors' own number; the work grows with it
-        "iterations": LossOption(
-            default=3, minimum=1, maximum=50, meaning="erosions of the skeleton, at least the largest radius in voxels", is_whole=True
-        ),
-    },
-    "surface": {
-        # both terms lie between 0 and 1, and Celaya 2023 passes through equal weights halfway
-        "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the surface term beside dice_ce"),
-    },
-}
-"""The options of every loss."""
+    options, provider = check_loss(training.loss, training.loss_options), LOSSES.provider(training.loss)
+    return options, {training.loss: provider} if provider else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +51,7 @@ UNEVEN_LABELS = 1000.0
 """A label a thousand times smaller than another has no say in a mean over voxels; the Dice alone looks at it."""
 
 
-def suggest_loss(facts: LossFacts) -> tuple[LossName, str]:
+def suggest_loss(facts: LossFacts) -> tuple[str, str]:
     """A loss and the reason in one sentence; ``dice_ce`` unless a fact speaks clearly for another.
 
     Only compound losses are suggested: in the comparison of 20 losses on six datasets of Ma 2021 (Loss odyssey in medical image

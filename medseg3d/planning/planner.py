@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
-from medseg3d.planning.loss_rules import check_loss
+from medseg3d.planning.loss_rules import checked_loss
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.ranges import (
     BatchSize,
@@ -331,8 +331,8 @@ def _check(planner: Planner, path: Path) -> None:
         if is_wrong
     ]
     try:
-        check_loss(planner.training.loss, planner.training.loss_options)
+        checked_loss(planner.training)
     except PlanError as error:
-        wrong.append(str(error).removesuffix("."))
+        wrong.append(f"training.loss: {str(error).removesuffix('.')}")
     if wrong:
         raise PlanError(f"{path}: {'; '.join(wrong)}.")

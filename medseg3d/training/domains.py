@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.execution import available_cores
+from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
 from medseg3d.networks.build import build_network, build_universal, output_size
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
@@ -22,15 +23,12 @@ from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import StoredCase
-from medseg3d.training.loss_functions import LOSSES, LossFunction, LossSettings
 
 NO_NAME = ""
 """Of the only domain of a network that serves one dataset."""
 VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
 """Random numbers of their own beside those of the training patches, stream 0. Validation patches are those of epoch 0 every time, so
 that epochs can be compared."""
-WEIGHTED_LOSSES = ("weighted_ce", "surface")
-"""These weigh classes by their voxels."""
 NORM_MEMORY = 0.95
 """Of the running norms of gradients: they follow the last twenty steps of a domain."""
 LARGEST_RISE = 10
@@ -75,14 +73,14 @@ class TrainingDomain:
     def loss(self) -> LossFunction:
         """The plan's loss for one output."""
         training = self.configuration.training
-        return LOSSES[training.loss](
-            LossSettings(
-                num_classes=self.plan.labels.num_classes,
-                batch_dice=self.configuration.batch_dice,
-                options=dict(training.loss_options),
-                class_voxels=self._class_voxels() if training.loss in WEIGHTED_LOSSES else None,
-            )
+        provider = training.providers.get(training.loss, "")
+        settings = LossSettings(
+            num_classes=self.plan.labels.num_classes,
+            batch_dice=self.configuration.batch_dice,
+            options=training.loss_options,
+            class_voxels=self._class_voxels() if find_loss(training.loss, provider).weighs_classes else None,
         )
+        return make_loss(training.loss, settings)
 
     def _class_voxels(self) -> tuple[float, ...]:
         counts = np.zeros(self.plan.labels.num_classes)

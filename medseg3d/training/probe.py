@@ -62,9 +62,9 @@ def main(arguments: list[str]) -> int:
     """Take one bf16 step; ends with a non-zero code where it does not end."""
     import torch
 
+    from medseg3d.losses import LossSettings, make_loss, supervised_loss
     from medseg3d.networks.build import build_network
     from medseg3d.precision import wrong_gradient
-    from medseg3d.training.losses import dice_cross_entropy
 
     file, batch_size, *patch_size = use_arguments(arguments)
     plan = read_record(Path(file), NetworkPlan, "network")
@@ -82,7 +82,8 @@ def main(arguments: list[str]) -> int:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)
     labels = torch.randint(0, plan.num_classes, image[:, 0].shape)
-    dice_cross_entropy(outputs, labels, batch_dice=False).total.backward()  # type: ignore[no-untyped-call]
+    loss = make_loss("dice_ce", LossSettings(num_classes=plan.num_classes))
+    supervised_loss(outputs, labels, loss).total.backward()  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - began
     faulthandler.dump_traceback_later(2 * limit + GRACE_SECONDS, exit=True)
     wrong = wrong_gradient(network, image[:1], Device(device=torch.device("cpu"), precision="bfloat16"))

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from medseg3d.devices import Device
+from medseg3d.losses import LossFunction, supervised_loss
+from medseg3d.losses.supervision import Counts
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.training.domains import TrainingDomain, run_network, to_device
-from medseg3d.training.loss_functions import LossFunction, supervised_loss
-from medseg3d.training.losses import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

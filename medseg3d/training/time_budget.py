@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from medseg3d.devices import Device, wait_for
+from medseg3d.losses import LossFunction, supervised_loss
 from medseg3d.training.domains import TrainingDomain, run_network
-from medseg3d.training.loss_functions import LossFunction, supervised_loss
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ import torch
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError
 from medseg3d.execution import available_cores
+from medseg3d.losses import supervised_loss
 from medseg3d.models.checkpoints import ModelCard, save_weights
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
@@ -41,7 +42,6 @@ from medseg3d.training.domains import (
     with_unit_gradients,
 )
 from medseg3d.training.initial import InitialWeights, check_began_with, read_initial, take_over
-from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.pseudo_dice import PatchValidation, Smoothed, mean_of_known, smoothed, validate_patches
 from medseg3d.training.schedule import learning_rate, parameter_groups

@@ -12,6 +12,7 @@ import torch
 from medseg3d.devices import choose_device, use_all_cores
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener, silent
+from medseg3d.losses import supervised_loss
 from medseg3d.networks.build import build_network
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration
@@ -21,7 +22,6 @@ from medseg3d.records import write_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
 from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
 from medseg3d.training.learning_rate_search import LearningRateCurve, find_learning_rate
-from medseg3d.training.loss_functions import supervised_loss
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.train_fold import optimizer_of
 from medseg3d.work_folder import WorkFolder, work_folder

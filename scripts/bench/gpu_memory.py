@@ -39,10 +39,10 @@ def main() -> int:
 def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-def]
     """Name, predicted bytes, peak of the tensors and peak of what torch reserves, of 3d_fullres and 2d."""
     from medseg3d.labels import Labels
+    from medseg3d.losses import LossSettings, make_loss, supervised_loss
     from medseg3d.networks.build import build_network
     from medseg3d.networks.cost import step_cost
     from medseg3d.planning import DatasetSummary, load_planner, make_plan
-    from medseg3d.training.loss_functions import LOSSES, LossSettings, supervised_loss
     from medseg3d.training.train_fold import optimizer_of
 
     summary = DatasetSummary(
@@ -66,7 +66,7 @@ def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-
         network = build_network(configuration.network).cuda().train()
         optimizer = optimizer_of(network, configuration.training)
         settings = LossSettings(num_classes=3, batch_dice=configuration.batch_dice, options={}, class_voxels=None)
-        loss = LOSSES[configuration.training.loss](settings)
+        loss = make_loss(configuration.training.loss, settings)
         image = torch.randn(configuration.batch_size, 1, *configuration.patch_size, device="cuda")
         labels = torch.randint(0, 3, image[:, 0].shape, device="cuda")
         for _ in range(STEPS):

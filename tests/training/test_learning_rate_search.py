@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from medseg3d.devices import Device, Precision
 from medseg3d.errors import DivergedError, InputError
+from medseg3d.losses import LossSettings, make_loss, supervised_loss
 from medseg3d.records import read_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
 from medseg3d.training.learning_rate_search import MIN_STEPS, LearningRateCurve, find_learning_rate
-from medseg3d.training.losses import dice_cross_entropy
 from medseg3d.workflows import find_lr as find_lr_workflow
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
@@ -95,7 +95,7 @@ class Heads(nn.Module):
 
 
 def loss_of(outputs: list[Tensor], labels: Tensor) -> Tensor:
-    return dice_cross_entropy(outputs, labels, batch_dice=True).total
+    return supervised_loss(outputs, labels, make_loss("dice_ce", LossSettings(num_classes=2, batch_dice=True))).total
 
 
 def trained_heads(kind: type[torch.optim.Optimizer]) -> tuple[Heads, torch.optim.Optimizer]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medseg3d.errors import PlanError
-from medseg3d.plan import LossName
-from medseg3d.training.loss_functions import LOSSES, LossSettings, signed_distances, supervised_loss
-from medseg3d.training.losses import center_crop, deep_supervision_weights, dice_cross_entropy, downsample_labels
+from medseg3d.losses import LOSSES, LossSettings, check_loss, make_loss, supervised_loss
+from medseg3d.losses.regions import dice_and_cross_entropy
+from medseg3d.losses.shapes import signed_distances
+from medseg3d.losses.supervision import center_crop, deep_supervision_weights, downsample_labels
 
-NAMES = get_args(LossName)
-PER_SAMPLE = sorted(set(NAMES) - {"weighted_ce", "ohem"})
-"""The losses that know ``batch_dice``; the other two weigh voxels of the whole batch against each other."""
+NAMES = tuple(LOSSES.built_in)
+PER_SAMPLE = [name for name in NAMES if LOSSES[name].knows_batches]
+"""The others weigh voxels of the whole batch against each other."""
 VOXELS = (1000.0, 100.0, 10.0)
 """Per class, background first."""
 MINIMA = {"dice_ce": -1.0, "cldice": -1.0, "surface": -1.0}
@@ -34,7 +36,7 @@ def _one_thread():
 
 def make(name, *, num_classes=3, batch_dice=False, class_voxels=None, **options):
     settings = LossSettings(num_classes=num_classes, batch_dice=batch_dice, options=options, class_voxels=class_voxels)
-    return LOSSES[name](settings)
+    return make_loss(name, settings)
 
 
 def blocks(dimensions=3, *, batch=2, edge=8):
@@ -57,19 +59,45 @@ def dice_of(logits, labels):
     return sum(float(2 * (p & r).sum() / (p.sum() + r.sum())) for p, r in pairs) / len(pairs)
 
 
-def test_every_name_of_a_plan_is_a_loss():
-    assert set(LOSSES) == set(NAMES)
+# --- options
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unknown_options_and_values_out_of_range_are_refused(name):
-    with pytest.raises(PlanError, match="no option 'nonsense'"):
-        make(name, nonsense=1.0)
+def test_defaults_are_allowed_and_complete_what_is_given(name):
+    defaults = check_loss(name, {})
+    assert set(defaults) == set(LOSSES[name].options)
+    assert check_loss(name, defaults) == defaults
 
 
-def test_a_value_out_of_range_is_refused():
-    with pytest.raises(PlanError, match=r"share is 1\.5, must be a number from"):
-        make("ohem", share=1.5)
+def test_a_given_option_stays_beside_the_default_of_the_other():
+    assert check_loss("tversky", {"beta": 0.9}) == {"alpha": 0.3, "beta": 0.9}
+
+
+@given(st.sampled_from([(n, o) for n, table in LOSSES.built_in.items() for o in table.options]), st.floats())
+def test_a_value_is_taken_if_and_only_if_it_lies_in_the_range(which, value):
+    name, option = which
+    rule = LOSSES[name].options[option]
+    if rule.minimum <= value <= rule.maximum and (not rule.is_whole or value.is_integer()):
+        assert check_loss(name, {option: value})[option] == value
+    else:
+        with pytest.raises(PlanError, match=f"Loss {name}: {option} is .* from {rule.minimum:g} to {rule.maximum:g}"):
+            check_loss(name, {option: value})
+
+
+def test_the_message_names_all_findings_and_what_is_allowed():
+    with pytest.raises(PlanError) as caught:
+        check_loss("tversky", {"alpha": 7.0, "gamma": 2.0})
+    assert "alpha is 7.0, must be a number from 0.01 to 1 (weight of false positives)" in str(caught.value)
+    assert "no option 'gamma'; it has alpha, beta" in str(caught.value)
+    with pytest.raises(PlanError, match="no option 'alpha'; it has none"):
+        check_loss("dice_ce", {"alpha": 0.5})
+    with pytest.raises(PlanError, match=r"There is no loss 'hinge'; known are boundary, "):
+        check_loss("hinge", {})
+
+
+def test_skeletons_take_whole_iterations():
+    with pytest.raises(PlanError, match=r"iterations is 2\.5, must be a whole number from 1 to 50"):
+        check_loss("cldice", {"iterations": 2.5})
 
 
 # --- every loss
@@ -211,9 +239,9 @@ def test_patches_of_one_voxel_across_are_possible(name):
 def test_dice_is_that_of_dice_ce(batch_dice):
     torch.manual_seed(0)
     labels, logits = blocks(), torch.randn(2, 3, 8, 8, 8)
-    both = dice_cross_entropy(logits, labels, batch_dice=batch_dice)
-    assert float(make("dice", batch_dice=batch_dice)(logits, labels)) == pytest.approx(1 + float(both.dice), rel=1e-5)
-    assert float(make("dice_ce", batch_dice=batch_dice)(logits, labels)) == float(both.total)
+    minus_dice, cross_entropy = dice_and_cross_entropy(logits, labels, batch_dice)
+    assert float(make("dice", batch_dice=batch_dice)(logits, labels)) == pytest.approx(1 + float(minus_dice), rel=1e-5)
+    assert float(make("dice_ce", batch_dice=batch_dice)(logits, labels)) == float(minus_dice + cross_entropy)
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -421,19 +449,14 @@ def test_heads_are_weighted_against_labels_of_their_size():
     expected = sum(weight * float(part) for weight, part in zip(deep_supervision_weights(3), parts, strict=True))
     result = supervised_loss(heads, labels, loss)
     assert float(result.total) == pytest.approx(expected, rel=1e-6)
-    assert (result.dice, result.cross_entropy, result.counts) == (None, None, None)
+    assert result.counts is None
 
 
 @pytest.mark.parametrize("finest", [8, 6])
-def test_dice_ce_as_an_option_is_the_same_as_directly(finest):
-    torch.manual_seed(0)
-    labels = blocks(2)
+def test_voxels_are_counted_where_the_finest_output_lies(finest):
     heads = [torch.randn(2, 3, n, n) for n in (finest, finest // 2)]
-    ours = supervised_loss(heads, labels, make("dice_ce"), with_counts=True)
-    directly = dice_cross_entropy(heads, labels, batch_dice=False, with_counts=True)
-    assert float(ours.total) == pytest.approx(float(directly.total), rel=1e-6)
-    assert torch.equal(ours.counts.true_positives, directly.counts.true_positives)
-    assert int((ours.counts.true_positives + ours.counts.false_negatives).sum()) == 2 * finest**2
+    counts = supervised_loss(heads, blocks(2), make("dice_ce"), with_counts=True).counts
+    assert int((counts.true_positives + counts.false_negatives).sum()) == 2 * finest**2
 
 
 def test_an_output_of_valid_convolutions_is_compared_with_the_middle_of_the_labels():
@@ -443,9 +466,8 @@ def test_an_output_of_valid_convolutions_is_compared_with_the_middle_of_the_labe
     middle = labels[:, 1:7, 2:10]
     expected = supervised_loss(heads, middle, make("dice"))
     assert float(supervised_loss(heads, labels, make("dice")).total) == float(expected.total)
-    directly = dice_cross_entropy(heads, labels, batch_dice=True, with_counts=True)
-    assert float(directly.total) == float(dice_cross_entropy(heads, middle, batch_dice=True).total)
-    assert int(directly.counts.true_positives.sum()) == int((heads[0].argmax(1) == middle).sum())
+    counts = supervised_loss(heads, labels, make("dice"), with_counts=True).counts
+    assert int(counts.true_positives.sum()) == int((heads[0].argmax(1) == middle).sum())
 
 
 @pytest.mark.parametrize(("size", "wanted"), [((7, 6, 5), (3, 6, 4)), ((5, 5), (1, 2)), ((4, 4), (4, 4))])

@@ -1,0 +1,32 @@
+"""The losses that a plan can name: a name and settings go in, a function of logits and labels comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from medseg3d.extensions import Registry
+from medseg3d.losses import regions, shapes, voxels
+from medseg3d.losses.loss import Loss, LossFunction, LossSettings, in_float32
+
+LOSSES = Registry("losses", Loss, {**regions.LOSSES, **voxels.LOSSES, **shapes.LOSSES})
+"""The losses by their name in a plan, and those of extensions."""
+
+
+def find_loss(name: str, provider: str = "") -> Loss:
+    """The loss of a name; raises :class:`~medseg3d.errors.PlanError` for an unknown one, with the extension that it is from."""
+    return LOSSES.find(name, provider=provider)
+
+
+def check_loss(name: str, options: Mapping[str, float]) -> dict[str, float]:
+    """The options of a loss, complete: those given, and the defaults of the others.
+
+    Raises :class:`~medseg3d.errors.PlanError` for an unknown loss, an unknown option or a value outside its range; all findings at once.
+    """
+    return find_loss(name).completed(name, options)
+
+
+def make_loss(name: str, settings: LossSettings, *, provider: str = "") -> LossFunction:
+    """The loss for one output, in float32 also under autocast; raises as :func:`check_loss`."""
+    loss = find_loss(name, provider)
+    return in_float32(loss.make(replace(settings, options=loss.completed(name, settings.options))))

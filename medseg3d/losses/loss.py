@@ -1,0 +1,117 @@
+"""What a loss is to the rest of the package: a line about it, its options, and how it is made.
+
+Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, n0, n1[, n2])`` of any integer type with values
+0 … num_classes - 1; the result is a float32 scalar that is lower for a better prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from medseg3d.errors import PlanError
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""(logits, labels) → scalar."""
+SMOOTH = 1e-5
+"""Added to numerator and denominator of the Dice, so that an absent class that is not predicted counts as right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOption:
+    """One number of a loss: its default, the closed range it must lie in, and what it does."""
+
+    default: float
+    minimum: float
+    maximum: float
+    meaning: str
+    is_whole: bool = False
+
+    def problem(self, name: str, value: object) -> str | None:
+        """What is wrong with a value of it, None where nothing is."""
+        is_number = isinstance(value, int | float) and self.minimum <= value <= self.maximum
+        if is_number and not (self.is_whole and value != int(value)):  # type: ignore[call-overload]
+            return None
+        kind = "a whole number" if self.is_whole else "a number"
+        return f"{name} is {value!r}, must be {kind} from {self.minimum:g} to {self.maximum:g} ({self.meaning})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """What a loss is made from.
+
+    ``batch_dice`` pools the voxels of all samples before dividing; otherwise every sample is measured by itself. ``options`` may
+    leave out what has a default. ``class_voxels`` are the voxels of each class in the dataset, background first; None for equal
+    weights.
+    """
+
+    num_classes: int
+    batch_dice: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
+    class_voxels: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A loss as its file describes it.
+
+    ``meaning`` is a line for tables. ``make(settings)`` gets settings whose options are complete, and gives a function of float32 logits
+    and int64 labels. A loss that ``weighs_classes`` is told the voxels of the classes; one that does not ``know_batches`` takes no notice
+    of ``batch_dice``.
+    """
+
+    meaning: str
+    make: Callable[[LossSettings], LossFunction]
+    options: Mapping[str, LossOption] = field(default_factory=dict)
+    weighs_classes: bool = False
+    knows_batches: bool = True
+
+    def completed(self, name: str, options: Mapping[str, float]) -> dict[str, float]:
+        """All options: those given, and the defaults of the others; raises :class:`PlanError` with all that is wrong with them."""
+        findings = [
+            f"it has no option {option!r}; it has {', '.join(self.options) or 'none'}"
+            if option not in self.options
+            else self.options[option].problem(option, value)
+            for option, value in options.items()
+        ]
+        if wrong := "; ".join(filter(None, findings)):
+            raise PlanError(f"Loss {name}: {wrong}.")
+        return {option: float(options.get(option, rule.default)) for option, rule in self.options.items()}
+
+
+def in_float32(loss: LossFunction) -> LossFunction:
+    """The loss of float32 logits and int64 labels, whatever comes in; autocast would run the reductions in half precision."""
+
+    def of_float32(logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return loss(logits.float(), labels.long())
+
+    return of_float32
+
+
+def foreground(per_class: Tensor) -> Tensor:
+    """``(batch, class, …)`` without the background, which is class 0; a single class stays."""
+    return per_class[:, 1:] if per_class.shape[1] > 1 else per_class
+
+
+def probabilities_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and labels of the foreground classes, both float32 ``(batch, class, n0, …)``."""
+    predicted = foreground(logits.softmax(1))
+    classes = torch.arange(logits.shape[1], device=labels.device)[-predicted.shape[1] :]
+    reference = labels[:, None] == classes.view(1, -1, *[1] * (labels.ndim - 1))
+    return predicted, reference.float()
+
+
+def summed_axes(logits: Tensor, batch_dice: bool) -> tuple[int, ...]:
+    """The axes of the voxels of one region; what is left is (batch, class), or (class,) where the batch is pooled."""
+    return ((0,) if batch_dice else ()) + tuple(range(2, logits.ndim))
+
+
+def rarity(settings: LossSettings) -> Tensor:
+    """The inverse of the voxels per class, 1 for the rarest, float32 ``(class,)``; a class without voxels counts as the rarest."""
+    voxels = torch.tensor(settings.class_voxels or (1.0,) * settings.num_classes, dtype=torch.float64)
+    smallest = torch.where(voxels > 0, voxels, torch.inf).min()
+    return torch.where(voxels > 0, smallest / voxels, 1.0).float()

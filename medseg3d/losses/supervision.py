@@ -1,0 +1,125 @@
+"""A loss over the outputs of a network, with deep supervision, and the counts behind a pseudo-Dice.
+
+Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, n0, n1[, n2])`` of any integer type with values
+0 … num_classes - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medseg3d.losses.loss import LossFunction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossValue:
+    """``total`` carries the gradient; ``counts`` belongs to the arg-max of the finest logits, where it was asked for."""
+
+    total: Tensor
+    counts: Counts | None = None
+
+
+def supervised_loss(outputs: Tensor | Sequence[Tensor], labels: Tensor, loss: LossFunction, *, with_counts: bool = False) -> LossValue:
+    """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does."""
+    heads = supervise(outputs, labels)
+    total = torch.zeros((), device=labels.device)
+    for head in heads:
+        total = total + head.weight * loss(head.logits, head.labels)
+    return LossValue(total=total, counts=count_voxels(heads[0].logits, heads[0].labels) if with_counts else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """One output: its logits ``(batch, class, n0, …)``, the labels on the same grid ``(batch, n0, …)``, its weight in the sum."""
+
+    logits: Tensor
+    labels: Tensor
+    weight: float
+
+
+def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> list[Head]:
+    """The outputs that count (finest first) with their weights and labels; a single tensor is one output.
+
+    Where the finest output is smaller than the labels, as networks of valid convolutions make it, it lies in their middle, and
+    they are cropped to it. Coarser outputs cover the same extent: for them the labels are sampled at the nearest voxel. Raises
+    ValueError where the finest output is larger than the labels.
+    """
+    heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inside = center_crop(labels, heads[0].shape[2:])
+    return [
+        Head(logits=logits, labels=downsample_labels(inside, logits.shape[2:]), weight=weight)
+        for logits, weight in zip(heads, deep_supervision_weights(len(heads)), strict=True)
+        if weight
+    ]
+
+
+def center_crop(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The middle of labels ``(batch, n0, …)``, ``shape`` along the axes after the batch; of an odd rest, more is cut off at the end.
+
+    Raises ValueError where ``shape`` exceeds the labels.
+    """
+    if any(wanted > size for size, wanted in zip(labels.shape[1:], shape, strict=True)):
+        raise ValueError(f"Logits of {tuple(shape)} voxels do not lie inside labels of {tuple(labels.shape[1:])}.")
+    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        labels = labels.narrow(axis, (size - wanted) // 2, wanted)
+    return labels
+
+
+def deep_supervision_weights(num_heads: int) -> tuple[float, ...]:
+    """``1 / 2**i`` with the coarsest set to 0, then normalized to the sum 1; a single head has weight 1.
+
+    >>> deep_supervision_weights(3)
+    (0.6666666666666666, 0.3333333333333333, 0.0)
+    >>> deep_supervision_weights(1)
+    (1.0,)
+    """
+    if num_heads == 1:
+        return (1.0,)  # the rule would leave nothing: nnU-Net divides 0 by 0 for a network of two stages
+    weights = [0.5**head for head in range(num_heads - 1)]
+    return (*(weight / sum(weights) for weight in weights), 0.0)
+
+
+def downsample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels ``(batch, n0, …)`` at the nearest voxel of a coarser grid of the same extent (torch's ``nearest-exact``)."""
+    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        if size != wanted:
+            centers = (2 * torch.arange(wanted, device=labels.device) + 1) * size // (2 * wanted)
+            labels = labels.index_select(axis, centers)
+    return labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """True positives, false positives and false negatives per class, int64 tensors ``(num_classes,)``, background first."""
+
+    true_positives: Tensor
+    false_positives: Tensor
+    false_negatives: Tensor
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of both together."""
+        return Counts(
+            true_positives=self.true_positives + other.true_positives,
+            false_positives=self.false_positives + other.false_positives,
+            false_negatives=self.false_negatives + other.false_negatives,
+        )
+
+    def dice(self) -> Tensor:
+        """Dice per class ``2 tp / (2 tp + fp + fn)``, float64 on the CPU; NaN for a class that is neither labelled nor predicted."""
+        hits, wrong = self.true_positives.cpu().double(), (self.false_positives + self.false_negatives).cpu()
+        return 2 * hits / (2 * hits + wrong)
+
+
+def count_voxels(logits: Tensor, labels: Tensor) -> Counts:
+    """Count the voxels of the arg-max of logits of the labels' size; no gradient."""
+    num_classes = logits.shape[1]
+    with torch.no_grad():
+        predicted = logits.argmax(1).flatten()
+        reference = labels.flatten().long()
+        pairs = torch.bincount(reference * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
+        hits = pairs.diagonal()
+        return Counts(true_positives=hits.clone(), false_positives=pairs.sum(0) - hits, false_negatives=pairs.sum(1) - hits)
