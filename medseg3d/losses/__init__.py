@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from medseg3d.losses.build import LOSSES, check_loss, find_loss, make_loss
-from medseg3d.losses.loss import Loss, LossFunction, LossOption, LossSettings
+from medseg3d.losses.loss import Loss, LossFunction, LossSettings
 from medseg3d.losses.supervision import supervised_loss
+from medseg3d.number_options import NumberOption
 
 __all__ = [
     "LOSSES",
     "Loss",
     "LossFunction",
-    "LossOption",
     "LossSettings",
+    "NumberOption",
     "check_loss",
     "find_loss",
     "make_loss",

@@ -12,31 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from medseg3d.errors import PlanError
+from medseg3d.number_options import NumberOption, completed_numbers
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) → scalar."""
 SMOOTH = 1e-5
 """Added to numerator and denominator of the Dice, so that an absent class that is not predicted counts as right."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossOption:
-    """One number of a loss: its default, the closed range it must lie in, and what it does."""
-
-    default: float
-    minimum: float
-    maximum: float
-    meaning: str
-    is_whole: bool = False
-
-    def problem(self, name: str, value: object) -> str | None:
-        """What is wrong with a value of it, None where nothing is."""
-        is_number = isinstance(value, int | float) and self.minimum <= value <= self.maximum
-        if is_number and not (self.is_whole and value != int(value)):  # type: ignore[call-overload]
-            return None
-        kind = "a whole number" if self.is_whole else "a number"
-        return f"{name} is {value!r}, must be {kind} from {self.minimum:g} to {self.maximum:g} ({self.meaning})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +46,13 @@ class Loss:
 
     meaning: str
     make: Callable[[LossSettings], LossFunction]
-    options: Mapping[str, LossOption] = field(default_factory=dict)
+    options: Mapping[str, NumberOption] = field(default_factory=dict)
     weighs_classes: bool = False
     knows_batches: bool = True
 
     def completed(self, name: str, options: Mapping[str, float]) -> dict[str, float]:
-        """All options: those given, and the defaults of the others; raises :class:`PlanError` with all that is wrong with them."""
-        findings = [
-            f"it has no option {option!r}; it has {', '.join(self.options) or 'none'}"
-            if option not in self.options
-            else self.options[option].problem(option, value)
-            for option, value in options.items()
-        ]
-        if wrong := "; ".join(filter(None, findings)):
-            raise PlanError(f"Loss {name}: {wrong}.")
-        return {option: float(options.get(option, rule.default)) for option, rule in self.options.items()}
+        """All options: those given, and the defaults of the others; raises :class:`~medseg3d.errors.PlanError` for wrong ones."""
+        return completed_numbers(f"Loss {name}", self.options, options)
 
 
 def in_float32(loss: LossFunction) -> LossFunction:

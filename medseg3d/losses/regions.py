@@ -10,12 +10,12 @@ from medseg3d.losses.loss import (
     SMOOTH,
     Loss,
     LossFunction,
-    LossOption,
     LossSettings,
     foreground,
     probabilities_and_labels,
     summed_axes,
 )
+from medseg3d.number_options import NumberOption
 
 
 def dice_ce(settings: LossSettings) -> LossFunction:
@@ -199,9 +199,9 @@ def _count_labels(index: Tensor, num_classes: int) -> Tensor:
     return torch.bincount((index + offset).flatten(), minlength=len(index) * num_classes).view(len(index), num_classes).float()
 
 
-ALPHA = LossOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of false positives")
+ALPHA = NumberOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of false positives")
 """Salehi 2017 found 0.3 and 0.7 best for lesions. A weight of 0 would let a network call everything, or nothing, foreground."""
-BETA = LossOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
+BETA = NumberOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
 
 LOSSES = {
     "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce),
@@ -213,8 +213,8 @@ LOSSES = {
         make=dice_focal,
         options={
             # Lin 2017: 2 was best of 0 to 5
-            "gamma": LossOption(default=2.0, minimum=0.0, maximum=5.0, meaning="how much less a voxel counts that is nearly right"),
-            "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
+            "gamma": NumberOption(default=2.0, minimum=0.0, maximum=5.0, meaning="how much less a voxel counts that is nearly right"),
+            "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
         },
     ),
     "tversky": Loss(meaning="Dice with separate weights for the two kinds of errors", make=tversky, options={"alpha": ALPHA, "beta": BETA}),
@@ -225,7 +225,7 @@ LOSSES = {
             "alpha": ALPHA,
             "beta": BETA,
             # Abraham 2019: 4/3 was best of 1 to 3
-            "gamma": LossOption(default=4 / 3, minimum=1.0, maximum=3.0, meaning="1/gamma is the exponent: more for labels nearly right"),
+            "gamma": NumberOption(default=4 / 3, minimum=1.0, maximum=3.0, meaning="1/gamma is the exponent: more for labels nearly right"),
         },
     ),
     "lovasz": Loss(meaning="the Jaccard index, made smooth", make=lovasz),

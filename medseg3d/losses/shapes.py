@@ -10,7 +10,6 @@ from medseg3d.losses.loss import (
     SMOOTH,
     Loss,
     LossFunction,
-    LossOption,
     LossSettings,
     foreground,
     probabilities_and_labels,
@@ -18,6 +17,7 @@ from medseg3d.losses.loss import (
     summed_axes,
 )
 from medseg3d.losses.regions import dice, dice_ce
+from medseg3d.number_options import NumberOption
 
 
 def boundary(settings: LossSettings) -> LossFunction:
@@ -118,7 +118,7 @@ LOSSES = {
         make=boundary,
         options={
             # Kervadec 2019 starts here; distances are of the order of 100 voxels, so that 0.01 puts the term beside the Dice
-            "weight": LossOption(default=0.01, minimum=0.0, maximum=100.0, meaning="factor on the boundary term beside the Dice"),
+            "weight": NumberOption(default=0.01, minimum=0.0, maximum=100.0, meaning="factor on the boundary term beside the Dice"),
         },
     ),
     "cldice": Loss(
@@ -126,9 +126,9 @@ LOSSES = {
         make=cldice,
         options={
             # Shit 2021 goes up to equal weights of Dice and clDice
-            "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the clDice term beside dice_ce"),
+            "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the clDice term beside dice_ce"),
             # the authors' own number; the work grows with it
-            "iterations": LossOption(
+            "iterations": NumberOption(
                 default=3, minimum=1, maximum=50, meaning="erosions of the skeleton, at least the largest radius in voxels", is_whole=True
             ),
         },
@@ -138,7 +138,7 @@ LOSSES = {
         make=surface,
         options={
             # both terms lie between 0 and 1, and Celaya 2023 passes through equal weights halfway
-            "weight": LossOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the surface term beside dice_ce"),
+            "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the surface term beside dice_ce"),
         },
         weighs_classes=True,
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg3d.losses.loss import Loss, LossFunction, LossOption, LossSettings, rarity
+from medseg3d.losses.loss import Loss, LossFunction, LossSettings, rarity
+from medseg3d.number_options import NumberOption
 
 
 def weighted_ce(settings: LossSettings) -> LossFunction:
@@ -40,7 +41,7 @@ LOSSES = {
         make=weighted_ce,
         options={
             # the full inverse gives a label of 1 voxel in 100,000 the weight 100,000, and with it every false alarm
-            "power": LossOption(default=0.5, minimum=0.0, maximum=1.0, meaning="weights are (1 / voxels of the class) ** power"),
+            "power": NumberOption(default=0.5, minimum=0.0, maximum=1.0, meaning="weights are (1 / voxels of the class) ** power"),
         },
         weighs_classes=True,
         knows_batches=False,
@@ -50,7 +51,7 @@ LOSSES = {
         make=ohem,
         options={
             # nnU-Net's top-k variants take the same tenth
-            "share": LossOption(default=0.1, minimum=0.001, maximum=1.0, meaning="share of the voxels, the hardest ones, that count"),
+            "share": NumberOption(default=0.1, minimum=0.001, maximum=1.0, meaning="share of the voxels, the hardest ones, that count"),
         },
         knows_batches=False,
     ),

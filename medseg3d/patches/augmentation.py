@@ -1,5 +1,6 @@
 """Random changes of a training batch: parameters are drawn first (numpy, per sample), then applied on the training device.
 
+Those that only some plans have stand in :mod:`medseg3d.patches.further_augmentations`.
 The list, its order, probabilities and ranges are those of nnU-Net 2.8.1's default trainer. Images are float32
 ``(batch, channel, n0, n1[, n2])``, labels ``(batch, n0, n1[, n2])``. Rotations are in the space of voxels, whatever their spacing.
 """
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medseg3d.devices import wait_for
+from medseg3d.patches.further_augmentations import FurtherAugmentation
 from medseg3d.patches.sampling import OUTSIDE, PatchBox
 
 ANISOTROPY_THRESHOLD = 3
@@ -54,6 +56,7 @@ class AugmentationPolicy:
     masked_channels: tuple[int, ...] = ()
     left_right_axis: int | None = None
     label_pairs: tuple[tuple[int, int], ...] = ()
+    further: tuple[FurtherAugmentation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class AugmentationDraw:
 
     ``matrix`` maps patch coordinates to image coordinates about the center, over all axes or the last two. Tuples over
     channels hold None for a channel that stays; ``blur`` holds one sigma (voxels) per axis; ``noise`` is (standard deviation,
-    seed); ``mirror`` lists axes of the patch.
+    seed); ``mirror`` lists axes of the patch; ``further`` has one entry per further augmentation of the policy.
     """
 
     matrix: tuple[tuple[float, ...], ...] | None = None
@@ -74,6 +77,7 @@ class AugmentationDraw:
     gamma_inverted: tuple[float, ...] = ()
     gamma: tuple[float, ...] = ()
     mirror: tuple[int, ...] = ()
+    further: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ def augmentation_policy(
     masked_channels: Sequence[int] = (),
     left_right_axis: int | None = None,
     label_pairs: Sequence[tuple[int, int]] = (),
+    further: Sequence[FurtherAugmentation] = (),
 ) -> AugmentationPolicy:
     """The policy for a patch: slice by slice where it is flat, angles by its dimensions and shape.
 
@@ -132,6 +137,7 @@ def augmentation_policy(
         masked_channels=tuple(masked_channels),
         left_right_axis=left_right_axis,
         label_pairs=tuple(label_pairs),
+        further=tuple(further),
     )
 
 
@@ -153,6 +159,7 @@ def draw_augmentation(policy: AugmentationPolicy, rng: np.random.Generator) -> A
         gamma_inverted=_draw_factors(rng, P_GAMMA_INVERTED, GAMMA_RANGE, policy.num_channels),
         gamma=_draw_factors(rng, P_GAMMA, GAMMA_RANGE, policy.num_channels),
         mirror=tuple(axis for axis in policy.mirror_axes if rng.random() < P_MIRROR),
+        further=tuple(each.augmentation.draw(rng, each.options) for each in policy.further),
     )
 
 
@@ -223,6 +230,9 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
         if draw.mirror:
             image[sample] = image[sample].flip([1 + axis for axis in draw.mirror])
             labels[sample] = mirror_labels(labels[sample], draw.mirror, policy)
+        for each, drawn in zip(policy.further, draw.further, strict=False):
+            if drawn is not None:
+                image[sample], labels[sample] = each.augmentation.apply(image[sample], labels[sample], drawn)
     if policy.masked_channels:
         outside = labels < 0
         for channel in policy.masked_channels:

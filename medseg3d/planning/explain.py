@@ -16,7 +16,7 @@ from medseg3d.planning.loss_rules import (
     TINY_FOREGROUND,
     UNEVEN_LABELS,
     LossFacts,
-    checked_loss,
+    loss_options,
     suggest_loss,
 )
 from medseg3d.planning.make_plan import Derivation, Design, derive
@@ -147,7 +147,7 @@ def _lowres(summary: DatasetSummary, planner: Planner, derivation: Derivation) -
 
 def _loss(training: TrainingPlan, facts: LossFacts | None) -> Explanation:
     """The planner's loss stays; what the dataset's labels would suggest stands beside it."""
-    options, _ = checked_loss(training)
+    options = loss_options(training)
     value = ", ".join([training.loss, *(f"{name} {number:.4g}" for name, number in options.items())])
     if facts is None:
         inputs = "The fingerprint does not describe the labels (nnU-Net's never does), so no loss is suggested."

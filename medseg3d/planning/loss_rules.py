@@ -13,14 +13,35 @@ DEFAULT = TrainingPlan().loss
 """It has no options, so that it is checked without torch."""
 
 
-def checked_loss(training: TrainingPlan) -> tuple[dict[str, float], dict[str, str]]:
-    """All options of a plan's loss, and which extension it is from, by its name; raises :class:`~medseg3d.errors.PlanError`."""
+def loss_options(training: TrainingPlan) -> dict[str, float]:
+    """All options of a plan's loss; raises :class:`~medseg3d.errors.PlanError` for an unknown loss, and for wrong options."""
     if training.loss == DEFAULT and not training.loss_options:
-        return {}, {}
-    from medseg3d.losses import LOSSES, check_loss
+        return {}
+    from medseg3d.losses import check_loss
 
-    options, provider = check_loss(training.loss, training.loss_options), LOSSES.provider(training.loss)
-    return options, {training.loss: provider} if provider else {}
+    return check_loss(training.loss, training.loss_options)
+
+
+def check_augmentations(training: TrainingPlan) -> None:
+    """Raise :class:`~medseg3d.errors.PlanError` for a further augmentation that is not known, and for wrong options."""
+    if training.augmentations:
+        from medseg3d.patches.further_augmentations import further_augmentations
+
+        further_augmentations(training.augmentations)
+
+
+def providers_of(training: TrainingPlan) -> dict[str, str]:
+    """Which extensions the loss and the further augmentations are from, by their names; without those that are built in."""
+    found = {}
+    if training.loss != DEFAULT:
+        from medseg3d.losses import LOSSES
+
+        found[training.loss] = LOSSES.provider(training.loss)
+    if training.augmentations:
+        from medseg3d.patches.further_augmentations import AUGMENTATIONS
+
+        found |= {name: AUGMENTATIONS.provider(name) for name in training.augmentations}
+    return {name: provider for name, provider in found.items() if provider}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Normalization, Plan
 from medseg3d.planning.budget import MemoryBudget, memory_budget_of, network_plan_of, stages_of
-from medseg3d.planning.loss_rules import checked_loss
+from medseg3d.planning.loss_rules import providers_of
 from medseg3d.planning.planner import BatchRule, Planner
 from medseg3d.planning.spacing import TargetSpacing, axis_order, median_shape, target_spacing_of
 from medseg3d.planning.summary import DatasetSummary
@@ -302,7 +302,7 @@ def _configuration(name: str, design: Design, derivation: Derivation, summary: D
         network=network,
         normalization=normalization,
         resampling=planner.resampling,
-        training=replace(planner.training, providers=checked_loss(planner.training)[1]),
+        training=replace(planner.training, providers=providers_of(planner.training)),
         mirror_axes=_mirror_axes(dimensions, derivation.axis_order, summary, planner),
         data=_data_name(design.spacing, normalization, derivation.axis_order, summary, planner),
     )

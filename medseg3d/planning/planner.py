@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
-from medseg3d.planning.loss_rules import checked_loss
+from medseg3d.planning.loss_rules import check_augmentations, loss_options
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.ranges import (
     BatchSize,
@@ -330,9 +330,10 @@ def _check(planner: Planner, path: Path) -> None:
         )
         if is_wrong
     ]
-    try:
-        checked_loss(planner.training)
-    except PlanError as error:
-        wrong.append(f"training.loss: {str(error).removesuffix('.')}")
+    for key, check in (("loss", loss_options), ("augmentations", check_augmentations)):
+        try:
+            check(planner.training)
+        except PlanError as error:
+            wrong.append(f"training.{key}: {str(error).removesuffix('.')}")
     if wrong:
         raise PlanError(f"{path}: {'; '.join(wrong)}.")

@@ -19,6 +19,7 @@ from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
 from medseg3d.networks.build import build_network, build_universal, output_size
 from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
+from medseg3d.patches.further_augmentations import further_augmentations
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan
@@ -62,6 +63,7 @@ class TrainingDomain:
             masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
             left_right_axis=left_right_axis(self.plan, configuration),
             label_pairs=self.plan.labels.pairs,
+            further=further_augmentations(configuration.training.augmentations, configuration.training.providers),
         )
 
     def margin(self) -> tuple[int, ...]:
