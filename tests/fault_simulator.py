@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a process with OpenMP threads cannot be forked
-
 KINDS = ("kill", "full", "EIO", "SIGTERM")
 KILLED, TERMINATED = 137, 143
 EXPECTED = {"kill": (0, KILLED), "full": (0, 2, 3), "EIO": (0, 2, 3), "SIGTERM": (0, TERMINATED)}
@@ -41,6 +39,7 @@ epochs = 2
 iterations_per_epoch = 1
 validation_iterations = 1
 """
+UNIVERSAL_PLANNER = PLANNER.replace('"default"', '"universal"')
 VERBS: dict[str, list[str]] = {
     "plan": ["plan", "Balls", "--planner", "tiny.toml", "--jobs", "1"],
     "preprocess": ["preprocess", "Balls", "-c", "3d_fullres", "--jobs", "1"],
@@ -50,6 +49,11 @@ VERBS: dict[str, list[str]] = {
     "export": ["export", "Balls/medseg3d-work", "-o", "balls.medseg3d"],
     "export to MONAI": ["export", "Balls/medseg3d-work", "-o", "bundle", "--format", "monai"],
     "report": ["report", "Balls"],
+    "predict --overwrite": ["predict", "Balls", "-i", "Balls/imagesTs", "-o", "out", "--overwrite", "--step", "0.8", "--device", "cpu"],
+    "train --restart": ["train", "Balls", "--fold", "0", "--restart", "--seed", "1", "--device", "cpu"],
+    "plan of two datasets": ["plan", "Balls", "Cubes", "-w", "both", "--planner", "both.toml", "--jobs", "1"],
+    "preprocess of two datasets": ["preprocess", "-w", "both", "--jobs", "1"],
+    "train of two datasets": ["train", "-w", "both", "--fold", "0", "--device", "cpu"],
 }
 """In this order: each begins with what the ones before have made."""
 TIMES = re.compile(
@@ -80,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other operation after so many seconds")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process with OpenMP threads cannot be forked
     end = time.monotonic() + options.seconds
     _warm_up()
     found: dict[str, dict[str, Outcome]] = {}
@@ -304,22 +309,28 @@ def _warm_up() -> None:
 
 
 def _make_dataset(root: Path) -> None:
+    for name, seed in (("Balls", 1), ("Cubes", 2)):
+        _make_images(root / name, seed)
+    (root / "tiny.toml").write_text(PLANNER, encoding="utf-8")
+    (root / "both.toml").write_text(UNIVERSAL_PLANNER, encoding="utf-8")
+
+
+def _make_images(root: Path, seed: int) -> None:
     import nibabel
     import numpy as np
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     for number in range(5):
         labels = np.zeros((12, 12, 8), np.uint8)
         labels[3 : 7 + number % 2, 3:8, 2:6] = 1
         image = (labels * 40 + rng.normal(100, 10, labels.shape)).astype(np.int16)
         side = "Ts" if number == 4 else "Tr"
         for kind, array in (("images", image), ("labels", labels)):
-            (root / "Balls" / f"{kind}{side}").mkdir(parents=True, exist_ok=True)
-            name = f"ball_{number}_0000.nii.gz" if kind == "images" else f"ball_{number}.nii.gz"
-            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / "Balls" / f"{kind}{side}" / name)
+            (root / f"{kind}{side}").mkdir(parents=True, exist_ok=True)
+            name = f"case_{number}_0000.nii.gz" if kind == "images" else f"case_{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / f"{kind}{side}" / name)
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}, "numTraining": 4, "file_ending": ".nii.gz"}
-    (root / "Balls" / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
-    (root / "tiny.toml").write_text(PLANNER, encoding="utf-8")
+    (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 
 
 if __name__ == "__main__":
