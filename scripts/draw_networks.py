@@ -31,9 +31,9 @@ from medseg3d.networks.style import style_of
 from medseg3d.networks.u2net import U2Net
 from medseg3d.plan import NetworkPlan, Option
 from medseg3d.planning import load_planner, read_nnunet_fingerprint
-from medseg3d.planning.budget import network_plan_of
-from medseg3d.planning.make_plan import design_configuration
+from medseg3d.planning.patch import design_configuration
 from medseg3d.planning.planner import Planner
+from medseg3d.planning.stages import network_plan_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import derive_topology
 
@@ -192,10 +192,15 @@ def planned(name: str, configuration: str) -> Example:
     planner = load_planner(name)
     first = 1 if configuration == "2d" else 0
     design = design_configuration(
-        SPACING[first:], SHAPE[first:], float(prod(SHAPE) * CASES), dataset(), planner, gpu_memory_gb=planner.memory.gpu_memory_gb
-    )
-    network = network_plan_of(planner.network, dataset(), topology=design.topology, dimensions=3 - first, num_classes=3)  # type: ignore[arg-type]
-    return Example(planner=planner, network=checked_plan(network), patch=design.topology.patch_size, batch=design.batch_size)
+        SPACING[first:],
+        SHAPE[first:],
+        dataset(),
+        planner,
+        dataset_voxels=float(prod(SHAPE) * CASES),
+        gpu_memory_gb=planner.memory.gpu_memory_gb,
+        axes=dataset().axis_names[first:],
+    ).value
+    return Example(planner=planner, network=checked_plan(design.network), patch=design.topology.patch_size, batch=design.batch_size)
 
 
 # The tables

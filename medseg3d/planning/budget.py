@@ -7,7 +7,6 @@ the real network is run on tensors without data (:mod:`medseg3d.networks.cost`),
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil, prod
@@ -15,7 +14,8 @@ from typing import Literal, Protocol
 
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
-from medseg3d.planning.planner import NetworkRule, Planner
+from medseg3d.planning.planner import Planner
+from medseg3d.planning.stages import network_plan_of, stages_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology
 from medseg3d.records import from_plain, to_plain
@@ -26,15 +26,19 @@ RESERVED_GB = 1.5
 
 
 class MemoryBudget(Protocol):
-    """What the memory allows; ``estimate`` and ``reference`` are in one unit, elements or bytes."""
+    """What the memory allows; estimates and ``reference`` are in one unit, elements or bytes."""
 
     @property
     def reference(self) -> float:
         """How much there is."""
 
     @property
-    def is_traced(self) -> bool:
-        """Whether the unit is bytes."""
+    def fitting_batch(self) -> int:
+        """The batch that has to fit while the patch is being shrunk."""
+
+    @property
+    def limit(self) -> float:
+        """The largest estimate at which that batch fits."""
 
     def estimate(self, topology: Topology) -> int:
         """How much a network of this topology takes."""
@@ -50,6 +54,12 @@ class MemoryBudget(Protocol):
 
     def refusal(self, estimate: int) -> str:
         """What to say where not even the smallest patch fits."""
+
+    def in_words(self, estimate: float) -> str:
+        """With its unit."""
+
+    def reasoning(self, estimate: int) -> tuple[str, str]:
+        """By which rule patches are counted, and what a network with this estimate takes."""
 
 
 def memory_budget_of(planner: Planner, summary: DatasetSummary, *, gpu_memory_gb: float, is_3d: bool) -> MemoryBudget:
@@ -67,7 +77,6 @@ class _CountedElements:
     summary: DatasetSummary
     gpu_memory_gb: float
     is_3d: bool
-    is_traced = False
 
     @cached_property
     def reference(self) -> float:
@@ -78,6 +87,14 @@ class _CountedElements:
     def reference_batch(self) -> int:
         memory = self.planner.memory
         return memory.reference_batch_3d if self.is_3d else memory.reference_batch_2d
+
+    @property
+    def fitting_batch(self) -> int:
+        return self.planner.batch.min_size if self.planner.memory.fit == "min_batch" else self.reference_batch
+
+    @property
+    def limit(self) -> float:
+        return self.reference * self.reference_batch / self.fitting_batch
 
     def estimate(self, topology: Topology) -> int:
         features, encoder_blocks, decoder_blocks = stages_of(self.planner.network, topology.num_stages, is_3d=self.is_3d)
@@ -106,6 +123,16 @@ class _CountedElements:
     def refusal(self, estimate: int) -> str:
         return "Not even a patch of one voxel fits the GPU memory. Give more with --gpu-memory, or choose a smaller network."
 
+    def in_words(self, estimate: float) -> str:
+        return f"{estimate:,.0f} feature-map elements"
+
+    def reasoning(self, estimate: int) -> tuple[str, str]:
+        return (
+            f"As many patches as the memory holds, where {self.reference_batch} patches of {self.reference:,.0f} feature-map elements fit "
+            f"{self.gpu_memory_gb:g} GB",
+            f"One patch has {estimate:,} elements (with {self.summary.num_label_entries} labels)",
+        )
+
 
 @dataclass(frozen=True)
 class _TracedBytes:
@@ -115,11 +142,18 @@ class _TracedBytes:
     summary: DatasetSummary
     gpu_memory_gb: float
     is_3d: bool
-    is_traced = True
 
     @cached_property
     def reference(self) -> float:
         return max(0.0, self.gpu_memory_gb - RESERVED_GB) * GIB
+
+    @property
+    def fitting_batch(self) -> int:
+        return self.planner.batch.min_size
+
+    @property
+    def limit(self) -> float:
+        return self.reference
 
     def estimate(self, topology: Topology) -> int:
         return self._bytes(topology, self.planner.batch.min_size)
@@ -144,6 +178,16 @@ class _TracedBytes:
             f"{self.planner.network.family} does not fit {self.gpu_memory_gb:g} GB: a training step on the smallest patch takes "
             f"{needed:.1f} GB ({RESERVED_GB:g} GB of it for the GPU's own use). Give --gpu-memory {needed:.1f} if there is so much, or a "
             "planner file with a smaller network.width_multiplier or network.max_stages."
+        )
+
+    def in_words(self, estimate: float) -> str:
+        return f"{estimate / GIB:.2f} GB"
+
+    def reasoning(self, estimate: int) -> tuple[str, str]:
+        return (
+            f"As many patches as fit {self.gpu_memory_gb:g} GB, {RESERVED_GB:g} GB of which the GPU keeps for itself, by the bytes that a "
+            "training step of the real network keeps",
+            f"A step with {self.planner.batch.min_size} patches takes {self.in_words(estimate)}",
         )
 
     def _network(self, topology: Topology) -> NetworkPlan:
@@ -196,51 +240,3 @@ def _traced_bytes(key: str, patch_size: tuple[int, ...], batch_size: int, optimi
     from medseg3d.networks.cost import step_cost
 
     return step_cost(from_plain(json.loads(key), NetworkPlan, "network"), patch_size, batch_size, optimizer=optimizer).peak_bytes
-
-
-def network_plan_of(
-    rule: NetworkRule, summary: DatasetSummary, *, topology: Topology, dimensions: Literal[2, 3], num_classes: int
-) -> NetworkPlan:
-    """The network of a topology by the planner's numbers."""
-    features, encoder_blocks, decoder_blocks = stages_of(rule, topology.num_stages, is_3d=dimensions == 3)
-    return NetworkPlan(
-        family=rule.family,
-        dimensions=dimensions,
-        in_channels=len(summary.channel_names),
-        num_classes=num_classes,
-        features=features,
-        kernel_sizes=topology.kernel_sizes,
-        strides=topology.strides,
-        encoder_blocks=encoder_blocks,
-        decoder_blocks=decoder_blocks,
-        deep_supervision=rule.deep_supervision,
-        options=dict(rule.options),
-        provider=_provider_of(rule.family),
-    )
-
-
-def _provider_of(family: str) -> str:
-    """Those of the closed formula are built in, which is known without torch."""
-    if family in FEATURE_MAPS:
-        return ""
-    from medseg3d.networks.build import NETWORKS
-
-    return NETWORKS.provider(family)
-
-
-def stages_of(network: NetworkRule, num_stages: int, *, is_3d: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Features (doubling up to the maximum, times alpha), encoder blocks and decoder blocks; the last number of blocks repeats.
-
-    Decoder blocks are listed coarsest first; a shallower network lacks the coarsest stages, in a deeper one they repeat.
-    """
-    most = network.max_features_3d if is_3d else network.max_features_2d
-    features = tuple(max(1, int(network.width_multiplier * min(most, network.base_features * 2**stage))) for stage in range(num_stages))
-    return features, _repeated(network.encoder_blocks, num_stages), _decoder_blocks(network.decoder_blocks, num_stages - 1)
-
-
-def _repeated(numbers: Sequence[int], count: int) -> tuple[int, ...]:
-    return (tuple(numbers) + tuple(numbers[-1:]) * count)[:count]
-
-
-def _decoder_blocks(numbers: Sequence[int], count: int) -> tuple[int, ...]:
-    return (tuple(numbers[:1]) * count + tuple(numbers))[-count:] if count else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medseg3d.plan import TrainingPlan
+from medseg3d.planning.reasons import Decided, Explanation
 
 DEFAULT = TrainingPlan().loss
 """It has no options, so that it is checked without torch."""
@@ -103,4 +104,39 @@ def suggest_loss(facts: LossFacts) -> tuple[str, str]:
     return "dice_ce", (
         f"Nothing speaks for another loss: {share}, the largest label is {facts.label_volume_ratio:.0f} times as large as the smallest, "
         f"a label is absent from {100 * facts.absent_share:.0f} % of the cases at most, elongation {shape}."
+    )
+
+
+def planned_loss(training: TrainingPlan, facts: LossFacts | None) -> Decided[str]:
+    """The planner's loss stays; what the dataset's labels would suggest is said beside it."""
+    options = loss_options(training)
+    value = ", ".join([training.loss, *(f"{name} {number:.4g}" for name, number in options.items())])
+    inputs = "The fingerprint does not describe the labels (nnU-Net's never does), so no loss is suggested."
+    if facts is not None:
+        inputs = _facts_in_words(facts)
+        suggested, why = suggest_loss(facts)
+        if suggested != training.loss:
+            value, inputs = f"{value}; suggested: {suggested}", f"{inputs} {why}"
+    reason = Explanation(
+        quantity="loss",
+        value=value,
+        rule=(
+            "The planner's, the same for all datasets; the dataset only suggests one. "
+            f"cldice: elongation of a label from {ELONGATED:g} on (a ball has 2.1). "
+            f"dice_focal: at most {100 * TINY_FOREGROUND:g} % of the voxels labelled; or a label absent from "
+            f"{100 * OFTEN_ABSENT:g} % of the cases or more, with at most {100 * SMALL_FOREGROUND:g} % labelled; or the largest label "
+            f"{UNEVEN_LABELS:g} times as large as the smallest or more. dice_ce otherwise."
+        ),
+        inputs=inputs,
+        changes_it="training.loss and training.loss_options of the planner; other labels change what is suggested.",
+    )
+    return Decided(training.loss, (reason,))
+
+
+def _facts_in_words(facts: LossFacts) -> str:
+    elongation = "unknown" if facts.elongation is None else f"{facts.elongation:.1f}"
+    return (
+        f"{100 * facts.foreground_share:.3g} % of the voxels of a median case are labelled; the largest label is "
+        f"{facts.label_volume_ratio:,.1f} times as large as the smallest; the rarest label is absent from "
+        f"{100 * facts.absent_share:.0f} % of the cases; elongation of the longest label: {elongation}."
     )

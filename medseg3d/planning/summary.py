@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from medseg3d.axes import CANONICAL
 from medseg3d.data.label_rules import name_findings
 from medseg3d.data.side_names import left_right_pairs, says_nothing
 from medseg3d.errors import InputError, UnsupportedError
@@ -59,6 +60,11 @@ class DatasetSummary:
     frame: Frame = CANONICAL_FRAME
     dissenting: tuple[int, ...] = ()
     left_right_doubt: str = ""
+
+    @property
+    def axis_names(self) -> tuple[str, str, str]:
+        """Of the cases: S, A, R, or those of the stored array."""
+        return CANONICAL if self.orientation == "canonical" else ("z", "y", "x")
 
 
 def summarize(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from medseg3d.planning.planner import PatchRule
+from medseg3d.planning.reasons import Explanation, times
+
 SIMILAR_SPACING = 2.0
 """Spacings closer than this factor count as alike (nnU-Net 2.8.1): such axes are pooled together and convolved together."""
 
@@ -73,3 +76,34 @@ def _axes_to_pool(spacing: Sequence[float], size: Sequence[float], min_edge: int
     pooled = [axis for axis in large if spacing[axis] / finest < SIMILAR_SPACING]
     is_too_short = len(pooled) == 1 and size[pooled[0]] < lone_axis_factor * min_edge
     return [] if is_too_short else pooled
+
+
+def topology_reasons(
+    topology: Topology, *, spacing: Sequence[float], patch_size: Sequence[int], patch: PatchRule, kernel_edge: int
+) -> tuple[Explanation, Explanation]:
+    """Why :func:`derive_topology` gave these strides and kernels for a patch of that spacing."""
+    edge = patch.min_feature_map_edge
+    return (
+        Explanation(
+            quantity="strides",
+            value=", ".join(times(stride) for stride in topology.strides),
+            rule=(
+                f"Between stages an axis is halved while it has at least {2 * edge} voxels and its spacing is less than "
+                f"{SIMILAR_SPACING:g} times the finest of such axes; a lone axis only from {patch.lone_axis_factor * edge} voxels on. So "
+                "coarse axes join once the others have caught up."
+            ),
+            inputs=f"Patch {times(patch_size)}, spacing {times(spacing, 4)} mm: {topology.num_stages} stages, total stride "
+            f"{times(topology.divisor)}.",
+            changes_it="A larger patch, another ratio of spacings, patch.min_feature_map_edge or patch.lone_axis_factor of the planner.",
+        ),
+        Explanation(
+            quantity="kernels",
+            value=", ".join(times(kernel) for kernel in topology.kernel_sizes),
+            rule=(
+                f"{kernel_edge} voxels along an axis as soon as its spacing at that stage is less than {SIMILAR_SPACING:g} times the "
+                f"finest, 1 before that; {kernel_edge} along all axes in the last stage."
+            ),
+            inputs=f"Spacing {times(spacing, 4)} mm and the strides.",
+            changes_it="Another ratio of spacings, or network.kernel_edge of the planner.",
+        ),
+    )

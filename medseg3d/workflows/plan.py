@@ -29,9 +29,8 @@ from medseg3d.planning import (
     DatasetSummary,
     Explanation,
     Planner,
-    explain,
+    explained_plan,
     load_planner,
-    make_plan,
     read_nnunet_fingerprint,
     summarize,
 )
@@ -110,9 +109,8 @@ def plan(
         fingerprint = replace(fingerprint, channel_names=tuple(channel_names))
         write_record(folder.fingerprint, fingerprint, "fingerprint")
         summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
-        made = replace(
-            make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), given_names=dict(label_names), images=profile_of(fingerprint)
-        )
+        decided = explained_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
+        made = replace(decided.value, given_names=dict(label_names), images=profile_of(fingerprint))
         asked = GroupChoice(pattern=group_pattern, table=groups, is_off=no_groups)
         folds, split_warnings = choose_folds(dataset, fingerprint, folder.splits, asked)
         split_warnings = (*split_warnings, *_stale_models(folder, made))
@@ -121,7 +119,7 @@ def plan(
         write_record(folder.plan, made, "plan")  # last, as others ask whether it is there
     return PlanResult(
         plan=made,
-        explanations=explain(made, summary, rules),
+        explanations=decided.reasons,
         warnings=(*_doubts(fingerprint), *warnings, *split_warnings),
         failures=fingerprint.failures,
         folds=folds,
@@ -205,14 +203,15 @@ def plan_from_fingerprint(
     else:
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
     rules = load_planner(planner)
-    made = replace(make_plan(summary, rules, gpu_memory_gb=gpu_memory_gb), images=images)
+    decided = explained_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
+    made = replace(decided.value, images=images)
     path = None
     if work is not None:
         with planning_lock(WorkFolder(work)):
             write_record(WorkFolder(work).planner, rules, "planner")
             path = write_record(WorkFolder(work).plan, made, "plan")
     proposed = _candidates(summary, made, 1) if with_candidates else ()
-    return PlanResult(plan=made, explanations=explain(made, summary, rules), warnings=(), path=path, candidates=proposed)
+    return PlanResult(plan=made, explanations=decided.reasons, warnings=(), path=path, candidates=proposed)
 
 
 def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple[Candidate, ...]:

@@ -16,7 +16,7 @@ from medseg3d.errors import PlanError
 from medseg3d.fingerprint.intensities import IntensityStatistics
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan, total_stride
-from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan
+from medseg3d.planning import DatasetSummary, explain, explained_plan, load_planner, make_plan
 from medseg3d.records import from_plain, to_plain
 
 DEFAULT = load_planner("default")
@@ -218,3 +218,25 @@ def test_reasons_are_sentences_that_name_what_they_count() -> None:
     inputs = [reason.inputs for reason in explain(plan, summary, DEFAULT)]
     assert "None." not in inputs
     assert any("the dataset allows less than one" in text for text in inputs)
+
+
+def test_the_reasons_of_a_plan_are_those_that_its_rules_returned() -> None:
+    summary = summary_of((1.0, 0.77, 0.77), (432, 512, 512), num_cases=131)
+    decided = explained_plan(summary, DEFAULT)
+    assert decided.value == make_plan(summary, DEFAULT)
+    assert decided.reasons == explain(decided.value, summary, DEFAULT)
+    assert [reason.configuration for reason in decided.reasons[:6]] == ["dataset"] * 6
+    assert list(dict.fromkeys(reason.configuration for reason in decided.reasons[6:])) == list(decided.value.configurations)
+
+
+def test_a_plan_is_not_explained_by_rules_that_give_other_numbers() -> None:
+    summary = summary_of()
+    with pytest.raises(PlanError, match="planner nnunet_resenc_l now gives made up other numbers than those of the plan"):
+        explain(make_plan(summary, DEFAULT), summary, load_planner("nnunet_resenc_l"))
+
+
+def test_another_recommendation_than_the_rules_keeps_its_own_reason() -> None:
+    summary = summary_of()
+    plan = replace(make_plan(summary, DEFAULT), recommended="2d", recommended_reason="Another dataset has slices only.")
+    (row,) = (reason for reason in explain(plan, summary, DEFAULT) if reason.quantity == "recommended configuration")
+    assert (row.value, row.inputs) == ("2d", "Another dataset has slices only.")

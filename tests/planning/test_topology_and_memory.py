@@ -37,13 +37,14 @@ def test_fractional_sizes_are_padded_up() -> None:
 def test_thick_and_few_slices_take_the_tenth_percentile() -> None:
     spacings = tuple((float(z), 1.0, 1.0) for z in range(5, 16))
     target = target_spacing(spacings, ((10, 256, 256),) * 11, RULE)
-    assert target.has_anisotropic_spacing
-    assert target.has_few_slices
-    assert target.spacing == (6.0, 1.0, 1.0)
-    assert not target_spacing(spacings, ((200, 256, 256),) * 11, RULE).has_few_slices
+    assert target.value == (6.0, 1.0, 1.0)
+    assert "thick slices: yes, few slices: yes" in target.reasons[0].inputs
+    many = target_spacing(spacings, ((200, 256, 256),) * 11, RULE)
+    assert many.value == (10.0, 1.0, 1.0)
+    assert "thick slices: yes, few slices: no" in many.reasons[0].inputs
     # The refined axis stays the coarsest.
     mixed = (*((0.5, 1.0, 1.0),) * 3, *((8.0, 1.0, 1.0),) * 6)
-    assert target_spacing(mixed, ((10, 256, 256),) * 9, RULE).spacing == (1.0 + 1e-5, 1.0, 1.0)
+    assert target_spacing(mixed, ((10, 256, 256),) * 9, RULE).value == (1.0 + 1e-5, 1.0, 1.0)
 
 
 def test_the_median_shape_keeps_halves_and_is_never_zero() -> None:
