@@ -9,18 +9,20 @@ torch 2.13's oneDNN, for one, crashes in the bf16 backward pass of a (1, 3, 3) c
 from __future__ import annotations
 
 import faulthandler
+import json
 import logging
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from medseg3d.devices import Device
 from medseg3d.extensions import extension_arguments, use_arguments
 from medseg3d.plan import Configuration, NetworkPlan
-from medseg3d.records import read_record, write_record
+from medseg3d.records import from_plain, read_json, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +43,29 @@ def trusted_precision(device: Device, configuration: Configuration, batch_size: 
     """
     if device.device.type != "cpu" or device.precision != "bfloat16":
         return device
+    network = json.dumps(to_plain(configuration.network))
+    code, printed = _tried(sys.executable, tuple(extension_arguments()), network, (batch_size, *configuration.patch_size))
+    if code == WRONG:
+        logger.warning("A training step in bfloat16 is wrong on this CPU: %s; training in float32.", printed)
+        return device.in_float32()
+    if code != 0:
+        logger.warning("A training step in bfloat16 fails on this CPU for this network; training in float32.")
+        return device.in_float32()
+    logger.info("A first step in bfloat16 takes %s s.", printed)
+    return device  # never by the clock: the same seed must not train in one precision today and in another tomorrow
+
+
+@cache
+def _tried(python: str, extensions: tuple[str, ...], network: str, numbers: tuple[int, ...]) -> tuple[int, str]:
+    """Exit code and output of a step; tried once in a process, as the folds of a run have the same network."""
     with tempfile.TemporaryDirectory() as folder:
-        file = write_record(Path(folder) / "network.json", configuration.network, "network")
-        numbers = (batch_size, *configuration.patch_size)
-        command = [sys.executable, "-m", "medseg3d.training.probe", *extension_arguments(), str(file), *map(str, numbers)]
+        file = Path(folder) / "network.json"
+        file.write_text(network, encoding="utf-8")
+        command = [python, "-m", "medseg3d.training.probe", *extensions, str(file), *map(str, numbers)]
         finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if finished.returncode == -signal.SIGINT:  # Ctrl-C reaches the child as well: that says nothing of bf16
         raise KeyboardInterrupt
-    if finished.returncode == WRONG:
-        logger.warning("A training step in bfloat16 is wrong on this CPU: %s; training in float32.", finished.stdout.strip())
-        return device.in_float32()
-    if finished.returncode != 0:
-        logger.warning("A training step in bfloat16 fails on this processor for this network; training in float32.")
-        return device.in_float32()
-    logger.info("A first step in bfloat16 takes %s s.", finished.stdout.strip())
-    return device  # never by the clock: the same seed must not train in one precision today and in another tomorrow
+    return finished.returncode, finished.stdout.strip()
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +77,7 @@ def main(arguments: list[str]) -> int:
     from medseg3d.precision import wrong_gradient
 
     file, batch_size, *patch_size = use_arguments(arguments)
-    plan = read_record(Path(file), NetworkPlan, "network")
+    plan = from_plain(read_json(Path(file)), NetworkPlan, file)
     batch, patch = int(batch_size), tuple(map(int, patch_size))
     torch.manual_seed(0)
     network = build_network(plan).train()
