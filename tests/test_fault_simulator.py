@@ -40,7 +40,7 @@ FAULT = (
 
 @pytest.mark.fault(*FAULT)
 def test_planning_and_preprocessing_can_be_cut_off_anywhere(record_property: Callable[[str, object], None]) -> None:
-    simulate(QUICK, every=20, record=record_property)
+    simulate(QUICK, every=40, record=record_property)
 
 
 @pytest.mark.slow

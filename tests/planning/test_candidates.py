@@ -75,7 +75,7 @@ def test_the_proposed_come_first_and_every_number_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["vnet", "u2net", "unet_wide", "unet_3d"])
-@pytest.mark.parametrize("gpu_memory_gb", [4.0, 8.0])
+@pytest.mark.parametrize("gpu_memory_gb", [pytest.param(4.0, marks=pytest.mark.slow), 8.0])
 def test_traced_plans_fill_the_memory_and_no_more(name: str, gpu_memory_gb: float) -> None:
     summary = summary_of(shape=(120, 200, 200), num_cases=500)
     configuration = make_plan(summary, load_planner(name), gpu_memory_gb=gpu_memory_gb).configurations["3d_fullres"]

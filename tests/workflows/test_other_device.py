@@ -104,7 +104,7 @@ def test_preprocessing_there_gives_the_processors_arrays(tiny_source: Path, tmp_
         assert np.array_equal(case.labels[:], there[name].labels[:])
 
 
-@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+@pytest.mark.parametrize("configuration", ["2d", pytest.param("3d_fullres", marks=pytest.mark.slow)])
 def test_training_there_gives_the_processors_losses_also_when_it_goes_on(configuration: str, tiny_source: Path, tmp_path: Path) -> None:
     # in float32; noise and dropout are drawn on the processor, which a GPU does not do
     work = tmp_path / "work"
@@ -121,7 +121,11 @@ def test_training_there_gives_the_processors_losses_also_when_it_goes_on(configu
 
 @pytest.mark.parametrize(
     ("preset", "precision"),
-    [("default", "float16"), ("residual_m", "bfloat16"), ("unet_2015", "bfloat16"), ("vnet", "bfloat16"), ("u2net", "float16")],
+    [
+        ("default", "float16"),
+        ("u2net", "float16"),
+        *(pytest.param(preset, "bfloat16", marks=pytest.mark.slow) for preset in ("residual_m", "unet_2015", "vnet")),
+    ],
 )
 def test_every_family_trains_and_predicts_there(preset: str, precision: str, tiny_source: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
@@ -156,6 +160,7 @@ def test_prediction_there_gives_the_processors_voxels(trained: Path, tmp_path: P
     assert len(list((tmp_path / "there").glob("*.npz"))) + len(list((tmp_path / "there").glob("*prob*"))) > 0
 
 
+@pytest.mark.slow
 def test_the_learning_rate_search_and_the_explained_plan_run_there(trained: Path, tmp_path: Path) -> None:
     run_there(
         "bfloat16",
@@ -164,6 +169,7 @@ def test_the_learning_rate_search_and_the_explained_plan_run_there(trained: Path
     )
 
 
+@pytest.mark.slow
 def test_a_universal_network_trains_grows_and_predicts_there(tiny_source: Path, tmp_path: Path) -> None:
     first, second, third = (Path(shutil.copytree(tiny_source, tmp_path / name)) for name in ("A", "B", "C"))
     work, planner = tmp_path / "work", tmp_path / "universal.toml"

@@ -26,7 +26,9 @@ serve(Path(sys.argv[1]), port=0, device="cpu", on=lambda event: print(event, flu
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_server_that_is_stopped_leaves_nothing(trained: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", COMMAND, str(trained), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
