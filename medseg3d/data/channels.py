@@ -37,7 +37,7 @@ def grouped_by_case(
     findings.take(found, by_stem({*label_files, *(failure.case for failure in findings.failures)}))
     if not files:
         if is_required or found:
-            findings.append(f"{folder}: no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+            findings.append(f"{folder}: no images ({images.readable()}, or folders with DICOM series)")
         return {}, names or ()
     matches = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem)) and stem not in label_files}
     matched = {stem for stem, match in matches.items() if match[1] in label_files}

@@ -55,7 +55,7 @@ def find_prediction_cases(
         return (_with_slices(case, slices),), findings.failures
     files |= {case.name: case.folder for case in series if case.is_folder}
     if not files and not series and not findings and not findings.has_refused and not findings.failures:
-        findings.append("no images (.nii.gz, .nii, .nrrd, .mha, or folders with DICOM series)")
+        findings.append(f"no images ({images.readable()}, or folders with DICOM series)")
     numbered = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem))}
     is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
     is_numbered = is_numbered and are_channels(numbered.values(), num_channels)

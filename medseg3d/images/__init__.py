@@ -1,28 +1,28 @@
 """Read and write images: a path goes in, an array (x, y, z) with its header comes out; label maps go back onto the same grid.
 
-The format is chosen by what the file is called: NIfTI (``nifti``), NRRD (``nrrd``), MetaImage (``metaimage``), a DICOM series
-(``dicom``).
+The format is chosen by what the file is called (``readers``): NIfTI (``nifti``), NRRD (``nrrd``), MetaImage (``metaimage``), a DICOM
+series (``dicom``), or one of an extension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medseg3d.errors import ImageReadError, InputError
-from medseg3d.images.header import FORMATS, REFUSED_ENDINGS, Format, Image, ImageHeader, NiftiGrid, case_name, ending_of
+from medseg3d.images.header import REFUSED_ENDINGS, Image, ImageHeader, NiftiGrid, case_name, ending_of
 from medseg3d.images.opening import check_is_file, reading
-
-if TYPE_CHECKING:
-    from medseg3d.images.text_header import TextHeader
+from medseg3d.images.readers import DICOM, READERS, Reader, array_reader, readable, writable
 
 __all__ = [
+    "READERS",
     "Image",
     "ImageHeader",
     "NiftiGrid",
+    "Reader",
+    "array_reader",
     "case_name",
     "check_is_file",
     "data_files",
@@ -31,8 +31,10 @@ __all__ = [
     "read_header",
     "read_image",
     "read_volumes",
+    "readable",
     "reading",
     "refusal",
+    "writable",
     "write_image",
     "write_label_map",
 ]
@@ -44,18 +46,7 @@ def read_header(path: Path, *, files: Sequence[Path] = ()) -> ImageHeader:
     Raises :class:`ImageReadError` for what :func:`read_image` would refuse by its header.
     """
     with reading(path):
-        kind = _format_of(path)
-        if kind == "nifti":
-            from medseg3d.images import nifti
-
-            return nifti.read_header(path)
-        if kind == "dicom":
-            from medseg3d.images import dicom
-
-            return dicom.read_header(path, files)
-        from medseg3d.images import text_header
-
-        return text_header.image_header(path, kind, _text_header(path, kind))
+        return _reader_of(path).header(path, files)
 
 
 def read_image(path: Path, *, volume: int | None = None) -> Image:
@@ -70,37 +61,28 @@ def read_image(path: Path, *, volume: int | None = None) -> Image:
 def read_volumes(path: Path, volumes: Sequence[int | None], *, files: Sequence[Path] = ()) -> tuple[Image, ...]:
     """Several volumes of one file, decompressed once; ``files`` are the slices in a folder, if not all; errors as :func:`read_image`."""
     with reading(path):
-        kind = _format_of(path)
-        if kind == "nifti":
-            from medseg3d.images import nifti
-
-            return nifti.read_volumes(path, volumes)
-        if kind == "dicom":
-            from medseg3d.images import dicom
-
-            return tuple(dicom.read_image(path, files, volume=volume) for volume in volumes)
-        from medseg3d.images import text_header
-
-        parsed = _text_header(path, kind)
-        return tuple(text_header.read_image(path, kind, parsed, volume=volume) for volume in volumes)
+        return _reader_of(path).volumes(path, volumes, files)
 
 
 def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
-    """Write label values (x, y, z), integers, on exactly the grid of ``header``: ``.nii.gz`` or ``.nii``, whole or not at all.
+    """Write label values (x, y, z), integers, on exactly the grid of ``header``, whole or not at all: ``.nii.gz``, or as an extension can.
 
     A single-slice file that was stored as 2D is written as 2D. Types up to 16 bits are kept, wider ones become the smallest that
     fits.
     """
-    from medseg3d.images import nifti
-
-    return nifti.write_label_map(_writable(path), values, header)
+    reader = READERS.get(ending_of(path))
+    if reader is None or reader.write is None:
+        raise InputError(f"{path}: label maps are not written as this; the name must end in {writable()}.")
+    return reader.write(path, values, header)
 
 
 def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
     """Write an array (x, y, z) or (x, y, z, volume) with an affine to RAS+ mm as NIfTI, whole or not at all."""
     from medseg3d.images import nifti
 
-    return nifti.write_image(_writable(path), array, affine)
+    if ending_of(path) not in (".nii.gz", ".nii"):
+        raise InputError(f"{path}: images are written as NIfTI; the name must end in .nii.gz or .nii.")
+    return nifti.write_image(path, array, affine)
 
 
 def is_image(path: Path) -> bool:
@@ -115,12 +97,13 @@ def is_image(path: Path) -> bool:
             from medseg3d.images import dicom
 
             return dicom.holds_series(path)
-        return ending_of(path) in FORMATS
+        return ending_of(path) in READERS
 
 
 def refusal(path: Path) -> str | None:
     """Why a file that is an image of some kind is not read, and what to do; None for all others."""
-    return None if path.name.startswith(".") else REFUSED_ENDINGS.get(ending_of(path))
+    ending = ending_of(path)
+    return None if path.name.startswith(".") or ending in READERS else REFUSED_ENDINGS.get(ending)
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
@@ -131,43 +114,22 @@ def data_files(path: Path) -> tuple[Path, ...]:
     with reading(path):
         if path.is_dir():
             return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
-        kind = FORMATS.get(ending_of(path))
-        if kind not in ("nrrd", "mha"):
-            return (path,)
-        voxels = _text_header(path, kind).voxels
-        return (path,) if voxels.is_attached else (path, *(file for file in voxels.files if file != path))
+        reader = READERS.get(ending_of(path))
+        return (path,) if reader is None else reader.data_files(path)
 
 
-def _text_header(path: Path, kind: Format) -> TextHeader:
-    """The checked header of a NRRD or MetaImage file."""
-    if kind == "nrrd":
-        from medseg3d.images import nrrd
-
-        return nrrd.read_header(path)
-    from medseg3d.images import metaimage
-
-    return metaimage.read_header(path)
-
-
-def _format_of(path: Path) -> Format:
+def _reader_of(path: Path) -> Reader:
     if path.is_dir():
-        return "dicom"
+        return DICOM
     reason = refusal(path)
     if reason:
         raise ImageReadError(f"{path}: {reason}.")
-    kind = FORMATS.get(ending_of(path))
-    if kind is None:
+    reader = READERS.get(ending_of(path))
+    if reader is None:
         from medseg3d.images.dicom_file import looks_like_dicom
 
         if looks_like_dicom(path):  # scanners and CDs write them without an ending
-            return "dicom"
-        known = ", ".join(FORMATS)
-        raise ImageReadError(f"{path}: not an image by its name; expected one of {known}, or a folder with a DICOM series.")
+            return DICOM
+        raise ImageReadError(f"{path}: not an image by its name; expected one of {', '.join(READERS)}, or a folder with a DICOM series.")
     check_is_file(path)
-    return kind
-
-
-def _writable(path: Path) -> Path:
-    if ending_of(path) not in (".nii.gz", ".nii"):
-        raise InputError(f"{path}: images are written as NIfTI; the name must end in .nii.gz or .nii.")
-    return path
+    return reader

@@ -17,14 +17,15 @@ from medseg3d.images.dicom_pixels import JPEG, PixelFormat, pixel_format, stored
 from medseg3d.images.dicom_series import Series, describe_left_out, find_series
 from medseg3d.images.dicom_tags import NUMBERS
 from medseg3d.images.dicom_volumes import TELLING, separate_volumes
-from medseg3d.images.header import FORMATS, REFUSED_ENDINGS, Image, ImageHeader, ending_of, volume_of
+from medseg3d.images.header import REFUSED_ENDINGS, Image, ImageHeader, ending_of, volume_of
 from medseg3d.images.opening import check_memory
+from medseg3d.images.readers import READERS
 from medseg3d.wording import counted
 
 logger = logging.getLogger(__name__)
 
 _TEXTS, _ARRAYS = ".json .jsonl .txt .csv .tsv .pdf .xml .html .md .log .py .toml .yaml", ".npy .npz .b2nd .h5 .pt .pth .safetensors"
-_OTHER_ENDINGS = {*FORMATS, *REFUSED_ENDINGS, *_TEXTS.split(), *_ARRAYS.split(), ".zip", ".gz", ".tar", ".jpeg"} - {".dcm"}
+_OTHER_ENDINGS = {*REFUSED_ENDINGS, *_TEXTS.split(), *_ARRAYS.split(), ".zip", ".gz", ".tar", ".jpeg"}
 """Files that are not opened to see whether they are DICOM; those without an ending are."""
 _LEFT_OUT = ("DICOMDIR", "__MACOSX", "THUMBS.DB", "DESKTOP.INI")
 INTEGER_TYPES = (np.int16, np.uint16, np.int32, np.int64)
@@ -221,7 +222,7 @@ def _is_dicom(path: Path) -> bool:
     if ending == ".dcm":
         return path.is_file()
     try:
-        return ending not in _OTHER_ENDINGS and looks_like_dicom(path)
+        return ending not in _OTHER_ENDINGS and ending not in READERS and looks_like_dicom(path)
     except PermissionError:
         return True  # reading says what is wrong
 

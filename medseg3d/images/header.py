@@ -10,20 +10,7 @@ from typing import Literal
 import numpy as np
 
 from medseg3d.geometry import Geometry
-
-Format = Literal["nifti", "nrrd", "mha", "dicom"]
-
-FORMATS: dict[str, Format] = {
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".seg.nrrd": "nrrd",
-    ".nrrd": "nrrd",
-    ".nhdr": "nrrd",
-    ".mha": "mha",
-    ".mhd": "mha",
-    ".dcm": "dicom",
-}
-"""File endings that are read; a folder of ``.dcm`` files is one DICOM series."""
+from medseg3d.images.readers import READERS
 
 _TO_NIFTI = "convert it to NIfTI (.nii.gz)"
 REFUSED_ENDINGS: dict[str, str] = {
@@ -67,14 +54,15 @@ class ImageHeader:
     """What a file says of itself.
 
     ``stored_shape`` is the shape in the file: (x, y), (x, y, z) or (x, y, z, volume); ``geometry`` is always 3D and in mm.
-    ``dtype`` is the type of the stored values; ``is_scaled`` says that a slope or an intercept turns them into the image's.
+    ``format`` is the name of its reader. ``dtype`` is the type of the stored values; ``is_scaled`` says that a slope or an intercept turns
+    them into the image's.
     ``modality`` is DICOM's (CT, MR, PT, …), None where the file does not tell it. ``nifti`` is None for other formats.
     ``notes`` are oddities that are no error.
     """
 
     geometry: Geometry
     stored_shape: tuple[int, ...]
-    format: Format
+    format: str
     num_volumes: int
     dtype: str
     is_scaled: bool = False
@@ -104,7 +92,7 @@ def ending_of(path: Path) -> str:
     '.nii.gz'
     """
     name = path.name.lower()
-    for ending in (*FORMATS, *REFUSED_ENDINGS):
+    for ending in sorted((*READERS, *REFUSED_ENDINGS), key=len, reverse=True):
         if name.endswith(ending):
             return ending
     return path.suffix.lower()
@@ -117,7 +105,7 @@ def case_name(path: Path) -> str:
     'patient.7'
     """
     ending = ending_of(path)
-    if ending not in FORMATS and ending not in REFUSED_ENDINGS:
+    if ending not in READERS and ending not in REFUSED_ENDINGS:
         return unicodedata.normalize("NFC", path.name)
     return unicodedata.normalize("NFC", path.name[: -len(ending)])
 

@@ -19,7 +19,7 @@ import numpy as np
 from medseg3d.errors import ImageReadError
 from medseg3d.geometry import geometry_of
 from medseg3d.images.grid import check_affine
-from medseg3d.images.header import Format, Image, ImageHeader, volume_of
+from medseg3d.images.header import Image, ImageHeader, volume_of
 from medseg3d.images.opening import check_claim, check_is_file, check_memory, tell_of_rest
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -69,7 +69,7 @@ class TextHeader:
     notes: tuple[str, ...] = ()
 
 
-def image_header(path: Path, kind: Format, parsed: TextHeader) -> ImageHeader:
+def image_header(path: Path, kind: str, parsed: TextHeader) -> ImageHeader:
     """See :func:`medseg3d.images.read_header`; compares the header with the sizes of the files."""
     voxels = parsed.voxels
     if parsed.is_color:
@@ -89,7 +89,7 @@ def image_header(path: Path, kind: Format, parsed: TextHeader) -> ImageHeader:
     )
 
 
-def read_image(path: Path, kind: Format, parsed: TextHeader, *, volume: int | None) -> Image:
+def read_image(path: Path, kind: str, parsed: TextHeader, *, volume: int | None) -> Image:
     """See :func:`medseg3d.images.read_image`."""
     header = image_header(path, kind, parsed)
     try:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from medseg3d.errors import ImageReadError, InputError
 from medseg3d.images import data_files, ending_of
-from medseg3d.images.header import FORMATS
+from medseg3d.images.readers import METAIMAGE, NRRD, READERS
 
 DETACHED = (".nhdr", ".mhd")
+
+
+def taken() -> str:
+    """Endings of files that may be sent, for messages: those whose header names other files are not taken."""
+    return ", ".join(ending for ending in READERS if ending not in DETACHED)
 
 
 def check_attached(path: Path) -> None:
@@ -16,7 +21,7 @@ def check_attached(path: Path) -> None:
     ending = ending_of(path)
     if ending in DETACHED:
         raise InputError(f"{path}: a header whose voxels lie in another file. Send one file: .nii.gz, .nrrd or .mha.")
-    if FORMATS.get(ending) not in ("nrrd", "mha"):
+    if READERS.get(ending) not in (NRRD, METAIMAGE):
         return
     try:
         is_attached, reason = data_files(path) == (path,), ""

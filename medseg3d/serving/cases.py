@@ -11,13 +11,11 @@ from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import ChannelCountError, ImageReadError, InputError
 from medseg3d.images import case_name, ending_of, is_image, read_header, refusal
 from medseg3d.images.dicom_intake import find_dicom_cases
-from medseg3d.images.header import FORMATS
-from medseg3d.serving.attached import check_attached
+from medseg3d.images.readers import READERS
+from medseg3d.serving.attached import check_attached, taken
 from medseg3d.serving.unpack import unpack
 from medseg3d.wording import counted, listed
 
-TAKEN = ".nii.gz, .nii, .nrrd, .mha, .dcm, or a .zip of one DICOM series"
-"""Names of files; those whose header names other files are not taken."""
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -50,15 +48,15 @@ def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, chan
     images = sorted(member for member in members if is_image(member))
     if not images:
         left_out = f" ({listed(intake.left_out, most=3)})" if intake.left_out else ""
-        raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image (.nii.gz, .nii, .nrrd, .mha){left_out}.")
+        raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image ({taken()}){left_out}.")
     return _case_of_files(images, num_channels)
 
 
 def _case_of_files(files: Sequence[Path], num_channels: int) -> Case:
     for file in files:
-        is_unknown = ending_of(file) not in FORMATS and refusal(file) is None and not file.name.lower().endswith(".zip")
+        is_unknown = ending_of(file) not in READERS and refusal(file) is None and not file.name.lower().endswith(".zip")
         if is_unknown and not is_image(file):
-            raise ImageReadError(f"{file}: not an image by its name; expected {TAKEN}.")
+            raise ImageReadError(f"{file}: not an image by its name; expected {taken()}, or a .zip of one DICOM series.")
         check_attached(file)
     if len(files) == 1:
         return prediction_cases(files[0], num_channels=num_channels)[0]

@@ -27,7 +27,8 @@ from medseg3d.execution import memory_budget, peak_memory, reset_peak_memory, ru
 from medseg3d.files import check_writable, file_digest, remove_file, replacing
 from medseg3d.fingerprint.familiarity import CHECK, REFUSED, in_words
 from medseg3d.images import case_name, ending_of, read_header, write_label_map
-from medseg3d.images.header import FORMATS, REFUSED_ENDINGS
+from medseg3d.images.header import REFUSED_ENDINGS
+from medseg3d.images.readers import READERS, writable
 from medseg3d.models.loading import load_model
 from medseg3d.models.model import Model
 from medseg3d.prediction.predict_case import PreparedCase
@@ -398,12 +399,13 @@ def _write(
 
 def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:
     ending = "" if output.is_dir() else ending_of(output)
-    if ending in (".nii.gz", ".nii"):
+    reader = READERS.get(ending)
+    if reader is not None and reader.write is not None:
         if len(cases) != 1:
             raise InputError(f"{output}: names one file, but the input holds {len(cases)} cases. Name an output folder.")
         return {cases[0].name: output}
-    if ending in FORMATS or ending in REFUSED_ENDINGS:
-        raise InputError(f"{output}: label maps are written as NIfTI, not as {ending}. Name a file that ends with .nii.gz, or a folder.")
+    if reader is not None or ending in REFUSED_ENDINGS:
+        raise InputError(f"{output}: label maps are not written as {ending}. Name a file that ends with {writable()}, or a folder.")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; name a folder, or a file that ends with .nii.gz.")
     if isinstance(source, Path) and source.is_dir() and output.exists() and output.resolve() == source.resolve():
