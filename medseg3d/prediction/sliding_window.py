@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from medseg3d.devices import RESAMPLING_ON_GPU, Device, free_bytes, give_back_memory, is_gpu, is_out_of_memory
-from medseg3d.errors import NotFiniteError
+from medseg3d.errors import InputError, NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction.empty_windows import Skipper, Skipping, Survey
 from medseg3d.prediction.mirroring import flipped_logits
@@ -65,6 +65,49 @@ def axis_weights(size: int, window: int, starts: tuple[int, ...]) -> dict[int, t
     for start in starts:
         total[start : start + window] += gaussian
     return {start: (gaussian / total[start : start + window]).float() for start in starts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingWindow:
+    """Apply a network to volumes larger than it sees: ``SlidingWindow(window=(64, 96, 96))(network, image)``.
+
+    ``window`` is in the axes of the image; two numbers belong to a 2D network, which sees the slices along axis 0 one by one.
+    Neighboring windows share ``overlap`` of their length, 0 to below 1, and are weighted by Gaussians. ``mirror_axes`` (0 is the first of
+    the window) are those of test-time augmentation. ``output`` is the middle part of the window that an unpadded network gives logits
+    for. :class:`~medseg3d.plan.Configuration` has these as ``patch_size`` and ``mirror_axes``.
+    """
+
+    window: tuple[int, ...]
+    overlap: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    output: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"SlidingWindow: overlap is {self.overlap}, expected a share of the window from 0 to below 1.")
+
+    def __call__(self, network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+        """Logits ``(class, n0, n1, n2)`` float32 in main memory, of an image ``(channel, n0, n1, n2)`` float32.
+
+        Computed where the network's weights are, in evaluation mode; the network is left in the mode it was in. Raises
+        :class:`NotFiniteError` for NaN or infinite logits.
+        """
+        weights = next(network.parameters(), image)
+        was_training = network.training
+        slabs = stream_logits(
+            [network.eval()],
+            image,
+            case="image",
+            window=self.window,
+            output=self.output,
+            step=1 - self.overlap,
+            mirror_axes=self.mirror_axes,
+            device=Device(device=weights.device, precision="float32"),
+        )
+        try:
+            return torch.cat([copied_to_host(slab) for slab in slabs], 1).float()
+        finally:
+            network.train(was_training)
 
 
 def copied_to_host(slab: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from medseg3d.errors import DamagedCaseError, InputError, StorageError
 from medseg3d.files import abandoned, remove_leftovers, storage, storage_errors, temporary_for
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
 from medseg3d.records import read_record, write_record
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,12 @@ FOREGROUND_SEED = 1234
 
 
 class Store:
-    """Preprocessed cases in ``folder``; ``patch_size`` (network order, 2 or 3 numbers) shapes the chunks that are written."""
+    """Preprocessed cases in ``folder``; ``patch_size`` (network order, 2 or 3 numbers) shapes the chunks that are written.
+
+    A store is a map-style dataset of torch: ``len(store)``, and ``store[i]`` is the image ``(channel, n0, n1, n2)`` float32 and the
+    label map ``(n0, n1, n2)`` int64 of the case ``store.names()[i]``, as tensors in network order. Labels are indices of the plan's
+    labels, 0 the background.
+    """
 
     def __init__(self, folder: Path, *, patch_size: Sequence[int] | None = None) -> None:
         self.folder = folder
@@ -161,6 +169,19 @@ class Store:
         if not self.folder.is_dir():
             return ()
         return tuple(sorted(p.parent.name for p in self.folder.glob("*/case.json") if not p.parent.name.startswith(".")))
+
+    def __len__(self) -> int:
+        """The number of cases."""
+        return len(self.names())
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and label map of a case; raises ``IndexError`` beyond the last one, and :class:`InputError` for one without labels."""
+        import torch
+
+        case = self.read(self.names()[index])
+        if case.labels is None:
+            raise InputError(f"{case.name}: the preprocessed case has no label map. Read it with store.read({case.name!r}).")
+        return torch.from_numpy(case.image[:].astype(np.float32)), torch.from_numpy(case.labels[:].astype(np.int64))
 
     def remove_leftovers(self) -> None:
         """Delete what a crash has left; what another process is writing stays."""

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from medseg3d import devices
 from medseg3d.devices import Device
-from medseg3d.errors import NotFiniteError
+from medseg3d.errors import InputError, NotFiniteError
 from medseg3d.patches.sampling import reflected
 from medseg3d.prediction import sliding_window
 from medseg3d.prediction.mirroring import flipped_logits
-from medseg3d.prediction.sliding_window import axis_weights, copied_to_host, stream_logits, window_starts
+from medseg3d.prediction.sliding_window import SlidingWindow, axis_weights, copied_to_host, stream_logits, window_starts
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 sizes = st.integers(1, 23)
@@ -285,3 +285,19 @@ def test_overlap_tile_goes_slice_by_slice_with_a_2d_network() -> None:
         padded = torch.nn.functional.pad(image[0][:, None], (1, 1, 1, 1), mode="reflect")
         expected = conv(padded).movedim(0, 1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(4, 6, 5), (6, 5)])
+def test_a_sliding_window_gives_the_logits_that_prediction_gives(window: tuple[int, ...]) -> None:
+    image = torch.randn(1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    conv = torch.nn.Conv3d if len(window) == 3 else torch.nn.Conv2d
+    network = torch.nn.Sequential(conv(1, 2, 3, padding=1), torch.nn.Dropout(0.5))
+    found = SlidingWindow(window=window, overlap=0.25, mirror_axes=(1,))(network.train(), image)
+    assert network.training
+    expected = predict_logits([network.eval()], image, case="x", window=window, device=CPU, step=0.75, mirror_axes=(1,))
+    assert torch.equal(found, expected)
+
+
+def test_a_sliding_window_refuses_an_overlap_that_never_ends() -> None:
+    with pytest.raises(InputError, match=r"overlap is 1\.0, expected a share of the window from 0 to below 1"):
+        SlidingWindow(window=(4, 4, 4), overlap=1.0)

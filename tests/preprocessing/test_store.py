@@ -6,10 +6,12 @@ import errno
 import os
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +52,27 @@ def test_a_case_comes_back_as_it_was_written(tmp_path, case, in_memory):
     np.testing.assert_array_equal(stored.outside[:], case.outside)
     assert (stored.image.dtype, stored.labels.dtype) == (np.float16, np.uint8)
     assert (stored.shape, stored.restoration, store.names()) == (SHAPE, case.restoration, ("case_1",))
+
+
+def test_torch_loads_cases_from_a_store_by_their_order(tmp_path, case):
+    store = Store(tmp_path)
+    store.write(replace(case, name="case_2", image=2 * case.image), "digest")
+    store.write(case, "digest")
+    loaded = list(torch.utils.data.DataLoader(store, batch_size=1))
+    assert len(store) == len(loaded) == 2
+    for factor, (image, labels) in zip((1, 2), loaded, strict=True):
+        assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
+        np.testing.assert_allclose(image[0], factor * case.image, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(labels[0], case.labels)
+
+
+def test_a_store_says_which_case_has_no_label_map(tmp_path, case):
+    store = Store(tmp_path)
+    store.write(replace(case, labels=None, outside=None), "digest")
+    with pytest.raises(InputError, match="case_1: the preprocessed case has no label map"):
+        store[0]
+    with pytest.raises(IndexError):
+        store[1]
 
 
 def test_the_foreground_index_points_at_its_labels(tmp_path, case):
