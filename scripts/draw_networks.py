@@ -28,7 +28,7 @@ from medseg3d.errors import PlanError
 from medseg3d.networks.build import NETWORKS, build_universal, checked_plan, family_of, output_size
 from medseg3d.networks.cost import StepCost, step_cost
 from medseg3d.networks.style import style_of
-from medseg3d.networks.u2net import U2Net
+from medseg3d.networks.u2net import SHARING, U2Net
 from medseg3d.plan import NetworkPlan, Option
 from medseg3d.planning import load_planner, read_nnunet_fingerprint
 from medseg3d.planning.patch import design_configuration
@@ -279,7 +279,7 @@ def universal_table() -> str:
     """The parts of a universal network of five datasets like the example plan's, beside networks of their own."""
     one = example("u2net").network
     five = universal({f"domain_{number}": one for number in range(5)})
-    shared = count(five.shared_parameters())
+    shared = count(SHARING.shared_parameters(five))
     own = count(five.domains["domain_0"].parameters())
     rows = [
         ("shared by all domains", f"{shared:,}"),
@@ -736,7 +736,7 @@ def draw_universal() -> str:
     for letter, _, channels, _, patch, _ in DOMAINS:
         image = torch.empty(1, channels, *patch, device="meta")
         seen[letter] = layers_of(network, "u2net", lambda built, letter=letter, image=image: built(image, letter))
-    shared = count(network.shared_parameters())
+    shared = count(SHARING.shared_parameters(network))
     parts = [
         text(MARGIN, 46, "universal", "accent", 20, weight=600),
         text(MARGIN, 70, "one 3D U²-Net for several datasets", "soft", 13.5),

@@ -69,6 +69,11 @@ class ModelCard:
         return self.configurations[ONLY_DOMAIN]
 
     @property
+    def networks(self) -> dict[str, NetworkPlan]:
+        """The plan of the network, by domain."""
+        return {name: plan.configuration(self.configurations[name]).network for name, plan in self.plans.items()}
+
+    @property
     def is_universal(self) -> bool:
         """The file holds a network of several datasets."""
         return ONLY_DOMAIN not in self.plans

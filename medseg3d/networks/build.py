@@ -11,7 +11,7 @@ from medseg3d.errors import PlanError
 from medseg3d.extensions import Registry
 from medseg3d.networks import classic_unet, plain_unet, residual_unet, u2net, vnet
 from medseg3d.networks.blocks import initialize
-from medseg3d.networks.family import Family, Size
+from medseg3d.networks.family import Family, Sharing, Size
 from medseg3d.plan import NetworkPlan
 
 NETWORKS = Registry(
@@ -63,17 +63,27 @@ def _with_own_weights(family: Family, plan: NetworkPlan, generator: torch.Genera
         return family.build(plan)
 
 
-def build_universal(plans: Mapping[str, NetworkPlan], *, generator: torch.Generator | None = None) -> u2net.U2Net:
-    """One 3D U2-Net for several datasets, initialized; ``forward(x, domain)`` gives the logits of one of them.
+def build_universal(plans: Mapping[str, NetworkPlan], *, generator: torch.Generator | None = None) -> nn.Module:
+    """One network for several datasets, initialized; ``forward(x, domain)`` gives the logits of one of them.
 
-    Raises :class:`PlanError` where a plan is of another family, or the plans do not agree.
+    Raises :class:`PlanError` where a family serves one dataset only, or the plans do not agree.
     """
-    others = [f"{name}: {plan.family}" for name, plan in plans.items() if plan.family != u2net.FAMILY.name]
-    if others:
-        raise PlanError(f"Only u2net serves several datasets, found {', '.join(others)}. Plan them with --planner universal.")
-    network = u2net.U2Net({name: checked_plan(plan) for name, plan in plans.items()})
+    sharing = sharing_of(plans)
+    network = sharing.build({name: checked_plan(plan) for name, plan in plans.items()})
     initialize(network, generator)
     return network
+
+
+def sharing_of(plans: Mapping[str, NetworkPlan]) -> Sharing:
+    """How one network serves the datasets of these plans, by domain; raises :class:`PlanError` where none can."""
+    sharing = {name: family_of(plan).sharing for name, plan in plans.items()}
+    if others := [f"{name}: {plans[name].family}" for name, found in sharing.items() if found is None]:
+        serving = ", ".join(name for name, family in NETWORKS.items() if family.sharing is not None)
+        raise PlanError(f"Only {serving} serves several datasets, found {', '.join(others)}. Plan them with --planner universal.")
+    family, *more = sorted({plan.family for plan in plans.values()})
+    if more:
+        raise PlanError(f"One network is of one family, found {', '.join((family, *more))}. Plan all datasets with the same planner.")
+    return next(found for found in sharing.values() if found is not None)
 
 
 def _check_lengths(plan: NetworkPlan) -> None:

@@ -26,6 +26,33 @@ def no_problems(plan: NetworkPlan) -> Iterable[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How one network of a family serves several datasets (domains), and by its name whose a tensor is.
+
+    ``build`` makes the network from a plan per domain; its ``forward(x, domain)`` gives the logits of one, and without a name those of
+    its attribute ``domain``. The tensors that belong to a domain are named ``OWN.DOMAIN.…``; all others are shared. ``only`` is the
+    name of the domain in a network of a single dataset.
+    """
+
+    build: Callable[[Mapping[str, NetworkPlan]], nn.Module]
+    own: str
+    only: str
+
+    def domain_of(self, tensor: str) -> str | None:
+        """The domain that a tensor belongs to; None for those that all domains share."""
+        parts = tensor.split(".", 2)
+        return parts[1] if parts[0] == self.own and len(parts) == 3 else None
+
+    def renamed(self, tensor: str, domain: str) -> str:
+        """The name of the same tensor in a network where its domain has another name; shared tensors keep theirs."""
+        return tensor if self.domain_of(tensor) is None else f"{self.own}.{domain}.{tensor.split('.', 2)[2]}"
+
+    def shared_parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """What every domain uses of a network."""
+        return [parameter for name, parameter in network.named_parameters() if self.domain_of(name) is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A family as its file describes it.
 
@@ -34,7 +61,8 @@ class Family:
     ``output_size(plan, patch)`` is the part of the patch that gets logits, in its middle; ``input_size(plan, wanted)`` the
     smallest patch that gives at least ``wanted``. ``problems(plan)`` says what this family cannot build, a sentence without its point each.
     With ``keeps_weights`` a network begins with the weights that ``build`` gives it, otherwise with those of
-    :func:`~medseg3d.networks.blocks.initialize`. A family that ``has_style`` takes the shared options.
+    :func:`~medseg3d.networks.blocks.initialize`. A family that ``has_style`` takes the shared options. ``sharing`` is given
+    where one network can serve several datasets.
     """
 
     name: str
@@ -46,6 +74,7 @@ class Family:
     problems: Callable[[NetworkPlan], Iterable[str]] = no_problems
     keeps_weights: bool = False
     has_style: bool = True
+    sharing: Sharing | None = None
 
     def completed(self, plan: NetworkPlan) -> NetworkPlan:
         """The plan with every option filled in; raises as :meth:`completed_options`, and where the family has other problems with it."""

@@ -6,7 +6,7 @@ its own normalization, stem and heads. Each domain keeps its own strides and ker
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from medseg3d.errors import PlanError
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution, convolve
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, Sharing
 from medseg3d.networks.style import Style, activation_layer, dropout_layer, gate_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
-ONLY = "only"
-"""The name of the domain of a network that serves one dataset."""
 SUPERVISED_STAGES = (1, 2)
 """Decoder stages below the finest whose scores are added to the finest ones, as in the published code."""
 
@@ -72,10 +70,6 @@ class U2Net(nn.Module):
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
         """Without norms the shared convolutions at the end of the blocks; otherwise the domains' norms after them do."""
         return tuple(cast(_SharedConv, each).conv for each in self.shared.second) if self.style.norm == "none" else ()
-
-    def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The tensors that every domain uses."""
-        return self.shared.parameters()
 
     def forward(self, x: Tensor, domain: str | None = None) -> Tensor:
         """Logits ``(batch, num_classes, …)`` of a domain, of the attribute ``domain`` where none is named."""
@@ -232,4 +226,5 @@ CHOICES: dict[str, tuple[Option, ...]] = {
     "adapters": ("separable", "none"),  # none: all convolutions are shared and full, only norms, stem and heads belong to a domain
     "separable_strides": (True, False),  # false as in the published code: strided convolutions are full and shared
 }
-FAMILY = Family(name="u2net", build=lambda plan: U2Net({ONLY: plan}), options=OPTIONS, choices=CHOICES)
+SHARING = Sharing(build=U2Net, own="domains", only="only")
+FAMILY = Family(name="u2net", build=lambda plan: U2Net({SHARING.only: plan}), options=OPTIONS, choices=CHOICES, sharing=SHARING)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from medseg3d.execution import available_cores
 from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
-from medseg3d.networks.build import build_network, build_universal, output_size
-from medseg3d.networks.u2net import U2Net
+from medseg3d.networks.build import build_network, build_universal, output_size, sharing_of
+from medseg3d.networks.family import Sharing
 from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
 from medseg3d.patches.further_augmentations import further_augmentations
 from medseg3d.patches.loading import PatchLoader
@@ -108,6 +108,11 @@ def build_for(domains: Sequence[TrainingDomain]) -> nn.Module:
     return build_universal({domain.name: domain.configuration.network for domain in domains})
 
 
+def sharing_between(domains: Sequence[TrainingDomain]) -> Sharing | None:
+    """How the network serves them; None for a single dataset."""
+    return sharing_of({domain.name: domain.configuration.network for domain in domains}) if domains[0].name != NO_NAME else None
+
+
 def run_network(network: nn.Module, image: Tensor, domain: TrainingDomain) -> Tensor | list[Tensor]:
     """The outputs of a domain."""
     outputs: Tensor | list[Tensor] = network(image, domain.name) if domain.name else network(image)
@@ -148,15 +153,16 @@ def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, ite
     return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
 
 
-def with_unit_gradients(network: nn.Module, domain: int, norms: tuple[float, ...]) -> tuple[float, ...]:
+def with_unit_gradients(
+    network: nn.Module, domain: int, norms: tuple[float, ...], shared: Sequence[nn.Parameter] = ()
+) -> tuple[float, ...]:
     """Divide the gradients of a step by the running norm of its domain's gradients; the norms with this step's.
 
     Adam remembers the squares of a thousand steps: once the gradients have fallen to a part of those of the first steps, its steps are too
-    small by as much. And of several datasets, those that are not learned yet would decide where the shared weights go, whose
+    small by as much. And of several datasets, those that are not learned yet would decide where the ``shared`` weights go, whose
     norm counts there. ``norms`` are 0 for domains without a step yet. Gradients that are not finite are left to those who skip them.
     """
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    shared = network.shared_parameters() if isinstance(network, U2Net) else ()
     common = [parameter.grad for parameter in shared if parameter.grad is not None]  # none where a domain is added
     norm = float(torch.nn.utils.get_total_norm(common or gradients))
     if not math.isfinite(norm) or norm == 0:
@@ -167,11 +173,10 @@ def with_unit_gradients(network: nn.Module, domain: int, norms: tuple[float, ...
     return (*norms[:domain], running, *norms[domain + 1 :])
 
 
-def freeze_all_but(network: nn.Module, domain: str) -> None:
+def freeze_all_but(network: nn.Module, domain: str, sharing: Sharing) -> None:
     """Leave only the parts of one domain trainable: the shared tensors and the other domains' keep their bits."""
-    own = f"domains.{domain}."
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(own))
+        parameter.requires_grad_(sharing.domain_of(name) == domain)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

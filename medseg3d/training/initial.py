@@ -12,10 +12,9 @@ import torch
 
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.models.checkpoints import load_matching, load_tensors
+from medseg3d.networks.family import Sharing
 
 logger = logging.getLogger(__name__)
-SHARED = "shared."
-"""How the names of tensors begin that all domains of a universal network use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +49,19 @@ def check_began_with(digest: str | None, initial: InitialWeights | None, folder:
         )
 
 
-def take_over(network: torch.nn.Module, initial: InitialWeights, *, shared_only: bool) -> bool:
+def take_over(network: torch.nn.Module, initial: InitialWeights, *, only_shared: Sharing | None = None) -> bool:
     """Fill what fits by name and shape, and log the rest; True where the whole network was filled.
 
-    ``shared_only`` takes what all domains share: the others, which an earlier run may have left there, have seen other cases. Raises
-    :class:`PlanMismatchError` where nothing fits.
+    With ``only_shared`` nothing is taken but what all domains share: the others, which an earlier run may have left there, have seen
+    other cases. Raises :class:`PlanMismatchError` where nothing fits.
     """
-    tensors = {name: tensor for name, tensor in initial.tensors.items() if not shared_only or name.startswith(SHARED)}
+    tensors = {name: tensor for name, tensor in initial.tensors.items() if only_shared is None or only_shared.domain_of(name) is None}
     unused, missing = load_matching(network, tensors)
     if len(unused) == len(tensors):
         raise PlanMismatchError(
             f"{initial.source}: none of its tensors fits this network. Name a model of the same family, as its weights.safetensors."
         )
-    if not shared_only:
+    if only_shared is None:
         logger.warning("Weights from %s; not used: %s; not found, so fresh: %s.", initial.source, _some(unused), _some(missing))
     return not missing
 

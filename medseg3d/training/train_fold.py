@@ -24,7 +24,6 @@ from medseg3d.errors import DivergedError, InputError
 from medseg3d.execution import available_cores
 from medseg3d.losses import supervised_loss
 from medseg3d.models.checkpoints import ModelCard, save_weights
-from medseg3d.networks.u2net import U2Net
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
@@ -39,6 +38,7 @@ from medseg3d.training.domains import (
     freeze_all_but,
     patch_loader,
     run_network,
+    sharing_between,
     with_unit_gradients,
 )
 from medseg3d.training.initial import InitialWeights, check_began_with, read_initial, take_over
@@ -213,8 +213,10 @@ class _Run:
         )
         torch.manual_seed(options.seed)
         self.network = build_for(domains).to(device.device)
-        if added is not None:
-            freeze_all_but(self.network, added)
+        self.sharing = sharing_between(domains)
+        self.shared = [] if self.sharing is None else self.sharing.shared_parameters(self.network)
+        if added is not None and self.sharing is not None:
+            freeze_all_but(self.network, added, self.sharing)
         self.optimizer = optimizer_of(self.network, settings)
         self.scaler = _scaler(device)
         torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
@@ -270,7 +272,7 @@ class _Run:
             )
             logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
             return
-        is_filled = initial is not None and take_over(self.network, initial, shared_only=self.added is not None)
+        is_filled = initial is not None and take_over(self.network, initial, only_shared=None if self.added is None else self.sharing)
         if self.options.restart or read_summary(self.folder) is not None:  # weights alone were put there on purpose
             self._check()
             remove_run(self.folder)
@@ -278,8 +280,8 @@ class _Run:
             batch = self._loader(index).make_batch(0, 0)
             image, _ = augment(batch, self.policies[index], self.device.device)
             self.device = trusted_precision(self.device, domain.configuration, self.state.batch_sizes[index])
-            if isinstance(self.network, U2Net):
-                self.network.domain = domain.name or self.network.domain
+            if domain.name:
+                self.network.domain = domain.name  # type: ignore[assignment]
             self.device = checked_precision(self.network, image[:1], self.device, is_trained=is_filled)
         self.state = replace(self.state, precision=self.device.precision, init=None if initial is None else initial.digest)
         self.scaler = _scaler(self.device)
@@ -385,7 +387,7 @@ class _Run:
             return value
         self.scaler.unscale_(self.optimizer)
         if self.settings.unit_gradients:
-            norms = with_unit_gradients(self.network, index, self.state.gradient_norms or (0.0,) * len(self.domains))
+            norms = with_unit_gradients(self.network, index, self.state.gradient_norms or (0.0,) * len(self.domains), self.shared)
             self.state = replace(self.state, gradient_norms=norms)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         is_finite = bool(torch.isfinite(norm))

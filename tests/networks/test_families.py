@@ -12,11 +12,11 @@ from medseg3d.devices import Device, choose_device
 from medseg3d.errors import PlanError
 from medseg3d.networks import NETWORKS, build_network, output_size
 from medseg3d.networks.blocks import ConvBlock, SeparableConv
-from medseg3d.networks.build import checked_plan, family_of
+from medseg3d.networks.build import checked_plan, family_of, sharing_of
 from medseg3d.networks.convolutions import DepthwiseConv3d, convolution
 from medseg3d.networks.packed import PackedConvolution, can_pack, packed
 from medseg3d.networks.style import Style
-from medseg3d.networks.u2net import U2Net
+from medseg3d.networks.u2net import SHARING, U2Net
 from medseg3d.plan import NetworkPlan
 from medseg3d.precision import checked_precision
 
@@ -151,11 +151,27 @@ def test_domains_share_the_same_tensors_and_nothing_else():
         network.zero_grad()
         network(image, name).square().mean().backward()
         used[name] = {id(p) for p in network.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    shared = {id(p) for p in network.shared_parameters()}
+    shared = {id(p) for p in SHARING.shared_parameters(network)}
     assert used["ct"] & used["mr"] <= shared
     assert used["ct"] & shared == used["mr"] & shared
     assert used["tiny"] & shared < used["ct"] & shared  # it has fewer stages
-    assert all(id(p) in used["ct"] | used["mr"] for p in network.shared_parameters() if p.ndim > 1)
+    assert all(id(p) in used["ct"] | used["mr"] for p in SHARING.shared_parameters(network) if p.ndim > 1)
+
+
+def test_the_name_of_a_tensor_says_whose_it_is() -> None:
+    network = U2Net(small_domains())
+    owners = {name: SHARING.domain_of(name) for name in network.state_dict()}
+    assert set(owners.values()) == {None, "ct", "mr", "tiny"}
+    alone = U2Net({SHARING.only: small_domains()["tiny"]}).state_dict()
+    renamed = {SHARING.renamed(name, SHARING.only) for name, owner in owners.items() if owner in (None, "tiny")}
+    assert alone.keys() <= renamed
+
+
+def test_one_network_is_of_one_family_that_can_be_shared() -> None:
+    plans = small_domains()
+    with pytest.raises(PlanError, match=r"Only u2net serves several datasets, found mr: plain_unet\. Plan them with --planner universal"):
+        sharing_of({**plans, "mr": replace(plans["mr"], family="plain_unet")})
+    assert sharing_of(plans) is SHARING
 
 
 def test_adding_and_training_a_domain_leaves_the_old_ones_bit_identical():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.events import Listener, silent
+from medseg3d.networks.build import NETWORKS
 from medseg3d.plan import Plan
 from medseg3d.planning import Planner, load_planner
 from medseg3d.records import read_record, write_record
@@ -111,7 +112,7 @@ def rules_of(folder: WorkFolder, planner: str | None) -> Planner:
         rules = read_record(folder.planner, Planner, "planner")
     else:
         rules = load_planner(planner or PLANNER)
-    if rules.network.family != "u2net":
+    if NETWORKS[rules.network.family].sharing is None:
         raise PlanError(
             f"The planner {rules.name} plans {rules.network.family}, and only u2net serves several datasets. Use --planner universal."
         )

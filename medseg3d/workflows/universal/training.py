@@ -13,8 +13,8 @@ from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_tree
 from medseg3d.locks import Lock
-from medseg3d.models.checkpoints import ModelCard, load_tensors, read_card
-from medseg3d.plan import NetworkPlan
+from medseg3d.models.checkpoints import load_tensors, read_card
+from medseg3d.networks.build import sharing_of
 from medseg3d.records import read_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import TrainingDomain
@@ -123,7 +123,7 @@ def add_domain(
     name = universal.domain_at(dataset) or domain_names([dataset], tuple(universal.domains))[0]
     if name in universal.joint:
         raise InputError(f"{dataset}: {name} is trained together with the others; there is nothing to add.")
-    num_stages = max(len(_network(card, other).features) for other in card.plans if other != name)
+    num_stages = max(len(network.features) for other, network in card.networks.items() if other != name)
     rules = rules_of(folder, None)
     stages = min(num_stages, rules.network.max_stages or num_stages)
     rules = replace(rules, network=replace(rules.network, max_stages=stages))
@@ -247,8 +247,9 @@ def _digest(domains: Sequence[TrainingDomain], folder: WorkFolder, fold: str, ba
         split = split_of(domain_folder(folder, domain.name), fold)
         digest.update(f"{domain.name} {plan_digest(domain.plan, domain.configuration, split)}".encode())
     if base is not None:
+        domain_of = sharing_of(read_card(base).networks).domain_of
         for key, tensor in sorted(load_tensors(base)[0].items()):
-            if key.startswith("shared."):
+            if domain_of(key) is None:
                 digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
@@ -268,7 +269,3 @@ def _num_folds(home: WorkFolder) -> int:
     if not home.splits.exists():
         raise InputError(f"{home.root}: there is no splits.json here. Run medseg3d plan first.")
     return len(read_folds(home.splits).folds)
-
-
-def _network(card: ModelCard, name: str) -> NetworkPlan:
-    return card.plans[name].configuration(card.configurations[name]).network

@@ -14,8 +14,7 @@ from medseg3d.data.dataset import Split
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
 from medseg3d.models.checkpoints import FORMAT_VERSION, ModelCard, load_tensors, read_card, save_tensors
-from medseg3d.networks.build import build_network
-from medseg3d.networks.u2net import ONLY
+from medseg3d.networks.build import build_network, sharing_of
 from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
 from medseg3d.training.domains import TrainingDomain
@@ -50,9 +49,8 @@ def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state
     made, configuration = card.plans[name], card.plans[name].configuration(card.configurations[name])
     with torch.device("meta"):
         wanted = build_network(configuration.network).state_dict()
-    renamed = {
-        key.replace(f"domains.{name}.", f"domains.{ONLY}.", 1): tensor for key, tensor in tensors.items() if not _is_foreign(key, name)
-    }
+    sharing = sharing_of({name: configuration.network})
+    renamed = {sharing.renamed(key, sharing.only): tensor for key, tensor in tensors.items() if sharing.domain_of(key) in (None, name)}
     missing = [key for key in wanted if key not in renamed]
     if missing:
         raise PlanMismatchError(f"{weights}: lacks {missing[0]} of the domain {name}. Train again with --restart.")
@@ -95,23 +93,19 @@ def _join(base: Path, trained: Path, added: str) -> None:
     """Put an added domain's tensors and plan beside those of the common network, none of which changes."""
     tensors, _ = load_tensors(base)
     new, _ = load_tensors(trained)
-    changed = [key for key, tensor in new.items() if key.startswith("shared.") and not torch.equal(tensor, tensors[key])]
+    card, own = read_card(base), read_card(trained)
+    domain_of = sharing_of(own.networks).domain_of
+    changed = [key for key, tensor in new.items() if domain_of(key) is None and not torch.equal(tensor, tensors[key])]
     if changed:  # a defect, never the user's doing; better no file than a network that forgot something
         raise RuntimeError(f"training {added} changed {changed[0]}, which belongs to all domains")
-    card, own = read_card(base), read_card(trained)
     joined = replace(
         card,
         plans={**card.plans, added: own.plans[added]},
         configurations={**card.configurations, added: own.configurations[added]},
     )
-    kept = {key: tensor for key, tensor in tensors.items() if _is_foreign(key, added) or key.startswith("shared.")}
-    kept |= {key: tensor for key, tensor in new.items() if key.startswith(f"domains.{added}.")}
+    kept = {key: tensor for key, tensor in tensors.items() if domain_of(key) != added}
+    kept |= {key: tensor for key, tensor in new.items() if domain_of(key) == added}
     save_tensors(base, kept, {"format_version": FORMAT_VERSION, "card": to_plain(joined)})
-
-
-def _is_foreign(key: str, domain: str) -> bool:
-    """The tensor belongs to another domain."""
-    return key.startswith("domains.") and not key.startswith(f"domains.{domain}.")
 
 
 def split_of(home: WorkFolder, fold: str) -> Split:
