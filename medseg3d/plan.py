@@ -32,6 +32,7 @@ from medseg3d.ranges import (
     Order,
     Provider,
     Share,
+    ShareBelowOne,
     Steps,
     Stride,
 )
@@ -74,15 +75,22 @@ class Normalization(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resampling(Checked):
-    """Spline orders: in general, and along a coarse axis that is resampled apart (ratio of spacings above the threshold)."""
+    """Spline orders: in general, and along a coarse axis with separate-z resampling."""
 
     image_order: Order = 3
+    """Spline order for images."""
     image_coarse_order: Order = 0
+    """Spline order for images along a coarse axis that is resampled by itself (separate-z resampling)."""
     label_order: Order = 1
+    """Spline order for label maps, label by label."""
     label_coarse_order: Order = 0
+    """Spline order for label maps along such an axis."""
     logits_order: Order = 1
+    """Spline order for logits (predictions)."""
     logits_coarse_order: Order = 0
+    """Spline order for logits along such an axis."""
     separate_threshold: NotNegative = 3.0
+    """Ratio of spacings from which separate-z resampling begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,37 +150,50 @@ ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan(Checked):
-    """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise.
-
-    ``loss`` is one of :data:`medseg3d.losses.LOSSES`; ``loss_options`` are its numbers (``alpha`` and ``beta`` of Tversky, …). ``warmup``
-    is the share of the run in which the learning rate rises linearly, ``cycles`` how often ``cosine_restarts`` and ``cyclical`` begin anew.
-    ``layer_learning_rates`` maps the beginning of parameters' names to a factor on their learning rate. ``domain_sampling``
-    says how a universal network draws its next dataset: in turn, in proportion to the number of training cases, or so that each
-    gets the same work. With ``unit_gradients`` gradients are divided by their running norm, each dataset's by its own.
-    ``augmentations`` are further ones by name, each with its options, after those that every plan has. ``providers`` says which
-    extensions its losses and augmentations are from, by their names; those that are built in are not there.
-    """
+    """How a configuration is trained; nnU-Net 2.8.1's values unless the planner's file says otherwise."""
 
     epochs: Steps = 1000
+    """How long training takes; `train --epochs` replaces it."""
     iterations_per_epoch: Steps = 250
+    """Steps of an epoch, whatever the number of cases."""
     validation_iterations: Steps = 50
+    """Batches of validation patches at the end of an epoch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` with Nesterov momentum, or `adamw`."""
     learning_rate: NotNegative = 0.01
+    """The highest rate; `schedule` says how it runs."""
     momentum: Share = 0.99
+    """Of `sgd`: the share of a step that goes on in the next."""
     weight_decay: NotNegative = 3e-5
+    """Weight decay of the optimizer."""
     schedule: ScheduleName = "poly"
+    """How the learning rate falls."""
     poly_exponent: NotNegative = 0.9
-    warmup: Share = 0.0
+    """Of `poly`: the rate falls as (1 - progress) ** exponent."""
+    warmup: ShareBelowOne = 0.0
+    """Share of the run in which the learning rate rises first."""
     cycles: Steps = 1
+    """How often `cosine_restarts` and `cyclical` begin anew."""
     layer_learning_rates: dict[Name, NotNegative] = field(default_factory=dict)
+    """Beginnings of parameters' names with a factor on their learning rate: `encoder = 0.1`."""
     gradient_clip: NotNegative = 12.0
+    """The longest gradient; longer ones are shortened to it."""
     loss: Name = "dice_ce"
+    """What training minimizes; see [losses](#losses)."""
     loss_options: dict[Name, float] = field(default_factory=dict)
+    """Numbers of the loss where they should differ from its defaults."""
     foreground_oversampling: Share = 0.33
+    """Share of the patches that are centered on a labelled voxel."""
     domain_sampling: Literal["round_robin", "proportional", "equal_work"] = "round_robin"
+    """A universal network draws its datasets in turn (`round_robin`), in proportion to their cases (`proportional`), or so that each gets
+    the same work, small patches more steps (`equal_work`)."""
     unit_gradients: bool = False
+    """Gradient normalization: gradients are divided by their running norm, those of each dataset of a universal network by its own. Adam
+    then forgets the large ones of the first steps, and no dataset leads by their size."""
     augmentations: dict[Name, dict[Name, float]] = field(default_factory=dict)
+    """Further augmentations by name, each with its options, after those that every plan has."""
     providers: dict[Name, Provider] = field(default_factory=dict)
+    """Which extensions the loss and the augmentations are from, by their names; written by plan, without those that are built in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,7 @@ def from_plain(plain: object, record_type: type[T], source: str) -> T:
 def _finding(error: Any) -> str:
     """The field, what is wrong with it, and the value that was found, each in so many letters."""
     place, message, found = ".".join(f"{part!s:.60}" for part in error["loc"]), error["msg"].removeprefix("Value error, "), error["input"]
+    message = message.replace("Input should be", "expected")
     if error["type"] == "finite_number":
         return f"{place}: {place.rpartition('.')[2] or 'the value'} is {found}; expected a finite number"
     is_short = isinstance(found, bool | int | float | str) and error["type"] != "value_error"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Len
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
 from medseg3d.planning.loss_rules import check_augmentations, loss_options
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.ranges import (
+    AboveOne,
     BatchSize,
     Blocks,
     Counted,
@@ -21,24 +25,30 @@ from medseg3d.ranges import (
     Gigabytes,
     Kernel,
     Multiplier,
+    Name,
     NotNegative,
+    Percentile,
     Positive,
+    ShareBelowOne,
 )
 from medseg3d.records import Checked, from_plain, read_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpacingRule(Checked):
-    """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`.
+    """Which spacing all cases are resampled to; see :func:`medseg3d.planning.spacing.target_spacing`."""
 
-    ``resolution_multiplier`` is the rho of MobileNets: that many times the voxels along each axis, strides derived again.
-    """
-
-    percentile: float
-    coarse_percentile: float
+    percentile: Percentile
+    """Percentile of the cases' spacings, axis by axis, that all cases are resampled to."""
+    coarse_percentile: Percentile
+    """Percentile for the coarsest axis where slices are thick and few."""
     anisotropy_threshold: NotNegative
+    """Slices are thick when the coarsest spacing exceeds this many times the next one; few when that axis has fewer than 1/threshold of
+    the voxels of the others."""
     single_slice_first: bool
+    """The axis along which the cases have a single slice comes first (and only 2D is planned), even if another axis is coarser."""
     resolution_multiplier: Multiplier
+    """ρ of MobileNets: the target spacing is divided by it, and patch, strides and memory are derived for the new size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,65 +56,92 @@ class PatchRule(Checked):
     """How large a patch starts and how far it may be pooled."""
 
     initial_edge_3d: Dimension
+    """The patch starts as a box of equal edges in mm with edge^3 voxels, cut to the median case."""
     initial_edge_2d: Dimension
+    """In 2D it starts with edge^2 pixels."""
     min_feature_map_edge: Dimension
+    """An axis is halved while it has at least twice this many voxels."""
     lone_axis_factor: Dimension
+    """Where one axis alone could be halved, it must have this many times `min_feature_map_edge` voxels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRule(Checked):
-    """The family and its widths and depths; the last entry of ``encoder_blocks`` and ``decoder_blocks`` repeats.
+    """The family and its widths and depths."""
 
-    ``width_multiplier`` is the alpha of MobileNets, a factor on all features. ``max_stages`` is a cap on the depth, 0 for none.
-    ``options`` are handed to the family as they are.
-    """
-
-    family: str
+    family: Name
+    """The architecture, one of these or one that an extension adds."""
     base_features: Features
+    """Channels of the first stage; doubled per stage."""
     max_features_3d: Features
+    """Cap on the channels in 3D."""
     max_features_2d: Features
+    """Cap on the channels in 2D."""
     width_multiplier: Multiplier
-    max_stages: int
+    """α of MobileNets: a factor on the features of every stage, after the cap."""
+    max_stages: Counted
+    """Cap on the number of stages, 0 for none."""
     kernel_edge: Kernel
-    encoder_blocks: tuple[Blocks, ...]
-    decoder_blocks: tuple[Blocks, ...]
+    """Edge of the kernels, odd; 1 along axes that are still too coarse."""
+    encoder_blocks: Annotated[tuple[Blocks, ...], Len(1)]
+    """Convolutions (plain) or residual blocks per encoder stage, finest first; the last number repeats."""
+    decoder_blocks: Annotated[tuple[Blocks, ...], Len(1)]
+    """Convolutions per decoder stage, coarsest first; the first number repeats in deeper networks, and drops out in shallower ones."""
     deep_supervision: bool
+    """Losses at every decoder stage."""
     options: dict[str, Option] = field(default_factory=dict)
+    """Further options of the family, handed on as they are."""
+
+    def problems(self) -> Iterator[str]:
+        """What a range cannot say."""
+        if self.kernel_edge % 2 == 0:
+            yield f"kernel_edge is {self.kernel_edge}, expected an odd number"
+        if self.max_stages == 1:
+            yield "max_stages is 1, expected at least 2, or 0 for no cap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRule(Checked):
-    """How many feature-map elements fit; see :func:`medseg3d.planning.memory.feature_map_elements`.
-
-    ``reference_3d`` elements are what a batch of ``reference_batch_3d`` patches may hold, per patch, on a GPU of
-    ``reference_gpu_memory_gb``; likewise in 2D. ``fit`` says which batch has to fit while the patch is being shrunk.
-    """
+    """How many feature-map elements fit; see :func:`medseg3d.planning.memory.feature_map_elements`."""
 
     gpu_memory_gb: Gigabytes
+    """The memory to plan for; `--gpu-memory` replaces it."""
     reference_gpu_memory_gb: Gigabytes
+    """The memory that the references hold for; they scale in proportion."""
     reference_3d: Elements
+    """Feature-map elements per 3D patch at which the reference batch fills the reference memory."""
     reference_2d: Elements
+    """Feature-map elements per 2D patch at which the reference batch fills it."""
     reference_batch_3d: BatchSize
+    """The reference batch in 3D."""
     reference_batch_2d: BatchSize
+    """The reference batch in 2D."""
     fit: Literal["min_batch", "reference_batch"]
+    """`min_batch`: the patch shrinks until `batch.min_size` patches fit; `reference_batch`: until the reference batch fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRule(Checked):
-    """Bounds of the batch size; ``max_dataset_share`` is the share of all training voxels in one batch."""
+    """Bounds of the batch size."""
 
     min_size: BatchSize
+    """Smallest batch."""
     max_dataset_share: Positive
+    """Largest share of all training voxels in one batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowresRule(Checked):
     """When a second configuration at lower resolution is planned, and how its spacing is searched."""
 
-    patch_share: float
-    spacing_step: Positive
+    patch_share: ShareBelowOne
+    """`3d_lowres` is planned where the full-resolution patch covers less of a median case."""
+    spacing_step: AboveOne
+    """Factor of the spacing per step of its search."""
     min_volume_ratio: NotNegative
+    """`3d_lowres` is dropped unless its cases have this many times fewer voxels."""
     coarse_axis_ratio: NotNegative
+    """Axes finer than 1/ratio of the coarsest are coarsened alone first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +149,7 @@ class NormalizationRule(Checked):
     """When the voxels outside the non-zero region are left out of z-scores."""
 
     mask_below_relative_size: NotNegative
+    """Z-scores leave out the zeros where cropping kept less than this share of the median image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,25 +157,27 @@ class RecommendRule(Checked):
     """When 2D is recommended although 3D is possible: both conditions must hold."""
 
     thick_slice_ratio: NotNegative
+    """2d is recommended where slices are more than this many times as thick as the pixels are wide …"""
     few_slices: Counted
+    """… and a case has fewer slices than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirroringRule:
-    """Whether images are mirrored from left to right where that is in doubt; with pairs of left and right labels they never are.
-
-    ``where_safe``: not where labels could be left and right of the same and nobody has said what they are. ``unless_pairs``: always.
-    """
+    """Whether images are mirrored from left to right where that is in doubt; with pairs of left and right labels they never are."""
 
     left_right: Literal["where_safe", "unless_pairs"] = "where_safe"
+    """`where_safe`: no mirroring from left to right where labels without names could be left and right of the same; `unless_pairs`: only
+    pairs of left and right labels forbid it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner(Checked):
-    """All numbers that :func:`medseg3d.planning.make_plan.make_plan` uses; what each means stands in planners/README.md."""
+    """All numbers that :func:`medseg3d.planning.make_plan.make_plan` uses; planners/README.md lists them."""
 
     name: str
     description: str
+    """One line about the planner."""
     spacing: SpacingRule
     patch: PatchRule
     network: NetworkRule
@@ -171,7 +211,7 @@ def load_planner(name_or_path: str | Path) -> Planner:
         planner = from_plain(numbers, Planner, str(path))
     except InputError as error:
         raise PlanError(str(error)) from error
-    _check(planner, path)
+    _check_parts(planner, path)
     return planner
 
 
@@ -239,8 +279,9 @@ def _refuse_unknown_keys(numbers: Mapping[str, Any], record: type, path: Path, t
     known = [f.name for f in fields(record) if f.name != "name"] + ([] if table else ["extends"])
     for key, value in numbers.items():
         if key not in known:
-            where = f"[{table}]" if table else "the file"
-            raise PlanError(f"{path}: unknown key {key!r} in {where}. It may hold {', '.join(sorted(known))}.")
+            where, nearest = f"[{table}]" if table else "the file", "".join(difflib.get_close_matches(key, known, n=1))
+            meant = f" Did you mean {nearest}?" if nearest else ""
+            raise PlanError(f"{path}: unknown key {key!r} in {where}.{meant} It may hold {', '.join(sorted(known))}.")
         if is_dataclass(types[key]):
             if not isinstance(value, dict):
                 raise PlanError(f"{path}: {key} must be a table ([{key}]), found {value!r}.")
@@ -258,82 +299,24 @@ def _missing_keys(numbers: Mapping[str, Any], record: type) -> Iterator[str]:
             yield from (f"{f.name}.{key}" for key in _missing_keys(numbers[f.name], types[f.name]))
 
 
-def _family_problems(network: NetworkRule) -> Iterator[str]:
-    """What is wrong with the family and its options; those of the closed formula are known without torch."""
-    if network.family in FEATURE_MAPS and not network.options:
-        return
-    from medseg3d.networks.build import NETWORKS
-
-    try:
-        NETWORKS.find(network.family).completed_options(network.options)
-    except PlanError as error:
-        yield f"network.family: {str(error).removesuffix('.')}"
-
-
-def _check(planner: Planner, path: Path) -> None:
-    """Refuse what planning could not work with: endless searches, empty networks, families without a memory formula."""
-    network, memory, lowres, batch = planner.network, planner.memory, planner.lowres, planner.batch
-    wrong = [
-        sentence
-        for sentence, is_wrong in (
-            *((problem, True) for problem in _family_problems(network)),
-            (
-                "network.base_features and max_features must be at least 1",
-                min(network.base_features, network.max_features_2d, network.max_features_3d) < 1,
-            ),
-            (
-                "network.width_multiplier and spacing.resolution_multiplier must be above 0",
-                min(network.width_multiplier, planner.spacing.resolution_multiplier) <= 0,
-            ),
-            ("network.max_stages must be at least 2, or 0 for no cap", network.max_stages < 0 or network.max_stages == 1),
-            ("network.kernel_edge must be odd and positive", network.kernel_edge < 1 or network.kernel_edge % 2 == 0),
-            (
-                "network.encoder_blocks and decoder_blocks must hold at least one number, each at least 1",
-                min(network.encoder_blocks, default=0) < 1 or min(network.decoder_blocks, default=0) < 1,
-            ),
-            (
-                "memory.* must be above 0",
-                min(
-                    memory.gpu_memory_gb,
-                    memory.reference_gpu_memory_gb,
-                    memory.reference_3d,
-                    memory.reference_2d,
-                    memory.reference_batch_3d,
-                    memory.reference_batch_2d,
-                )
-                <= 0,
-            ),
-            ("training.warmup must be at least 0 and below 1", not 0 <= planner.training.warmup < 1),
-            ("training.cycles must be at least 1", planner.training.cycles < 1),
-            (
-                "training.layer_learning_rates must not be negative",
-                min(planner.training.layer_learning_rates.values(), default=0.0) < 0,
-            ),
-            ("batch.min_size must be at least 1", batch.min_size < 1),
-            ("batch.max_dataset_share must be above 0", batch.max_dataset_share <= 0),
-            ("lowres.spacing_step must be above 1", lowres.spacing_step <= 1),
-            ("lowres.patch_share must lie between 0 and 1", not 0 <= lowres.patch_share < 1),
-            (
-                "spacing.percentile and coarse_percentile must lie between 0 and 100",
-                not (0 <= planner.spacing.percentile <= 100 and 0 <= planner.spacing.coarse_percentile <= 100),
-            ),
-            (
-                "patch.* must be at least 1",
-                min(
-                    planner.patch.initial_edge_3d,
-                    planner.patch.initial_edge_2d,
-                    planner.patch.min_feature_map_edge,
-                    planner.patch.lone_axis_factor,
-                )
-                < 1,
-            ),
-        )
-        if is_wrong
-    ]
-    for key, check in (("loss", loss_options), ("augmentations", check_augmentations)):
+def _check_parts(planner: Planner, path: Path) -> None:
+    """Refuse a network, a loss or an augmentation that is not known, and wrong options of theirs."""
+    wrong = []
+    for key, check in (
+        ("network.family", lambda: _check_family(planner.network)),
+        ("training.loss", lambda: loss_options(planner.training)),
+        ("training.augmentations", lambda: check_augmentations(planner.training)),
+    ):
         try:
-            check(planner.training)
+            check()
         except PlanError as error:
-            wrong.append(f"training.{key}: {str(error).removesuffix('.')}")
+            wrong.append(f"{key}: {str(error).removesuffix('.')}")
     if wrong:
         raise PlanError(f"{path}: {'; '.join(wrong)}.")
+
+
+def _check_family(network: NetworkRule) -> None:
+    if network.family not in FEATURE_MAPS or network.options:  # those of the closed formula are known without torch
+        from medseg3d.networks.build import NETWORKS
+
+        NETWORKS.find(network.family).completed_options(network.options)

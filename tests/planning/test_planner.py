@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from medseg3d.errors import PlanError
 from medseg3d.planning import load_planner, planner_names
-from medseg3d.planning.planner import Planner
+
+ROOT = Path(__file__).parents[2]
 
 
 def write(path: Path, text: str) -> Path:
@@ -30,21 +32,22 @@ def test_our_presets_keep_the_cap_of_the_batch() -> None:
 
 
 def test_every_number_of_a_preset_has_a_reason_beside_it() -> None:
-    for path in (Path(__file__).parents[2] / "planners").glob("*.toml"):
+    for path in (ROOT / "planners").glob("*.toml"):
         for line in path.read_text(encoding="utf-8").splitlines():
             is_number = "=" in line and not line.startswith(("#", "extends", "description", "family"))
             assert not is_number or "# " in line, f"{path.name}: {line}"
 
 
-def test_every_key_is_explained_in_the_readme() -> None:
-    text = (Path(__file__).parents[2] / "planners" / "README.md").read_text(encoding="utf-8")
-    for table, key in [(t, k) for t in Planner.__slots__ for k in getattr(type_of(t), "__slots__", ())]:
-        short = key.replace("_2d", "_3d").replace("image_", "*_").replace("label_", "*_").replace("logits_", "*_")
-        assert f"{table}.{short}" in text or f"`{table}.*`" in text or f"`{table}.{key}`" in text, f"{table}.{key}"
-
-
-def type_of(table: str) -> object:
-    return getattr(load_planner("default"), table)
+def test_the_tables_of_the_readme_are_those_of_the_records() -> None:
+    spec = importlib.util.spec_from_file_location("planner_keys", ROOT / "scripts/planner_keys.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.with_tables(page) == page, "run python scripts/planner_keys.py --write-docs"
+    assert "| `batch.max_dataset_share` | 0.05 | number above 0 | Largest share of all training voxels in one batch. |" in page
+    assert "`beta` 0.7 (0.01 to 1): weight of false negatives" in page
 
 
 def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
@@ -61,17 +64,17 @@ def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('extends = "default"\nwidht = 3\n', "unknown key 'widht' in the file. It may hold .*network"),
+        ('extends = "default"\nwidht = 3\n', r"unknown key 'widht' in the file\. It may hold .*network"),
         (
             'extends = "default"\n[network]\nbase_feature = 16\n',
-            r"unknown key 'base_feature' in \[network\]. It may hold base_features",
+            r"unknown key 'base_feature' in \[network\]\. Did you mean base_features\? It may hold base_features",
         ),
         ('extends = "default"\nnetwork = 3\n', "network must be a table"),
         (
             'extends = "default"\n[network]\nfamily = "wide_net"\n',
             "network.family: There is no network 'wide_net'; known are classic_unet, plain_unet",
         ),
-        ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', "spacing_step must be above 1"),
+        ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', r"lowres\.spacing_step: expected greater than 1, found 1\.0"),
         ('extends = "default"\n[training]\nepochs = "many"\n', "training.epochs"),
         ('extends = "wrong.toml"\n', "extends itself"),
         ('extends = "defualt"\n', "no planner 'defualt'. The presets are default"),
@@ -92,7 +95,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[training]\nwarmup = 1.0", "training.warmup must be at least 0 and below 1"),
+        ("[training]\nwarmup = 1.0", r"training\.warmup: expected less than 1, found 1\.0"),
+        ("[spacing]\npercentile = 101", r"spacing\.percentile: expected less than or equal to 100, found 101"),
+        ("[network]\nkernel_edge = 4", "network: kernel_edge is 4, expected an odd number"),
+        ("[network]\nmax_stages = 1", "network: max_stages is 1, expected at least 2, or 0 for no cap"),
+        ("[network]\nencoder_blocks = []", r"network\.encoder_blocks: .* at least 1 item"),
+        ("[network]\ndecoder_blocks = [2, 0]", r"network\.decoder_blocks\.1: expected greater than or equal to 1, found 0"),
+        ("[memory]\nreference_2d = 0", r"memory\.reference_2d: expected greater than or equal to 1, found 0"),
+        ("[batch]\nmax_dataset_share = 0", r"batch\.max_dataset_share: expected greater than 0, found 0"),
+        ("[lowres]\npatch_share = 1.0", r"lowres\.patch_share: expected less than 1, found 1\.0"),
         ("[training]\ncycles = 0", r"training\.cycles: .* greater than or equal to 1, found 0"),
         ("[training.layer_learning_rates]\nencoder = -1.0", r"layer_learning_rates\.encoder: .* greater than or equal to 0, found -1"),
         ('[network]\nfamily = "vnet"\n[network.options]\nhead = "large"', "head is 'large', expected one of 'convolved', 'pointwise'"),

@@ -10,12 +10,10 @@ import pytest
 
 from medseg3d.errors import PlanError
 from medseg3d.labels import Labels
-from medseg3d.losses import LOSSES
 from medseg3d.planning import DatasetSummary, Explanation, explain, load_planner, make_plan
 from medseg3d.planning.loss_rules import LossFacts
 
 ORGAN = LossFacts(foreground_share=0.0423, label_volume_ratio=12.34, absent_share=0.25, elongation=2.5)
-PLANNERS = Path(__file__).parents[2] / "planners"
 
 
 def summary_of(facts: LossFacts | None) -> DatasetSummary:
@@ -100,11 +98,3 @@ def test_all_findings_of_a_file_are_named_at_once(tmp_path: Path) -> None:
     file = planner_file(tmp_path, 'loss = "tversky"\nloss_options = {alpha = 7.0, beta = 9.0}')
     with pytest.raises(PlanError, match=r"Loss tversky: alpha is 7.*; beta is 9\.0.*\)\.$"):
         load_planner(file)
-
-
-def test_the_readme_lists_every_loss_with_its_options() -> None:
-    rows = [line for line in (PLANNERS / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    for name, loss in LOSSES.built_in.items():
-        (row,) = (line for line in rows if line.startswith(f"| `{name}` | {loss.meaning} |"))
-        for option, rule in loss.options.items():
-            assert f"`{option}` {rule.default:.4g} ({rule.minimum:g} to {rule.maximum:g}): {rule.meaning}" in row
