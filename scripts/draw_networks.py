@@ -9,92 +9,34 @@ Each network is built and run on tensors without data, and what its convolutions
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import nn
+from network_examples import (
+    Example,
+    count,
+    example,
+    example_of,
+    millions,
+    times,
+    universal,
+)
+from network_layers import Layer, layers_of, trained
+from network_tables import TABLES, with_tables
 
-from medseg3d.errors import PlanError
-from medseg3d.networks.build import NETWORKS, build_universal, checked_plan, family_of, output_size
-from medseg3d.networks.cost import StepCost, step_cost
 from medseg3d.networks.style import style_of
-from medseg3d.networks.u2net import SHARING, U2Net
-from medseg3d.plan import NetworkPlan, Option
-from medseg3d.planning import load_planner, read_nnunet_fingerprint
-from medseg3d.planning.patch import design_configuration
-from medseg3d.planning.planner import Planner
-from medseg3d.planning.stages import network_plan_of
-from medseg3d.planning.summary import DatasetSummary
-from medseg3d.planning.topology import derive_topology
+from medseg3d.networks.u2net import SHARING
+from medseg3d.planning import load_planner
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs/images/networks"
 PAGE = ROOT / "docs/concepts/networks.md"
-GIB = 2**30
-
-CUBE, SLICE = (128, 128, 128), (512, 512)
-EXAMPLES: dict[str, tuple[int, ...]] = {
-    "default": CUBE,
-    "small": CUBE,
-    "residual_m": CUBE,
-    "unet_2015": (572, 572),  # as published
-    "unet_3d": (116, 132, 132),  # as published, slices first
-    "unet_wide": SLICE,
-    "vnet": CUBE,
-    "vnet_batch_norm": CUBE,
-    "u2net": CUBE,
-}
-"""The patch of each preset's example plan: one channel, three classes, and voxels of equal edges."""
 DRAWN = ("default", "residual_m", "unet_2015", "unet_3d", "unet_wide", "vnet", "u2net")
-BATCH = 2
-FAMILY_TABLES = {
-    "plain": ("default", "small"),
-    "residual": ("residual_m",),
-    "classic": ("unet_2015", "unet_3d", "unet_wide"),
-    "vnet": ("vnet", "vnet_batch_norm"),
-    "u2net": ("u2net",),
-}
-SPACING, SHAPE, CASES = (2.5, 0.8, 0.8), (200, 512, 512), 40
-FINGERPRINT = {
-    "spacings": [SPACING] * 3,
-    "shapes_after_crop": [SHAPE] * 3,
-    "median_relative_size_after_cropping": 1.0,
-    "foreground_intensity_properties_per_channel": {
-        "0": {"mean": 90.0, "median": 95.0, "std": 40.0, "min": -200.0, "max": 400.0, "percentile_00_5": -30.0, "percentile_99_5": 210.0}
-    },
-}
-DESCRIPTION = {
-    "name": "abdominal CT",
-    "channel_names": {"0": "CT"},
-    "labels": {"background": 0, "liver": 1, "spleen": 2},
-    "numTraining": CASES,
-    "file_ending": ".nii.gz",
-}
-PLANNED = (
-    ("default", "3d_fullres"),
-    ("default", "2d"),
-    ("small", "3d_fullres"),
-    ("residual_m", "3d_fullres"),
-    ("residual_l", "3d_fullres"),
-    ("residual_xl", "3d_fullres"),
-    ("unet_2015", "2d"),
-    ("unet_3d", "3d_fullres"),
-    ("unet_wide", "2d"),
-    ("vnet", "3d_fullres"),
-    ("vnet_batch_norm", "3d_fullres"),
-    ("u2net", "3d_fullres"),
-)
-"""The configurations that the table of the made-up dataset shows."""
 
 
 def main() -> None:
@@ -105,7 +47,7 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures().items():
         (PICTURES / f"{name}.svg").write_text(picture, encoding="utf-8")
-    made = {**quick_tables(), "plans": plans_table()}
+    made = {name: make() for name, make in TABLES.items()}
     if options.write_docs:
         PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     else:
@@ -116,334 +58,6 @@ def pictures() -> dict[str, str]:
     """The SVG of every preset that is drawn, by its name."""
     return {**{name: draw(name) for name in DRAWN}, "universal": draw_universal()}
 
-
-def quick_tables() -> dict[str, str]:
-    """Every table but that of the made-up dataset's plans, by the name of its place in the page."""
-    return {
-        **{name: examples_table(presets) for name, presets in FAMILY_TABLES.items()},
-        "multipliers": multipliers_table(),
-        "options": options_table(),
-        "effects": effects_table(),
-        "universal": universal_table(),
-    }
-
-
-def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """A page with its tables replaced; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    for name, table in tables.items():
-        place = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
-        text, found = place.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"the page has {found} places for the table {name}, expected one")
-    return text
-
-
-# The plans
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A network with the patch and the batch that it is counted and drawn for."""
-
-    planner: Planner
-    network: NetworkPlan
-    patch: tuple[int, ...]
-    batch: int = BATCH
-
-    def cost(self) -> StepCost:
-        """A training step in bf16."""
-        return step_cost(self.network, self.patch, self.batch, optimizer=self.planner.training.optimizer)
-
-
-@cache
-def example(name: str) -> Example:
-    """The network that a preset plans for its example patch."""
-    return example_of(load_planner(name), EXAMPLES[name])
-
-
-def example_of(planner: Planner, patch: tuple[int, ...], spacing: Sequence[float] | None = None, classes: int = 3) -> Example:
-    """The network that a planner's rules give for a patch, whatever the memory."""
-    rule = planner.patch
-    topology = derive_topology(
-        spacing or (1.0,) * len(patch),
-        patch,
-        min_edge=rule.min_feature_map_edge,
-        lone_axis_factor=rule.lone_axis_factor,
-        kernel_edge=planner.network.kernel_edge,
-        max_stages=planner.network.max_stages,
-    )
-    network = network_plan_of(planner.network, dataset(), topology=topology, dimensions=len(patch), num_classes=classes)  # type: ignore[arg-type]
-    return Example(planner=planner, network=checked_plan(network), patch=patch)
-
-
-@cache
-def dataset() -> DatasetSummary:
-    """The made-up dataset, read as ``medseg3d plan --fingerprint`` reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dataset_fingerprint.json"
-        path.write_text(json.dumps(FINGERPRINT), encoding="utf-8")
-        path.with_name("dataset.json").write_text(json.dumps(DESCRIPTION), encoding="utf-8")
-        return read_nnunet_fingerprint(path)
-
-
-@cache
-def planned(name: str, configuration: str) -> Example:
-    """A configuration of the preset's plan for the made-up dataset, without the search for ``3d_lowres`` that a whole plan makes."""
-    planner = load_planner(name)
-    first = 1 if configuration == "2d" else 0
-    design = design_configuration(
-        SPACING[first:],
-        SHAPE[first:],
-        dataset(),
-        planner,
-        dataset_voxels=float(prod(SHAPE) * CASES),
-        gpu_memory_gb=planner.memory.gpu_memory_gb,
-        axes=dataset().axis_names[first:],
-    ).value
-    return Example(planner=planner, network=checked_plan(design.network), patch=design.topology.patch_size, batch=design.batch_size)
-
-
-# The tables
-
-
-def examples_table(presets: Iterable[str]) -> str:
-    """One row per preset at its example plan."""
-    header = ("preset", "patch", "logits for", "parameters", "multiply-adds of a patch", f"memory of a step of {BATCH}")
-    return markdown(header, [(f"`{name}`", *_sizes(example(name)), *_costs(example(name))) for name in presets])
-
-
-def plans_table(configurations: Sequence[tuple[str, str]] = PLANNED) -> str:
-    """One row per configuration of the made-up dataset's plans."""
-    header = ("preset", "configuration", "patch", "logits for", "batch", "parameters", "multiply-adds of a patch", "memory of a step")
-    rows = []
-    for name, configuration in configurations:
-        made = planned(name, configuration)
-        rows.append((f"`{name}`", configuration, *_sizes(made), str(made.batch), *_costs(made)))
-    return markdown(header, rows)
-
-
-def multipliers_table() -> str:
-    """Alpha and rho on the default network: what the rule says, what is counted."""
-    planner = load_planner("default")
-    whole = example("default").cost()
-    rows = []
-    for alpha, rho in ((1, 1), (0.75, 1), (0.5, 1), (0.25, 1), (1, 0.75), (1, 0.5), (0.5, 0.5)):
-        thin = replace(planner, network=replace(planner.network, width_multiplier=alpha))
-        cost = example_of(thin, tuple(int(n * rho) for n in CUBE)).cost()
-        share = cost.multiply_adds / whole.multiply_adds
-        row = (f"{alpha:g}", f"{rho:g}", f"{alpha**2 * rho**3:.3f}", f"{share:.3f}", millions(cost.parameters), gib(cost.peak_bytes))
-        rows.append(row)
-    return markdown(("α", "ρ", "α² ρ³", "multiply-adds, counted", "parameters", f"memory of a step of {BATCH}"), rows)
-
-
-def options_table() -> str:
-    """What the options that cost something or save something do to the default network."""
-    rows = []
-    for words, options in (
-        ("none", {}),
-        ("`separable = true`", {"separable": True}),
-        ("`squeeze_excitation = 16`", {"squeeze_excitation": 16}),
-        ("`dropout = 0.2`", {"dropout": 0.2}),
-        ('`norm = "none"`', {"norm": "none"}),
-        ('`activation = "gelu"`', {"activation": "gelu"}),
-    ):
-        made = example("default")
-        rows.append((words, *_costs(replace(made, network=replace(made.network, options={**made.network.options, **options})))))
-    return markdown(("option", "parameters", "multiply-adds of a patch", f"memory of a step of {BATCH}"), rows)
-
-
-def effects_table() -> str:
-    """Which option changes the modules of which family, built small."""
-    options: dict[str, tuple[Option, ...]] = {
-        "norm": ("instance", "group"),
-        "activation": ("leaky_relu", "silu"),
-        "dropout": (0.0, 0.2),
-        "separable": (False, True),
-        "squeeze_excitation": (0, 4),
-    }
-    rows = []
-    for family in NETWORKS:
-        marks = []
-        for option, values in options.items():
-            try:
-                first, second = (_modules(family, {option: value}) for value in values)
-            except PlanError:
-                marks.append("refused")
-                continue
-            marks.append("yes" if first != second else "no effect")
-        rows.append((f"`{family}`", *marks))
-    return markdown(("family", *(f"`{option}`" for option in options)), rows)
-
-
-def universal_table() -> str:
-    """The parts of a universal network of five datasets like the example plan's, beside networks of their own."""
-    one = example("u2net").network
-    five = universal({f"domain_{number}": one for number in range(5)})
-    shared = count(SHARING.shared_parameters(five))
-    own = count(five.domains["domain_0"].parameters())
-    rows = [
-        ("shared by all domains", f"{shared:,}"),
-        ("each domain's own", f"{own:,}"),
-        ("five domains", f"{count(five.parameters()):,}"),
-        ("five `u2net` of their own", f"{5 * example('u2net').cost().parameters:,}"),
-        ("five `default` networks", f"{5 * example('default').cost().parameters:,}"),
-    ]
-    return markdown(("network", "parameters"), rows)
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
-def _sizes(made: Example) -> tuple[str, str]:
-    given = output_size(made.network, made.patch)
-    return times(made.patch), "all of it" if given == made.patch else times(given)
-
-
-def _costs(made: Example) -> tuple[str, str, str]:
-    cost = made.cost()
-    return millions(cost.parameters), f"{cost.multiply_adds / made.batch / 1e9:.1f} G", gib(cost.peak_bytes)
-
-
-def _modules(family: str, options: dict[str, Option]) -> str:
-    """The modules of a small network of a family as words."""
-    plan = NetworkPlan(
-        family=family,
-        dimensions=3,
-        in_channels=1,
-        num_classes=3,
-        features=(16, 32),
-        kernel_sizes=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_blocks=(2, 2),
-        decoder_blocks=(2,),
-        options=options,
-    )
-    with torch.device("meta"):
-        return repr(family_of(plan).build(checked_plan(plan)))
-
-
-def universal(plans: Mapping[str, NetworkPlan]) -> U2Net:
-    """A universal network without data."""
-    with torch.device("meta"):
-        return build_universal(plans)
-
-
-def count(parameters: Iterable[nn.Parameter]) -> int:
-    """All numbers of some parameters."""
-    return sum(parameter.numel() for parameter in parameters)
-
-
-def millions(number: int) -> str:
-    """31195784 → 31.2 M."""
-    return f"{number / 1e6:.2f} M" if number < 10e6 else f"{number / 1e6:.1f} M"
-
-
-def gib(number: int) -> str:
-    """Bytes → 5.39 GiB."""
-    return f"{number / GIB:.1f} GiB"
-
-
-def times(sizes: Sequence[int]) -> str:
-    """(64, 160, 160) → 64×160×160."""
-    return "×".join(map(str, sizes))
-
-
-# What the convolutions saw
-
-Kind = Literal["full", "depthwise", "pointwise", "down", "up", "head"]
-SUMS = {
-    "residual_unet": r"encoder\.(\d+\.\d+)\.",
-    "vnet": r"((?:encoder|decoder)\.\d+)\.",
-    "u2net": r"(?:first|second)\.(\d+)\.",
-}
-"""Convolutions whose names agree in the group are summed with what went into the first of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """A convolution as it ran. ``level`` counts the halvings before its output; ``summed`` names the sum it belongs to, if any."""
-
-    name: str
-    kind: Kind
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    before: int
-    after: int
-    size: tuple[int, ...]
-    level: int
-    is_decoder: bool
-    summed: str | None
-
-    @property
-    def is_strided(self) -> bool:
-        """Halves an axis."""
-        return self.kind != "up" and max(self.stride) > 1
-
-
-def layers_of(network: nn.Module, family: str, run: Callable[[nn.Module], object]) -> tuple[Layer, ...]:
-    """The convolutions of a network in the order in which ``run`` called them."""
-    seen: list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]] = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        return lambda module, inputs, output: seen.append((name, module, tuple(inputs[0].shape[2:]), tuple(output.shape[2:])))
-
-    kinds = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
-    hooks = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if isinstance(module, kinds)]
-    run(network)
-    for handle in hooks:
-        handle.remove()
-    layers, level, last = [], 0, seen[0][2]
-    for name, module, size_in, size_out in seen:
-        if size_in != last:  # pooled, or enlarged, between the two convolutions
-            level += 1 if all(n <= before for n, before in zip(size_in, last, strict=True)) else -1
-        kind = _kind(name, module)
-        if kind == "up":
-            level -= 1
-        elif max(module.stride) > 1:
-            level += 1
-        found = re.search(SUMS.get(family, "$^"), name)
-        layer = Layer(
-            name=name,
-            kind=kind,
-            kernel=tuple(module.kernel_size),
-            stride=tuple(module.stride),
-            before=module.in_channels,
-            after=module.out_channels,
-            size=size_out,
-            level=level,
-            is_decoder=False,
-            summed=found[1] if found else None,
-        )
-        layers.append(layer)
-        last = size_out
-    deepest = max(layer.level for layer in layers)
-    turn = max(place for place, layer in enumerate(layers) if layer.level == deepest)
-    return tuple(replace(layer, is_decoder=place > turn) for place, layer in enumerate(layers))
-
-
-def _kind(name: str, module: nn.Module) -> Kind:
-    if "head" in name:
-        return "head"
-    if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return "up"
-    if module.groups > 1:
-        return "depthwise"
-    if max(module.stride) > 1 and module.kernel_size == module.stride:
-        return "down"
-    return "pointwise" if max(module.kernel_size) == 1 else "full"
-
-
-def trained(made: Example) -> tuple[nn.Module, tuple[Layer, ...]]:
-    """A network without data, and what its convolutions see in training, where all heads are used."""
-    with torch.device("meta"):
-        network = family_of(made.network).build(made.network).train()
-        image = torch.empty(1, made.network.in_channels, *made.patch)
-    return network, layers_of(network, made.network.family, lambda built: built(image))
-
-
-# The pictures
 
 WIDTH, MARGIN = 1120, 36
 BOX, TALL, PITCH, TOP = 220, 76, 102, 134
@@ -713,8 +327,6 @@ def text(x: float, y: float, words: str, kind: str, size: float, *, weight: int 
     place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
     return f'<text class="{kind}" {place} font-size="{size:g}" font-weight="{weight}">{escape(words)}</text>'
 
-
-# The universal network
 
 DOMAINS = (
     ("A", "abdominal CT", 1, 3, (128, 128, 128), (1.5, 1.5, 1.5)),
