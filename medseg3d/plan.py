@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from medseg3d.axes import AxisOrder
 from medseg3d.errors import PlanMismatchError
@@ -114,6 +114,7 @@ class NetworkPlan(Checked):
     deep_supervision: bool = True
     options: dict[Name, Option] = field(default_factory=dict)
     provider: Provider = ""
+    came_later: ClassVar[tuple[str, ...]] = ("provider",)
 
     def problems(self) -> Iterator[str]:
         """One entry per stage, one fewer for the decoder, one number per axis, and no more weights than any memory holds."""
@@ -194,6 +195,7 @@ class TrainingPlan(Checked):
     """Further augmentations by name, each with its options, after those that every plan has."""
     providers: dict[Name, Provider] = field(default_factory=dict)
     """Which extensions the loss and the augmentations are from, by their names; written by plan, without those that are built in."""
+    came_later: ClassVar[tuple[str, ...]] = ("augmentations", "providers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

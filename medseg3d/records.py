@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -32,10 +32,14 @@ CHECKSUM = re.compile(r'"checksum": "([0-9a-f]{32})"')
 
 
 class Checked:
-    """A record whose numbers are finite and whose fields must fit each other; what does not fails where the record is read."""
+    """A record whose numbers are finite and whose fields must fit each other; what does not fails where the record is read.
+
+    Fields that ``came_later`` are written only where they hold something: files and digests of records that do not use them stay.
+    """
 
     __slots__ = ()
     __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
+    came_later: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> Iterator[str]:
         """What is wrong, each with what was found and what is allowed."""
@@ -45,7 +49,15 @@ class Checked:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_after_validator_function(_checked, handler(source))
+        schema = handler(source)
+        if not source.came_later:
+            return core_schema.no_info_after_validator_function(_checked, schema)
+        written = core_schema.wrap_serializer_function_ser_schema(partial(_without_empty, source.came_later), schema=schema)
+        return core_schema.no_info_after_validator_function(_checked, schema, serialization=written)
+
+
+def _without_empty(names: tuple[str, ...], record: Any, write: Any) -> Any:
+    return {name: value for name, value in write(record).items() if value or name not in names}
 
 
 def _checked(record: Any) -> Any:

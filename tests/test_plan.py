@@ -276,3 +276,22 @@ def test_a_universal_record_names_folders_within_its_own(domains: dict[str, str]
         from_plain({"configuration": "3d_fullres", "domains": domains}, Universal, "universal.json")
     with pytest.raises(InputError, match="added names"):
         from_plain({"configuration": "3d_fullres", "domains": {"a": "/x"}, "added": ["b"]}, Universal, "universal.json")
+
+
+def test_a_plan_without_extensions_is_written_as_it_was_before_there_were_any() -> None:
+    written = to_plain(PLAN)
+    for configuration in written["configurations"].values():
+        assert "provider" not in configuration["network"]
+        assert not {"augmentations", "providers"} & set(configuration["training"])
+    assert from_plain(written, Plan, "plan") == PLAN
+
+
+def test_a_plan_with_parts_of_extensions_says_where_they_are_from() -> None:
+    name, configuration = next(iter(PLAN.configurations.items()))
+    network = replace(configuration.network, provider="file mine.py 0123")
+    training = replace(configuration.training, augmentations={"blurred": {"sigma": 1.0}}, providers={"blurred": "file mine.py 0123"})
+    changed = replace(PLAN, configurations={**PLAN.configurations, name: replace(configuration, network=network, training=training)})
+    written = to_plain(changed)["configurations"][name]
+    assert written["network"]["provider"] == "file mine.py 0123"
+    assert written["training"]["augmentations"] == {"blurred": {"sigma": 1.0}}
+    assert from_plain(to_plain(changed), Plan, "plan") == changed

@@ -41,10 +41,10 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
     part comes from is left out as well: its name says what it is.
     """
     described = to_plain(configuration)
-    del described["network"]["provider"], described["training"]["providers"]
-    for name in ("unit_gradients", "augmentations"):
-        if not described["training"][name]:
-            del described["training"][name]
+    described["network"].pop("provider", None)
+    described["training"].pop("providers", None)
+    if not configuration.training.unit_gradients:
+        del described["training"]["unit_gradients"]
     parts = {
         "configuration": described,
         "labels": to_plain(plan.labels),
