@@ -20,8 +20,8 @@ Kernel = Annotated[int, Interval(ge=1, le=63)]
 Stride = Annotated[int, Interval(ge=1, le=64)]
 Blocks = Annotated[int, Interval(ge=1, le=200)]
 Channels = Annotated[int, Interval(ge=1, le=2**16)]
-BatchSize = Annotated[int, Interval(ge=1, le=2**24)]
-"""A patch of 8 × 8 pixels fits a large card a million times."""
+BatchSize = Annotated[int, Interval(ge=1, le=2**20)]
+"""A patch of 4 × 4 pixels fits more often than 2**16 times."""
 Multiplier = Annotated[float, Interval(gt=0, le=1000)]
 Gigabytes = Annotated[float, Interval(gt=0, le=1e5)]
 Elements = Annotated[int, Interval(ge=1, le=10**15)]
