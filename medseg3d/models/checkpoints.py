@@ -85,6 +85,21 @@ def save_weights(path: Path, network: torch.nn.Module, card: ModelCard) -> Path:
     return path
 
 
+def save_model(path: Path | str, network: torch.nn.Module, plan: Plan, configuration: str | None = None) -> Path:
+    """Write a network that you trained as a model, which :func:`~medseg3d.load_model` opens and which carries its plan.
+
+    ``path`` ends in ``.safetensors``. The network is that of ``configuration`` (the recommended one for None), as
+    :func:`~medseg3d.build_network` builds it. Raises :class:`PlanMismatchError` where it has other tensors.
+    """
+    place, chosen = Path(path), plan.configuration(configuration)
+    if place.suffix != ".safetensors":
+        raise InputError(f"{place}: a model of one network is a .safetensors file; give it that ending.")
+    with torch.device("meta"):
+        _check_fit(build_network(chosen.network), network.state_dict(), place)
+    card = ModelCard(plans={ONLY_DOMAIN: plan}, configurations={ONLY_DOMAIN: chosen.name}, fold="all")
+    return save_weights(place, network, card)
+
+
 def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, ModelCard]:
     """A network in eval mode and its card; raises :class:`InputError` for a broken file."""
     card = read_card(path)

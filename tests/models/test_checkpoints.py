@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from medseg3d.errors import InputError
+from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.files import file_digest
-from medseg3d.models.checkpoints import FORMAT_VERSION, load_tensors, save_tensors
+from medseg3d.models.checkpoints import FORMAT_VERSION, load_tensors, save_model, save_tensors
+from medseg3d.models.loading import load_model
+from medseg3d.networks.build import build_network
 from medseg3d.provenance import has_digest, weights_digest
+from medseg3d.work_folder import WorkFolder
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -73,3 +76,20 @@ def test_the_digest_stands_for_tensors_and_card_in_every_copy(file: Path, tmp_pa
     again = save_tensors(tmp_path / "again", tensors(), {"format_version": FORMAT_VERSION, "card": {"spacing": [1.5, 1.0]}})
     other = save_tensors(tmp_path / "other", tensors(), {"format_version": FORMAT_VERSION, "card": {"spacing": [1.7, 1.0]}})
     assert weights_digest(file) == again != other
+
+
+def test_a_network_of_ones_own_loop_is_saved_as_a_model(trained: Path, tmp_path: Path) -> None:
+    plan = WorkFolder(trained / "medseg3d-work").read_plan()
+    network = build_network(plan.configuration(None).network, generator=torch.Generator().manual_seed(0))
+    model = load_model(save_model(tmp_path / "own.safetensors", network, plan), device="cpu")
+    labels = model.predict(np.random.default_rng(0).normal(size=(20, 18, 12)), np.diag([1, 1, 1.5, 1]))
+    assert set(np.unique(labels)) <= {0, 3, 7}
+
+
+def test_a_network_that_is_not_the_plans_is_refused_before_it_is_written(trained: Path, tmp_path: Path) -> None:
+    plan = WorkFolder(trained / "medseg3d-work").read_plan()
+    with pytest.raises(PlanMismatchError, match=r"own\.safetensors: the weights do not fit the network of the plan"):
+        save_model(tmp_path / "own.safetensors", torch.nn.Conv3d(1, 3, 3), plan)
+    with pytest.raises(InputError, match=r"own\.pth: a model of one network is a \.safetensors file"):
+        save_model(tmp_path / "own.pth", torch.nn.Conv3d(1, 3, 3), plan)
+    assert list(tmp_path.iterdir()) == []
