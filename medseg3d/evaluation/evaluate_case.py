@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from medseg3d.data.cropping import Box
 from medseg3d.errors import GeometryMismatchError, InputError
-from medseg3d.evaluation.lesions import count_lesions
-from medseg3d.evaluation.metrics import CaseMetrics, LabelMetrics, Presence, absent_label, mean_of
-from medseg3d.evaluation.surfaces import surface_distances
+from medseg3d.evaluation.measures import LabelMasks, measured
+from medseg3d.evaluation.metrics import OWN_FIELDS, CaseMetrics, LabelMetrics, Presence, absent_label, mean_of
 from medseg3d.labels import Labels
 
 TOLERANCE_MM = 1.0
@@ -59,15 +59,14 @@ def evaluate_case(
         box = boxes[index]
         if box is None:
             return absent_label(labels.values[index], labels.names[index])
-        return _evaluate_label(
-            predicted[box] == index,
-            referenced[box] == index,
-            value=labels.values[index],
-            name=labels.names[index],
+        masks = LabelMasks(
+            prediction=predicted[box] == index,
+            reference=referenced[box] == index,
             spacing=steps,
             tolerance_mm=tolerance,
             axes=tuple(axis for axis in range(3) if referenced.shape[axis] > 1) or (0, 1, 2),
         )
+        return _evaluate_label(masks, value=labels.values[index], name=labels.names[index])
 
     largest_first = sorted(labels.foreground, key=lambda index: -_num_voxels(boxes[index]))
     if num_threads > 1:
@@ -113,42 +112,25 @@ def label_boxes(prediction: np.ndarray, reference: np.ndarray, num_classes: int)
     return boxes
 
 
-def _evaluate_label(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    *,
-    value: int,
-    name: str,
-    spacing: Sequence[float],
-    tolerance_mm: float,
-    axes: Sequence[int],
-) -> LabelMetrics:
-    """Two bool masks, cropped to the box of both, at least one not empty."""
-    num_p, num_r = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    common = int(np.count_nonzero(prediction & reference))
+def _evaluate_label(masks: LabelMasks, *, value: int, name: str) -> LabelMetrics:
+    num_p, num_r = masks.num_predicted, masks.num_referenced
     presence: Presence = "both" if num_p and num_r else "only_prediction" if num_p else "only_reference"
-    distances = surface_distances(prediction, reference, spacing=spacing, axes=axes) if presence == "both" else None
-    lesions = count_lesions(prediction, reference)
-    voxel_ml = math.prod(spacing) / 1000
+    metrics = measured(masks)
+    own: dict[str, Any] = {metric: metrics.pop(metric) for metric in OWN_FIELDS}
     return LabelMetrics(
         value=value,
         name=name,
         presence=presence,
-        dice=2 * common / (num_p + num_r),
-        iou=common / (num_p + num_r - common),
-        nsd=distances.nsd(tolerance_mm) if distances else 0.0,
-        hd95_mm=distances.hd95_mm if distances else None,
-        assd_mm=distances.assd_mm if distances else None,
-        volume_reference_ml=num_r * voxel_ml,
-        volume_prediction_ml=num_p * voxel_ml,
-        volume_difference_ml=(num_p - num_r) * voxel_ml,
+        volume_reference_ml=num_r * masks.voxel_ml,
+        volume_prediction_ml=num_p * masks.voxel_ml,
         voxels_reference=num_r,
         voxels_prediction=num_p,
-        voxels_common=common,
-        lesion_true_positives=lesions.true_positives,
-        lesion_false_positives=lesions.false_positives,
-        lesion_false_negatives=lesions.false_negatives,
-        lesion_f1=lesions.f1,
+        voxels_common=masks.num_common,
+        lesion_true_positives=masks.lesions.true_positives,
+        lesion_false_positives=masks.lesions.false_positives,
+        lesion_false_negatives=masks.lesions.false_negatives,
+        **own,
+        further=metrics,
     )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.compare import Interval, interval_of
+from medseg3d.evaluation.measures import METRICS
 from medseg3d.files import write_text
-from medseg3d.records import read_record, write_record
+from medseg3d.records import Checked, read_record, write_record
 
 RECORD_KIND = "metrics"
 
@@ -25,11 +26,11 @@ Presence = Literal["both", "only_reference", "only_prediction", "neither"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelMetrics:
+class LabelMetrics(Checked):
     """One label of one case. Lengths in mm, volumes in ml; differences are prediction minus reference.
 
     ``dice``, ``iou``, ``nsd`` and ``lesion_f1`` are None where neither has the label, ``hd95_mm`` and ``assd_mm`` where not
-    both have it.
+    both have it. ``further`` are metrics by name that have no field.
     """
 
     value: int
@@ -50,6 +51,19 @@ class LabelMetrics:
     lesion_false_positives: int
     lesion_false_negatives: int
     lesion_f1: float | None
+    further: dict[str, float | None] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("further",)
+
+    def value_of(self, name: str) -> float | None:
+        """Of a metric by name; None where it is not defined or was not measured."""
+        if name in OWN_FIELDS:
+            found: float | None = getattr(self, name)
+            return found
+        return self.further.get(name)
+
+
+OWN_FIELDS = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_difference_ml", "lesion_f1")
+"""Metrics that have a field in the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +91,12 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSummary:
+class LabelSummary(Checked):
     """One label over all cases.
 
     ``missed_cases`` have the label in the reference only, ``false_positive_cases`` in the prediction only; both have no HD95
-    and ASSD. ``num_neither`` cases have it in neither and enter no mean. Lesions are summed over the cases.
+    and ASSD. ``num_neither`` cases have it in neither and enter no mean. Lesions are summed over the cases. ``further`` as in
+    :class:`LabelMetrics`.
     """
 
     value: int
@@ -100,6 +115,15 @@ class LabelSummary:
     lesion_true_positives: int
     lesion_false_positives: int
     lesion_false_negatives: int
+    further: dict[str, Mean] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("further",)
+
+    def mean_of(self, name: str) -> Mean:
+        """Of a metric by name."""
+        if name in OWN_FIELDS:
+            found: Mean = getattr(self, name)
+            return found
+        return self.further.get(name, Mean(mean=None, n=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,16 +231,13 @@ def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary
     rows = [(case.case, case.labels[place]) for case in cases]
     labels = [label for _, label in rows]
     present = [label for label in labels if label.presence != "neither"]
+    means = {name: mean_of(label.value_of(name) for label in present) for name in (*OWN_FIELDS, *_further_names(labels))}
+    own: dict[str, Any] = {name: means.pop(name) for name in OWN_FIELDS}
     return LabelSummary(
         value=labels[0].value,
         name=labels[0].name,
-        dice=mean_of(label.dice for label in labels),
-        iou=mean_of(label.iou for label in labels),
-        nsd=mean_of(label.nsd for label in labels),
-        hd95_mm=mean_of(label.hd95_mm for label in labels),
-        assd_mm=mean_of(label.assd_mm for label in labels),
-        volume_difference_ml=mean_of(label.volume_difference_ml for label in present),
-        lesion_f1=mean_of(label.lesion_f1 for label in labels),
+        **own,
+        further=means,
         num_neither=len(labels) - len(present),
         num_distances_undefined=sum(label.presence in ("only_reference", "only_prediction") for label in labels),
         missed_cases=tuple(case for case, label in rows if label.presence == "only_reference"),
@@ -225,6 +246,11 @@ def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary
         lesion_false_positives=sum(label.lesion_false_positives for label in labels),
         lesion_false_negatives=sum(label.lesion_false_negatives for label in labels),
     )
+
+
+def _further_names(labels: Iterable[LabelMetrics]) -> tuple[str, ...]:
+    """Of metrics that have no field, in the order in which they were met."""
+    return tuple(dict.fromkeys(name for label in labels for name in label.further))
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> tuple[Path, Path]:
@@ -241,35 +267,38 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def to_csv(evaluation: Evaluation) -> str:
     """One row per case and label; what is not defined is empty."""
-    columns = [field.name for field in fields(LabelMetrics)]
+    columns = [each.name for each in fields(LabelMetrics) if each.name != "further"]
+    further = _further_names(label for case in evaluation.cases for label in case.labels)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *("label" if name == "name" else name for name in columns), "tolerance_mm"])
+    writer.writerow(["case", *("label" if name == "name" else name for name in columns), "tolerance_mm", *further])
     for case in evaluation.cases:
         for label in case.labels:
-            values = (getattr(label, name) for name in columns)
-            writer.writerow([case.case, *("" if value is None else value for value in values), case.tolerance_mm])
+            values = [*(getattr(label, name) for name in columns), case.tolerance_mm, *(label.value_of(name) for name in further)]
+            writer.writerow([case.case, *("" if value is None else value for value in values)])
     return text.getvalue()
 
 
 def table_header(evaluation: Evaluation) -> tuple[str, ...]:
     """The column titles of :func:`table_rows`, with units and the tolerance."""
-    tolerance = f"NSD {evaluation.tolerance_mm:.3g} mm"
-    return ("Label", "Dice", "IoU", tolerance, "HD95 mm", "ASSD mm", "ΔVolume ml", "Lesion F1", "Missed", "Invented")
+    titles = (METRICS[name].title if name in METRICS else name for name in _columns(evaluation))
+    named = (f"NSD {evaluation.tolerance_mm:.3g} mm" if title == METRICS["nsd"].title else title for title in titles)
+    return ("Label", *named, "Missed", "Invented")
+
+
+def _columns(evaluation: Evaluation) -> tuple[str, ...]:
+    """The metrics that an evaluation has, also those that nobody here knows any more."""
+    found = {name for label in evaluation.labels for name in label.further}
+    return (*OWN_FIELDS, *(name for name in METRICS if name in found), *sorted(found - set(METRICS)))
 
 
 def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """One row of texts per label, ``mean (n)`` in each cell; the last row is the mean Dice of the foreground per case."""
+    columns = _columns(evaluation)
     rows: list[tuple[str, ...]] = [
         (
             label.name,
-            _cell(label.dice),
-            _cell(label.iou),
-            _cell(label.nsd),
-            _cell(label.hd95_mm, 2),
-            _cell(label.assd_mm, 2),
-            _cell(label.volume_difference_ml, 2),
-            _cell(label.lesion_f1),
+            *(_cell(label.mean_of(name), METRICS[name].digits if name in METRICS else 3) for name in columns),
             str(len(label.missed_cases)),
             str(len(label.false_positive_cases)),
         )
@@ -279,7 +308,7 @@ def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     missed = sum(len(label.missed_cases) for label in evaluation.labels)
     invented = sum(len(label.false_positive_cases) for label in evaluation.labels)
     overall = _cell(Mean(mean=dice.mean, n=dice.n))
-    rows.append(("mean per case", overall, "", "", "", "", "", "", str(missed), str(invented)))
+    rows.append(("mean per case", overall, *[""] * (len(columns) - 1), str(missed), str(invented)))
     return rows
 
 

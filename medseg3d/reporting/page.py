@@ -36,6 +36,7 @@ class Score:
     dice: float | None
     hd95_mm: float | None = None
     nsd: float | None = None
+    further: Mapping[str, float | None] = field(default_factory=dict)
     is_missed: bool = False
     is_invented: bool = False
 
@@ -181,6 +182,7 @@ def configuration_view(report: ReportInput, name: str) -> dict[str, Any]:
 def label_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Per label: mean, standard deviation and number of the defined values, and the dots of its Dice values."""
     rows = []
+    further = list(dict.fromkeys(key for s in scores for key in s.further))
     for name in dict.fromkeys(s.label for s in scores):
         mine = [s for s in scores if s.label == name]
         dice = _defined(s.dice for s in mine)
@@ -191,6 +193,7 @@ def label_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
                 "dice": summary(dice),
                 "hd95": summary(_defined(s.hd95_mm for s in mine)),
                 "nsd": summary(_defined(s.nsd for s in mine)),
+                "further": {key: summary(_defined(s.further.get(key) for s in mine)) for key in further},
                 "num_missed": sum(s.is_missed for s in mine),
                 "num_invented": sum(s.is_invented for s in mine),
                 "dots": strip(dice),

@@ -129,6 +129,7 @@ def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
             dice=label.dice,
             hd95_mm=label.hd95_mm,
             nsd=label.nsd,
+            further=label.further,
             is_missed=label.presence == "only_reference",
             is_invented=label.presence == "only_prediction",
         )
