@@ -112,16 +112,9 @@ def _configuration(
     *,
     has_lowres: bool,
 ) -> Decided[Configuration]:
-    made = design.value
-    axes = order[3 - len(made.spacing) :]
-    resolution = resolution_reasons(
-        name,
-        made.spacing,
-        made.median_shape,
-        target=target,
-        axes=[summary.axis_names[axis] for axis in axes],
-        num_cases=len(summary.cropped_shapes),
-    )
+    made, axes = design.value, order[3 - len(design.value.spacing) :]
+    names, num_cases = [summary.axis_names[axis] for axis in axes], len(summary.cropped_shapes)
+    resolution = resolution_reasons(name, made.spacing, made.median_shape, target=target, axes=names, num_cases=num_cases)
     dice, normalized, resampled = (
         batch_dice(name, has_lowres=has_lowres),
         normalizations(summary, planner.normalization),

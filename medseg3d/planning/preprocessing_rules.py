@@ -88,9 +88,9 @@ def resampling(rule: Resampling) -> Decided[Resampling]:
         quantity="resampling",
         value=f"splines of order {rule.image_order} for images, {rule.label_order} for labels, {rule.logits_order} for predictions",
         rule=(
-            f"Where one axis is more than {rule.separate_threshold:g} times as coarse as the finest, it is resampled apart, with orders "
-            f"{rule.image_coarse_order}, {rule.label_coarse_order} and {rule.logits_coarse_order}: between thick slices a spline would "
-            "invent tissue."
+            f"Where one axis is more than {rule.separate_threshold:g} times as coarse as the finest, it is resampled by itself (separate-z "
+            f"resampling), with orders {rule.image_coarse_order}, {rule.label_coarse_order} and {rule.logits_coarse_order}: between thick "
+            "slices a spline gives tissue that is not there."
         ),
         inputs="The spacing of each case and the target spacing.",
         changes_it="resampling.* of the planner.",

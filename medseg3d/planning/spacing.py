@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,15 +33,7 @@ def target_spacing(
     no case has; each axis then takes that of the cases whose slices do not lie along it, so that the detail inside the slices of every
     case is kept. In the end all axes are divided by ``resolution_multiplier``.
     """
-    if not dissenting:
-        found, basis = _percentile_spacing(spacings, shapes, rule), ""
-    elif len(dissenting) <= MAX_DISSENTING_SHARE * len(spacings):
-        agreeing = [place for place in range(len(spacings)) if place not in set(dissenting)]
-        found = _percentile_spacing([spacings[k] for k in agreeing], [shapes[k] for k in agreeing], rule)
-        basis = f"Taken from the {len(agreeing)} cases whose slices lie along one axis. "
-    else:
-        found = _spacing_inside_slices(spacings, rule)
-        basis = "Taken from the spacing inside the slices, as the slices of the cases run along different axes. "
+    found = _found(spacings, shapes, rule, dissenting)
     target = _triple([edge / rule.resolution_multiplier for edge in found.spacing])
     usual = _percentile_name(rule.percentile)
     reason = Explanation(
@@ -53,7 +45,7 @@ def target_spacing(
             f"{_percentile_name(rule.coarse_percentile)} instead, so that no case loses slices."
         ),
         inputs=(
-            f"{basis}{counted(len(spacings), 'case')}, {usual} {times(found.median, 4)} mm; the coarsest axis has "
+            f"{found.basis}{counted(len(spacings), 'case')}, {usual} {times(found.median, 4)} mm; the coarsest axis has "
             f"{max(found.median):.4g} mm; thick slices: {'yes' if found.is_thick else 'no'}, few "
             f"slices: {'yes' if found.has_few_slices else 'no'}."
         ),
@@ -64,12 +56,23 @@ def target_spacing(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A spacing; ``median`` is what it was before the rule for thick and few slices applied."""
+    """A spacing; ``median`` is what it was before the rule for thick and few slices applied, ``basis`` says where not all cases count."""
 
     spacing: Sequence[float]
     median: Sequence[float]
     is_thick: bool = False
     has_few_slices: bool = False
+    basis: str = ""
+
+
+def _found(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], rule: SpacingRule, dissenting: Sequence[int]) -> _Found:
+    if not dissenting:
+        return _percentile_spacing(spacings, shapes, rule)
+    if len(dissenting) > MAX_DISSENTING_SHARE * len(spacings):
+        return _spacing_inside_slices(spacings, rule)
+    agreeing = [place for place in range(len(spacings)) if place not in set(dissenting)]
+    found = _percentile_spacing([spacings[k] for k in agreeing], [shapes[k] for k in agreeing], rule)
+    return replace(found, basis=f"Taken from the {len(agreeing)} cases whose slices lie along one axis. ")
 
 
 def _percentile_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], rule: SpacingRule) -> _Found:
@@ -99,7 +102,8 @@ def _spacing_inside_slices(spacings: Sequence[Triple], rule: SpacingRule) -> _Fo
     is_slice = (values == values.max(1, keepdims=True)) & (values >= THICK_SLICE_RATIO * np.sort(values, 1)[:, 1:2])
     inside = [values[~is_slice[:, axis], axis] for axis in range(3)]
     edges = [float(np.percentile(column if column.size else values[:, axis], rule.percentile)) for axis, column in enumerate(inside)]
-    return _Found(spacing=edges, median=edges)
+    basis = "Taken from the spacing inside the slices, as the slices of the cases run along different axes. "
+    return _Found(spacing=edges, median=edges, basis=basis)
 
 
 def median_shape(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], target: Triple) -> Triple:
