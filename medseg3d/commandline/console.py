@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from medseg3d.commandline.terminal import ProgressLines
 from medseg3d.events import Event
+from medseg3d.options import OutputOptions
 from medseg3d.wording import counted
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ FILE_WIDTH = 160
 class Console:
     """Bars and messages on standard error, results on standard output; a context manager around the work."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: OutputOptions) -> None:
         self._is_json: bool = options.json
         self._is_quiet: bool = options.quiet
         self._is_verbose: bool = options.verbose
@@ -86,6 +86,10 @@ class Console:
                     self._bars.remove_task(self._stage[1])
                 self._stage = (event.stage, self._bars.add_task(event.stage, total=event.total))
             self._bars.update(self._stage[1], completed=event.done, total=event.total)
+
+    def warn(self, text: str) -> None:
+        """A line on standard error, of what will not be so for ever."""
+        self._err.print(f"Note: {text}", markup=False)
 
     def say(self, text: str) -> None:
         """A line on standard output."""

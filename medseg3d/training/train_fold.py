@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from medseg3d.errors import DivergedError, InputError
 from medseg3d.execution import available_cores
 from medseg3d.losses import supervised_loss
 from medseg3d.models.checkpoints import ModelCard, save_weights
+from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import BatchReader, PatchLoader
 from medseg3d.plan import Configuration, Plan, TrainingPlan
@@ -75,18 +76,6 @@ MAX_BAD_STEPS_IN_A_ROW = 20
 """So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
 EPOCHS_IN_A_TIME_BUDGET = 30
 """With ``hours`` an epoch ends after this share of the budget at the latest, so that slow devices decay and validate as well."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOptions:
-    """What a user may say beside the plan; None means the plan's value."""
-
-    epochs: int | None = None
-    iterations: int | None = None
-    hours: float | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    restart: bool = False
 
 
 def train_fold(

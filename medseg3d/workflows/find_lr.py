@@ -11,9 +11,10 @@ import torch
 
 from medseg3d.devices import choose_device, use_all_cores
 from medseg3d.errors import InputError
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.losses import supervised_loss
 from medseg3d.networks.build import build_network
+from medseg3d.options import FindLrOptions
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration
 from medseg3d.precision import checked_precision
@@ -26,6 +27,7 @@ from medseg3d.training.probe import trusted_precision
 from medseg3d.training.train_fold import optimizer_of
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.splits import read_split, refuse_cascade
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 FIGURE, RECORD = "learning_rate.png", "learning_rate.json"
@@ -43,33 +45,23 @@ class LearningRateResult:
     record: Path
 
 
-def find_lr(
-    root: Path,
-    work: Path | None = None,
-    *,
-    configuration: str | None = None,
-    fold: str = "0",
-    device: str = "auto",
-    batch_size: int | None = None,
-    num_steps: int = 100,
-    seed: int = 0,
-    on: Listener = silent,
-) -> LearningRateResult:
+@verb(FindLrOptions)
+def find_lr(root: Path, work: Path | None, options: FindLrOptions, on: Listener) -> LearningRateResult:
     """Search from fresh weights; writes ``learning_rate.png`` and ``learning_rate.json`` into the fold's folder and nothing else there.
 
     A trained fold stays as it is. Optimizer, gradient clip, augmentation and, unless it is given, the batch size are those of the
     plan, and the precision is checked as in training. Raises :class:`InputError` where no case of the fold is preprocessed,
     :class:`UnsupportedError` for a cascade's second stage, and what :func:`find_learning_rate` raises.
     """
-    folder = work_folder(root, work)
+    folder, fold, num_steps, seed = work_folder(root, work), options.fold, options.num_steps, options.seed
     plan = folder.read_plan()
-    chosen = plan.configuration(configuration)
+    chosen = plan.configuration(options.configuration)
     refuse_cascade(chosen)
     cases = _training_cases(folder, chosen, fold)
     target = folder.fold(chosen.name, fold)
     use_all_cores()
-    run_on = choose_device(device)
-    samples = batch_size or chosen.batch_size
+    run_on = choose_device(options.device)
+    samples = options.batch_size or chosen.batch_size
     torch.manual_seed(seed)
     network = build_network(chosen.network).to(run_on.device)
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=())

@@ -24,6 +24,7 @@ from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.make_fingerprint import make_fingerprint, merge
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
+from medseg3d.options import CasesOptions, PlanOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import (
     DatasetSummary,
@@ -41,9 +42,11 @@ from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
 from medseg3d.workflows.taking_turns import planning_lock
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 DEFAULT_PLANNER = "default"
+NO_OPTIONS = PlanOptions()
 NAMED_CHANNELS = "named by dataset.json or --channels"
 """Why a plan took its channels' modalities, where they were not guessed."""
 SECONDS_BETWEEN_SAVES = 60.0
@@ -63,33 +66,26 @@ class PlanResult:
     candidates: tuple[Candidate, ...] = ()
 
 
-def plan(
-    root: Path,
-    work: Path | None = None,
-    *,
-    planner: str | Planner | None = None,
-    gpu_memory_gb: float | None = None,
-    channels: Sequence[str] | None = None,
-    label_names: Mapping[int, str] | None = None,
-    group_pattern: str | None = None,
-    groups: Path | None = None,
-    no_groups: bool = False,
-    jobs: int | None = None,
-    max_ram_gb: float | None = None,
-    with_candidates: bool = False,
-    num_datasets: int = 1,
-    on: Listener = silent,
-) -> PlanResult:
+@verb(PlanOptions)
+def plan(root: Path, work: Path | None, options: PlanOptions, on: Listener) -> PlanResult:
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
 
     Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept, and so are the names of labels.
-    ``with_candidates`` also says what other networks would take, which needs torch and some seconds; ``num_datasets`` of them could
-    share a universal one.
+    ``with_candidates`` also says what other networks would take, which needs torch and some seconds.
     """
+    return plan_by(None if options.planner is None else load_planner(options.planner), root, work, options, on)
+
+
+def plan_by(
+    planner: Planner | None, root: Path, work: Path | None, options: PlanOptions, on: Listener = silent, *, num_datasets: int = 1
+) -> PlanResult:
+    """:func:`plan` by the rules of a planner; ``num_datasets`` could share a universal network."""
     folder = work_folder(root, work)
+    label_names = options.label_names
     if label_names is None:
         label_names = folder.read_plan().given_names if folder.plan.exists() else {}
-    rules = planner if isinstance(planner, Planner) else load_planner(planner or DEFAULT_PLANNER)
+    rules, gpu_memory_gb = planner or load_planner(DEFAULT_PLANNER), options.gpu_memory_gb
+    channels = [options.channels] if isinstance(options.channels, str) else options.channels
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
     dataset = open_dataset(root, channels=channels)
@@ -98,7 +94,7 @@ def plan(
     folder = work_folder(root, work)
     check_writable(folder.root)
     with planning_lock(folder, on):
-        fingerprint = _measure(dataset, folder, jobs, max_ram_gb, on)
+        fingerprint = _measure(dataset, folder, options, on)
         names = {**dataset.label_names, **label_names}
         if dataset.labels is None:
             fingerprint = _without_markers(fingerprint, names)
@@ -111,7 +107,8 @@ def plan(
         summary = summarize(fingerprint, labels, modality_reason=reason, left_right_doubt=found.doubt)
         decided = explained_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
         made = replace(decided.value, given_names=dict(label_names), images=profile_of(fingerprint))
-        asked = GroupChoice(pattern=group_pattern, table=groups, is_off=no_groups)
+        table = None if options.groups is None else Path(options.groups)
+        asked = GroupChoice(pattern=options.group_pattern, table=table, is_off=options.no_groups)
         folds, split_warnings = choose_folds(dataset, fingerprint, folder.splits, asked)
         split_warnings = (*split_warnings, *_stale_models(folder, made))
         write_record(folder.splits, folds, "splits")
@@ -124,7 +121,7 @@ def plan(
         failures=fingerprint.failures,
         folds=folds,
         path=folder.plan,
-        candidates=_candidates(summary, made, num_datasets) if with_candidates else (),
+        candidates=_candidates(summary, made, num_datasets) if options.with_candidates else (),
     )
 
 
@@ -181,20 +178,12 @@ def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:
     ]
 
 
-def plan_from_fingerprint(
-    file: Path,
-    *,
-    work: Path | None = None,
-    planner: str = DEFAULT_PLANNER,
-    gpu_memory_gb: float | None = None,
-    label_names: Mapping[int, str] | None = None,
-    with_candidates: bool = False,
-) -> PlanResult:
+def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOptions = NO_OPTIONS) -> PlanResult:
     """Plan without images, from our ``fingerprint.json`` or nnU-Net's ``dataset_fingerprint.json``; written only with ``work``."""
     document = read_json(file)
     if isinstance(document, dict) and document.get("format") == "medseg3d/fingerprint":
         fingerprint = read_record(file, Fingerprint, "fingerprint")
-        labels = with_names(infer_labels(fingerprint), label_names or {})
+        labels = with_names(infer_labels(fingerprint), options.label_names or {})
         found = sides(fingerprint.cases, labels)
         summary = summarize(fingerprint, replace(labels, pairs=found.pairs), left_right_doubt=found.doubt)
         images = profile_of(fingerprint)
@@ -202,15 +191,15 @@ def plan_from_fingerprint(
         summary, images = read_nnunet_fingerprint(file), None
     else:
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
-    rules = load_planner(planner)
-    decided = explained_plan(summary, rules, gpu_memory_gb=gpu_memory_gb)
+    rules = load_planner(options.planner or DEFAULT_PLANNER)
+    decided = explained_plan(summary, rules, gpu_memory_gb=options.gpu_memory_gb)
     made = replace(decided.value, images=images)
     path = None
     if work is not None:
         with planning_lock(WorkFolder(work)):
             write_record(WorkFolder(work).planner, rules, "planner")
             path = write_record(WorkFolder(work).plan, made, "plan")
-    proposed = _candidates(summary, made, 1) if with_candidates else ()
+    proposed = _candidates(summary, made, 1) if options.with_candidates else ()
     return PlanResult(plan=made, explanations=decided.reasons, warnings=(), path=path, candidates=proposed)
 
 
@@ -226,7 +215,7 @@ def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple
     return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets)
 
 
-def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb: float | None, on: Listener) -> Fingerprint:
+def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Listener) -> Fingerprint:
     previous = None
     if folder.fingerprint.exists():
         try:
@@ -250,7 +239,8 @@ def _measure(dataset: Dataset, folder: WorkFolder, jobs: int | None, max_ram_gb:
             write_record(folder.fingerprint, partial, "fingerprint")
             saved = time.monotonic()
 
-    fingerprint = make_fingerprint(dataset, previous=previous, num_workers=jobs, max_bytes=memory_budget(max_ram_gb), on_case=keep)
+    budget = memory_budget(options.max_ram_gb)
+    fingerprint = make_fingerprint(dataset, previous=previous, num_workers=options.jobs, max_bytes=budget, on_case=keep)
     write_record(folder.fingerprint, fingerprint, "fingerprint")
     return fingerprint
 

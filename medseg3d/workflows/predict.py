@@ -31,15 +31,18 @@ from medseg3d.images.header import REFUSED_ENDINGS
 from medseg3d.images.readers import READERS, writable
 from medseg3d.models.loading import load_model
 from medseg3d.models.model import Model
+from medseg3d.options import PredictOptions
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.wording import counted, listed
-from medseg3d.work_folder import Folds, fold_names, work_folder
+from medseg3d.work_folder import fold_names, work_folder
+from medseg3d.workflows.cluster import cluster_workers
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
 
 logger = logging.getLogger(__name__)
 _WORKER_LOCK = threading.Lock()
+NO_OPTIONS = PredictOptions()
 
 
 READING_BYTES_PER_VOXEL = 12
@@ -60,61 +63,49 @@ class PredictResult:
 def predict(
     source: Path | Sequence[Case],
     output: Path,
+    options: PredictOptions = NO_OPTIONS,
     *,
     dataset: Path = Path(),
     work: Path | None = None,
     model: Path | None = None,
-    configuration: str | None = None,
-    folds: Folds = None,
-    tta: str = "auto",
-    step: float = 0.5,
-    skip_empty: bool = False,
-    probabilities: bool = False,
-    overwrite: bool = False,
-    strict: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    max_ram_gb: float | None = None,
-    part: tuple[int, int] | None = None,
-    series_description: str | None = None,
     executor: Executor | None = None,
     on: Listener = silent,
 ) -> PredictResult:
     """Predict a folder of images, one image, or cases of a dataset.
 
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
-    A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. ``part`` (2, 8)
-    predicts the second of eight parts, for eight machines. Of DICOM series those are predicted whose description ``series_description``
-    (a regular expression) is found in. ``strict`` lets a case fail that is unlike the images that the model was trained on, where there is
-    a warning otherwise. ``skip_empty`` as for
-    :func:`~medseg3d.models.loading.load_model`. With an ``executor`` (``dask.distributed.Client.get_executor()``) every case
-    is predicted wherever it runs, from and into the same folders.
+    A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. With an ``executor``
+    (``dask.distributed.Client.get_executor()``) every case is predicted wherever it runs, from and into the same folders.
     """
-    if not 0 < step <= 1:
-        raise InputError(f"--step {step}: expected a number above 0 and up to 1.")
+    if options.cluster is not None and executor is None:
+        with cluster_workers(options.cluster) as workers:
+            return predict(source, output, options, dataset=dataset, work=work, model=model, executor=workers, on=on)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"{source}: no such file or folder.")
+    strict, probabilities = options.strict, options.probabilities
     load = partial(
         load_model,
         model if model is not None else work_folder(dataset, work).root,
-        configuration=configuration,
-        folds=fold_names(folds),
-        device=device,
-        precision=precision,
-        mirroring={"auto": None, "on": True, "off": False}[tta],
-        step=step,
-        skip_empty=skip_empty,
+        configuration=options.configuration,
+        folds=fold_names(options.folds),
+        device=options.device,
+        precision=options.precision,
+        mirroring=options.mirroring,
+        step=options.step,
+        skip_empty=options.skip_empty,
     )
     loaded = load().strictly() if strict else load()
-    cases, unusable = _cases_of(source, loaded.plan.channels, series_description)
+    cases, unusable = _cases_of(source, loaded.plan.channels, options.series_description)
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
     check_writable(folder)
     earlier = recorded(folder)
-    kept, pending = _divide(_part(cases, part), targets, earlier, loaded.identity, overwrite=overwrite, probabilities=probabilities)
-    record = RecordFile(folder / record_name(part))
+    kept, pending = _divide(
+        _part(cases, options.part), targets, earlier, loaded.identity, overwrite=options.overwrite, probabilities=probabilities
+    )
+    record = RecordFile(folder / record_name(options.part))
     if executor is None:
-        budget = memory_budget(max_ram_gb)
+        budget = memory_budget(options.max_ram_gb)
         made = _predict_here(loaded, pending, targets, record=record, probabilities=probabilities, budget=budget)
     else:
         made = _predict_there(load, loaded.identity, pending, targets, executor, record, probabilities=probabilities, strict=strict)

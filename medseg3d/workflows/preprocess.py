@@ -14,9 +14,10 @@ from medseg3d.data.digests import digest_of, stamp_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
 from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries, total_memory
 from medseg3d.fingerprint.records import Fingerprint
+from medseg3d.options import PreprocessOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest, preprocess_for
 from medseg3d.preprocessing.store import Store
@@ -24,6 +25,7 @@ from medseg3d.records import read_record
 from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.taking_turns import case_lock, tidy
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
@@ -51,27 +53,20 @@ class PreprocessResult:
     folders: tuple[Path, ...]
 
 
-def preprocess(
-    root: Path,
-    work: Path | None = None,
-    *,
-    configurations: Sequence[str] | None = None,
-    jobs: int | None = None,
-    max_ram_gb: float | None = None,
-    device: str = "cpu",
-    on: Listener = silent,
-) -> PreprocessResult:
+@verb(PreprocessOptions)
+def preprocess(root: Path, work: Path | None, options: PreprocessOptions, on: Listener) -> PreprocessResult:
     """Preprocess the training cases for the named configurations, all of the plan if none is named.
 
-    Images are resampled on ``device``; a GPU gives the same but for rounding.
+    Images are resampled on ``options.device``; a GPU gives the same but for rounding.
 
     A case that fails is listed and the others go on. Raises :class:`InputError` for an unusable dataset or a missing plan, and
     :class:`StorageError` where the disk is full; what is finished by then stays.
     """
     folder = work_folder(root, work)
     plan = folder.read_plan()
-    wanted = [plan.configuration(name) for name in configurations or plan.configurations]
-    resampler = _resampler(device)
+    names = [options.configurations] if isinstance(options.configurations, str) else options.configurations
+    wanted = [plan.configuration(name) for name in names or plan.configurations]
+    resampler = _resampler(options.device)
     dataset = open_dataset(root, channels=plan.channels)
     failures = list(dataset.failures)
     made: list[str] = []
@@ -79,7 +74,7 @@ def preprocess(
     digests: dict[str, str] = {}
     total = len(dataset.training)
     on(Event(stage="preprocess", done=0, total=total))
-    done = preprocess_cases(dataset, plan, wanted, folder, jobs=jobs, max_ram_gb=max_ram_gb, device=resampler)
+    done = preprocess_cases(dataset, plan, wanted, folder, jobs=options.jobs, max_ram_gb=options.max_ram_gb, device=resampler)
     for number, case in enumerate(done, 1):
         if case.failure is not None:
             failures.append(case.failure)

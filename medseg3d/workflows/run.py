@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +14,14 @@ from medseg3d.devices import choose_device
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.files import check_writable, remove_leftovers
+from medseg3d.options import PlanOptions, PredictOptions, PreprocessOptions, RunOptions, SelectOptions, TrainOptions
 from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_page
 from medseg3d.training.folds import read_folds
-from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.validation.selection import Selection
-from medseg3d.work_folder import Folds as FoldChoice
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
 from medseg3d.workflows.choose_folds import tell_divided
 from medseg3d.workflows.evaluate import work_tolerance_mm
@@ -32,6 +31,7 @@ from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.select import select
 from medseg3d.workflows.splits import read_split, refuse_cascade
 from medseg3d.workflows.train import train
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
@@ -53,57 +53,22 @@ class RunResult:
     failures: tuple[CaseFailure, ...]
 
 
-def run(
-    dataset: Path | str,
-    *,
-    work: Path | str | None = None,
-    planner: str | None = None,
-    gpu_memory_gb: float | None = None,
-    channels: str | Sequence[str] | None = None,
-    label_names: Mapping[int, str] | None = None,
-    group_pattern: str | None = None,
-    groups: Path | str | None = None,
-    no_groups: bool = False,
-    configurations: str | Sequence[str] | None = None,
-    folds: FoldChoice = None,
-    epochs: int | None = None,
-    iterations: int | None = None,
-    hours: float | None = None,
-    device: str = "auto",
-    jobs: int | None = None,
-    max_ram_gb: float | None = None,
-    seed: int = 0,
-    restart: bool = False,
-    on: Listener = silent,
-) -> RunResult:
+@verb(RunOptions)
+def run(root: Path, work: Path | None, options: RunOptions, on: Listener) -> RunResult:
     """Plan, preprocess, train, select, predict ``imagesTs``, evaluate, report.
 
     ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on. Without
     ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
     """
-    root, work, groups = Path(dataset), None if work is None else Path(work), None if groups is None else Path(groups)
-    channels, configurations = ([name] if isinstance(name, str) else name for name in (channels, configurations))
-    folds = fold_names(folds)
+    channels, configurations = ((name,) if isinstance(name, str) else name for name in (options.channels, options.configurations))
+    folds, device = fold_names(options.folds), options.device
     open_dataset(root, channels=channels)  # says what is wrong with the folder before anything is written into it
     choose_device(device)
     folder = work_folder(root, work)
     check_writable(folder.root)
     clock = _Clock(folder)
     with clock.stage("plan"):
-        planned = plan(
-            root,
-            work,
-            planner=planner,
-            gpu_memory_gb=gpu_memory_gb,
-            channels=channels,
-            label_names=label_names,
-            group_pattern=group_pattern,
-            groups=groups,
-            no_groups=no_groups,
-            jobs=jobs,
-            max_ram_gb=max_ram_gb,
-            on=on,
-        )
+        planned = plan(root, work, PlanOptions.of(options), on)
     doubt = (planned.plan.left_right_doubt,) if planned.plan.left_right_doubt else ()
     for warning in (*planned.warnings, *doubt):
         on(Event(stage="plan", message=warning))
@@ -114,21 +79,20 @@ def run(
     for fold in folds or ():
         read_split(folder, fold)  # raises for one that is not there
     with clock.stage("preprocess"):
-        prepared = preprocess(root, work, configurations=names, jobs=jobs, max_ram_gb=max_ram_gb, on=on)
+        limits = PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb)
+        prepared = preprocess(root, work, limits, on)
     failures += [failure for failure in prepared.failures if failure.case not in {f.case for f in failures}]
     wanted = [(name, fold) for name in names for fold in folds or _all_folds(folder)]
-    options = TrainingOptions(
-        epochs=epochs, iterations=iterations, hours=hours / len(wanted) if hours else None, seed=seed, restart=restart
-    )
+    share = None if options.hours is None else options.hours / len(wanted)
     for name, fold in wanted:
         with clock.stage(f"train {name} fold {fold}"):
-            evaluation = train(root, work, configuration=name, fold=fold, device=device, options=options, on=on)
+            evaluation = train(root, work, TrainOptions.of(options, configuration=name, fold=fold, hours=share), on)
         known = {failure.case for failure in failures}
         failures += [failure for failure in (evaluation.failures if evaluation else ()) if failure.case not in known]
     selection = None
     if any(fold.isdigit() for _, fold in wanted):
         with clock.stage("select"):
-            selection = select(root, work, device=device, on=on)
+            selection = select(root, work, SelectOptions(device=device), on)
     with clock.stage("predict"):
         test, test_failures = predict_test_set(root, folder, work, device, on)
     failures += test_failures
@@ -161,7 +125,7 @@ def predict_test_set(
     opened = open_dataset(root, channels=folder.read_plan().channels)
     if not opened.test:
         return None, opened.test_failures
-    result = predict(opened.test, folder.predictions, dataset=root, work=work, device=device, overwrite=True, on=on)
+    result = predict(opened.test, folder.predictions, PredictOptions(device=device, overwrite=True), dataset=root, work=work, on=on)
     failed = {failure.case for failure in result.failures}
     pairs = [
         Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label)

@@ -16,11 +16,12 @@ from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.files import remove_file
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_models
+from medseg3d.options import SelectOptions
 from medseg3d.plan import Plan
 from medseg3d.provenance import METRICS, Origin, merged, read_origin, write_origin
 from medseg3d.records import read_record, write_record
@@ -42,6 +43,7 @@ from medseg3d.workflows.origins import origin_of_validation, validation_age
 from medseg3d.workflows.splits import read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
 from medseg3d.workflows.validate import predict_and_measure, use_other_mirroring, validate
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ class _Measured:
     evaluations: tuple[Evaluation, ...]
 
 
-def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Listener = silent) -> Selection:
+@verb(SelectOptions)
+def select(root: Path, work: Path | None, options: SelectOptions, on: Listener) -> Selection:
     """Choose among all configurations with validated folds, and all pairs of them; written as ``selection.json``.
 
     Works with whatever folds are finished; one that another process is measuring is left out, with a note. Raises
@@ -65,7 +68,7 @@ def select(root: Path, work: Path | None = None, *, device: str = "auto", on: Li
     folder.read_plan()
     with ExitStack() as held:
         held.enter_context(selection_lock(folder, on))
-        return _select(root, folder, held, device, on)
+        return _select(root, folder, held, options.device, on)
 
 
 def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Listener) -> Selection:

@@ -8,12 +8,13 @@ from pathlib import Path
 from medseg3d.devices import choose_device
 from medseg3d.errors import InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.locks import Lock
+from medseg3d.options import TrainOptions, ValidateOptions
 from medseg3d.plan import Configuration
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.signals import stop_on_signals
-from medseg3d.training.train_fold import TrainingOptions, train_fold
+from medseg3d.training.train_fold import train_fold
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.initial_weights import initial_weights
@@ -23,22 +24,13 @@ from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.splits import ALL_CASES, plan_digest, read_split, refuse_cascade, stored_cases
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.validate import validate
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    root: Path,
-    work: Path | None = None,
-    *,
-    configuration: str | None = None,
-    fold: str = "0",
-    device: str = "auto",
-    options: TrainingOptions | None = None,
-    init: Path | None = None,
-    tta: str = "auto",
-    on: Listener = silent,
-) -> Evaluation | None:
+@verb(TrainOptions)
+def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) -> Evaluation | None:
     """Train a fold to its end, going on where an earlier run stopped, then measure it; None for the fold ``all``.
 
     ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
@@ -46,25 +38,15 @@ def train(
     another process trains or measures the fold.
     """
     folder = work_folder(root, work)
-    chosen = folder.read_plan().configuration(configuration)
+    chosen = folder.read_plan().configuration(options.configuration)
     refuse_cascade(chosen)
-    read_split(folder, fold)
-    with fold_lock(folder.fold(chosen.name, fold), "is being trained") as lock:
-        return _train(root, folder, chosen, fold, device, options or TrainingOptions(), init, tta, lock, on)
+    read_split(folder, options.fold)
+    with fold_lock(folder.fold(chosen.name, options.fold), "is being trained") as lock:
+        return _train(root, folder, chosen, options, lock, on)
 
 
-def _train(
-    root: Path,
-    folder: WorkFolder,
-    chosen: Configuration,
-    fold: str,
-    device: str,
-    options: TrainingOptions,
-    init: Path | None,
-    tta: str,
-    lock: Lock,
-    on: Listener,
-) -> Evaluation | None:
+def _train(root: Path, folder: WorkFolder, chosen: Configuration, options: TrainOptions, lock: Lock, on: Listener) -> Evaluation | None:
+    fold, init = options.fold, options.init
     plan, split = folder.read_plan(), read_split(folder, fold)
     renew_cases(root, folder, plan, chosen, (*split.train, *split.validation), on=on)
     training, validation = stored_cases(folder, chosen, split)
@@ -81,7 +63,7 @@ def _train(
             training=training,
             validation=validation,
             folder=target,
-            device=choose_device(device),
+            device=choose_device(options.device),
             options=options,
             plan_digest=plan_digest(plan, chosen, split),
             stop=stop,
@@ -98,7 +80,8 @@ def _train(
     if not split.validation or fold == ALL_CASES:
         on(Event(stage="validate", message="Trained on all cases: there is nothing to validate on, so the quality is not known."))
         return None
-    return validate(root, folder.root, configuration=chosen.name, fold=fold, device=device, tta=tta, keep_finished=True, on=on)
+    validation_options = ValidateOptions.of(options, configuration=chosen.name, keep_finished=True)
+    return validate(root, folder.root, validation_options, on)
 
 
 def _warn_about_memory(training: list[StoredCase]) -> None:

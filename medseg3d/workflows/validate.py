@@ -14,11 +14,12 @@ from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
-from medseg3d.events import Event, Listener, silent
+from medseg3d.events import Event, Listener
 from medseg3d.files import remove_file, remove_tree, storage, storage_errors
 from medseg3d.images import write_label_map
 from medseg3d.models.loading import load_models
 from medseg3d.models.model import Model
+from medseg3d.options import ValidateOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import write_record
@@ -29,45 +30,34 @@ from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, raw_cases, validation_age
 from medseg3d.workflows.splits import plan_digest, read_split
 from medseg3d.workflows.taking_turns import fold_lock
+from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
 
-def validate(
-    root: Path,
-    work: Path | None = None,
-    *,
-    configuration: str | None = None,
-    fold: str = "0",
-    device: str = "auto",
-    tta: str = "auto",
-    keep_finished: bool = False,
-    on: Listener = silent,
-) -> Evaluation:
+@verb(ValidateOptions)
+def validate(root: Path, work: Path | None, options: ValidateOptions, on: Listener) -> Evaluation:
     """Predict the validation cases of a fold whole, on the grid of their files, and measure them.
 
-    ``keep_finished`` returns the measures that belong to the weights and cases of today instead of making them again. Raises
-    :class:`BusyError` where another process trains or measures the fold.
+    Raises :class:`BusyError` where another process trains or measures the fold.
     """
     folder = work_folder(root, work)
-    chosen = folder.read_plan().configuration(configuration)
-    read_split(folder, fold)
-    with fold_lock(folder.fold(chosen.name, fold), "is being measured"):
-        return _validate(root, folder, chosen, fold, device, tta, keep_finished, on)
+    chosen = folder.read_plan().configuration(options.configuration)
+    read_split(folder, options.fold)
+    with fold_lock(folder.fold(chosen.name, options.fold), "is being measured"):
+        return _validate(root, folder, chosen, options, on)
 
 
-def _validate(
-    root: Path, folder: WorkFolder, chosen: Configuration, fold: str, device: str, tta: str, keep_finished: bool, on: Listener
-) -> Evaluation:
-    plan = folder.read_plan()
+def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: ValidateOptions, on: Listener) -> Evaluation:
+    plan, fold, tta = folder.read_plan(), options.fold, options.tta
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
-    if keep_finished and (kept := _kept_measures(root, folder, plan, chosen.name, fold, tta)) is not None:
+    if options.keep_finished and (kept := _kept_measures(root, folder, plan, chosen.name, fold, tta)) is not None:
         return kept
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
-    model = load_models(folder, [chosen.name], folds=[fold], device=device, mirroring=tta != "off")
+    model = load_models(folder, [chosen.name], folds=[fold], device=options.device, mirroring=tta != "off")
     measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
     remove_tree(target)  # a measure that is stopped leaves none that belongs to other label maps
     write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))

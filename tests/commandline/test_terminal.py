@@ -147,12 +147,11 @@ def test_a_stage_that_says_nothing_is_told_of_by_a_thread() -> None:
     "E", "a bar at 100 % while an epoch or a fold is validated", "the bar says `validating` and goes on; measuring has a bar of its own"
 )
 def test_training_tells_of_its_validation(trained: Path, tmp_path: Path) -> None:
-    from medseg3d.training.train_fold import TrainingOptions
     from medseg3d.workflows.train import train
 
     copied = Path(shutil.copytree(trained, tmp_path / "Balls"))
     heard: list[Event] = []
-    train(copied, fold="1", device="cpu", options=TrainingOptions(epochs=1, iterations=2), on=heard.append)
+    train(copied, fold="1", device="cpu", epochs=1, iterations=2, on=heard.append)
     stage = "train 3d_fullres fold 1"
     kinds = list(dict.fromkeys(event.stage for event in heard if event.total))
     assert kinds == [stage, f"{stage}, epoch 0", f"{stage}, epoch 0, validating", "validate", "evaluate"]

@@ -136,10 +136,11 @@ def _plan(folder: Path, task: dict[str, str]) -> str:
 
 
 def _predict(folder: Path, task: dict[str, str]) -> str:
+    from medseg3d.options import PredictOptions
     from medseg3d.workflows.predict import predict
 
     source = folder / task["source"]
-    result = predict(source, folder / "predicted", model=Path(task["model"]), device="cpu", tta="off")
+    result = predict(source, folder / "predicted", PredictOptions(device="cpu", tta="off"), model=Path(task["model"]))
     return _reasons(result.failures)
 
 

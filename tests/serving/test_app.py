@@ -21,6 +21,7 @@ import pytest
 import SimpleITK as sitk
 
 from medseg3d.models.model import Model
+from medseg3d.options import PredictOptions
 from medseg3d.serving.routes import MAX_WARNINGS_HEADER, warnings_header
 from medseg3d.workflows.predict import predict
 from tests.dicom_writer import write_other
@@ -31,7 +32,7 @@ pytest.importorskip("python_multipart", reason="needs medseg3d[serve]")
 
 
 def by_command_line(source: Path, trained: Path, folder: Path) -> bytes:
-    (written,) = predict(source, folder / "by_command_line", dataset=trained, device="cpu").written
+    (written,) = predict(source, folder / "by_command_line", PredictOptions(device="cpu"), dataset=trained).written
     return written.read_bytes()
 
 

@@ -19,6 +19,7 @@ from medseg3d.errors import DivergedError, InputError, PlanMismatchError, Storag
 from medseg3d.files import Storage, using_storage
 from medseg3d.frame import Frame
 from medseg3d.models.checkpoints import load_tensors, save_tensors
+from medseg3d.options import TrainingOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
@@ -26,7 +27,6 @@ from medseg3d.signals import StopRequest
 from medseg3d.training import probe, train_fold
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.state import read_history
-from medseg3d.training.train_fold import TrainingOptions
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.splits import plan_digest
 

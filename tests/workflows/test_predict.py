@@ -19,6 +19,7 @@ from medseg3d.errors import InputError, PlanMismatchError, StorageError
 from medseg3d.images import read_image
 from medseg3d.models.checkpoints import load_network, save_weights
 from medseg3d.models.model import Model
+from medseg3d.options import PredictOptions
 from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.records import read_record, write_record
 from medseg3d.validation.selection import MIRRORING, FoldMirroring, Selection, choose_mirroring
@@ -109,12 +110,12 @@ def test_the_next_image_is_not_read_ahead_where_memory_is_short(
         "segment",
         lambda self, prepared, **options: (order.append(f"segment {prepared.name}"), segment(self, prepared, **options))[1],
     )
-    predict(images, tmp_path / "out", dataset=trained, max_ram_gb=1e-9)
+    predict(images, tmp_path / "out", PredictOptions(max_ram_gb=1e-9), dataset=trained)
     assert order == [f"{stage} scan_{i}" for i in range(3) for stage in ("read", "segment")]
 
 
 def test_probabilities_lie_on_the_axes_of_the_file_and_leave_nothing_else(trained: Path, images: Path, tmp_path: Path) -> None:
-    predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    predict(images, tmp_path / "out", PredictOptions(probabilities=True), dataset=trained)
     for file in sorted((tmp_path / "out").glob("*.nii.gz")):
         with np.load(file.with_name(file.name.replace(".nii.gz", ".npz"))) as stored:
             chances, values = stored["probabilities"], stored["values"]
@@ -217,10 +218,10 @@ def test_a_run_that_is_stopped_goes_on(trained: Path, images: Path, tmp_path: Pa
     with monkeypatch.context() as patch:
         patch.setattr(Model, "segment", stopping_at("scan_1", Stopped()))
         with pytest.raises(Stopped):
-            predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+            predict(images, tmp_path / "out", PredictOptions(probabilities=True), dataset=trained)
     assert maps(tmp_path / "out").keys() == {"scan_0.nii.gz"}
     assert not list((tmp_path / "out").glob(".*"))
-    again = predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    again = predict(images, tmp_path / "out", PredictOptions(probabilities=True), dataset=trained)
     assert [path.name for path in again.kept] == ["scan_0.nii.gz"]
     assert len(again.written) == 2
 
@@ -242,7 +243,7 @@ def test_a_case_that_memory_does_not_hold_is_let_go_before_the_next_one(
 
     monkeypatch.setattr(module, "_prepare", watched)
     monkeypatch.setattr(Model, "segment", stopping_at("scan_0", MemoryError()))
-    result = predict(images, tmp_path / "out", dataset=trained, max_ram_gb=1e-9)
+    result = predict(images, tmp_path / "out", PredictOptions(max_ram_gb=1e-9), dataset=trained)
     assert [failure.case for failure in result.failures] == ["scan_0"]
     assert seen == [False, False, False]
 
@@ -260,7 +261,7 @@ def test_a_case_that_fails_while_it_is_written_does_not_stop_the_others(
         return finish(self, indices, orientation)
 
     monkeypatch.setattr(Model, "finish", failing)
-    result = predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+    result = predict(images, tmp_path / "out", PredictOptions(probabilities=True), dataset=trained)
     assert [failure.case for failure in result.failures] == ["scan_0"]
     assert len(result.written) == 2
     assert not list((tmp_path / "out").glob(".*"))
@@ -276,16 +277,16 @@ def test_a_disk_that_fails_ends_the_run_and_leaves_no_scratch_file(
 
     monkeypatch.setattr(module, "write_label_map", full)
     with pytest.raises(StorageError):
-        predict(images, tmp_path / "out", dataset=trained, probabilities=True)
+        predict(images, tmp_path / "out", PredictOptions(probabilities=True), dataset=trained)
     assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_the_latest_of_two_models_outputs_counts(trained: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(images, out, dataset=trained)
-    predict(images, out, dataset=trained, step=0.8, part=(1, 1), overwrite=True)
+    predict(images, out, PredictOptions(step=0.8, part=(1, 1), overwrite=True), dataset=trained)
     made = maps(out)
-    assert len(predict(images, out, dataset=trained, step=0.8).kept) == 3
+    assert len(predict(images, out, PredictOptions(step=0.8), dataset=trained).kept) == 3
     with pytest.raises(PlanMismatchError):
         predict(images, out, dataset=trained)
     assert maps(out) == made
@@ -295,14 +296,14 @@ def test_workers_take_folds_and_notice_other_weights(trained: Path, images: Path
     copy = Path(shutil.copytree(trained, tmp_path / "Balls"))
     monkeypatch.chdir(images.parent)
     with ThreadPoolExecutor(2) as executor:
-        first = predict(Path(images.name), tmp_path / "out", dataset=copy, folds=["0"], executor=executor)
+        first = predict(Path(images.name), tmp_path / "out", PredictOptions(folds=["0"]), dataset=copy, executor=executor)
         assert len(first.written) == 3
         weights = copy / "medseg3d-work/models/3d_fullres/fold_0/weights.safetensors"
         network, card = load_network(weights, torch.device("cpu"))
         with torch.no_grad():
             next(network.parameters()).mul_(2)
         save_weights(weights, network, card)
-        again = predict(Path(images.name), tmp_path / "again", dataset=copy, folds=["0"], executor=executor)
+        again = predict(Path(images.name), tmp_path / "again", PredictOptions(folds=["0"]), dataset=copy, executor=executor)
     assert {case.model for case in again.cases.values()}.isdisjoint({case.model for case in first.cases.values()})
     assert maps(tmp_path / "again").keys() == maps(tmp_path / "out").keys()
 
@@ -358,7 +359,7 @@ def test_an_older_validation_without_a_record_was_mirrored(copy: Path) -> None:
 )
 @pytest.mark.parametrize("output", ["new", "a/b/c", "dots.v2.1", "ends.d"])
 def test_the_output_folder_need_not_be_there(trained: Path, images: Path, tmp_path: Path, output: str) -> None:
-    result = predict(images / "scan_0.nii.gz", tmp_path / output, dataset=trained, device="cpu")
+    result = predict(images / "scan_0.nii.gz", tmp_path / output, PredictOptions(device="cpu"), dataset=trained)
     assert result.written == (tmp_path / output / "scan_0.nii.gz",)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from medseg3d.errors import InputError
+from medseg3d.options import ServeOptions
 from medseg3d.workflows.serve import serve
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
@@ -20,9 +21,10 @@ pytest.importorskip("uvicorn", reason="needs medseg3d[serve]")
 COMMAND = """
 import os, sys, tempfile
 from pathlib import Path
+from medseg3d.options import ServeOptions
 from medseg3d.workflows.serve import serve
 tempfile.tempdir = sys.argv[2]
-serve(Path(sys.argv[1]), port=0, device="cpu", on=lambda event: print(event, flush=True))
+serve(Path(sys.argv[1]), ServeOptions(port=0, device="cpu"), lambda event: print(event, flush=True))
 """
 
 
@@ -49,17 +51,17 @@ def test_a_port_that_is_taken_is_named_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port}: cannot be served on"):
-            serve(Path("no such model"), port=port)
+            serve(Path("no such model"), ServeOptions(port=port))
 
 
 def test_an_address_for_others_without_a_token_is_refused_first() -> None:
     with pytest.raises(InputError, match="Give a --token"):
-        serve(Path("no such model"), host="0.0.0.0")
+        serve(Path("no such model"), ServeOptions(host="0.0.0.0"))
 
 
 def test_a_model_that_is_none_is_named() -> None:
     with pytest.raises(InputError, match="no such model"):
-        serve(Path("no such model"), port=0)
+        serve(Path("no such model"), ServeOptions(port=0))
 
 
 def test_what_is_missing_is_said_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

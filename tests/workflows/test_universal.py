@@ -17,9 +17,10 @@ from medseg3d.commandline.cli import main
 from medseg3d.devices import Device
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, read_card
+from medseg3d.options import TrainingOptions
 from medseg3d.signals import StopRequest
 from medseg3d.training.domains import TrainingDomain, draw_domain
-from medseg3d.training.train_fold import TrainingOptions, train_domains
+from medseg3d.training.train_fold import train_domains
 from medseg3d.universal import read_universal, resolve_domain
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.universal.training import _training_domain

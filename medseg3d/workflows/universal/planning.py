@@ -10,29 +10,20 @@ from pathlib import Path
 from medseg3d.errors import InputError, PlanError
 from medseg3d.events import Listener, silent
 from medseg3d.networks.build import NETWORKS
+from medseg3d.options import PlanOptions, PreprocessOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import Planner, load_planner
 from medseg3d.records import read_record, write_record
 from medseg3d.universal import Universal, domain_folder, domain_names, is_universal, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.plan import PlanResult, plan
+from medseg3d.workflows.plan import PlanResult, plan_by
 from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 
 logger = logging.getLogger(__name__)
 PLANNER = "universal"
 
 
-def plan_universal(
-    datasets: Sequence[Path],
-    work: Path,
-    *,
-    planner: str | None = None,
-    gpu_memory_gb: float | None = None,
-    jobs: int | None = None,
-    max_ram_gb: float | None = None,
-    with_candidates: bool = False,
-    on: Listener = silent,
-) -> dict[str, PlanResult]:
+def plan_universal(datasets: Sequence[Path], work: Path, options: PlanOptions, on: Listener = silent) -> dict[str, PlanResult]:
     """Plan each dataset by the same planner, in a work folder of its own within ``work``; the results by domain.
 
     The datasets join those that are trained together already, which are planned again. Without ``planner`` the numbers of the
@@ -44,9 +35,9 @@ def plan_universal(
     if folder.plan.exists():
         raise InputError(f"{work}: holds the plan of a single dataset. Name another work folder for several of them.")
     before = read_universal(folder) if is_universal(folder) else None
-    rules = rules_of(folder, planner)
-    if gpu_memory_gb is None and before is not None:
-        gpu_memory_gb = planned_memory(folder, before)
+    rules = rules_of(folder, options.planner)
+    if options.gpu_memory_gb is None and before is not None:
+        options = replace(options, gpu_memory_gb=planned_memory(folder, before))
     paths = {name: Path(before.domains[name]) for name in before.joint} if before else {}
     added = [before.domain_at(dataset) for dataset in datasets if before and before.domain_at(dataset) in before.added] if before else []
     if added:
@@ -55,17 +46,7 @@ def plan_universal(
     fresh = [dataset for dataset in datasets if dataset.resolve() not in known]
     paths |= dict(zip(domain_names(fresh, tuple(before.domains) if before else ()), (d.resolve() for d in fresh), strict=True))
     results = {
-        name: plan(
-            dataset,
-            domain_folder(folder, name).root,
-            planner=rules,
-            gpu_memory_gb=gpu_memory_gb,
-            jobs=jobs,
-            max_ram_gb=max_ram_gb,
-            with_candidates=with_candidates,
-            num_datasets=len(paths),
-            on=on,
-        )
+        name: plan_by(rules, dataset, domain_folder(folder, name).root, options, on, num_datasets=len(paths))
         for name, dataset in paths.items()
     }
     configuration = _common_configuration({name: result.plan for name, result in results.items()})
@@ -78,22 +59,13 @@ def plan_universal(
     return results
 
 
-def preprocess_universal(
-    work: Path, *, jobs: int | None = None, max_ram_gb: float | None = None, device: str = "cpu", on: Listener = silent
-) -> dict[str, PreprocessResult]:
+def preprocess_universal(work: Path, options: PreprocessOptions, on: Listener = silent) -> dict[str, PreprocessResult]:
     """Preprocess every domain for the configuration that they train; the results by domain."""
     folder = WorkFolder(work)
     universal = read_universal(folder)
+    options = replace(options, configurations=universal.configuration)
     return {
-        name: preprocess(
-            Path(dataset),
-            domain_folder(folder, name).root,
-            configurations=[universal.configuration],
-            jobs=jobs,
-            max_ram_gb=max_ram_gb,
-            device=device,
-            on=on,
-        )
+        name: preprocess(Path(dataset), domain_folder(folder, name).root, options, on)
         for name, dataset in universal.domains.items()
         if name in universal.joint
     }

@@ -15,18 +15,19 @@ from medseg3d.files import remove_tree
 from medseg3d.locks import Lock
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.networks.build import sharing_of
+from medseg3d.options import PlanOptions, PreprocessOptions, TrainOptions, ValidateOptions
 from medseg3d.records import read_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.folds import read_folds
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.state import STATE, TrainingState
-from medseg3d.training.train_fold import TrainingOptions, train_domains
+from medseg3d.training.train_fold import train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
-from medseg3d.workflows.plan import plan
+from medseg3d.workflows.plan import plan_by
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
@@ -40,41 +41,21 @@ ADDED = "added"
 """The folder, within a fold, of the trainings that added domains."""
 
 
-def train_universal(
-    work: Path,
-    *,
-    fold: str = "0",
-    device: str = "auto",
-    options: TrainingOptions | None = None,
-    init: Path | None = None,
-    tta: str = "auto",
-    on: Listener = silent,
-) -> dict[str, Evaluation]:
+def train_universal(work: Path, options: TrainOptions, on: Listener = silent) -> dict[str, Evaluation]:
     """Train the common network on one fold of every domain, then measure each domain's validation cases; by domain.
 
     A domain with fewer folds takes part with fold ``fold`` modulo its number. Raises :class:`InterruptedBySignalError` when
     SIGINT or SIGTERM came; the state is saved then, and the best weights so far can be used.
     """
     folder = WorkFolder(work)
-    options = options or TrainingOptions()
     universal = read_universal(folder)
-    _check_fold(folder, universal, fold)
-    target = folder.fold(UNIVERSAL, fold)
-    with fold_lock(target, "is being trained") as lock:
-        return _train_common(folder, universal, fold, device, options, init, tta, lock, on)
+    _check_fold(folder, universal, options.fold)
+    with fold_lock(folder.fold(UNIVERSAL, options.fold), "is being trained") as lock:
+        return _train_common(folder, universal, options, lock, on)
 
 
-def _train_common(
-    folder: WorkFolder,
-    universal: Universal,
-    fold: str,
-    device: str,
-    options: TrainingOptions,
-    init: Path | None,
-    tta: str,
-    lock: Lock,
-    on: Listener,
-) -> dict[str, Evaluation]:
+def _train_common(folder: WorkFolder, universal: Universal, options: TrainOptions, lock: Lock, on: Listener) -> dict[str, Evaluation]:
+    fold, init = options.fold, options.init
     target = folder.fold(UNIVERSAL, fold)
     joined = sorted(path.name for path in (target / ADDED).glob("*"))
     start = None if init is None else initial_weights(init, configuration=universal.configuration, fold=fold)
@@ -86,31 +67,21 @@ def _train_common(
                 f"{target}: {', '.join(joined)} joined this network. Training it on would change what they stand on; --restart trains it "
                 "anew, and they have to join again."
             )
-        return _validate(folder, universal, universal.joint, fold, device, tta, on)
+        return _validate(folder, universal, universal.joint, options, on)
     if options.restart:
         remove_tree(target / ADDED)
     domains = [_training_domain(folder, universal, name, fold, on) for name in universal.joint]
-    _train(domains, fold=fold, target=target, folder=folder, device=device, options=options, init=start, added=None, lock=lock, on=on)
-    return _validate(folder, universal, universal.joint, fold, device, tta, on)
+    _train(domains, target=target, folder=folder, options=options, init=start, added=None, lock=lock, on=on)
+    return _validate(folder, universal, universal.joint, options, on)
 
 
-def add_domain(
-    work: Path,
-    dataset: Path,
-    *,
-    fold: str = "0",
-    device: str = "auto",
-    options: TrainingOptions | None = None,
-    jobs: int | None = None,
-    tta: str = "auto",
-    on: Listener = silent,
-) -> dict[str, Evaluation]:
+def add_domain(work: Path, dataset: Path, options: TrainOptions, on: Listener = silent) -> dict[str, Evaluation]:
     """Plan, preprocess and train one more dataset on a trained network, whose shared part and other domains keep every bit.
 
     Only the new domain's depthwise convolutions, norms, stem and heads are trained. Its network has at most as many stages as the
     shared part. Goes on where it was stopped. Raises :class:`InputError` where the fold is not trained yet.
     """
-    folder = WorkFolder(work)
+    folder, fold = WorkFolder(work), options.fold
     universal = read_universal(folder)
     base = folder.weights(UNIVERSAL, fold)
     if not base.exists():
@@ -128,9 +99,10 @@ def add_domain(
     stages = min(num_stages, rules.network.max_stages or num_stages)
     rules = replace(rules, network=replace(rules.network, max_stages=stages))
     home = domain_folder(folder, name)
-    result = plan(dataset, home.root, planner=rules, gpu_memory_gb=planned_memory(folder, universal), jobs=jobs, on=on)
+    planning = PlanOptions(gpu_memory_gb=planned_memory(folder, universal))
+    result = plan_by(rules, dataset, home.root, planning, on)
     made = recommending(result.plan, universal.configuration, home)
-    prepared = preprocess(dataset, home.root, configurations=[made.recommended], jobs=jobs, on=on)
+    prepared = preprocess(dataset, home.root, PreprocessOptions(configurations=made.recommended), on)
     for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in (*result.failures, *prepared.failures))):
         on(Event(stage="plan", message=f"{name}: {note}"))
     if name not in universal.domains:
@@ -143,33 +115,30 @@ def add_domain(
     with fold_lock(target, "is being trained") as lock:
         _train(
             [_training_domain(folder, universal, name, fold, on)],
-            fold=fold,
             target=target,
             folder=folder,
-            device=device,
-            options=options or TrainingOptions(),
+            options=options,
             init=base,
             added=name,
             lock=lock,
             on=on,
         )
-    return _validate(folder, universal, [name], fold, device, tta, on)
+    return _validate(folder, universal, [name], options, on)
 
 
 def _train(
     domains: Sequence[TrainingDomain],
     *,
-    fold: str,
     target: Path,
     folder: WorkFolder,
-    device: str,
-    options: TrainingOptions,
+    options: TrainOptions,
     init: Path | InitialWeights | None,
     added: str | None,
     lock: Lock,
     on: Listener,
 ) -> None:
     """Train to the end or to a signal; either way each trained domain has its weights then."""
+    fold = options.fold
     data = {f"{domain.name}/{case.name}": case.digest for domain in domains for case in domain.training}
     note_training_data(target, data, is_restart=options.restart)
     stop: StopRequest
@@ -180,7 +149,7 @@ def _train(
                 name=UNIVERSAL,
                 fold=fold,
                 folder=target,
-                device=choose_device(device),
+                device=choose_device(options.device),
                 options=options,
                 plan_digest=_digest(domains, folder, fold, init if added and isinstance(init, Path) else None),
                 stop=stop,
@@ -203,9 +172,8 @@ def _train(
         )
 
 
-def _validate(
-    folder: WorkFolder, universal: Universal, names: Sequence[str], fold: str, device: str, tta: str, on: Listener
-) -> dict[str, Evaluation]:
+def _validate(folder: WorkFolder, universal: Universal, names: Sequence[str], options: TrainOptions, on: Listener) -> dict[str, Evaluation]:
+    fold = options.fold
     measured = {}
     for name in names:
         home = domain_folder(folder, name)
@@ -216,17 +184,8 @@ def _validate(
             on(Event(stage="validate", message=f"{name}: trained on all cases, so there is nothing to validate on."))
             continue
         on(Event(stage="validate", message=f"Measuring {name}"))
-        own_fold = fold_of_domain(home, fold)
-        measured[name] = validate(
-            universal.dataset(name),
-            home.root,
-            configuration=universal.configuration,
-            fold=own_fold,
-            device=device,
-            tta=tta,
-            keep_finished=True,
-            on=on,
-        )
+        own = ValidateOptions.of(options, configuration=universal.configuration, fold=fold_of_domain(home, fold), keep_finished=True)
+        measured[name] = validate(universal.dataset(name), home.root, own, on)
     return measured
 
 

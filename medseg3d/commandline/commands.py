@@ -1,0 +1,211 @@
+"""What each command takes: the options of its verb, with the folders and files that are named by their place, and how much it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from medseg3d.options import (
+    ExportOptions,
+    FindLrOptions,
+    MemberOptions,
+    Option,
+    Options,
+    OutputOptions,
+    PlanOptions,
+    PredictOptions,
+    PreprocessOptions,
+    RunOptions,
+    SeedOptions,
+    SelectOptions,
+    ServeOptions,
+    TrainOptions,
+    ValidateOptions,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions(Options):
+    """Where a dataset's results lie."""
+
+    work: Annotated[Path | None, Option("-w --work", "work folder (default: DATASET/medseg3d-work)", metavar="WORK")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDataset(WorkOptions):
+    """A dataset and its work folder."""
+
+    dataset: Annotated[Path, Option("dataset", "the dataset's folder (default: here)", metavar="DATASET")] = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDatasets(WorkOptions):
+    """One dataset, or several that share a network."""
+
+    datasets: Annotated[
+        tuple[Path, ...],
+        Option(
+            "datasets",
+            "the dataset's folder (default: here); several with --planner universal and -w",
+            metavar="DATASET",
+            several="words",
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDomain(OnDataset):
+    """A dataset, which may be one of those that share a network."""
+
+    domain: Annotated[
+        str | None, Option("--domain", "which dataset of a universal work folder (default: that of DATASET)", metavar="NAME")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnModel(Options):
+    """A trained model of any kind."""
+
+    model: Annotated[
+        Path,
+        Option(
+            "model",
+            "work folder or its dataset, .medseg3d file, weights.safetensors, or nnU-Net result folder (default: here)",
+            metavar="MODEL",
+        ),
+    ] = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(OutputOptions, RunOptions, OnDatasets):
+    """``medseg3d run``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(OutputOptions, PlanOptions, OnDatasets):
+    """``medseg3d plan``."""
+
+    fingerprint: Annotated[
+        Path | None, Option("--fingerprint", "plan without images, from our fingerprint.json or nnU-Net's", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessCommand(OutputOptions, PreprocessOptions, OnDataset):
+    """``medseg3d preprocess``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(OutputOptions, TrainOptions, OnDataset):
+    """``medseg3d train``."""
+
+    add_domain: Annotated[
+        Path | None, Option("--add-domain", "train one more dataset on a universal network, with -w WORK", metavar="DATASET")
+    ] = None
+    validate: Annotated[bool, Option("--validate", "the former name of medseg3d validate", group="goal")] = False
+    find_lr: Annotated[bool, Option("--find-lr", "the former name of medseg3d find-lr", group="goal")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateCommand(OutputOptions, ValidateOptions, OnDataset):
+    """``medseg3d validate``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindLrCommand(OutputOptions, FindLrOptions, OnDataset):
+    """``medseg3d find-lr``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectCommand(OutputOptions, SelectOptions, OnDomain):
+    """``medseg3d select``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand(OutputOptions, PredictOptions, OnDomain):
+    """``medseg3d predict``."""
+
+    input: Annotated[
+        Path,
+        Option("-i --input", "a folder of images, one image, or a tree of DICOM series", metavar="INPUT", is_required=True),
+    ] = Path()
+    output: Annotated[Path, Option("-o --output", "a folder, or a .nii.gz file for one image", metavar="OUTPUT", is_required=True)] = Path()
+    model: Annotated[
+        Path | None,
+        Option(
+            "-m --model",
+            "a work folder, a .medseg3d file, an nnU-Net result folder, a fold's folder or a weights.safetensors file",
+            metavar="MODEL",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand(OutputOptions, OnDomain):
+    """``medseg3d report``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand(OutputOptions, OnDataset):
+    """``medseg3d doctor``."""
+
+    fix: Annotated[bool, Option("--fix", "repair what can be repaired without doubt")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(OutputOptions, SeedOptions):
+    """``medseg3d evaluate``."""
+
+    predictions: Annotated[Path, Option("predictions", "a folder of label maps", is_required=True)] = Path()
+    references: Annotated[Path, Option("references", "a folder of reference label maps with the same names", is_required=True)] = Path()
+    output: Annotated[
+        Path | None,
+        Option(
+            "-o --output",
+            "a .json file (.csv beside it) or a folder (default: metrics.json in the folder of predictions; for two files none)",
+            metavar="FILE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand(OutputOptions, SeedOptions):
+    """``medseg3d demo``."""
+
+    folder: Annotated[Path, Option("folder", "a new folder", is_required=True)] = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand(OutputOptions, ExportOptions, OnModel):
+    """``medseg3d export``."""
+
+    output: Annotated[Path, Option("-o --output", "NAME.medseg3d, NAME.onnx, or a new folder", metavar="OUTPUT", is_required=True)] = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportCommand(OutputOptions, MemberOptions):
+    """``medseg3d import``."""
+
+    kind: Annotated[Literal["nnunet"], Option("kind", "which program: nnunet (version 2)", metavar="nnunet", is_required=True)] = "nnunet"
+    model: Annotated[
+        Path, Option("model", "its result folder: TRAINER__PLANS__CONFIGURATION", metavar="MODEL_FOLDER", is_required=True)
+    ] = Path()
+    output: Annotated[Path, Option("-o --output", "the file to write", metavar="NAME.medseg3d", is_required=True)] = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoCommand(OutputOptions, OnModel):
+    """``medseg3d info``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommand(OutputOptions, ServeOptions, OnModel):
+    """``medseg3d serve``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionCommand(OutputOptions):
+    """``medseg3d completion``."""
+
+    shell: Annotated[Literal["bash", "zsh"], Option("shell", "the shell to write a script for", is_required=True)] = "bash"

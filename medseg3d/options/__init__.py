@@ -1,0 +1,49 @@
+"""The options of every command, said once: frozen records whose fields carry type, default, range, unit and meaning.
+
+A record is put together from parts: a ``RunOptions`` is a ``PlanningOptions`` and a ``TrainingOptions``. A new option is a field
+here, and the code that obeys it: the parser, the keywords in Python and ``docs/reference/command-line.md`` follow.
+"""
+
+from medseg3d.options.option import Field, Option, Options, fields_of
+from medseg3d.options.planning import PlanningOptions, PlanOptions, PreprocessOptions
+from medseg3d.options.prediction import (
+    ExportOptions,
+    FoldChoice,
+    MemberOptions,
+    MirroringOptions,
+    PredictOptions,
+    SelectOptions,
+    WindowOptions,
+)
+from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
+from medseg3d.options.run import RunOptions
+from medseg3d.options.serving import ServeOptions, ServerOptions
+from medseg3d.options.training import FindLrOptions, TrainingOptions, TrainOptions, ValidateOptions
+
+__all__ = [
+    "CasesOptions",
+    "DeviceOptions",
+    "ExportOptions",
+    "Field",
+    "FindLrOptions",
+    "FoldChoice",
+    "MemberOptions",
+    "MirroringOptions",
+    "Option",
+    "Options",
+    "OutputOptions",
+    "PlanOptions",
+    "PlanningOptions",
+    "PredictOptions",
+    "PreprocessOptions",
+    "RunOptions",
+    "SeedOptions",
+    "SelectOptions",
+    "ServeOptions",
+    "ServerOptions",
+    "TrainOptions",
+    "TrainingOptions",
+    "ValidateOptions",
+    "WindowOptions",
+    "fields_of",
+]

@@ -1,0 +1,59 @@
+"""Options of planning and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from medseg3d.options.option import Option, Options
+from medseg3d.options.resources import CasesOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningOptions(Options):
+    """What the numbers of a plan depend on beside the images, and which cases belong together."""
+
+    planner: Annotated[
+        str | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
+    ] = None
+    gpu_memory_gb: Annotated[
+        float | None, Option("--gpu-memory", "memory that a training step may take", metavar="GB", unit="GB", above=0)
+    ] = None
+    channels: Annotated[str | Sequence[str] | None, Option("--channels", "modality of each channel", metavar="CT,…", several="commas")] = (
+        None
+    )
+    label_names: Annotated[
+        Mapping[int, str] | None,
+        Option("--labels", "names of label values (default: dataset.json, labels.csv)", metavar="2=left_kidney,…"),
+    ] = None
+    group_pattern: Annotated[
+        str | None,
+        Option("--group-pattern", "cases with the same match (first group) stay in one fold", metavar="REGEX", group="groups"),
+    ] = None
+    groups: Annotated[
+        Path | str | None,
+        Option("--groups", "columns case,group: cases of a group stay in one fold", metavar="FILE.csv", group="groups"),
+    ] = None
+    no_groups: Annotated[
+        bool, Option("--no-groups", "cases whose names look like one patient's may be in different folds", group="groups")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(CasesOptions, PlanningOptions):
+    """Options of ``plan``."""
+
+    with_candidates: Annotated[bool, Option("--explain", "for every number: the rule, its inputs, what would change it")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions(CasesOptions):
+    """Options of ``preprocess``."""
+
+    configurations: Annotated[
+        str | Sequence[str] | None,
+        Option("-c --configuration", "2d, 3d_fullres, 3d_lowres … (default: all of the plan)", metavar="CONFIGURATION", several="words"),
+    ] = None
+    device: Annotated[str, Option("--device", "where images are resampled (default: cpu)", metavar="auto|cpu|cuda")] = "cpu"

@@ -1,0 +1,108 @@
+"""Options of prediction, and of what is done with a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from medseg3d.options.option import Option, Options
+from medseg3d.options.resources import DeviceOptions
+
+FoldChoice = str | int | Iterable[str | int] | None
+"""Folds as a caller may name them: one or several, texts or numbers, ``all`` for the network of all cases; None where the code chooses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirroringOptions(Options):
+    """Whether test images are mirrored as well."""
+
+    tta: Annotated[Literal["auto", "on", "off"], Option("--tta", "mirroring at prediction (default: where validation showed a gain)")] = (
+        "auto"
+    )
+
+    @property
+    def mirroring(self) -> bool | None:
+        """Whether to mirror; None where validation decides."""
+        return {"auto": None, "on": True, "off": False}[self.tta]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(DeviceOptions):
+    """Options of ``select``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberOptions(Options):
+    """Which networks of a model are meant."""
+
+    configuration: Annotated[
+        str | None,
+        Option(
+            "-c --configuration",
+            "2d, 3d_fullres, 3d_lowres … (default: the selected one or pair; before select, the recommended one)",
+            metavar="CONFIGURATION",
+        ),
+    ] = None
+    folds: Annotated[FoldChoice, Option("--fold", "only these folds (default: all finished)", metavar="K", several="words")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(MirroringOptions, DeviceOptions):
+    """How a network goes over an image."""
+
+    step: Annotated[
+        float, Option("--step", "distance of windows as a share of the window (default: 0.5)", metavar="0.5", above=0, at_most=1)
+    ] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(WindowOptions, MemberOptions):
+    """Options of ``predict``."""
+
+    precision: Annotated[
+        Literal["auto", "float32"],
+        Option(
+            "--precision",
+            "half precision where that is faster, a few voxels at borders differ (auto, default); float32 is exact",
+        ),
+    ] = "auto"
+    skip_empty: Annotated[bool, Option("--skip-empty", "leave out windows that validation says hold nothing, as beside the body")] = False
+    probabilities: Annotated[bool, Option("--probabilities", "write CASE.npz with float16 probabilities as well")] = False
+    overwrite: Annotated[bool, Option("--overwrite", "replace outputs of another model")] = False
+    strict: Annotated[
+        bool,
+        Option("--strict", "let an image fail that is unlike the training images (default: a warning, also in predictions.json)"),
+    ] = False
+    series_description: Annotated[
+        str | None,
+        Option(
+            "--series-description",
+            "of DICOM series only those in whose description this regular expression is found",
+            metavar="REGEX",
+        ),
+    ] = None
+    part: Annotated[
+        tuple[int, int] | None, Option("--part", "only the I-th of N parts of the images: one for each machine", metavar="I/N")
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Option("--cluster", "predict on the workers of this dask scheduler, such as tcp://host:8786", metavar="ADDRESS"),
+    ] = None
+    max_ram_gb: Annotated[
+        float | None,
+        Option(
+            "--max-ram",
+            "memory for reading ahead and for sums of logits (default: 60 % of the free)",
+            metavar="GB",
+            unit="GB",
+            above=0,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(MemberOptions):
+    """Options of ``export``."""
+
+    format: Annotated[Literal["medseg3d", "onnx", "monai"] | None, Option("--format", "default: what the output's name ends with")] = None

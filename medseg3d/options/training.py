@@ -1,0 +1,67 @@
+"""Options of training, and of what is done with a fold: validation, the search for a learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from medseg3d.options.option import Option
+from medseg3d.options.prediction import MirroringOptions
+from medseg3d.options.resources import DeviceOptions, SeedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(SeedOptions):
+    """What a training step sees."""
+
+    batch_size: Annotated[int | None, Option("--batch-size", "default: the plan's", metavar="N", at_least=1)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(BatchOptions):
+    """What a user may say of a training beside the plan; None means the plan's value."""
+
+    epochs: Annotated[int | None, Option("--epochs", "default: the plan's", metavar="N", at_least=1)] = None
+    iterations: Annotated[int | None, Option("--iterations", "steps per epoch (default: the plan's)", metavar="N", at_least=1)] = None
+    hours: Annotated[
+        float | None, Option("--hours", "train for this time; the learning rate follows it", metavar="H", unit="hours", above=0)
+    ] = None
+    restart: Annotated[
+        bool, Option("--restart", "begin anew instead of going on, also where the plan or the cases changed", group="goal")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(DeviceOptions):
+    """Which fold of which configuration, and where its network runs."""
+
+    configuration: Annotated[
+        str | None,
+        Option("-c --configuration", "2d, 3d_fullres, 3d_lowres … (default: the recommended one)", metavar="CONFIGURATION"),
+    ] = None
+    fold: Annotated[
+        str,
+        Option("--fold", "which fold; all trains on every case without validation", metavar="K|all", is_required=True),
+    ] = "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainingOptions, MirroringOptions, FoldOptions):
+    """Options of ``train``."""
+
+    init: Annotated[Path | None, Option("--init", "start from the weights of another model (of any kind)", metavar="MODEL")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(MirroringOptions, FoldOptions):
+    """Options of ``validate``; with ``keep_finished`` measures stay that belong to the weights and cases of today."""
+
+    keep_finished: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindLrOptions(BatchOptions, FoldOptions):
+    """Options of ``find-lr``. ``num_steps`` rates are tried."""
+
+    num_steps: int = 100
