@@ -14,6 +14,7 @@ from medseg3d.commandline.arguments import VERB, build_parser, taken
 from medseg3d.commandline.terminal import Once, make_printable
 from medseg3d.commandline.verbs import COMMANDS
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
+from medseg3d.extensions import use_extension
 from medseg3d.options import OutputOptions
 from medseg3d.signals import STOPPED, Stopped, ending_on_signals
 
@@ -41,6 +42,8 @@ def _run_command(verb: str, namespace: argparse.Namespace, *, as_json: bool) -> 
         from medseg3d.commandline.console import Console
 
         options = taken(command.record, namespace)
+        for file in options.extensions:
+            use_extension(file)
         return command.run(options, Console(options)) or EXIT_DONE
     except MedsegError as error:
         _print_error(error, as_json=as_json)

@@ -56,7 +56,7 @@ def test_an_empty_token_is_refused(token: str) -> None:
     "wrong", [{"port": 70000}, {"max_jobs": 0}, {"max_upload_mb": 0}, {"keep_minutes": float("nan")}, {"max_kept": -1}]
 )
 def test_limits_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="expected a (whole )?number"):
+    with pytest.raises(InputError, match=r"expected a (whole )?number"):
         ServeSettings(**wrong)
 
 
