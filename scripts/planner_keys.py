@@ -1,4 +1,4 @@
-"""The tables of planners/README.md: every key of a planner file with its default, what it may be and what it means; every loss.
+"""The tables of planners/README.md: every preset; every key of a planner file with its default, range and meaning; every loss.
 
 Types, ranges and meanings are those of the records, the defaults those of the preset ``default``. ``--write-docs`` puts the tables
 into the page.
@@ -18,7 +18,7 @@ from annotated_types import Interval
 
 from medseg3d.losses import LOSSES
 from medseg3d.networks import NETWORKS
-from medseg3d.planning import Planner, load_planner
+from medseg3d.planning import Planner, load_planner, planner_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "planners/README.md"
@@ -35,15 +35,31 @@ def main() -> None:
     if "--write-docs" in sys.argv:
         PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print(keys_table(), losses_table(), sep="\n\n")
+        print("\n\n".join(tables().values()))
+
+
+def tables() -> dict[str, str]:
+    """By the name of their places."""
+    return {"presets": presets_table(), "keys": keys_table(), "losses": losses_table()}
 
 
 def with_tables(text: str) -> str:
     """A page with its tables replaced; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    for name, table in (("keys", keys_table()), ("losses", losses_table())):
+    for name, table in tables().items():
         place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text
+
+
+def presets_table() -> str:
+    """A row per preset: what its file says of itself."""
+    head = "| preset | what it plans |\n|---|---|\n"
+    return head + "\n".join(f"| `{name}` | {load_planner(name).description} |" for name in sorted(planner_names(), key=_place))
+
+
+def _place(name: str) -> tuple[bool, bool, str]:
+    """The default planner first, those of nnU-Net last."""
+    return name.startswith("nnunet"), name != "default", name
 
 
 def keys_table() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -233,13 +233,21 @@ def _find(name_or_path: str | Path, beside: Path | None) -> Path:
         for folder in _preset_folders():
             if "/" not in name and (folder / f"{name}.toml").is_file():
                 return folder / f"{name}.toml"
-        raise PlanError(f"There is no planner {name!r}. The presets are {', '.join(planner_names())}; a file of your own ends in .toml.")
+        raise PlanError(
+            f"There is no planner {name!r}.{_meant(name, planner_names())} The presets are {', '.join(planner_names())}; a file of your "
+            "own ends in .toml."
+        )
     path = Path(name)
     if beside is not None and not path.is_absolute():
         path = beside.parent / path
     if not path.is_file():
         raise PlanError(f"{path}: no such planner file. The presets, named without .toml, are {', '.join(planner_names())}.")
     return path
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -279,9 +287,8 @@ def _refuse_unknown_keys(numbers: Mapping[str, Any], record: type, path: Path, t
     known = [f.name for f in fields(record) if f.name != "name"] + ([] if table else ["extends"])
     for key, value in numbers.items():
         if key not in known:
-            where, nearest = f"[{table}]" if table else "the file", "".join(difflib.get_close_matches(key, known, n=1))
-            meant = f" Did you mean {nearest}?" if nearest else ""
-            raise PlanError(f"{path}: unknown key {key!r} in {where}.{meant} It may hold {', '.join(sorted(known))}.")
+            where = f"[{table}]" if table else "the file"
+            raise PlanError(f"{path}: unknown key {key!r} in {where}.{_meant(key, known)} It may hold {', '.join(sorted(known))}.")
         if is_dataclass(types[key]):
             if not isinstance(value, dict):
                 raise PlanError(f"{path}: {key} must be a table ([{key}]), found {value!r}.")
