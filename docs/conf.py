@@ -12,6 +12,7 @@ from typing import Any
 
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
+from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,7 +39,7 @@ NAVIGATION = {
         "docs/concepts/evaluation",
         "docs/concepts/provenance",
     ],
-    "Reference": ["docs/reference/metrics", "planners/README", "CHANGELOG"],
+    "Reference": ["docs/reference/python", "docs/reference/metrics", "planners/README", "CHANGELOG"],
     "Measured": ["docs/benchmarks", "docs/reliability", "docs/fuzz", "docs/fault-simulator"],
     "The code": ["docs/map", "CONTRIBUTING"],
 }
@@ -53,6 +54,8 @@ source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 html_theme = "furo"
 html_theme_options = {
@@ -99,7 +102,17 @@ def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(f"/{each}" for each in pages) + "\n```\n"
 
 
+def public_name(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    """Docstrings name a thing by the module where it lives; the reference may show it under its public name."""
+    last = node.get("reftarget", "").rpartition(".")[2]
+    for name, found in env.domains.python_domain.objects.items():
+        if node.get("refdomain") == "py" and last and name.rpartition(".")[2] == last and name.startswith("medseg3d"):
+            return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, content, name)
+    return None
+
+
 def setup(app: Sphinx) -> None:
-    """Register the parser of notebooks and the navigation."""
+    """Register the parser of notebooks, the navigation and the links inside docstrings."""
+    app.connect("missing-reference", public_name)
     app.add_source_parser(NotebookParser)
     app.connect("source-read", add_navigation)

@@ -11,15 +11,67 @@ page.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from medseg3d.version import __version__
 
-__all__ = ["__version__", "load_model", "run", "use_extension"]
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Fingerprint",
+    "Model",
+    "Plan",
+    "SlidingWindow",
+    "Store",
+    "__version__",
+    "build_network",
+    "evaluate",
+    "load_model",
+    "make_fingerprint",
+    "open_dataset",
+    "run",
+    "save_model",
+    "training_patches",
+    "use_extension",
+]
+
+HOMES = {
+    "Dataset": "data.dataset",
+    "Evaluation": "evaluation.metrics",
+    "Fingerprint": "fingerprint.records",
+    "Model": "models.model",
+    "Plan": "plan",
+    "SlidingWindow": "prediction.sliding_window",
+    "Store": "preprocessing.store",
+    "build_network": "networks.build",
+    "evaluate": "workflows.evaluate",
+    "load_model": "models.loading",
+    "make_fingerprint": "fingerprint.make_fingerprint",
+    "open_dataset": "data.open_dataset",
+    "run": "workflows.run",
+    "save_model": "models.checkpoints",
+    "training_patches": "training.training_patches",
+    "use_extension": "extensions",
+}
+"""The module of each public name. It is imported when the name is first used, so that ``import medseg3d`` is instant."""
 
 if TYPE_CHECKING:
+    from medseg3d.data.dataset import Dataset
+    from medseg3d.data.open_dataset import open_dataset
+    from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.extensions import use_extension
+    from medseg3d.fingerprint.make_fingerprint import make_fingerprint
+    from medseg3d.fingerprint.records import Fingerprint
+    from medseg3d.models.checkpoints import save_model
     from medseg3d.models.loading import load_model
+    from medseg3d.models.model import Model
+    from medseg3d.networks.build import build_network
+    from medseg3d.plan import Plan
+    from medseg3d.prediction.sliding_window import SlidingWindow
+    from medseg3d.preprocessing.store import Store
+    from medseg3d.training.training_patches import training_patches
+    from medseg3d.workflows.evaluate import evaluate
     from medseg3d.workflows.run import run
 
 
@@ -28,17 +80,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used, so that ``import medseg3d`` is instant."""
-    if name == "load_model":
-        from medseg3d.models.loading import load_model
-
-        return load_model
-    if name == "run":
-        from medseg3d.workflows.run import run
-
-        return run
-    if name == "use_extension":
-        from medseg3d.extensions import use_extension
-
-        return use_extension
+    if name in HOMES:
+        return getattr(importlib.import_module(f"medseg3d.{HOMES[name]}"), name)
     raise AttributeError(f"module 'medseg3d' has no attribute {name!r}")

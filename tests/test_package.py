@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,24 @@ def test_every_module_has_a_layer(settings: configparser.ConfigParser) -> None:
 
 def test_public_names_can_be_imported() -> None:
     assert all(hasattr(medseg3d, name) for name in medseg3d.__all__)
+    assert set(medseg3d.__all__) == {*medseg3d.HOMES, "__version__"} == set(dir(medseg3d))
+
+
+def test_type_checkers_see_the_public_names_where_they_are_found() -> None:
+    tree = ast.parse(Path(medseg3d.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == {name: f"medseg3d.{home}" for name, home in medseg3d.HOMES.items()}
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    page = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\.\. auto(?:class|function):: medseg3d\.(\w+)(?:\(\))?$", page, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(set(medseg3d.__all__) - {"__version__"})
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert not modules_after("import medseg3d") & {"torch", "numpy", "nibabel", "pydantic", "scipy", "SimpleITK", "rich"}
 
 
 def modules_after(code: str) -> set[str]:
