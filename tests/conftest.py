@@ -15,23 +15,11 @@ import numpy as np
 import pytest
 
 from tests.faults import Fault, render
+from tests.tiny_planner import tiny_planner
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
-
-TINY_PLANNER = """
-extends = "default"
-description = "A network that trains a step in milliseconds."
-[network]
-base_features = 4
-max_features_3d = 8
-max_features_2d = 8
-[training]
-epochs = 2
-iterations_per_epoch = 4
-validation_iterations = 2
-"""
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +48,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "file_ending": ".nii.gz",
     }
     (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
-    (root / "tiny.toml").write_text(TINY_PLANNER, encoding="utf-8")
+    (root / "tiny.toml").write_text(tiny_planner(), encoding="utf-8")
     return root
 
 

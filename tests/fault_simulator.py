@@ -23,23 +23,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tests.tiny_planner import tiny_planner
+
 KINDS = ("kill", "full", "EIO", "SIGTERM")
 KILLED, TERMINATED = 137, 143
 EXPECTED = {"kill": (0, KILLED), "full": (0, 2, 3), "EIO": (0, 2, 3), "SIGTERM": (0, TERMINATED)}
 """Exit codes of a run that is disturbed: some operations are the last one, or tidy up only."""
-PLANNER = """
-extends = "default"
-description = "A network that trains a step in milliseconds."
-[network]
-base_features = 4
-max_features_3d = 8
-max_features_2d = 8
-[training]
-epochs = 2
-iterations_per_epoch = 1
-validation_iterations = 1
-"""
-UNIVERSAL_PLANNER = PLANNER.replace('"default"', '"universal"')
 VERBS: dict[str, list[str]] = {
     "plan": ["plan", "Balls", "--planner", "tiny.toml", "--jobs", "1"],
     "preprocess": ["preprocess", "Balls", "-c", "3d_fullres", "--jobs", "1"],
@@ -311,8 +300,8 @@ def _warm_up() -> None:
 def _make_dataset(root: Path) -> None:
     for name, seed in (("Balls", 1), ("Cubes", 2)):
         _make_images(root / name, seed)
-    (root / "tiny.toml").write_text(PLANNER, encoding="utf-8")
-    (root / "both.toml").write_text(UNIVERSAL_PLANNER, encoding="utf-8")
+    (root / "tiny.toml").write_text(tiny_planner(iterations=1, validations=1), encoding="utf-8")
+    (root / "both.toml").write_text(tiny_planner("universal", iterations=1, validations=1), encoding="utf-8")
 
 
 def _make_images(root: Path, seed: int) -> None:

@@ -12,6 +12,8 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
+from tests.tiny_planner import tiny_planner
+
 TEXT_HEADERS = (
     ("NRRD", ".nrrd", False),
     ("NRRD, gzip", ".nrrd", True),
@@ -24,18 +26,7 @@ SHAPE = (14, 12, 10)
 """(x, y, z): large enough to be planned, small enough to be planned hundreds of times."""
 Kind = Literal["binary", "nifti", "nifti_gz", "text_header", "text"]
 
-PLANNER = """
-extends = "default"
-description = "A network that trains a step in milliseconds."
-[network]
-base_features = 4
-max_features_3d = 8
-max_features_2d = 8
-[training]
-epochs = 1
-iterations_per_epoch = 1
-validation_iterations = 1
-"""
+PLANNER = tiny_planner(epochs=1, iterations=1, validations=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

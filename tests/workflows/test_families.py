@@ -11,19 +11,15 @@ import pytest
 
 from medseg3d.commandline.cli import main
 from medseg3d.work_folder import WorkFolder
+from tests.tiny_planner import tiny_planner
 
 ALIKE = ("unet_2015", "unet_wide", "vnet_batch_norm")
 """Presets of families that another preset of the same family stands for."""
-TINY = """
-[network]
-base_features = 8
-max_features_3d = 16
-max_features_2d = 16
-[training]
-epochs = 1
-iterations_per_epoch = 2
-validation_iterations = 1
-"""
+
+
+def short(preset: str) -> str:
+    """A planner of a network that is still the family's, trained for two steps."""
+    return tiny_planner(preset, features=(8, 16), epochs=1, iterations=2, validations=1)
 
 
 def train(tiny: Path, work: Path, planner: Path) -> None:
@@ -46,7 +42,7 @@ def run_all(tiny: Path, work: Path, planner: Path) -> Path:
 @pytest.mark.parametrize("preset", ["unet_3d", "vnet", "u2net", *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
 def test_every_family_goes_the_whole_way(preset: str, tiny: Path, tmp_path: Path) -> None:
     planner = tmp_path / "tiny.toml"
-    planner.write_text(f'extends = "{preset}"\n{TINY}', encoding="utf-8")
+    planner.write_text(short(preset), encoding="utf-8")
     out = run_all(tiny, tmp_path / "work", planner)
     for file in (tiny / "imagesTs").iterdir():
         image, predicted = nibabel.load(file), nibabel.load(out / file.name.replace("_0000", ""))
@@ -66,8 +62,7 @@ def test_the_planners_loss_schedule_and_layer_rates_are_what_trains(tiny: Path, 
     for loss in ("dice_ce", "focal_tversky"):
         planner = tmp_path / f"{loss}.toml"
         planner.write_text(
-            f'extends = "default"\n{TINY}loss = "{loss}"\nschedule = "cosine"\nwarmup = 0.5\n'
-            "[training.layer_learning_rates]\nencoder = 0.0\n",
+            f'{short("default")}loss = "{loss}"\nschedule = "cosine"\nwarmup = 0.5\n[training.layer_learning_rates]\nencoder = 0.0\n',
             encoding="utf-8",
         )
         train(tiny, tmp_path / loss, planner)
@@ -88,7 +83,7 @@ def test_a_learning_rate_is_searched_from_the_command_line(trained: Path, capsys
 
 def test_a_changed_plan_leaves_trained_models_usable(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planner = tmp_path / "tiny.toml"
-    planner.write_text(f'extends = "default"\n{TINY}', encoding="utf-8")
+    planner.write_text(short("default"), encoding="utf-8")
     work = tmp_path / "work"
     run_all(tiny, work, planner)
     first = np.asarray(nibabel.load(work / "out/ball_6.nii.gz").dataobj)

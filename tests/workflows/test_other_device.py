@@ -23,24 +23,18 @@ import medseg3d
 from medseg3d.commandline.cli import main
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.work_folder import WorkFolder
+from tests.tiny_planner import tiny_planner
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this PyTorch has no devices written in Python"
 )
 TESTS = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))}
-TINY = """
-[network]
-base_features = 8
-max_features_3d = 16
-max_features_2d = 16
-[spacing]
-resolution_multiplier = 0.8
-[training]
-epochs = 1
-iterations_per_epoch = 3
-validation_iterations = 1
-"""
+
+
+def short(preset: str) -> str:
+    """A planner of a network that trains for three steps, on images that are resampled."""
+    return tiny_planner(preset, features=(8, 16), epochs=1, iterations=3, validations=1) + "[spacing]\nresolution_multiplier = 0.8\n"
 
 
 def run_there(precision: str, *commands: list[object]) -> None:
@@ -55,7 +49,7 @@ def run_there(precision: str, *commands: list[object]) -> None:
 def planned(root: Path, work: Path, preset: str = "default") -> list[object]:
     """Dataset and work folder as arguments; the work folder has a plan whose spacing is not the images'."""
     planner = work.with_suffix(".toml")
-    planner.write_text(f'extends = "{preset}"\n{TINY}', encoding="utf-8")
+    planner.write_text(short(preset), encoding="utf-8")
     assert main(["plan", str(root), "-w", str(work), "--planner", str(planner), "-q"]) == 0
     return [root, "-w", work]
 
@@ -173,7 +167,7 @@ def test_the_learning_rate_search_and_the_explained_plan_run_there(trained: Path
 def test_a_universal_network_trains_grows_and_predicts_there(tiny_source: Path, tmp_path: Path) -> None:
     first, second, third = (Path(shutil.copytree(tiny_source, tmp_path / name)) for name in ("A", "B", "C"))
     work, planner = tmp_path / "work", tmp_path / "universal.toml"
-    planner.write_text(f'extends = "universal"\n{TINY}', encoding="utf-8")
+    planner.write_text(short("universal"), encoding="utf-8")
     run_there(
         "bfloat16",
         ["plan", first, second, "-w", work, "--planner", planner, "-q"],
