@@ -13,6 +13,9 @@ import numpy as np
 CANONICAL = ("S", "A", "R")
 """The canonical order of the spatial axes of an array: superior, anterior, right (each the direction of a growing index)."""
 
+Triple = tuple[float, float, float]
+"""A number per axis of a volume."""
+
 AxisOrder = tuple[int, int, int]
 """A permutation of the canonical axes: ``order[i]`` is the canonical axis that stands at place ``i``."""
 
@@ -28,6 +31,12 @@ def network_order(spacing: Sequence[float]) -> AxisOrder:
     first = int(np.argmax(spacing))
     others = [axis for axis in range(3) if axis != first]
     return (first, others[0], others[1])
+
+
+def triple(values: Sequence[float] | np.ndarray) -> Triple:
+    """Three numbers as a tuple."""
+    first, second, third = (float(value) for value in values)
+    return first, second, third
 
 
 def permute(values: Sequence[float], order: AxisOrder) -> tuple[float, ...]:

@@ -9,9 +9,10 @@ with the reason (``reasons``): ``spacing`` the target resolution · ``patch`` pa
 from __future__ import annotations
 
 from medseg3d.planning.make_plan import explain, explained_plan, make_plan
+from medseg3d.planning.nnunet_fingerprint import read_nnunet_fingerprint
 from medseg3d.planning.planner import Planner, load_planner, planner_names
 from medseg3d.planning.reasons import Explanation
-from medseg3d.planning.summary import DatasetSummary, read_nnunet_fingerprint, summarize
+from medseg3d.planning.summary import DatasetSummary, summarize
 
 __all__ = [
     "DatasetSummary",

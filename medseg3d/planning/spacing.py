@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medseg3d.axes import CANONICAL, AxisOrder, network_order
+from medseg3d.axes import CANONICAL, AxisOrder, Triple, network_order, triple
 from medseg3d.frame import THICK_SLICE_RATIO
 from medseg3d.planning.planner import SpacingRule
 from medseg3d.planning.reasons import Decided, Explanation, times
 from medseg3d.wording import counted
 
-Triple = tuple[float, float, float]
 MAX_DISSENTING_SHARE = 1 / 3
 """Up to this share of cases whose slices run along another axis the target is that of the others; beyond, no axis may be coarse."""
 
@@ -34,7 +33,7 @@ def target_spacing(
     case is kept. In the end all axes are divided by ``resolution_multiplier``.
     """
     found = _found(spacings, shapes, rule, dissenting)
-    target = _triple([edge / rule.resolution_multiplier for edge in found.spacing])
+    target = triple([edge / rule.resolution_multiplier for edge in found.spacing])
     usual = _percentile_name(rule.percentile)
     reason = Explanation(
         quantity="target spacing",
@@ -84,7 +83,7 @@ def _percentile_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[in
     all_spacings = np.asarray(spacings, np.float64)
     target = np.percentile(all_spacings, rule.percentile, 0)
     size = np.percentile(np.asarray(shapes), rule.percentile, 0)
-    median = _triple(target)
+    median = triple(target)
     coarse = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != coarse]
     next_coarsest = max(target[others])
@@ -94,7 +93,7 @@ def _percentile_spacing(spacings: Sequence[Triple], shapes: Sequence[Sequence[in
         refined = np.percentile(all_spacings[:, coarse], rule.coarse_percentile)
         # The epsilon keeps this axis the coarsest one, and with it the order of the axes.
         target[coarse] = next_coarsest + 1e-5 if refined < next_coarsest else refined
-    return _Found(spacing=_triple(target), median=median, is_thick=is_thick, has_few_slices=has_few_slices)
+    return _Found(spacing=triple(target), median=median, is_thick=is_thick, has_few_slices=has_few_slices)
 
 
 def _spacing_inside_slices(spacings: Sequence[Triple], rule: SpacingRule) -> _Found:
@@ -112,7 +111,7 @@ def median_shape(spacings: Sequence[Triple], shapes: Sequence[Sequence[int]], ta
     A case that is thinner than half a voxel counts as 0 (so does nnU-Net 2.8.1); the median itself is never 0.
     """
     resampled = np.rint(np.asarray(spacings, np.float64) / np.asarray(target) * np.asarray(shapes))
-    return _triple([float(n) or 1.0 for n in np.median(resampled, 0)])
+    return triple([float(n) or 1.0 for n in np.median(resampled, 0)])
 
 
 def axis_order(target: Triple, median: Triple, *, single_slice_first: bool, axes: Sequence[str] = CANONICAL) -> Decided[AxisOrder]:
@@ -167,11 +166,6 @@ def resolution_reasons(
             changes_it="Other cases, or another spacing.",
         ),
     )
-
-
-def _triple(values: Sequence[float] | np.ndarray) -> Triple:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
 
 
 def _percentile_name(percentile: float) -> str:

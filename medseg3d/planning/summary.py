@@ -5,28 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medseg3d.axes import CANONICAL
-from medseg3d.data.label_rules import name_findings
-from medseg3d.data.side_names import left_right_pairs, says_nothing
-from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.axes import CANONICAL, Triple, triple
+from medseg3d.errors import InputError
 from medseg3d.fingerprint.intensities import IntensityStatistics
 from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
 from medseg3d.labels import Labels
 from medseg3d.planning.loss_rules import LossFacts
-from medseg3d.records import read_json
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
     from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +74,7 @@ def summarize(
     return DatasetSummary(
         dataset=fingerprint.dataset,
         num_cases=num_cases or len(cases),
-        spacings=tuple(_triple(case.spacing) for case in cases),
+        spacings=tuple(triple(case.spacing) for case in cases),
         cropped_shapes=tuple((int(c.cropped_shape[0]), int(c.cropped_shape[1]), int(c.cropped_shape[2])) for c in cases),
         median_relative_size=float(np.median([case.relative_size for case in cases])),
         intensities=tuple(fingerprint.intensities),
@@ -88,7 +82,7 @@ def summarize(
         labels=labels,
         num_label_entries=labels.num_classes,
         orientation="canonical",
-        digest=_digest(identity),
+        digest=summary_digest(identity),
         modality_reason=modality_reason or "The channels are named by the dataset.",
         loss_facts=_loss_facts(cases, labels),
         class_shares=_class_shares(cases, labels),
@@ -152,135 +146,6 @@ def _shares(case: CaseFingerprint, labels: Labels) -> list[float]:
     return [count / total for count in voxels]
 
 
-def read_nnunet_fingerprint(path: Path) -> DatasetSummary:
-    """nnU-Net's ``dataset_fingerprint.json`` (or the folder that holds it), with the ``dataset.json`` beside it; axes (z, y, x).
-
-    Raises :class:`InputError` where a file or a key is missing or wrong, :class:`UnsupportedError` for labels that are regions.
-    """
-    if path.is_dir():
-        path = path / "dataset_fingerprint.json"
-    fingerprint, description_path = read_json(path), path.with_name("dataset.json")
-    description = read_json(description_path)
-    spacings = tuple(_triple(_three(entry, path, "spacings")) for entry in _get(fingerprint, "spacings", path, list))
-    shapes = tuple(
-        (int(z), int(y), int(x))
-        for z, y, x in (_three(entry, path, "shapes_after_crop") for entry in _get(fingerprint, "shapes_after_crop", path, list))
-    )
-    if not spacings or len(spacings) != len(shapes):
-        raise InputError(
-            f"{path}: {len(spacings)} spacings and {len(shapes)} shapes_after_crop; there must be one of each per case, and at least one."
-        )
-    if min(min(s) for s in spacings) <= 0 or min(min(n) for n in shapes) < 1:
-        raise InputError(f"{path}: every spacing must be above 0 mm and every shape at least 1 voxel along each axis.")
-    channels = _channel_names(description, description_path)
-    labels, num_label_entries, notes = _labels(_get(description, "labels", description_path, dict), description_path)
-    return DatasetSummary(
-        dataset=str(description.get("name") or path.resolve().parent.name),
-        num_cases=int(_get(description, "numTraining", description_path, int)),
-        spacings=spacings,
-        cropped_shapes=shapes,
-        median_relative_size=float(_get(fingerprint, "median_relative_size_after_cropping", path, (int, float))),
-        intensities=_intensities(fingerprint.get("foreground_intensity_properties_per_channel") or {}, len(channels), path),
-        channel_names=channels,
-        labels=labels,
-        num_label_entries=num_label_entries,
-        orientation="as_stored",
-        digest=_digest([fingerprint, description.get("labels"), channels]),
-        modality_reason=f"The channels are named in {description_path.name}.",
-        left_right_doubt=_doubt_without_places(labels),
-        notes=notes,
-    )
-
-
-def _doubt_without_places(labels: Labels) -> str:
-    """Labels whose names say nothing could be left and right of the same, as far as nnU-Net's fingerprint tells."""
-    nameless = [name for name in labels.names[1:] if says_nothing(name)]
-    if labels.pairs or len(nameless) < 2:
-        return ""
-    return (
-        f"Images are not mirrored from left to right: {listed(nameless, most=3)} could be left and right of the same, and the fingerprint "
-        "does not tell where they lie. Say in dataset.json what they are."
-    )
-
-
-def _channel_names(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    names = description.get("channel_names") or description.get("modality")
-    if not isinstance(names, dict) or not names:
-        raise InputError(f'{path}: "channel_names" must give each channel a name, for instance {{"0": "CT"}}.')
-    return tuple(str(name) for _, name in sorted(names.items(), key=lambda item: (len(item[0]), item[0])))
-
-
-def _labels(entries: Mapping[str, Any], path: Path) -> tuple[Labels, int, tuple[str, ...]]:
-    """Labels without an ignore label, the number of entries with it, and what there is to note."""
-    if entries and all(str(key).lstrip("-").isdigit() and isinstance(value, str) for key, value in entries.items()):
-        entries = {value: int(key) for key, value in entries.items()}  # the older direction, value → name
-    values: dict[str, int] = {}
-    notes: tuple[str, ...] = ()
-    for name, value in entries.items():
-        members = value if isinstance(value, list) else [value]
-        if len(members) != 1:
-            raise UnsupportedError(f"{path}: label {name!r} is a region of the values {members}; regions are not supported yet.")
-        if not isinstance(members[0], int):
-            raise InputError(f"{path}: label {name!r} has the value {members[0]!r}; a whole number was expected.")
-        if name == "ignore":
-            notes = ("The dataset has an ignore label, which cannot be trained with yet; the memory estimate counts it.",)
-        else:
-            values[name] = members[0]
-    findings = name_findings({value: name for name, value in values.items()})
-    if findings:
-        raise InputError(f"{path}: {'; '.join(findings)}.")
-    if 0 not in values.values():
-        raise InputError(f'{path}: no label has the value 0; the background must be listed, for instance "background": 0.')
-    ordered = sorted(values.items(), key=lambda item: item[1])
-    background = [item for item in ordered if item[1] == 0]
-    ordered = background + [item for item in ordered if item[1] != 0]
-    names = tuple(name for name, _ in ordered)
-    labels = Labels(names=names, values=tuple(value for _, value in ordered), pairs=left_right_pairs(names))
-    return labels, len(entries), notes
-
-
-def _intensities(per_channel: Mapping[str, Any], num_channels: int, path: Path) -> tuple[IntensityStatistics, ...]:
-    if not per_channel:
-        return ()
-    try:
-        rows = [per_channel[str(channel)] for channel in range(num_channels)]
-        return tuple(
-            IntensityStatistics(
-                mean=float(row["mean"]),
-                std=float(row["std"]),
-                median=float(row["median"]),
-                minimum=float(row["min"]),
-                maximum=float(row["max"]),
-                percentile_00_5=float(row["percentile_00_5"]),
-                percentile_99_5=float(row["percentile_99_5"]),
-                count=0,
-            )
-            for row in rows
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: foreground_intensity_properties_per_channel lacks {error} for one of the {num_channels} channels of dataset.json."
-        ) from error
-
-
-def _get(document: Any, key: str, path: Path, kind: type | tuple[type, ...]) -> Any:
-    value = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f'{path}: "{key}" is missing or not what nnU-Net writes there (found {value!r:.60}).')
-    return value
-
-
-def _three(entry: Any, path: Path, key: str) -> tuple[float, float, float]:
-    try:
-        first, second, third = (float(value) for value in entry)
-    except (TypeError, ValueError):
-        raise InputError(f'{path}: an entry of "{key}" is {entry!r:.60}; three numbers (z, y, x) were expected.') from None
-    return first, second, third
-
-
-def _triple(values: Any) -> Triple:
-    return (float(values[0]), float(values[1]), float(values[2]))
-
-
-def _digest(identity: object) -> str:
+def summary_digest(identity: object) -> str:
+    """What tells summaries apart."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]

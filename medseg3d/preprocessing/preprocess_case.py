@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medseg3d.axes import AxisOrder, permute, to_network_order
+from medseg3d.axes import AxisOrder, Triple, permute, to_network_order, triple
 from medseg3d.data.cropping import nonzero_box, nonzero_mask
 from medseg3d.data.reading import RawCase
 from medseg3d.errors import ChannelCountError
@@ -27,7 +27,6 @@ from medseg3d.preprocessing.resampling import resample_image, resample_labels
 from medseg3d.records import to_plain
 
 Shape = tuple[int, int, int]
-Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +40,9 @@ class Restoration:
     original_shape: Shape
     axis_order: AxisOrder
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    spacing: Spacing
+    spacing: Triple
     resampled_shape: Shape
-    resampled_spacing: Spacing
+    resampled_spacing: Triple
     resampling: Resampling
 
     @property
@@ -157,13 +156,13 @@ def previous_stage_channels(indices: np.ndarray, inside: np.ndarray, case: Prepr
     return np.stack([resampled == index for index in order]).astype(np.float32)
 
 
-def resampled_spacing(spacing: Sequence[float], configuration: Configuration) -> Spacing:
+def resampled_spacing(spacing: Sequence[float], configuration: Configuration) -> Triple:
     """The spacing after resampling, network order; a 2D configuration leaves the distance of slices as it is.
 
     A 2D plan names the spacing inside a slice only.
     """
     target = configuration.spacing if len(configuration.spacing) == 3 else (spacing[0], *configuration.spacing)
-    return (float(target[0]), float(target[1]), float(target[2]))
+    return triple(target)
 
 
 def data_digest(plan: Plan, configuration: Configuration) -> str:
@@ -192,7 +191,7 @@ def _inside(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
 
 
 def _resample_with_outside(
-    labels: np.ndarray, inside: np.ndarray, shape: Sequence[int], spacing: Sequence[float], target: Spacing, resampling: Resampling
+    labels: np.ndarray, inside: np.ndarray, shape: Sequence[int], spacing: Sequence[float], target: Triple, resampling: Resampling
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resample with "outside" as one more label below the background, so that it takes part in the vote, as nnU-Net's -1 does."""
     if inside.all():

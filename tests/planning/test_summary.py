@@ -79,15 +79,19 @@ def test_nnunets_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"fingerprint": {"spacings": None}}, InputError, '"spacings" is missing'),
-        ({"fingerprint": {"spacings": [[1, 1]], "shapes_after_crop": [[1, 1, 1]]}}, InputError, "three numbers"),
-        ({"fingerprint": {"spacings": [[1, 1, 1]]}}, InputError, "one of each per case"),
-        ({"fingerprint": {"spacings": [[0, 1, 1]] * 2}}, InputError, "above 0 mm"),
-        ({"fingerprint": {"foreground_intensity_properties_per_channel": {"0": {}}}}, InputError, "lacks"),
+        ({"fingerprint": {"spacings": None}}, InputError, r"dataset_fingerprint\.json: spacings: Field required"),
+        ({"fingerprint": {"spacings": [[1, 1]], "shapes_after_crop": [[1, 1, 1]]}}, InputError, r"spacings\.0\.2: Field required"),
+        ({"fingerprint": {"spacings": [[1, 1, 1]]}}, InputError, "1 spacings and 2 shapes_after_crop, expected one of each per case"),
+        ({"fingerprint": {"spacings": [[0, 1, 1]] * 2}}, InputError, r"spacings\.0\.0: expected greater than"),
+        (
+            {"fingerprint": {"foreground_intensity_properties_per_channel": {"0": {}}}},
+            InputError,
+            r"foreground_intensity_properties_per_channel\.0\.mean: Field required",
+        ),
         ({"dataset": {"labels": {"background": 0, "whole": [1, 2]}}}, UnsupportedError, "'whole' is a region"),
         ({"dataset": {"labels": {"a": 1}}}, InputError, "background must be listed"),
         ({"dataset": {"channel_names": None}}, InputError, "channel_names"),
-        ({"dataset": {"numTraining": "many"}}, InputError, "numTraining"),
+        ({"dataset": {"numTraining": "many"}}, InputError, r"dataset\.json: numTraining: expected a valid integer.*found 'many'"),
     ],
 )
 def test_what_cannot_be_planned_from_is_refused(tmp_path: Path, changes: Any, error: type[Exception], message: str) -> None:
@@ -167,3 +171,10 @@ def test_labels_without_names_and_places_are_in_doubt(tmp_path: Path) -> None:
     assert "label_1, label_2 could be left and right" in read_nnunet_fingerprint(write(tmp_path, dataset=description)).left_right_doubt
     named = {**description, "labels": {"background": 0, "liver": 1, "spleen": 2}}
     assert read_nnunet_fingerprint(write(tmp_path, dataset=named)).left_right_doubt == ""
+
+
+@pytest.mark.parametrize("labels", [{"0": "background", "3": "a", "1": "b"}, {"a": [3], "background": 0, "b": 1}])
+def test_labels_of_nnunet_come_in_the_order_of_their_values(tmp_path: Path, labels: dict[str, Any]) -> None:
+    summary = read_nnunet_fingerprint(write(tmp_path, dataset={"labels": labels}))
+    assert (summary.labels.names, summary.labels.values) == (("background", "b", "a"), (0, 1, 3))
+    assert (summary.num_label_entries, summary.notes) == (3, ())
