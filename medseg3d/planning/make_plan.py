@@ -115,11 +115,8 @@ def _configuration(
     made, axes = design.value, order[3 - len(design.value.spacing) :]
     names, num_cases = [summary.axis_names[axis] for axis in axes], len(summary.cropped_shapes)
     resolution = resolution_reasons(name, made.spacing, made.median_shape, target=target, axes=names, num_cases=num_cases)
-    dice, normalized, resampled = (
-        batch_dice(name, has_lowres=has_lowres),
-        normalizations(summary, planner.normalization),
-        resampling(planner.resampling),
-    )
+    dice, normalized = batch_dice(name, has_lowres=has_lowres), normalizations(summary, planner.normalization)
+    resampled = resampling(planner.resampling)
     mirrored, trained = mirror_axes(axes, summary, planner), training(planner.training)
     configuration = Configuration(
         name=name,
