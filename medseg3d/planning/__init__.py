@@ -8,7 +8,7 @@ with the reason (``reasons``): ``spacing`` the target resolution · ``patch`` pa
 
 from __future__ import annotations
 
-from medseg3d.planning.make_plan import explain, explained_plan, make_plan
+from medseg3d.planning.make_plan import explain, explained_plan, make_plan, recommending
 from medseg3d.planning.nnunet_fingerprint import read_nnunet_fingerprint
 from medseg3d.planning.planner import Planner, load_planner, planner_names
 from medseg3d.planning.reasons import Explanation
@@ -24,5 +24,6 @@ __all__ = [
     "make_plan",
     "planner_names",
     "read_nnunet_fingerprint",
+    "recommending",
     "summarize",
 ]

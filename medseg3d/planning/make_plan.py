@@ -36,16 +36,20 @@ def explain(plan: Plan, summary: DatasetSummary, planner: Planner) -> tuple[Expl
     """Reasons for every number of a plan that was made earlier; the rules are asked again.
 
     ``summary`` and ``planner`` must be those that the plan was made from: raises :class:`PlanError` where they give other numbers.
-    Which configuration is recommended may have been decided otherwise since; then the plan's own reason stands.
     """
     again = explained_plan(summary, planner, gpu_memory_gb=plan.gpu_memory_gb)
     if again.value.configurations != plan.configurations:
         raise PlanError(
             f"the planner {planner.name} now gives {summary.dataset} other numbers than those of the plan. Plan again to see the reasons."
         )
+    return recommending(plan, again.reasons)
+
+
+def recommending(plan: Plan, reasons: Sequence[Explanation]) -> tuple[Explanation, ...]:
+    """The reasons, with the plan's own for what it recommends: that may have been decided otherwise since, for several datasets."""
     return tuple(
         replace(reason, value=plan.recommended, inputs=plan.recommended_reason) if reason.quantity == RECOMMENDED else reason
-        for reason in again.reasons
+        for reason in reasons
     )
 
 
