@@ -136,7 +136,7 @@ def is_gpu(device: torch.device) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when all that was queued on the device is done; at once on a processor."""
+    """Return when all that was queued on the device is done; at once on a CPU."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
 

@@ -81,7 +81,7 @@ def run_cases(
 
 
 def available_cores() -> int:
-    """The processor cores that this process may use."""
+    """The CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have no affinity call

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: a temporary name beside it, then a rename.
+"""Write a file atomically: a temporary name beside it, then a rename.
 
 A temporary name says which process made it (``.9f3a21bc-3fae2-9d8f7-5c3e12ab.tmp.plan.json``), so that the next one can tell what a
 crash has left from what another process is writing. All that the package writes goes through a :class:`Storage`.
@@ -229,19 +229,19 @@ def server_time(folder: Path) -> float:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8 text whole or not at all."""
+    """Write UTF-8 text atomically."""
     return write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path
 
 
 def copy_file(source: Path, target: Path) -> Path:
-    """Copy a file whole or not at all, with its times and permissions where the target's file system takes them."""
+    """Copy a file atomically, with its times and permissions where the target's file system takes them."""
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
         with suppress(OSError):

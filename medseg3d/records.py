@@ -67,7 +67,7 @@ def _checked(record: Any) -> Any:
 
 
 def write_record(path: Path, record: object, kind: str, *, is_sealed: bool = False) -> Path:
-    """Write a record as indented JSON, whole or not at all; ``kind`` names the file's format, for instance ``plan``."""
+    """Write a record as indented JSON, atomically; ``kind`` names the file's format, for instance ``plan``."""
     head: dict[str, object] = {"format": f"medseg3d/{kind}", "format_version": FORMAT_VERSION, "made_by": f"medseg3d {__version__}"}
     body = to_plain(record)
     if not isinstance(body, dict):

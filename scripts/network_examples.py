@@ -95,7 +95,7 @@ def example_of(planner: Planner, patch: tuple[int, ...], spacing: Sequence[float
 
 @cache
 def dataset() -> DatasetSummary:
-    """The made-up dataset, read as ``medseg3d plan --fingerprint`` reads it."""
+    """The synthetic dataset, read as ``medseg3d plan --fingerprint`` reads it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dataset_fingerprint.json"
         path.write_text(json.dumps(FINGERPRINT), encoding="utf-8")
@@ -105,7 +105,7 @@ def dataset() -> DatasetSummary:
 
 @cache
 def planned(name: str, configuration: str) -> Example:
-    """A configuration of the preset's plan for the made-up dataset, without the search for ``3d_lowres`` that a whole plan makes."""
+    """A configuration of the preset's plan for the synthetic dataset, without the search for ``3d_lowres`` that a whole plan makes."""
     planner = load_planner(name)
     first = 1 if configuration == "2d" else 0
     design = design_configuration(

@@ -49,7 +49,7 @@ PLANNED = (
     ("vnet_batch_norm", "3d_fullres"),
     ("u2net", "3d_fullres"),
 )
-"""The configurations that the table of the made-up dataset shows."""
+"""The configurations that the table of the synthetic dataset shows."""
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -69,7 +69,7 @@ def examples_table(presets: Iterable[str]) -> str:
 
 
 def plans_table(configurations: Sequence[tuple[str, str]] = PLANNED) -> str:
-    """One row per configuration of the made-up dataset's plans."""
+    """One row per configuration of the synthetic dataset's plans."""
     header = ("preset", "configuration", "patch", "logits for", "batch", "parameters", "multiply-adds of a patch", "memory of a step")
     rows = []
     for name, configuration in configurations:

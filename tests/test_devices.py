@@ -43,7 +43,7 @@ def test_devices_that_networks_do_not_run_on_are_refused(name: str) -> None:
         choose_device(name)
 
 
-def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device().device.type == "cpu"
     with pytest.raises(InputError, match="sees no CUDA device"):

@@ -27,7 +27,7 @@ def grouped_by_case(
     *,
     is_required: bool = True,
 ) -> tuple[dict[str, tuple[ChannelFile, ...]], tuple[str, ...]]:
-    """The images of a folder by case, and the channel names, made up where ``names`` is None.
+    """The images of a folder by case, and the channel names, placeholders where ``names`` is None.
 
     ``CASE_0000`` is channel 0 of CASE where CASE has a label (or all files are named so); a file that is called as its label is
     one channel, or with several channels a 4D file.

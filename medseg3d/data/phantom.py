@@ -1,4 +1,4 @@
-"""A made-up dataset to try everything on: nested organs, a left and a right nodule and small lesions in noisy MRI-like volumes.
+"""A synthetic dataset to try everything on: nested organs, a left and a right nodule and small lesions in noisy MRI-like volumes.
 
 In: a folder and a seed. Out: an nnU-Net folder (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs``). A case
 depends on the seed and its own number only. What makes real data awkward is in it: anisotropic and varying spacing, partial

@@ -65,7 +65,7 @@ def read_volumes(path: Path, volumes: Sequence[int | None], *, files: Sequence[P
 
 
 def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
-    """Write label values (x, y, z), integers, on exactly the grid of ``header``, whole or not at all: ``.nii.gz``, or as an extension can.
+    """Write label values (x, y, z), integers, on exactly the grid of ``header``, atomically: ``.nii.gz``, or as an extension can.
 
     A single-slice file that was stored as 2D is written as 2D. Types up to 16 bits are kept, wider ones become the smallest that
     fits.
@@ -77,7 +77,7 @@ def write_label_map(path: Path, values: np.ndarray, header: ImageHeader) -> Path
 
 
 def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
-    """Write an array (x, y, z) or (x, y, z, volume) with an affine to RAS+ mm as NIfTI, whole or not at all."""
+    """Write an array (x, y, z) or (x, y, z, volume) with an affine to RAS+ mm as NIfTI, atomically."""
     from medseg3d.images import nifti
 
     if ending_of(path) not in (".nii.gz", ".nii"):

@@ -82,10 +82,10 @@ def dice_focal(settings: LossSettings) -> LossFunction:
     region = _dice(settings, is_squared=False)
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        surprise = F.cross_entropy(logits, labels, reduction="none")
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         # bounded, as exponents below 1 have no finite slope at 0
-        is_wrong = (-torch.expm1(-surprise)).clamp_min(SMOOTH)
-        return region(logits, labels) + options["weight"] * (is_wrong ** options["gamma"] * surprise).mean()
+        is_wrong = (-torch.expm1(-cross_entropy)).clamp_min(SMOOTH)
+        return region(logits, labels) + options["weight"] * (is_wrong ** options["gamma"] * cross_entropy).mean()
 
     return loss
 

@@ -28,9 +28,9 @@ def ohem(settings: LossSettings) -> LossFunction:
     options = settings.options
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        surprise = F.cross_entropy(logits, labels, reduction="none").flatten()
-        num_hard = max(1, round(options["share"] * len(surprise)))
-        return surprise.topk(num_hard, sorted=False).values.mean()
+        loss = F.cross_entropy(logits, labels, reduction="none").flatten()
+        num_hard = max(1, round(options["share"] * len(loss)))
+        return loss.topk(num_hard, sorted=False).values.mean()
 
     return loss
 

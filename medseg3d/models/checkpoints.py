@@ -80,7 +80,7 @@ class ModelCard:
 
 
 def save_weights(path: Path, network: torch.nn.Module, card: ModelCard) -> Path:
-    """Write a network's weights and its card, whole or not at all."""
+    """Write a network's weights and its card, atomically."""
     save_tensors(path, dict(network.state_dict()), {"format_version": FORMAT_VERSION, "card": to_plain(card)})
     return path
 
@@ -155,7 +155,7 @@ def load_matching(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) ->
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, object]) -> str:
-    """Tensors and JSON metadata in one safetensors file, whole or not at all; gives their digest.
+    """Tensors and JSON metadata in one safetensors file, atomically; gives their digest.
 
     Written by ourselves, tensor by tensor, as the library would write it: it hides why a write failed, and leaves a file of an
     unknown name where it is killed.

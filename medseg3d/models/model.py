@@ -228,7 +228,7 @@ class Model:
         return device
 
     def _use_fast_kernels(self) -> None:
-        """Convert the networks for the processor, where they then give the convolutions of float32 but for rounding.
+        """Convert the networks for the CPU, where they then give the convolutions of float32 but for rounding.
 
         They are compared on noise, once for each precision: what is found does not depend on an image.
         """

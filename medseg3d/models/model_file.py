@@ -102,7 +102,7 @@ class _Document:
 
 
 def write_model_file(path: Path, parts: ModelParts) -> Path:
-    """Write a model as one file, whole or not at all; the same parts give the same bytes.
+    """Write a model as one file, atomically; the same parts give the same bytes.
 
     Raises :class:`InputError` where the weights are not those that the description names.
     """

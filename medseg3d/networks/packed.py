@@ -1,4 +1,4 @@
-"""Networks whose convolutions hold their weights as the processor's kernels want them, for prediction.
+"""Networks whose convolutions hold their weights as the CPU's kernels want them, for prediction.
 
 A trained network goes in, a copy with the same numbers but for rounding comes out. torch arranges the weights of a convolution anew in
 every call, casts them anew in mixed precision, and leaves small convolutions of a single sample to a slow kernel; oneDNN, which it calls,
@@ -77,7 +77,7 @@ def can_pack() -> bool:
 
 
 def packed(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network for prediction on a processor that convolves in ``dtype``, float32 or bfloat16; ask :func:`can_pack` first.
+    """A copy of a network for prediction on a CPU that convolves in ``dtype``, float32 or bfloat16; ask :func:`can_pack` first.
 
     Its convolutions have no parameters any more; what other modules have is shared with the network, which is not changed. A module
     whose ``reads_weights_itself`` is True keeps its convolutions as they are.

@@ -28,7 +28,7 @@ SIGMA_SHARE = 1 / 8
 WINDOW_BATCH_VOXELS = 128**3 // 2
 """Windows go through the network together up to this many voxels: enough to fill a device, little enough for 8 GB."""
 CPU_BATCH_VOXELS = 2**16
-"""The same on a processor, whose caches hold one window at a time: more at once are slower."""
+"""The same on a CPU, whose caches hold one window at a time: more at once are slower."""
 
 
 def window_starts(size: int, window: int, step: float) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def _resample_there(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        logger.warning("A volume of %s voxels does not fit the memory of %s; resampling it on the processor.", channel.shape, device)
+        logger.warning("A volume of %s voxels does not fit the memory of %s; resampling it on the CPU.", channel.shape, device)
         return None
 
 

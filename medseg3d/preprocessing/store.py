@@ -70,7 +70,7 @@ class Store:
         self.patch_size = tuple(patch_size) if patch_size is not None else None
 
     def write(self, case: PreprocessedCase, digest: str, stamp: str = "") -> None:
-        """Write a case whole or not at all, in place of an older one. Raises :class:`StorageError` where the disk is full.
+        """Write a case atomically, in place of an older one. Raises :class:`StorageError` where the disk is full.
 
         ``digest`` and ``stamp`` as in :class:`StoredRecord`.
         """

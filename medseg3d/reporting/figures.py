@@ -26,7 +26,7 @@ MAX_NAMED_LABELS = 10
 
 
 def progress_figure(history: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> Path:
-    """Draw losses, pseudo-Dice, learning rate and time over the epochs; write the PNG whole or not at all.
+    """Draw losses, pseudo-Dice, learning rate and time over the epochs; write the PNG atomically.
 
     ``history`` holds one record per epoch: ``epoch``, ``train_loss``, ``validation_loss``, ``pseudo_dice`` (label name → Dice or
     None), ``pseudo_dice_smoothed``, ``learning_rate``, ``seconds``, ``waiting_share`` (0 to 1). Missing values leave gaps.

@@ -45,7 +45,7 @@ LEFT_PART = 0.35
 
 
 def learning_rate_figure(curve: Curve, path: Path, *, planned: float | None = None, title: str = "") -> Path:
-    """Draw raw and smoothed loss over a logarithmic learning rate; write the PNG whole or not at all.
+    """Draw raw and smoothed loss over a logarithmic learning rate; write the PNG atomically.
 
     The suggestion is marked with its value, the rates from ``diverged`` on are shaded, and ``planned``, the plan's learning rate,
     is a dashed line. Raises :class:`InputError` for fewer than two rates and :class:`StorageError` where the file cannot be written.

@@ -113,7 +113,7 @@ class ReportInput:
 
 
 def build_report(report: ReportInput) -> Path:
-    """Write the page whole or not at all, and return its path; raises :class:`StorageError` where it cannot be written."""
+    """Write the page atomically, and return its path; raises :class:`StorageError` where it cannot be written."""
     return write_text(report.output, render(report))
 
 

@@ -103,7 +103,7 @@ def export_model(
     configuration: str | None = None,
     folds: Folds = None,
 ) -> ExportResult:
-    """Export a work folder, a ``.medseg3d`` file, a ``weights.safetensors`` or an nnU-Net result folder, whole or not at all.
+    """Export a work folder, a ``.medseg3d`` file, a ``weights.safetensors`` or an nnU-Net result folder, atomically.
 
     ``format`` None takes the one that the output's name ends with. Of a work folder that is exported which ``load_model`` would load.
     A file that is there is replaced, a folder that holds something is not. Raises :class:`InputError`, and

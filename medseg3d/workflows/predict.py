@@ -306,7 +306,7 @@ def _written(case: Case, future: Future[PredictedCase], boundary: CaseBoundary) 
 
 
 def _read(case: Case, model: Model) -> _Ready:
-    """Read a case, and prepare it where the network runs on another device: on a processor that would only take its cores."""
+    """Read a case, and prepare it where the network runs on another device: on a CPU that would only take its cores."""
     ready = _Ready(case, digest_of(case), None, None, {})
     with _timed(ready.seconds, "read"):
         ready.raw = model.read(case)

@@ -109,7 +109,7 @@ def _warn_of_an_old_plan(folder: WorkFolder, digests: Mapping[str, str]) -> None
 
 
 def _resampler(device: str) -> str | None:
-    """The torch device to resample on; None for the processor, where NumPy does it and torch need not be imported."""
+    """The torch device to resample on; None for the CPU, where NumPy does it and torch need not be imported."""
     if device == "cpu":
         return None
     from medseg3d.devices import choose_device

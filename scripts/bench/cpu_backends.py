@@ -1,4 +1,4 @@
-"""One window through a network on the processor: torch, ours (arranged weights, fewer products), torch.compile, OpenVINO, ONNX Runtime.
+"""One window through a network on the CPU: torch, ours (arranged weights, fewer products), torch.compile, OpenVINO, ONNX Runtime.
 
 In: a model (work folder, .medseg3d, nnU-Net result folder). Out: a Markdown table of seconds per window and of the largest difference
 of the logits from torch's in float32. A backend that is not installed is left out.

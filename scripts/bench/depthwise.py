@@ -1,4 +1,4 @@
-"""A training step of a depthwise 3D convolution on a processor: ours beside torch's, in turns, same weights and input.
+"""A training step of a depthwise 3D convolution on a CPU: ours beside torch's, in turns, same weights and input.
 
 Out: a Markdown table of forward plus backward seconds (fastest of five), ratios, and the largest relative difference of the gradients.
 """

@@ -93,10 +93,10 @@ def torso(shift_mm: float) -> np.ndarray:
 
 
 def timed(name: str, work: Callable[[], T]) -> T:
-    """Run, and print the seconds that passed and the processor seconds (less, where other programs took the cores)."""
+    """Run, and print the seconds that passed and the CPU seconds (less, where other programs took the cores)."""
     start, cpu = time.perf_counter(), time.process_time()
     result = work()
-    print(f"{name:<32}{time.perf_counter() - start:8.2f} s {time.process_time() - cpu:8.2f} s of the processor")
+    print(f"{name:<32}{time.perf_counter() - start:8.2f} s {time.process_time() - cpu:8.2f} s of the CPU")
     return result
 
 

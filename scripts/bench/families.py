@@ -1,7 +1,7 @@
-"""Each family of networks learns the phantom dataset on a processor: plan, preprocess, train one fold, predict, measure the test cases.
+"""Each family of networks learns the phantom dataset on a CPU: plan, preprocess, train one fold, predict, measure the test cases.
 
 In: minutes of training for each. Out: a Markdown table and ``families.json``; exit code 1 where a family stays below the wanted Dice.
-All are trained alike (Dice and cross-entropy, AdamW, the phantom's fold 0, the same minutes), in a width that a processor can train:
+All are trained alike (Dice and cross-entropy, AdamW, the phantom's fold 0, the same minutes), in a width that a CPU can train:
 alpha brings every family to about 16 features in the first stage, V-Net with its 5-voxel kernels to 8. Networks without normalization
 take a quarter of the learning rate.
 """
@@ -31,7 +31,7 @@ WIDTHS = {
 CONFIGURATIONS = {"unet_2015": "2d", "unet_wide": "2d"}
 """Where another configuration than the recommended one is trained: these networks were made for slices."""
 CHANGES = {"unet_wide": "[network.options]\ndropout = 0.0\n"}
-"""Without its published dropout of a half, which takes more steps than a processor has time for (it has no norms that would take back
+"""Without its published dropout of a half, which takes more steps than a CPU has time for (it has no norms that would take back
 what dropout does to the activations)."""
 WANTED_DICE = 0.7
 LEARNING_RATE = 2e-3

@@ -1,4 +1,4 @@
-"""The memory of a training step that ``plan --explain`` predicts beside what a GPU takes: each preset's plan for a made-up dataset.
+"""The memory of a training step that ``plan --explain`` predicts beside what a GPU takes: each preset's plan for a synthetic dataset.
 
 Wanted: the prediction lies 0 to 20 % above the measured peak. Out: a Markdown table; exit code 1 where it lies elsewhere, 2 without a GPU.
 """
@@ -46,7 +46,7 @@ def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-
     from medseg3d.training.train_fold import optimizer_of
 
     summary = DatasetSummary(
-        dataset="made up",
+        dataset="synthetic",
         num_cases=40,
         spacings=((1.0, 0.8, 0.8),) * 3,
         cropped_shapes=((200, 320, 320),) * 3,

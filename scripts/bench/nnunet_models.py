@@ -2,7 +2,7 @@
 
 In: the folder of datasets that MEDSEG3D_DATA names. Out: a Markdown table per dataset, and ``nnunet_models.json``; exit code 1 where
 the float32 predictions agree on fewer than 99.95 % of the voxels, or where nnU-Net predicts nothing but background. The networks are
-trained for 200 iterations, on patches small enough for a processor.
+trained for 200 iterations, on patches small enough for a CPU.
 """
 
 from __future__ import annotations

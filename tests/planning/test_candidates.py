@@ -17,13 +17,13 @@ from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan
 from medseg3d.planning.budget import GIB, RESERVED_GB
 from medseg3d.planning.candidates import Speed, candidates
 
-SPEED = Speed(device="made up", multiply_adds=1e12, bytes=1e11, augmented_voxels=1e8)
+SPEED = Speed(device="synthetic", multiply_adds=1e12, bytes=1e11, augmented_voxels=1e8)
 
 
 def summary_of(*, spacing: Any = (1.0, 1.0, 1.0), shape: Any = (36, 50, 35), num_cases: int = 20) -> DatasetSummary:
     """A dataset of like cases."""
     return DatasetSummary(
-        dataset="made up",
+        dataset="synthetic",
         num_cases=num_cases,
         spacings=(spacing,) * 3,
         cropped_shapes=(shape,) * 3,

@@ -30,7 +30,7 @@ def summary_of(spacing: Any = (1.0, 1.0, 1.0), shape: Any = (36, 50, 35), **chan
     names = changes.pop("names", ("background", "first", "second"))
     labels = Labels(names=names, values=tuple(range(len(names))), pairs=left_right_pairs(names))
     fields: dict[str, Any] = {
-        "dataset": "made up",
+        "dataset": "synthetic",
         "num_cases": 20,
         "spacings": (tuple(spacing),) * 3,
         "cropped_shapes": (tuple(shape),) * 3,

@@ -18,7 +18,7 @@ ORGAN = LossFacts(foreground_share=0.0423, label_volume_ratio=12.34, absent_shar
 
 def summary_of(facts: LossFacts | None) -> DatasetSummary:
     return DatasetSummary(
-        dataset="made up",
+        dataset="synthetic",
         num_cases=20,
         spacings=((1.0, 1.0, 1.0),) * 3,
         cropped_shapes=((36, 50, 35),) * 3,

@@ -184,7 +184,7 @@ def test_ahead_gives_the_same_values_and_hands_over_errors() -> None:
 
 
 def test_slabs_of_another_device_are_copied_before_they_change(raw: RawCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of a GPU, with the processor in its place."""
+    """The way of a GPU, with the CPU in its place."""
     one = member(FULL, 0)
     prepared = prepare_case(raw, plan_of(FULL), [one])
     expected = segment(prepared, [one], LABELS, CPU)

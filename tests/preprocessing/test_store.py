@@ -1,4 +1,4 @@
-"""The store gives back what was written, whole or not at all."""
+"""The store gives back what was written, and writes atomically."""
 
 from __future__ import annotations
 

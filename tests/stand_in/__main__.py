@@ -15,13 +15,13 @@ from medseg3d import devices
 from medseg3d.commandline.cli import main
 from stand_in.device import NAME, OPERATIONS, register
 
-PROCESSOR = "processor"
+CPU = "cpu"
 """In place of a precision: float32, and nothing may run on the stand-in."""
-COMPUTE_CAPABILITY = {"float16": (7, 5), "bfloat16": (9, 0), "float32": (9, 0), PROCESSOR: (9, 0)}
+COMPUTE_CAPABILITY = {"float16": (7, 5), "bfloat16": (9, 0), "float32": (9, 0), CPU: (9, 0)}
 
 
 def pretend(precision: str) -> None:
-    """Have the package take the stand-in for its GPU; what torch.cuda says of memory is made up."""
+    """Have the package take the stand-in for its GPU; what torch.cuda says of memory is synthetic."""
     register()
     devices.GPU_TYPES = (NAME,)
     torch.cuda.is_available = lambda: True
@@ -32,7 +32,7 @@ def pretend(precision: str) -> None:
     torch.cuda.mem_get_info = lambda device=None: (2**32, 2**33)
     torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
     torch.Tensor.pin_memory = torch.Tensor.clone
-    if precision in ("float32", PROCESSOR):
+    if precision in ("float32", CPU):
         choose = devices.choose_device
         devices.choose_device = lambda name="auto", precision="auto": choose(name).in_float32()
 
@@ -43,5 +43,5 @@ if __name__ == "__main__":
         code = 0 if is_end else main(list(words))
         if code:
             sys.exit(code)
-    if bool(OPERATIONS[0]) == (sys.argv[1] == PROCESSOR):
+    if bool(OPERATIONS[0]) == (sys.argv[1] == CPU):
         sys.exit(f"{OPERATIONS[0]} operations ran on the stand-in")

@@ -1,7 +1,7 @@
-"""A device for tests that computes on the processor, and that PyTorch takes for another one: what is on it does not mix with main memory.
+"""A device for tests that computes on the CPU, and that PyTorch takes for another one: what is on it does not mix with main memory.
 
 It refuses what a GPU refuses: operations with tensors of both places, NumPy views, ``index_select`` by an index of the other place. Values
-and gradients are the processor's, so results can be compared. It says nothing of a GPU's speed, memory or rounding.
+and gradients are the CPU's, so results can be compared. It says nothing of a GPU's speed, memory or rounding.
 
 Importing this registers it with PyTorch for the life of the process, so tests run it in a process of their own.
 """
@@ -56,14 +56,14 @@ class _Backend:
         return False
 
     def manual_seed_all(self, seed: int) -> None:
-        """Its random numbers are the processor's."""
+        """Its random numbers are the CPU's."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
 
 class _Generator(torch.Generator):
-    """The processor's, for either place."""
+    """The CPU's, for either place."""
 
     def __new__(cls, device: object = None) -> _Generator:
         return super().__new__(cls)
@@ -122,7 +122,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     plain.pop("pin_memory", None)
     try:
         out = func(*plain_args, **plain)
-    except NotImplementedError:  # the processor lacks some operations in half precision, which GPUs have
+    except NotImplementedError:  # the CPU lacks some operations in half precision, which GPUs have
         lifted_args, lifted = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.float(), (plain_args, plain))
         out = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(plain_args[0].dtype), func(*lifted_args, **lifted))
     if not stays:

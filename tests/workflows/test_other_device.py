@@ -1,7 +1,7 @@
 """Preprocessing, training and prediction where networks do not run in main memory: on a device of the tests, in a process of its own.
 
-It computes on the processor and refuses to mix tensors as a GPU does (:mod:`stand_in.device`), so it shows that everything is where it
-has to be, and that results are those of the processor; nothing of speed or memory.
+It computes on the CPU and refuses to mix tensors as a GPU does (:mod:`stand_in.device`), so it shows that everything is where it
+has to be, and that results are those of the CPU; nothing of speed or memory.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ print((x.cpu() + torch.ones(2)).sum().item(), x.cpu().data_ptr() == x.held.data_
     assert done.stdout.split() == ["refused"] * 4 + ["4.0", "False"]
 
 
-def test_preprocessing_there_gives_the_processors_arrays(tiny_source: Path, tmp_path: Path) -> None:
+def test_preprocessing_there_gives_the_cpus_arrays(tiny_source: Path, tmp_path: Path) -> None:
     place = planned(tiny_source, tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     assert main(["preprocess", *map(str, place), "--device", "cpu", "-q"]) == 0
@@ -99,15 +99,15 @@ def test_preprocessing_there_gives_the_processors_arrays(tiny_source: Path, tmp_
 
 
 @pytest.mark.parametrize("configuration", ["2d", pytest.param("3d_fullres", marks=pytest.mark.slow)])
-def test_training_there_gives_the_processors_losses_also_when_it_goes_on(configuration: str, tiny_source: Path, tmp_path: Path) -> None:
-    # in float32; noise and dropout are drawn on the processor, which a GPU does not do
+def test_training_there_gives_the_cpus_losses_also_when_it_goes_on(configuration: str, tiny_source: Path, tmp_path: Path) -> None:
+    # in float32; noise and dropout are drawn on the CPU, which a GPU does not do
     work = tmp_path / "work"
     train = ["train", *planned(tiny_source, work), "-c", configuration, "--fold", "0", "-q"]
     assert main(["preprocess", str(tiny_source), "-w", str(work), "-q"]) == 0
     run_there("float32", [*train, "--epochs", "1"], [*train, "--epochs", "2"])
     shutil.move(work / "models", tmp_path / "there")
-    on_processor = [*train, "--device", "cpu"]
-    run_there("processor", [*on_processor, "--epochs", "1"], [*on_processor, "--epochs", "2"])
+    on_cpu = [*train, "--device", "cpu"]
+    run_there("cpu", [*on_cpu, "--epochs", "1"], [*on_cpu, "--epochs", "2"])
     found, expected = losses(tmp_path / "there" / configuration / "fold_0"), losses(WorkFolder(work).fold(configuration, "0"))
     assert len(expected) == 2
     assert found == pytest.approx(expected, abs=1e-3)
@@ -132,7 +132,7 @@ def test_every_family_trains_and_predicts_there(preset: str, precision: str, tin
     )
     assert np.isfinite(losses(WorkFolder(work).fold("3d_fullres", "0"))).all()
     state = json.loads((WorkFolder(work).fold("3d_fullres", "0") / "training.json").read_text(encoding="utf-8"))
-    assert state["threads"] is None  # it did not train on the processor
+    assert state["threads"] is None  # it did not train on the CPU
     if preset in ("default", "unet_2015"):  # others may be refused half precision while they are fresh
         assert state["precision"] == precision
     for file in (tiny_source / "imagesTs").iterdir():
@@ -141,7 +141,7 @@ def test_every_family_trains_and_predicts_there(preset: str, precision: str, tin
         assert np.array_equal(predicted.affine, image.affine)
 
 
-def test_prediction_there_gives_the_processors_voxels(trained: Path, tmp_path: Path) -> None:
+def test_prediction_there_gives_the_cpus_voxels(trained: Path, tmp_path: Path) -> None:
     words = ["predict", trained, "-i", trained / "imagesTs", "--tta", "on", "-q"]
     run_there("float32", [*words, "-o", tmp_path / "there", "--probabilities"])
     model = medseg3d.load_model(trained / "medseg3d-work", device="cpu", precision="float32", mirroring=True)
