@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medseg3d.execution import available_cores
 from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
-from medseg3d.networks.build import build_network, build_universal, output_size, sharing_of
-from medseg3d.networks.family import Sharing
+from medseg3d.networks.build import output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
 from medseg3d.patches.further_augmentations import further_augmentations
 from medseg3d.patches.loading import PatchLoader
@@ -30,15 +30,11 @@ NO_NAME = ""
 VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
 """Random numbers of their own beside those of the training patches, stream 0. Validation patches are those of epoch 0 every time, so
 that epochs can be compared."""
-NORM_MEMORY = 0.95
-"""Of the running norms of gradients: they follow the last twenty steps of a domain."""
-LARGEST_RISE = 10
-"""A single step counts as so many times the running norm at most: what follows a spike would be too small for long otherwise."""
 CASES_COUNTED = 20
 """Class weights come from the voxels of so many training cases: shares hardly change with more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what is made of it once is kept
 class TrainingDomain:
     """A dataset as training sees it: its plan and configuration, and the cases of the fold."""
 
@@ -53,6 +49,7 @@ class TrainingDomain:
         label = self.plan.labels.names[index]
         return f"{self.name}/{label}" if self.name else label
 
+    @cached_property
     def policy(self) -> AugmentationPolicy:
         """What augmentation may do to its patches."""
         configuration = self.configuration
@@ -72,6 +69,7 @@ class TrainingDomain:
         given = output_size(self.configuration.network, patch)
         return tuple((n - g) // 2 for n, g in zip(patch, given, strict=True))
 
+    @cached_property
     def loss(self) -> LossFunction:
         """The plan's loss for one output."""
         training = self.configuration.training
@@ -101,28 +99,10 @@ def left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
     return axis if axis >= 0 else None
 
 
-def build_for(domains: Sequence[TrainingDomain]) -> nn.Module:
-    """The network of a dataset, or the universal one of several."""
-    if len(domains) == 1 and domains[0].name == NO_NAME:
-        return build_network(domains[0].configuration.network)
-    return build_universal({domain.name: domain.configuration.network for domain in domains})
-
-
-def sharing_between(domains: Sequence[TrainingDomain]) -> Sharing | None:
-    """How the network serves them; None for a single dataset."""
-    return sharing_of({domain.name: domain.configuration.network for domain in domains}) if domains[0].name != NO_NAME else None
-
-
-def run_network(network: nn.Module, image: Tensor, domain: TrainingDomain) -> Tensor | list[Tensor]:
-    """The outputs of a domain."""
-    outputs: Tensor | list[Tensor] = network(image, domain.name) if domain.name else network(image)
-    return outputs
-
-
 def patch_loader(
-    domain: TrainingDomain, *, batch_size: int, seed: int, on_gpu: bool, policy: AugmentationPolicy | None, is_validation: bool = False
+    domain: TrainingDomain, *, batch_size: int, seed: int, on_gpu: bool, is_augmented: bool = True, is_validation: bool = False
 ) -> PatchLoader:
-    """The batches of a domain: of its training cases, or of its validation cases with random numbers of their own."""
+    """The batches of a domain: of its training cases, to be augmented, or of its validation cases with random numbers of their own."""
     return PatchLoader(
         domain.validation if is_validation else domain.training,
         patch_size=domain.configuration.patch_size,
@@ -131,7 +111,7 @@ def patch_loader(
         stream=VALIDATION_STREAM if is_validation else 0,
         foreground_share=domain.configuration.training.foreground_oversampling,
         margin=domain.margin(),
-        policy=policy,
+        policy=domain.policy if is_augmented and not is_validation else None,
         prefetch=6 if on_gpu else 3,
         num_threads=min(4, available_cores()) if on_gpu else 1,  # a CPU needs its cores for the network
         pin_memory=on_gpu,
@@ -151,32 +131,6 @@ def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, ite
     else:
         shares = np.array([1 / (math.prod(d.configuration.patch_size) * d.configuration.batch_size) for d in domains])
     return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
-
-
-def with_unit_gradients(
-    network: nn.Module, domain: int, norms: tuple[float, ...], shared: Sequence[nn.Parameter] = ()
-) -> tuple[float, ...]:
-    """Divide the gradients of a step by the running norm of its domain's gradients; the norms with this step's.
-
-    Adam remembers the squares of a thousand steps: once the gradients have fallen to a part of those of the first steps, its steps are too
-    small by as much. And of several datasets, those that are not learned yet would decide where the ``shared`` weights go, whose
-    norm counts there. ``norms`` are 0 for domains without a step yet. Gradients that are not finite are left to those who skip them.
-    """
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    common = [parameter.grad for parameter in shared if parameter.grad is not None]  # none where a domain is added
-    norm = float(torch.nn.utils.get_total_norm(common or gradients))
-    if not math.isfinite(norm) or norm == 0:
-        return norms
-    known = norms[domain]
-    running = norm if known == 0 else NORM_MEMORY * known + (1 - NORM_MEMORY) * min(norm, LARGEST_RISE * known)
-    torch._foreach_div_(gradients, running)
-    return (*norms[:domain], running, *norms[domain + 1 :])
-
-
-def freeze_all_but(network: nn.Module, domain: str, sharing: Sharing) -> None:
-    """Leave only the parts of one domain trainable: the shared tensors and the other domains' keep their bits."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(sharing.domain_of(name) == domain)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from medseg3d.devices import Device
 from medseg3d.errors import DivergedError, InputError
+from medseg3d.losses import LossFunction
+from medseg3d.training.step import Learner, take_step
 
 START_STEPS = 10
 """The mean and the spread of so many first losses say where the loss began and how much it varies from batch to batch."""
@@ -58,23 +58,20 @@ class LearningRateCurve:
 
 
 def find_learning_rate(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Callable[[Any, Tensor], Tensor],
-    device: Device,
+    loss: LossFunction,
     *,
     lowest: float = 1e-6,
     highest: float = 10.0,
     num_steps: int = 100,
-    gradient_clip: float | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LearningRateCurve:
     """Train ``num_steps`` steps with rates in equal ratios from ``lowest`` to ``highest``, or until the loss diverges.
 
-    ``batches`` gives (image, labels), drawn one at a time, at least ``num_steps`` of them. ``loss`` gets the network's outputs as
-    they are, a list with deep supervision. A parameter group's ``factor`` multiplies its rate. ``gradient_clip`` is the largest
-    norm of the gradient, as in training; ``on_step(step, num_steps)`` is called after every step. The suggestion is an order of
+    ``batches`` gives (image, labels) on the learner's device, drawn one at a time, at least ``num_steps`` of them. A parameter group's
+    ``factor`` multiplies its rate. A step is that of training: clipped, and normalized where the plan says so.
+    ``on_step(step, num_steps)`` is called after every step. The suggestion is an order of
     magnitude to begin with, no optimum: the more steps, the lower the rate at which the loss falls most steeply. With strong
     momentum ``diverged`` may lie far below the limit of stability, as the rate rises faster than old gradients are forgotten.
 
@@ -86,20 +83,24 @@ def find_learning_rate(
     rates: list[float] = np.geomspace(lowest, highest, num_steps).tolist()
     losses: list[float] = []
     end: float | None = None  # the rate that ended the search early
-    scaler = torch.amp.GradScaler(device.device.type, enabled=device.precision == "float16")
-    with _left_as_it_was(network, optimizer):
-        network.train()
+    running_norm = 0.0
+    learner = learner.on(learner.device)  # a scaler of its own
+    with _left_as_it_was(learner.network, learner.optimizer):
+        learner.network.train()
         for rate, (image, labels) in zip(rates, batches, strict=False):  # the rates first: no batch is drawn in vain
-            for group in optimizer.param_groups:
+            for group in learner.optimizer.param_groups:
                 group["lr"] = rate * group.get("factor", 1.0)
-            value = _step(network, optimizer, scaler, image, labels, loss, device, gradient_clip)
-            if not math.isfinite(value):
+            step = take_step(learner, image, labels, loss, running_norm=running_norm)
+            if not math.isfinite(step.loss):
                 end = rate
                 break
-            losses.append(value)
+            running_norm = step.running_norm
+            losses.append(step.loss)
             if on_step is not None:
                 on_step(len(losses), num_steps)
-            if _is_hopeless(losses):
+            # a scaler overflows now and then, and lowers its scale
+            has_burst = not step.is_finite and not learner.scaler.is_enabled()
+            if has_burst or _is_hopeless(losses):
                 end = rate
                 break
     if end is None and len(losses) < num_steps:
@@ -133,32 +134,6 @@ def _left_as_it_was(network: nn.Module, optimizer: torch.optim.Optimizer) -> Ite
         optimizer.zero_grad(set_to_none=True)
         for module, mode in modes:
             module.training = mode  # not train(mode), which would set the children as well
-
-
-def _step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    image: Tensor,
-    labels: Tensor,
-    loss: Callable[[Any, Tensor], Tensor],
-    device: Device,
-    gradient_clip: float | None,
-) -> float:
-    """One step as training takes it; the loss before it. A NaN or infinite loss changes nothing."""
-    optimizer.zero_grad(set_to_none=True)
-    with device.autocast():
-        outputs = network(image.to(device.device))
-    total = loss(outputs, labels.to(device.device))
-    value = float(total.detach())
-    if math.isfinite(value):
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        if gradient_clip is not None:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
-        scaler.step(optimizer)
-        scaler.update()
-    return value
 
 
 def _start_and_noise(losses: Sequence[float]) -> tuple[float, float]:

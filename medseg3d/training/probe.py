@@ -72,9 +72,10 @@ def main(arguments: list[str]) -> int:
     """Take one bf16 step; ends with a non-zero code where it does not end."""
     import torch
 
-    from medseg3d.losses import LossSettings, make_loss, supervised_loss
+    from medseg3d.losses import LossSettings, make_loss
     from medseg3d.networks.build import build_network
     from medseg3d.precision import wrong_gradient
+    from medseg3d.training.step import compute_gradients
 
     file, batch_size, *patch_size = use_arguments(arguments)
     plan = from_plain(read_json(Path(file)), NetworkPlan, file)
@@ -88,15 +89,14 @@ def main(arguments: list[str]) -> int:
     forward = time.perf_counter() - began
     limit = SLOWEST_RATIO * STEP_PER_FORWARD * forward
     faulthandler.dump_traceback_later(batch * limit + GRACE_SECONDS, exit=True)
-    began = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = network(image)
     labels = torch.randint(0, plan.num_classes, image[:, 0].shape)
     loss = make_loss("dice_ce", LossSettings(num_classes=plan.num_classes))
-    supervised_loss(outputs, labels, loss).total.backward()  # type: ignore[no-untyped-call]
+    device = Device(device=torch.device("cpu"), precision="bfloat16")
+    began = time.perf_counter()
+    compute_gradients(network, image, labels, loss, device)
     seconds = time.perf_counter() - began
     faulthandler.dump_traceback_later(2 * limit + GRACE_SECONDS, exit=True)
-    wrong = wrong_gradient(network, image[:1], Device(device=torch.device("cpu"), precision="bfloat16"))
+    wrong = wrong_gradient(network, image[:1], device)
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.write(f"{seconds:.2g}\n" if wrong is None else f"{wrong}\n")
     return 0 if wrong is None else WRONG

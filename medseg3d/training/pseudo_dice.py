@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from medseg3d.devices import Device
-from medseg3d.losses import LossFunction, supervised_loss
+from medseg3d.losses import supervised_loss
 from medseg3d.losses.supervision import Counts
 from medseg3d.patches.loading import PatchLoader
-from medseg3d.training.domains import TrainingDomain, run_network, to_device
+from medseg3d.training.domains import TrainingDomain, to_device
+from medseg3d.training.step import outputs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,6 @@ def validate_patches(
     network: torch.nn.Module,
     domain: TrainingDomain,
     loader: PatchLoader,
-    loss: LossFunction,
     device: Device,
     *,
     num_batches: int,
@@ -54,8 +54,8 @@ def validate_patches(
             for batch in batches:
                 image, target = to_device(batch, device.device)
                 with device.autocast():
-                    logits = run_network(network, image, domain)
-                found = supervised_loss(logits, target, loss, with_counts=True)
+                    logits = outputs_of(network, image, domain.name)
+                found = supervised_loss(logits, target, domain.loss, with_counts=True)
                 losses.append(float(found.total))
                 if found.counts is not None:
                     counts = found.counts if counts is None else counts + found.counts

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from medseg3d.models.checkpoints import FORMAT_VERSION, load_into, load_tensors,
 from medseg3d.parsing import parse_json
 from medseg3d.records import from_plain, read_record, to_plain, write_record
 from medseg3d.training.pseudo_dice import Smoothed
+from medseg3d.training.step import Step
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +84,74 @@ class TrainingState:
     """The digest of the weights that the run began with; None for fresh ones."""
 
     @property
+    def is_over(self) -> bool:
+        """The time or the epochs that it was given are used up."""
+        is_late = self.hours is not None and self.elapsed_seconds >= self.hours * 3600
+        return is_late or self.epoch >= self.epochs
+
+    def progress(self, share_of_epoch: float = 0.0) -> float:
+        """The share of the run that is over, by epochs or by the time budget, whichever is further.
+
+        The clock is only read where hours are given: a continued run must repeat the numbers of an uninterrupted one.
+        """
+        progress = (self.epoch + share_of_epoch) / self.epochs
+        return progress if self.hours is None else max(progress, self.elapsed_seconds / (self.hours * 3600))
+
+    def running_norm(self, domain: int) -> float:
+        """Of a domain's gradients; 0 before its first step."""
+        return self.gradient_norms[domain] if self.gradient_norms else 0.0
+
+    def after_step(
+        self, step: Step, *, domain: int, cases: Sequence[str], began: TrainingState, seconds: float, waited: float
+    ) -> TrainingState:
+        """With one more step on a batch of these cases; ``seconds`` ago the state was ``began``, and ``waited`` of them went to waiting."""
+        norms = list(self.gradient_norms or (0.0,) * len(self.batch_sizes))
+        norms[domain] = step.running_norm
+        after = replace(
+            self,
+            iteration=self.iteration + 1,
+            elapsed_seconds=began.elapsed_seconds + seconds,
+            epoch_seconds=began.epoch_seconds + seconds,
+            epoch_waiting=began.epoch_waiting + waited,
+            gradient_norms=tuple(norms) if any(norms) else self.gradient_norms,
+        )
+        if step.is_finite:
+            return replace(after, loss_sum=self.loss_sum + step.loss, num_losses=self.num_losses + 1)
+        counts = {**self.skipped_cases}
+        for name in cases:
+            counts[name] = counts.get(name, 0) + 1
+        return replace(after, skipped=self.skipped + 1, skipped_total=self.skipped_total + 1, skipped_cases=counts)
+
+    def after_epoch(self, record: EpochRecord, smooth: Smoothed | None) -> TrainingState:
+        """At the beginning of the next epoch, or at the end of the run."""
+        after = replace(
+            self,
+            epoch=self.epoch + 1,
+            iteration=0,
+            iterations_per_epoch=self.iterations_per_epoch or self.iteration,
+            elapsed_seconds=record.elapsed_seconds,
+            epoch_seconds=0.0,
+            epoch_waiting=0.0,
+            loss_sum=0.0,
+            num_losses=0,
+            skipped=0,
+            smoothed=record.pseudo_dice_smoothed,
+            smoothed_weight=None if smooth is None else smooth.weight,
+            best=record.pseudo_dice_smoothed if record.is_best else self.best,
+            best_epoch=self.epoch if record.is_best else self.best_epoch,
+        )
+        return replace(after, is_finished=after.is_over)
+
+    @property
     def smoothed_dice(self) -> Smoothed | None:
         """The smoothed pseudo-Dice so far; runs of before it was corrected for its start go on as they began, with the whole weight."""
         if self.smoothed is None:
             return None
         return Smoothed(value=self.smoothed, weight=1.0 if self.smoothed_weight is None else self.smoothed_weight)
+
+
+SavedRun = tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]]
+"""State, tensors and metadata of ``last.safetensors``."""
 
 
 def save_state(
@@ -132,8 +197,8 @@ def remove_run(folder: Path) -> None:
         remove_file(folder / name)
 
 
-def load_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]] | None:
-    """The saved run: its state, tensors and metadata; None where nothing was saved."""
+def load_state(folder: Path) -> SavedRun | None:
+    """The saved run; None where nothing was saved."""
     path = folder / LAST
     if not path.exists():
         return None

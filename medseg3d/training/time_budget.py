@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
-import torch
 from torch import Tensor
 
-from medseg3d.devices import Device, wait_for
-from medseg3d.losses import LossFunction, supervised_loss
-from medseg3d.training.domains import TrainingDomain, run_network
+from medseg3d.devices import wait_for
+from medseg3d.training.domains import TrainingDomain
+from medseg3d.training.step import Learner, compute_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +21,16 @@ MIN_BATCH = 2
 """The smallest batch of nnU-Net's plans."""
 
 
-def batch_for_hours(
-    network: torch.nn.Module, domain: TrainingDomain, image: Tensor, labels: Tensor, loss: LossFunction, device: Device, *, hours: float
-) -> int:
+def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, labels: Tensor, *, hours: float) -> int:
     """The size of this batch, or a smaller one where it would leave too few steps: early on, steps count for more than their size."""
     planned = len(image)
     durations = []
-    for _ in range(TIMED_STEPS):
+    for _ in range(TIMED_STEPS):  # the weights stay as they are
         began = time.perf_counter()
-        with device.autocast():
-            outputs = run_network(network, image, domain)
-        supervised_loss(outputs, labels, loss).total.backward()  # type: ignore[no-untyped-call]
-        wait_for(device.device)
+        compute_gradients(learner.network, image, labels, domain.loss, learner.device, scaler=learner.scaler, domain=domain.name)
+        wait_for(learner.device.device)
         durations.append(time.perf_counter() - began)
-    network.zero_grad(set_to_none=True)
+    learner.network.zero_grad(set_to_none=True)
     affordable = hours * 3600 / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / planned)
     size = max(min(MIN_BATCH, planned), min(planned, int(affordable)))
     if size < planned:

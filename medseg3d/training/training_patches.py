@@ -37,14 +37,14 @@ def training_patches(
     chosen = plan.configuration(configuration)
     stored = [store.read(name) for name in (store.names() if cases is None else cases)]
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=stored, validation=())
-    place, policy = torch.device(device), domain.policy()
+    place = torch.device(device)
     loader = patch_loader(
         domain,
         batch_size=batch_size or chosen.batch_size,
         seed=seed,
         on_gpu=place.type == "cuda",
-        policy=policy if is_augmented else None,
+        is_augmented=is_augmented,
     )
     for epoch in itertools.count(first_epoch):
         for batch in loader.batches(epoch, chosen.training.iterations_per_epoch):
-            yield augment(batch, policy, place)
+            yield augment(batch, domain.policy, place)

@@ -7,24 +7,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from medseg3d.devices import choose_device, use_all_cores
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener
-from medseg3d.losses import supervised_loss
-from medseg3d.networks.build import build_network
 from medseg3d.options import FindLrOptions
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration
-from medseg3d.precision import checked_precision
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import write_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
 from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.learner import in_trusted_precision, make_learner
 from medseg3d.training.learning_rate_search import LearningRateCurve, find_learning_rate
-from medseg3d.training.probe import trusted_precision
-from medseg3d.training.train_fold import optimizer_of
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.splits import read_split, refuse_cascade
 from medseg3d.workflows.verb import verb
@@ -62,23 +56,17 @@ def find_lr(root: Path, work: Path | None, options: FindLrOptions, on: Listener)
     use_all_cores()
     run_on = choose_device(options.device)
     samples = options.batch_size or chosen.batch_size
-    torch.manual_seed(seed)
-    network = build_network(chosen.network).to(run_on.device)
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=())
-    policy, loss = domain.policy(), domain.loss()
-    loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.is_gpu, policy=policy)
-    image, _ = augment(loader.make_batch(0, 0), policy, run_on.device)
-    run_on = checked_precision(network, image[:1], trusted_precision(run_on, chosen, samples), is_trained=False)
+    learner = make_learner([domain], run_on, seed=seed)
+    learner = in_trusted_precision(learner, [domain], [samples], seed=seed, is_trained=False)
+    loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.is_gpu)
     # closing: a search that ends early must end the reading threads at once
     with closing(loader.batches(0, num_steps)) as batches:
         curve = find_learning_rate(
-            network,
-            optimizer_of(network, chosen.training),
-            (augment(batch, policy, run_on.device) for batch in batches),
-            lambda outputs, labels: supervised_loss(outputs, labels, loss).total,
-            run_on,
+            learner,
+            (augment(batch, domain.policy, run_on.device) for batch in batches),
+            domain.loss,
             num_steps=num_steps,
-            gradient_clip=chosen.training.gradient_clip,
             on_step=lambda step, steps: on(Event(stage=f"find learning rate of {chosen.name} fold {fold}", done=step, total=steps)),
         )
     logger.info("Found for %s fold %s: suggested %s, diverged at %s.", chosen.name, fold, curve.suggested, curve.diverged)

@@ -14,7 +14,8 @@ from medseg3d.options import TrainOptions, ValidateOptions
 from medseg3d.plan import Configuration
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.signals import stop_on_signals
-from medseg3d.training.train_fold import train_fold
+from medseg3d.training.domains import NO_NAME, TrainingDomain
+from medseg3d.training.loop import train_domains
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.initial_weights import initial_weights
@@ -56,12 +57,10 @@ def _train(root: Path, folder: WorkFolder, chosen: Configuration, options: Train
     stage = f"train {chosen.name} fold {fold}"
     on(Event(stage=stage, total=options.epochs or chosen.training.epochs))
     with stop_on_signals() as stop:
-        epochs = train_fold(
-            plan,
-            chosen,
+        epochs = train_domains(
+            [TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=training, validation=validation)],
+            name=chosen.name,
             fold=fold,
-            training=training,
-            validation=validation,
             folder=target,
             device=choose_device(options.device),
             options=options,

@@ -38,12 +38,14 @@ def main() -> int:
 
 def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-def]
     """Name, predicted bytes, peak of the tensors and peak of what torch reserves, of 3d_fullres and 2d."""
+    from medseg3d.devices import Device
     from medseg3d.labels import Labels
-    from medseg3d.losses import LossSettings, make_loss, supervised_loss
+    from medseg3d.losses import LossSettings, make_loss
     from medseg3d.networks.build import build_network
     from medseg3d.networks.cost import step_cost
     from medseg3d.planning import DatasetSummary, load_planner, make_plan
-    from medseg3d.training.train_fold import optimizer_of
+    from medseg3d.training.learner import optimizer_of
+    from medseg3d.training.step import compute_gradients
 
     summary = DatasetSummary(
         dataset="synthetic",
@@ -59,6 +61,7 @@ def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-
         digest="0",
     )
     plan = make_plan(summary, load_planner(name), gpu_memory_gb=gpu_memory_gb)
+    device = Device(device=torch.device("cuda"), precision="bfloat16")
     for configuration in (plan.configurations[each] for each in ("3d_fullres", "2d") if each in plan.configurations):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -70,12 +73,8 @@ def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-
         image = torch.randn(configuration.batch_size, 1, *configuration.patch_size, device="cuda")
         labels = torch.randint(0, 3, image[:, 0].shape, device="cuda")
         for _ in range(STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
-                outputs = network(image)
-            supervised_loss(outputs, labels, loss).total.backward()
+            compute_gradients(network, image, labels, loss, device)
             optimizer.step()
-            del outputs
         cost = step_cost(
             configuration.network, configuration.patch_size, configuration.batch_size, optimizer=configuration.training.optimizer
         )

@@ -20,9 +20,9 @@ from medseg3d.losses import LossSettings, make_loss, supervised_loss
 from medseg3d.records import read_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
 from medseg3d.training.learning_rate_search import MIN_STEPS, LearningRateCurve, find_learning_rate
+from medseg3d.training.step import Learner, scaler_for
 from medseg3d.workflows import find_lr as find_lr_workflow
 
-FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -46,6 +46,11 @@ class Bowl(nn.Module):
         return self.place + image
 
 
+def learner(network: nn.Module, optimizer: torch.optim.Optimizer, *, precision: Precision = "float32", **rules: Any) -> Learner:
+    device = Device(device=torch.device("cpu"), precision=precision)
+    return Learner(network=network, optimizer=optimizer, scaler=scaler_for(device), device=device, **rules)
+
+
 def bowl_curve(sharpness: float, *, offset: float = 0.0, noise: float = 0.1) -> LearningRateCurve:
     """The curve of loss ``Σ cᵢ xᵢ² / 2`` with the largest c ``sharpness``: gradient descent is stable below ``2 / sharpness``."""
     curvature = torch.linspace(0.1, 1.0, 8) * sharpness
@@ -53,7 +58,7 @@ def bowl_curve(sharpness: float, *, offset: float = 0.0, noise: float = 0.1) -> 
     batches = ((noise * torch.randn(8, generator=generator), torch.zeros(1)) for _ in itertools.count())
     network = Bowl()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    return find_learning_rate(network, optimizer, batches, lambda x, _: (curvature * x**2).sum() / 2 + offset, FLOAT32)
+    return find_learning_rate(learner(network, optimizer), batches, lambda x, _: (curvature * x**2).sum() / 2 + offset)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
@@ -94,8 +99,7 @@ class Heads(nn.Module):
         return [self.fine(features), self.coarse(features)]
 
 
-def loss_of(outputs: list[Tensor], labels: Tensor) -> Tensor:
-    return supervised_loss(outputs, labels, make_loss("dice_ce", LossSettings(num_classes=2, batch_dice=True))).total
+LOSS = make_loss("dice_ce", LossSettings(num_classes=2, batch_dice=True))
 
 
 def trained_heads(kind: type[torch.optim.Optimizer]) -> tuple[Heads, torch.optim.Optimizer]:
@@ -105,7 +109,7 @@ def trained_heads(kind: type[torch.optim.Optimizer]) -> tuple[Heads, torch.optim
     groups: list[dict[str, Any]] = [{"params": network.body.parameters(), "factor": 0.5}, {"params": network.fine.parameters()}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9) if kind is torch.optim.SGD else torch.optim.AdamW(groups, lr=0.01)
     for image, labels in pictures(2):
-        loss_of(network(image), labels).backward()  # type: ignore[no-untyped-call]
+        supervised_loss(network(image), labels, LOSS).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     network.body[1].eval()
     return network, optimizer
@@ -130,10 +134,10 @@ def assert_same(now: dict[str, object], before: dict[str, object]) -> None:
 def test_network_and_optimizer_are_as_before_to_the_bit(kind: type[torch.optim.Optimizer]) -> None:
     network, optimizer = trained_heads(kind)
     before = snapshot(network, optimizer)
-    find_learning_rate(network, optimizer, pictures(), loss_of, FLOAT32, num_steps=40)
+    find_learning_rate(learner(network, optimizer), pictures(), LOSS, num_steps=40)
     assert_same(snapshot(network, optimizer), before)
     with pytest.raises(InputError, match="ended after 5"):
-        find_learning_rate(network, optimizer, pictures(5), loss_of, FLOAT32, num_steps=40)
+        find_learning_rate(learner(network, optimizer), pictures(5), LOSS, num_steps=40)
     assert_same(snapshot(network, optimizer), before)
 
 
@@ -143,11 +147,9 @@ def test_every_step_draws_one_batch_and_takes_its_rate_times_the_factor(precisio
     used: list[tuple[float, float]] = []
     optimizer.register_step_pre_hook(lambda o, *_: used.append((o.param_groups[0]["lr"], o.param_groups[1]["lr"])))
     batches = pictures(60)
-    device = Device(device=torch.device("cpu"), precision=precision)
+    heads = learner(network, optimizer, precision=precision, gradient_clip=12.0)
     steps: list[tuple[int, int]] = []
-    curve = find_learning_rate(
-        network, optimizer, batches, loss_of, device, highest=0.1, num_steps=50, gradient_clip=12.0, on_step=lambda *s: steps.append(s)
-    )
+    curve = find_learning_rate(heads, batches, LOSS, highest=0.1, num_steps=50, on_step=lambda *s: steps.append(s))
     assert len(list(batches)) == 10
     assert curve.rates == pytest.approx(np.geomspace(1e-6, 0.1, 50))
     assert [second for _, second in used] == pytest.approx(curve.rates)
@@ -156,13 +158,27 @@ def test_every_step_draws_one_batch_and_takes_its_rate_times_the_factor(precisio
     assert curve.diverged is None
 
 
+def test_gradients_are_normalized_where_training_normalizes_them() -> None:
+    """The size of the loss decides where gradient descent goes, unless only the direction of its gradient counts."""
+
+    def losses(scale: float, *, normalizes: bool) -> list[float]:
+        network = Bowl()
+        taught = learner(network, torch.optim.SGD(network.parameters(), lr=1.0), normalizes_gradients=normalizes)
+        batches = itertools.repeat((torch.zeros(8), torch.zeros(1)))
+        curve = find_learning_rate(taught, batches, lambda x, _: scale * (x**2).sum(), highest=1.0)
+        return [loss / scale for loss in curve.losses]
+
+    assert losses(64.0, normalizes=True) == pytest.approx(losses(1.0, normalizes=True))
+    assert min(losses(64.0, normalizes=False)) < 0.1 * losses(1.0, normalizes=False)[60]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_search(bad: float) -> None:
     network = Bowl()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     images = itertools.chain([torch.zeros(8)] * 40, itertools.repeat(torch.full((8,), bad)))
     batches = ((image, torch.zeros(1)) for image in images)
-    curve = find_learning_rate(network, optimizer, batches, lambda x, _: (x**2).sum(), FLOAT32)
+    curve = find_learning_rate(learner(network, optimizer), batches, lambda x, _: (x**2).sum())
     assert len(curve.rates) == len(curve.losses) == len(curve.smoothed) == 40
     assert curve.diverged == pytest.approx(np.geomspace(1e-6, 10, 100)[40])
     assert np.isfinite(curve.losses).all()
@@ -172,16 +188,16 @@ def test_nan_from_the_first_step_is_an_error() -> None:
     network = Bowl()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     with pytest.raises(DivergedError, match="after 0 steps"):
-        find_learning_rate(network, optimizer, itertools.repeat((torch.zeros(8), torch.zeros(1))), lambda x, _: x.sum() * math.nan, FLOAT32)
+        find_learning_rate(learner(network, optimizer), itertools.repeat((torch.zeros(8), torch.zeros(1))), lambda x, _: x.sum() * math.nan)
 
 
 def test_too_few_steps_and_rates_that_fall_are_refused() -> None:
     network = Bowl()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     with pytest.raises(InputError, match=f"at least {MIN_STEPS} steps, not {MIN_STEPS - 1}"):
-        find_learning_rate(network, optimizer, iter(()), lambda x, _: x.sum(), FLOAT32, num_steps=MIN_STEPS - 1)
+        find_learning_rate(learner(network, optimizer), iter(()), lambda x, _: x.sum(), num_steps=MIN_STEPS - 1)
     with pytest.raises(InputError, match="lowest < highest"):
-        find_learning_rate(network, optimizer, iter(()), lambda x, _: x.sum(), FLOAT32, lowest=1.0, highest=0.1)
+        find_learning_rate(learner(network, optimizer), iter(()), lambda x, _: x.sum(), lowest=1.0, highest=0.1)
 
 
 def test_nothing_is_suggested_where_the_loss_never_falls() -> None:
@@ -189,7 +205,7 @@ def test_nothing_is_suggested_where_the_loss_never_falls() -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     generator = torch.Generator().manual_seed(0)
     batches = ((torch.rand(8, generator=generator), torch.zeros(1)) for _ in itertools.count())
-    curve = find_learning_rate(network, optimizer, batches, lambda x, _: (x - network.place).mean() + 0 * x.sum(), FLOAT32)
+    curve = find_learning_rate(learner(network, optimizer), batches, lambda x, _: (x - network.place).mean() + 0 * x.sum())
     assert len(curve.losses) == 100
     assert curve.suggested is None
     assert curve.diverged is None

@@ -20,7 +20,7 @@ from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.options import TrainingOptions
 from medseg3d.signals import StopRequest
 from medseg3d.training.domains import TrainingDomain, draw_domain
-from medseg3d.training.train_fold import train_domains
+from medseg3d.training.loop import train_domains
 from medseg3d.universal import read_universal, resolve_domain
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.universal.training import _training_domain

@@ -21,8 +21,8 @@ from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.folds import read_folds
 from medseg3d.training.initial import InitialWeights
+from medseg3d.training.loop import train_domains
 from medseg3d.training.state import STATE, TrainingState
-from medseg3d.training.train_fold import train_domains
 from medseg3d.universal import UNIVERSAL, Universal, domain_folder, domain_names, read_universal, write_universal
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.initial_weights import initial_weights

@@ -1,0 +1,136 @@
+"""How a run begins: with the state in its folder, or with fresh or given weights in a precision and batch sizes that suit the device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from medseg3d.devices import Device
+from medseg3d.errors import InputError
+from medseg3d.networks.family import Sharing
+from medseg3d.options import TrainingOptions
+from medseg3d.patches.augmentation import augment
+from medseg3d.training.domains import TrainingDomain, patch_loader
+from medseg3d.training.initial import InitialWeights, check_began_with, take_over
+from medseg3d.training.learner import in_trusted_precision
+from medseg3d.training.state import BEST, LAST, SavedRun, TrainingState, check_same_run, load_state, read_summary, remove_run, restore_state
+from medseg3d.training.step import Learner
+from medseg3d.training.time_budget import batch_for_hours
+
+logger = logging.getLogger(__name__)
+
+
+def asked_state(
+    domains: Sequence[TrainingDomain], *, name: str, fold: str, device: Device, options: TrainingOptions, plan_digest: str
+) -> TrainingState:
+    """The state before the first step, as the plan and the user ask for it; the training numbers are those of the first domain."""
+    settings = domains[0].configuration.training
+    return TrainingState(
+        configuration=name,
+        fold=fold,
+        seed=options.seed,
+        epochs=options.epochs or settings.epochs,
+        iterations_per_epoch=options.iterations or (None if options.hours else settings.iterations_per_epoch),
+        hours=options.hours,
+        batch_sizes=tuple(options.batch_size or domain.configuration.batch_size for domain in domains),
+        precision=device.precision,
+        plan_digest=plan_digest,
+        threads=torch.get_num_threads() if device.device.type == "cpu" else None,
+    )
+
+
+def begin(
+    learner: Learner,
+    asked: TrainingState,
+    domains: Sequence[TrainingDomain],
+    folder: Path,
+    *,
+    options: TrainingOptions,
+    init: InitialWeights | None,
+    joins: Sharing | None,
+    check: Callable[[], None],
+) -> tuple[Learner, TrainingState]:
+    """Continue the run in the folder if there is one; otherwise check the precision on first batches, and fit these to the hours.
+
+    ``init`` is what to begin with: tensors of the same name and shape are taken, the others are listed. ``joins`` is given where a
+    domain joins a trained network, of which only what is shared is taken then. Raises :class:`InputError` where the run in the folder
+    began with something else.
+    """
+    saved = None if options.restart else load_state(folder)
+    if saved is not None:
+        return _resumed(learner, asked, saved, folder, options=options, init=init, joins=joins)
+    done = None if options.restart or joins is not None else _finished_without_state(asked, folder)
+    if done is not None:
+        check_began_with(done.init, init, folder)
+        return learner, done
+    is_filled = init is not None and take_over(learner.network, init, only_shared=joins)
+    if options.restart or read_summary(folder) is not None:  # weights alone were put there on purpose
+        check()
+        remove_run(folder)
+    learner = in_trusted_precision(learner, domains, asked.batch_sizes, seed=asked.seed, is_trained=is_filled)
+    state = replace(asked, precision=learner.device.precision, init=None if init is None else init.digest)
+    if options.hours is None or options.batch_size is not None or options.iterations is not None:
+        return learner, state
+    sizes = [_batch_for_hours(learner, *each, state.seed, options.hours) for each in zip(domains, state.batch_sizes, strict=True)]
+    return learner, replace(state, batch_sizes=tuple(sizes))
+
+
+def _resumed(
+    learner: Learner,
+    asked: TrainingState,
+    saved: SavedRun,
+    folder: Path,
+    *,
+    options: TrainingOptions,
+    init: InitialWeights | None,
+    joins: Sharing | None,
+) -> tuple[Learner, TrainingState]:
+    state, tensors, metadata = saved
+    if options.batch_size is None:
+        asked = replace(asked, batch_sizes=state.batch_sizes)  # they may have been fitted to the hours
+    check_same_run(state, asked, folder)
+    if joins is None:
+        check_began_with(state.init, init, folder)
+    learner = learner.on(replace(learner.device, precision=state.precision))
+    restore_state(folder, tensors, metadata, learner.network, learner.optimizer, learner.scaler)
+    if None not in (state.threads, asked.threads) and state.threads != asked.threads and not state.is_finished:
+        logger.warning(
+            "Fold %s was begun with %d threads and goes on with %d; its weights will differ in the last digits from those of a run "
+            "that was never stopped.",
+            state.fold,
+            state.threads,
+            asked.threads,
+        )
+    logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
+    is_length_given = options.epochs is not None or options.hours is not None
+    length = asked if is_length_given else state
+    return learner, replace(
+        state, epochs=length.epochs, hours=length.hours, iterations_per_epoch=options.iterations or state.iterations_per_epoch
+    )
+
+
+def _finished_without_state(asked: TrainingState, folder: Path) -> TrainingState | None:
+    """What a finished run of these settings says whose large state somebody has deleted; its weights are all that is needed.
+
+    Raises :class:`InputError` where it would have to go on: beginning anew would replace good weights without a word."""
+    done = read_summary(folder)
+    if done is None or not done.is_finished or not (folder / BEST).exists():
+        return None
+    is_same = (done.plan_digest, done.seed) == (asked.plan_digest, asked.seed)
+    hours = asked.hours
+    if is_same and (done.epochs >= asked.epochs if hours is None else done.hours is not None and done.hours >= hours):
+        return done
+    raise InputError(
+        f"{folder}: fold {done.fold} is finished ({done.epochs} epochs), and {LAST}, which training goes on from, is not there "
+        f"any more. Give --restart to train it anew; {BEST} is replaced then."
+    )
+
+
+def _batch_for_hours(learner: Learner, domain: TrainingDomain, batch_size: int, seed: int, hours: float) -> int:
+    loader = patch_loader(domain, batch_size=batch_size, seed=seed, on_gpu=learner.device.is_gpu)
+    image, labels = augment(loader.make_batch(0, 0), domain.policy, learner.device.device)
+    return batch_for_hours(learner, domain, image, labels, hours=hours)

@@ -1,0 +1,77 @@
+"""The network of a training with what teaches it: domains and a device go in, network, optimizer and scaler come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from medseg3d.devices import Device
+from medseg3d.networks.build import build_network, build_universal, sharing_of
+from medseg3d.networks.family import Sharing
+from medseg3d.patches.augmentation import augment
+from medseg3d.plan import TrainingPlan
+from medseg3d.precision import checked_precision
+from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.probe import trusted_precision
+from medseg3d.training.schedule import parameter_groups
+from medseg3d.training.step import Learner, scaler_for
+
+
+def make_learner(domains: Sequence[TrainingDomain], device: Device, *, seed: int, added: str | None = None) -> Learner:
+    """Fresh weights, by the training numbers of the first domain; with ``added`` only the parts of that domain are trainable."""
+    settings, sharing = domains[0].configuration.training, sharing_between(domains)
+    torch.manual_seed(seed)
+    network = _build(domains).to(device.device)
+    if added is not None and sharing is not None:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(sharing.domain_of(name) == added)
+    return Learner(
+        network=network,
+        optimizer=optimizer_of(network, settings),
+        scaler=scaler_for(device),
+        device=device,
+        gradient_clip=settings.gradient_clip,
+        normalizes_gradients=settings.unit_gradients,
+        shared=() if sharing is None else tuple(sharing.shared_parameters(network)),
+    )
+
+
+def sharing_between(domains: Sequence[TrainingDomain]) -> Sharing | None:
+    """How one network serves the domains; None for a single dataset, whose network is its own."""
+    return None if domains[0].name == NO_NAME else sharing_of({domain.name: domain.configuration.network for domain in domains})
+
+
+def _build(domains: Sequence[TrainingDomain]) -> nn.Module:
+    networks = {domain.name: domain.configuration.network for domain in domains}
+    return build_network(networks[NO_NAME]) if NO_NAME in networks else build_universal(networks)
+
+
+def optimizer_of(network: nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:
+    """The plan's optimizer over what is trainable, with the learning rates of its layers."""
+    parameters = parameter_groups(network, settings)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+
+
+def in_trusted_precision(
+    learner: Learner, domains: Sequence[TrainingDomain], batch_sizes: Sequence[int], *, seed: int, is_trained: bool
+) -> Learner:
+    """The learner in its precision where that trains every domain right, otherwise in float32: tried on first batches."""
+    device, network = learner.device, learner.network
+    for domain, size in zip(domains, batch_sizes, strict=True):
+        batch = patch_loader(domain, batch_size=size, seed=seed, on_gpu=device.is_gpu).make_batch(0, 0)
+        image, _ = augment(batch, domain.policy, device.device)
+        device = trusted_precision(device, domain.configuration, size)
+        if domain.name:
+            network.domain = domain.name  # type: ignore[assignment]
+        device = checked_precision(network, image[:1], device, is_trained=is_trained)
+    return learner.on(device)

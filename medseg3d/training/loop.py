@@ -1,0 +1,310 @@
+"""Train one network: batches in, weights and a record per epoch out. The whole loop can be read here.
+
+Deterministic on the CPU: batches and augmentation are drawn from (seed, epoch, iteration) alone, and the state is saved whole
+after every epoch and when the run is stopped, so that a continued run gives the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medseg3d.devices import Device, is_out_of_memory, use_all_cores
+from medseg3d.errors import DivergedError, InputError
+from medseg3d.execution import available_cores
+from medseg3d.models.checkpoints import ModelCard, save_weights
+from medseg3d.options import TrainingOptions
+from medseg3d.patches.augmentation import Batch, augment
+from medseg3d.patches.loading import BatchReader, PatchLoader
+from medseg3d.signals import StopRequest, last_words
+from medseg3d.training.begin import asked_state, begin
+from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader
+from medseg3d.training.initial import InitialWeights, read_initial
+from medseg3d.training.learner import make_learner, sharing_between
+from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, smoothed, validate_patches
+from medseg3d.training.schedule import learning_rate
+from medseg3d.training.state import BEST, LAST, EpochRecord, TrainingState, append_history, save_state, write_summary
+from medseg3d.training.step import Learner, apply_gradients, compute_gradients
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int], None]
+"""Is told the epoch, and how many of how many are done."""
+
+
+def _ignore(epoch: int, done: int, total: int) -> None:
+    """Nobody listens."""
+
+
+MAX_BAD_STEPS_IN_A_ROW = 20
+"""So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
+EPOCHS_IN_A_TIME_BUDGET = 30
+"""With ``hours`` an epoch ends after this share of the budget at the latest, so that slow devices decay and validate as well."""
+
+
+def train_domains(
+    domains: Sequence[TrainingDomain],
+    *,
+    name: str,
+    fold: str,
+    folder: Path,
+    device: Device,
+    options: TrainingOptions,
+    plan_digest: str,
+    stop: StopRequest,
+    init: Path | InitialWeights | None = None,
+    added: str | None = None,
+    check: Callable[[], None] = lambda: None,
+    on_step: Progress = _ignore,
+    on_validation: Progress = _ignore,
+) -> Iterator[EpochRecord]:
+    """Train one network on one or several datasets and yield a record per finished epoch; ends early, state saved, when ``stop`` is set.
+
+    ``name`` is the configuration's; the training numbers are those of the first domain's plan. ``init`` is what to begin with, a weights
+    file or tensors. With ``added``, everything but the parts of the domain of that name keeps its bits, and only that domain is drawn and
+    measured. ``check`` is called before anything is written, and raises where the folder belongs to another process by now.
+    ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
+    that an epoch is measured on. Raises :class:`DivergedError` after ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their
+    batches, and ``PlanMismatchError`` where ``folder`` holds a run with other settings.
+    """
+    use_all_cores()
+    trained = [domain for domain in domains if added in (None, domain.name)]
+    state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest)
+    learner = make_learner(domains, device, seed=options.seed, added=added)
+    torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
+    plans = {domain.name: domain.plan for domain in domains}
+    card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
+    joins = None if added is None else sharing_between(domains)
+    try:
+        learner, state = begin(learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check)
+        run = _Run(learner, state, trained, folder, card, options, check)
+        with last_words(run.save):
+            yield from _epochs(run, stop, on_step, on_validation)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        sizes = ", ".join(map(str, state.batch_sizes))
+        raise InputError(
+            f"{name}, fold {fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. Close what else "
+            "uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
+        ) from error
+
+
+def _epochs(run: _Run, stop: StopRequest, on_step: Progress, on_validation: Progress) -> Iterator[EpochRecord]:
+    """Train epoch after epoch until the run is over, or until it is told to stop."""
+    if run.state.is_over:  # the length that is asked for now may be over already, or the last words were not written
+        run.end()
+    while not run.state.is_over:
+        if not run.train_epoch(stop, on_step):
+            run.save()
+            return
+        yield run.finish_epoch(on_validation)
+
+
+class _Run:
+    """What learns, and the state that says where it stands; both change together, after every step and every epoch."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        state: TrainingState,
+        domains: Sequence[TrainingDomain],
+        folder: Path,
+        card: ModelCard,
+        options: TrainingOptions,
+        check: Callable[[], None],
+    ) -> None:
+        self.learner, self.state, self.domains = learner, state, domains
+        self.folder, self.card, self.options = folder, card, options
+        self.settings = domains[0].configuration.training
+        self._rate: float | None = None
+        self._check = check
+        self._changing = threading.RLock()
+        """Held while weights and state do not belong together, so that another thread can save them where the process must end."""
+
+    def train_epoch(self, stop: StopRequest, on_step: Progress) -> bool:
+        """Train to the end of the epoch; False where a stop request came first."""
+        began, start = self.state, time.perf_counter()
+        planned = began.iterations_per_epoch or self.settings.iterations_per_epoch
+        loaders = [self._loader(domain) for domain in range(len(self.domains))]
+        is_gpu = self.learner.device.is_gpu
+        # a CPU needs its cores for the network
+        reader = BatchReader(prefetch=6 if is_gpu else 3, num_threads=min(4, available_cores()) if is_gpu else 1)
+        bad_in_a_row: list[str] = []
+
+        def make(iteration: int) -> Batch:
+            return loaders[self._domain_of(iteration)].make_batch(began.epoch, iteration)
+
+        self.learner.network.train()
+        # closing: leaving the loop early must end the reading threads at once, not when the generator is collected
+        with closing(reader.read(make, began.iteration, planned)) as batches:
+            for batch in batches:
+                self._set_learning_rate(planned)
+                index = self._domain_of(self.state.iteration)
+                loss = self._gradients(batch, index)
+                with self._changing:
+                    step = apply_gradients(self.learner, loss, running_norm=self.state.running_norm(index))
+                    seconds, waited = time.perf_counter() - start, reader.waited_seconds
+                    self.state = self.state.after_step(step, domain=index, cases=batch.names, began=began, seconds=seconds, waited=waited)
+                bad_in_a_row = [] if step.is_finite else [*bad_in_a_row, *batch.names]
+                if not step.is_finite:
+                    _check_not_diverged(batch, bad_in_a_row)
+                on_step(self.state.epoch, self.state.iteration, planned)
+                if stop.is_set:
+                    return False
+                if self._is_epoch_over(planned):
+                    break
+        return True
+
+    def _gradients(self, batch: Batch, index: int) -> float:
+        """The gradients of a batch of a domain, and its loss; the weights stay."""
+        state, learner, domain = self.state, self.learner, self.domains[index]
+        torch.manual_seed(_step_seed(state.seed, state.epoch, state.iteration))  # dropout draws the same after a resume
+        image, labels = augment(batch, domain.policy, learner.device.device)
+        return compute_gradients(learner.network, image, labels, domain.loss, learner.device, scaler=learner.scaler, domain=domain.name)
+
+    def _is_epoch_over(self, planned: int) -> bool:
+        state = self.state
+        if state.iteration >= planned:
+            return True
+        if state.hours is None or self.options.iterations is not None:
+            return False
+        budget = state.hours * 3600
+        return state.elapsed_seconds >= budget or (
+            state.iterations_per_epoch is None and state.epoch_seconds >= budget / EPOCHS_IN_A_TIME_BUDGET
+        )
+
+    def finish_epoch(self, on_validation: Progress = _ignore) -> EpochRecord:
+        """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
+        began, state = time.perf_counter(), self.state
+        found = self._validate(on_validation)
+        mean = mean_of_known([each.mean for each in found])
+        smooth = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
+        value = None if smooth is None else smooth.value
+        seconds = time.perf_counter() - began
+        record = EpochRecord(
+            epoch=state.epoch,
+            train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
+            validation_loss=mean_of_known([each.loss for each in found]),
+            pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
+            pseudo_dice_mean=mean,
+            pseudo_dice_smoothed=value,
+            learning_rate=self._rate_of_last_step(),
+            seconds=state.epoch_seconds + seconds,
+            waiting_share=state.epoch_waiting / max(state.epoch_seconds, 1e-9),
+            iterations=state.iteration,
+            skipped_iterations=state.skipped,
+            # without validation cases (fold "all") the newest weights are the best there is
+            is_best=value is None or state.best is None or value > state.best,
+            elapsed_seconds=state.elapsed_seconds + seconds,
+        )
+        with self._changing:
+            self.state = state.after_epoch(record, smooth)
+            self._check()
+            if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
+                self._save_best(record)
+            append_history(self.folder, record)
+            self.save()
+        return record
+
+    def _validate(self, on_validation: Progress) -> list[PatchValidation]:
+        """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
+        share = self.settings.validation_iterations / self.settings.iterations_per_epoch
+        of_one = max(1, self.state.iteration // len(self.domains))
+        num_batches = max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
+        counter = itertools.count()
+
+        def tell() -> None:
+            on_validation(self.state.epoch, next(counter), num_batches * len(self.domains))
+
+        tell()
+        network, device = self.learner.network, self.learner.device
+        return [
+            validate_patches(network, domain, self._loader(index, is_validation=True), device, num_batches=num_batches, on_batch=tell)
+            for index, domain in enumerate(self.domains)
+        ]
+
+    def end(self) -> None:
+        """Write down that the run is finished, where that is not known yet."""
+        if not self.state.is_finished:
+            self.state = replace(self.state, is_finished=True)
+            self.save()
+        elif (self.folder / LAST).exists():
+            self._complete()
+
+    def save(self) -> None:
+        """Write the state; where there is no best model yet, the present weights are it."""
+        with self._changing:
+            self._check()
+            save_state(self.folder, self.state, self.learner.network, self.learner.optimizer, self.learner.scaler)
+            self._complete()
+
+    def _complete(self) -> None:
+        """Write what stands beside the state, where a run was killed before it could."""
+        if not (self.folder / BEST).exists():
+            self._save_best(None)
+        write_summary(self.folder, self.state)
+
+    def _save_best(self, record: EpochRecord | None) -> None:
+        facts: dict[str, float | int | str | None] = {
+            "epoch": self.state.epoch if record is None else record.epoch,
+            "pseudo_dice_smoothed": None if record is None else record.pseudo_dice_smoothed,
+            "precision": self.state.precision,
+        }
+        save_weights(self.folder / BEST, self.learner.network, replace(self.card, facts=facts))
+
+    def _set_learning_rate(self, planned: int) -> None:
+        """Before every step; a plain polynomial moves once per epoch, as nnU-Net's does."""
+        is_plain = self.settings.schedule == "poly" and not self.settings.warmup
+        if not is_plain or not self.state.iteration or self._rate is None:
+            share_of_epoch = 0.0 if is_plain else self.state.iteration / planned
+            self._rate = learning_rate(self.settings, self.state.progress(share_of_epoch))
+        for group in self.learner.optimizer.param_groups:
+            group["lr"] = self._rate * group["factor"]
+
+    def _rate_of_last_step(self) -> float:
+        """Also where a run was stopped between the last step of an epoch and its end."""
+        if self._rate is None and self.state.iteration:
+            here = self.state
+            self.state = replace(here, iteration=here.iteration - 1)
+            self._set_learning_rate(here.iterations_per_epoch or self.settings.iterations_per_epoch)
+            self.state = here
+        return self._rate or 0.0
+
+    def _domain_of(self, iteration: int) -> int:
+        return draw_domain(self.domains, seed=self.state.seed, epoch=self.state.epoch, iteration=iteration)
+
+    def _loader(self, index: int, *, is_validation: bool = False) -> PatchLoader:
+        state, device = self.state, self.learner.device
+        return patch_loader(
+            self.domains[index],
+            batch_size=state.batch_sizes[index],
+            seed=state.seed,
+            on_gpu=device.is_gpu,
+            is_validation=is_validation,
+        )
+
+
+def _check_not_diverged(batch: Batch, bad_in_a_row: Sequence[str]) -> None:
+    """Log a bad step; raise :class:`DivergedError` where it is one too many."""
+    logger.warning("Skipped a step with a NaN or infinite loss or gradient; cases of the batch: %s.", ", ".join(batch.names))
+    if len(bad_in_a_row) >= MAX_BAD_STEPS_IN_A_ROW * len(batch.names):
+        raise DivergedError(
+            f"Training diverged: {MAX_BAD_STEPS_IN_A_ROW} steps in a row gave a NaN or infinite loss "
+            f"(cases {', '.join(sorted(set(bad_in_a_row))[:10])}). The weights of the best epoch are kept. "
+            "Look at these images with medseg3d doctor, or train with a lower learning rate (planner file, training.learning_rate)."
+        )
+
+
+def _step_seed(seed: int, epoch: int, iteration: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, iteration)).generate_state(1)[0])
