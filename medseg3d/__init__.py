@@ -26,10 +26,14 @@ __all__ = [
     "Store",
     "__version__",
     "build_network",
+    "demo",
     "evaluate",
     "load_model",
     "make_fingerprint",
     "open_dataset",
+    "plan_dataset",
+    "preprocess_dataset",
+    "read_plan",
     "run",
     "save_model",
     "training_patches",
@@ -45,10 +49,14 @@ HOMES = {
     "SlidingWindow": "prediction.sliding_window",
     "Store": "preprocessing.store",
     "build_network": "networks.build",
+    "demo": "workflows.demo",
     "evaluate": "workflows.evaluate",
     "load_model": "models.loading",
     "make_fingerprint": "fingerprint.make_fingerprint",
     "open_dataset": "data.open_dataset",
+    "plan_dataset": "workflows.plan_dataset",
+    "preprocess_dataset": "workflows.preprocess",
+    "read_plan": "work_folder",
     "run": "workflows.run",
     "save_model": "models.checkpoints",
     "training_patches": "training.training_patches",
@@ -71,7 +79,11 @@ if TYPE_CHECKING:
     from medseg3d.prediction.sliding_window import SlidingWindow
     from medseg3d.preprocessing.store import Store
     from medseg3d.training.training_patches import training_patches
+    from medseg3d.work_folder import read_plan
+    from medseg3d.workflows.demo import demo
     from medseg3d.workflows.evaluate import evaluate
+    from medseg3d.workflows.plan_dataset import plan_dataset
+    from medseg3d.workflows.preprocess import preprocess_dataset
     from medseg3d.workflows.run import run
 
 

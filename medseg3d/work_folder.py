@@ -144,6 +144,11 @@ class WorkFolder:
             ) from error
 
 
+def read_plan(work: Path | str) -> Plan:
+    """The plan in a work folder; raises :class:`InputError` where there is none, or a damaged one."""
+    return WorkFolder(Path(work)).read_plan()
+
+
 def work_folder(dataset: Path, work: Path | None) -> WorkFolder:
     """The work folder that belongs to a dataset, or the one that was named."""
     return WorkFolder(work if work is not None else dataset / DEFAULT_NAME)

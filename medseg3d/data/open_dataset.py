@@ -33,12 +33,13 @@ from medseg3d.wording import counted
 logger = logging.getLogger(__name__)
 
 
-def open_dataset(root: Path, *, channels: Sequence[str] | None = None) -> Dataset:
+def open_dataset(root: Path | str, *, channels: Sequence[str] | None = None) -> Dataset:
     """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``.
 
     Reads no voxels. Cases that cannot be used are in ``failures``. Raises :class:`DatasetError` with all findings at once where the
     dataset as a whole cannot be used, and :class:`UnsupportedError` for regions or an ignore label.
     """
+    root = Path(root)
     dataset, findings = find_dataset(root, channels=channels)
     if findings:
         findings = (*findings, *(f"{failure.case}: {failure.reason}" for failure in dataset.failures))

@@ -65,8 +65,8 @@ class Store:
     labels, 0 the background.
     """
 
-    def __init__(self, folder: Path, *, patch_size: Sequence[int] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, *, patch_size: Sequence[int] | None = None) -> None:
+        self.folder = Path(folder)
         self.patch_size = tuple(patch_size) if patch_size is not None else None
 
     def write(self, case: PreprocessedCase, digest: str, stamp: str = "") -> None:

@@ -8,11 +8,12 @@ from medseg3d.data.phantom import make_phantom_dataset
 from medseg3d.errors import DatasetError
 
 
-def demo(folder: Path, *, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:
+def demo(folder: Path | str, *, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:
     """Write the phantom dataset into ``folder``, which is made if missing, and return it.
 
     A phantom dataset that is already there is written again; raises :class:`DatasetError` where the folder holds anything else.
     """
+    folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not _is_phantom(folder):
         raise DatasetError(f"{folder}: the folder is not empty and not a phantom dataset. Name a new folder.")
     return make_phantom_dataset(folder, num_training=num_training, num_test=num_test, seed=seed)

@@ -18,10 +18,10 @@ from medseg3d.work_folder import WorkFolder
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
+    predictions: Path | str,
+    references: Path | str,
     *,
-    output: Path | None = None,
+    output: Path | str | None = None,
     labels: Labels | None = None,
     tolerance_mm: float | None = None,
     num_workers: int | None = None,
@@ -36,9 +36,11 @@ def evaluate(
     Cases that failed are in the result's ``failures``, those without a prediction in ``missing_predictions``: neither enters
     a mean.
     """
+    predictions, references = Path(predictions), Path(references)
     if output is None and predictions.is_dir():
         output = predictions
     if output is not None:
+        output = Path(output)
         output = output if output.suffix.lower() in (".json", ".csv") and not output.is_dir() else output / "metrics.json"
         match_files(predictions, references)  # raises for folders that do not belong together, before a folder is made
         check_writable(output.parent)

@@ -13,7 +13,7 @@ from medseg3d.data.dataset import Case, Dataset
 from medseg3d.data.digests import digest_of, stamp_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
-from medseg3d.errors import CaseFailure, ChannelCountError, ImageReadError, InputError
+from medseg3d.errors import CaseFailure, ChannelCountError, DatasetError, ImageReadError, InputError
 from medseg3d.events import Event, Listener
 from medseg3d.execution import Done, available_cores, memory_budget, run_cases, single_threaded_libraries, total_memory
 from medseg3d.fingerprint.records import Fingerprint
@@ -90,6 +90,20 @@ def preprocess(root: Path, work: Path | None, options: PreprocessOptions, on: Li
         failures=tuple(sorted(failures, key=lambda failure: failure.case)),
         folders=tuple(dict.fromkeys(folder.store(configuration.data) for configuration in wanted)),
     )
+
+
+def preprocess_dataset(dataset: Dataset, plan: Plan, work: Path | str, configuration: str | None = None) -> Store:
+    """Preprocess the training cases for a configuration (the recommended one for None) below the folder ``work``; the store of them.
+
+    What is there and current is kept. A case that fails is logged and left out; raises :class:`DatasetError` where none is left.
+    """
+    chosen, folder = plan.configuration(configuration), WorkFolder(Path(work))
+    failures = [done.failure for done in preprocess_cases(dataset, plan, [chosen], folder) if done.failure is not None]
+    for failure in failures:
+        logger.error("%s", failure)
+    if len(failures) == len(dataset.training):
+        raise DatasetError(f"{dataset.root}: no training case could be preprocessed.", [str(failure) for failure in failures])
+    return Store(folder.store(chosen.data or chosen.name))
 
 
 def _warn_of_an_old_plan(folder: WorkFolder, digests: Mapping[str, str]) -> None:
