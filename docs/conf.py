@@ -39,7 +39,7 @@ NAVIGATION = {
         "docs/concepts/evaluation",
         "docs/concepts/provenance",
     ],
-    "Reference": ["docs/reference/python", "docs/reference/metrics", "planners/README", "CHANGELOG"],
+    "Reference": ["docs/reference/python", "docs/reference/command-line", "docs/reference/metrics", "planners/README", "CHANGELOG"],
     "Measured": ["docs/benchmarks", "docs/reliability", "docs/fuzz", "docs/fault-simulator"],
     "The code": ["docs/map", "CONTRIBUTING"],
 }

@@ -44,8 +44,10 @@ class Console:
         self._is_json: bool = options.json
         self._is_quiet: bool = options.quiet
         self._is_verbose: bool = options.verbose
-        self._out = rich.console.Console(highlight=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH)
-        self._err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
+        self._out = rich.console.Console(
+            highlight=False, emoji=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH
+        )
+        self._err = rich.console.Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,12 @@ def _report(options: c.ReportCommand, console: Console) -> None:
     console.say(f"The report lies in {path}")
 
 
+def _completion(options: c.CompletionCommand, console: Console) -> None:
+    from medseg3d.commandline.completion import completion
+
+    sys.stdout.write(completion(options.shell, COMMANDS))  # as it is: no line may be broken
+
+
 def _report_failures(failures: Iterable[CaseFailure], what: str, *, noun: str = "case") -> None:
     """End with exit code 3 where a case failed; ``what`` became of these and of the others."""
     failed = list(failures)
@@ -339,7 +346,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "plan": Command("measure the dataset and decide spacing, patch, batch and network", c.PlanCommand, _plan),
     "preprocess": Command("crop, normalize and resample all cases", c.PreprocessCommand, _preprocess),
     "train": Command("train one fold; run it again to go on where it stopped", c.TrainCommand, _train),
-    "validate": Command("predict and measure a trained fold's validation cases again", c.ValidateCommand, _validate),
+    "validate": Command("predict and evaluate a trained fold's validation cases again", c.ValidateCommand, _validate),
     "find-lr": Command("try learning rates from small to large on a fold and suggest one", c.FindLrCommand, _find_lr),
     "select": Command("choose the best configuration or pair, and the postprocessing", c.SelectCommand, _select),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
@@ -351,5 +358,6 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "import": Command("take a model that another program trained", c.ImportCommand, _import),
     "info": Command("what a model is: labels, networks, folds, measures", c.InfoCommand, _info),
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
+    "completion": Command("print a script that completes commands, options and files in a shell", c.CompletionCommand, _completion),
 }
 """The verbs by their name, in the order of ``--help``."""

@@ -124,7 +124,7 @@ def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str])
         try:
             return read_record(file, EmptyWindows, "empty windows")
         except InputError as error:
-            logger.warning("%s It is left out; medseg3d train --fold %s --validate makes it again.", error, fold)
+            logger.warning("%s It is left out; medseg3d validate --fold %s makes it again.", error, fold)
             return None
 
     return combined([said(fold) for fold in folds])
@@ -228,7 +228,7 @@ def _measured_mirroring(work: WorkFolder, name: str, fold: str) -> FoldMirroring
     try:
         return read_fold_mirroring(work.validation(name, fold))
     except InputError as error:
-        logger.warning("%s It is left out; medseg3d train --fold %s --validate makes it again.", error, fold)
+        logger.warning("%s It is left out; medseg3d validate --fold %s makes it again.", error, fold)
         return None
 
 

@@ -108,7 +108,7 @@ class Field:
             upper = ", without a unit" if option.at_most is None else f" and up to {option.at_most:g}"
             return f"{kind} above {option.above:g}{upper}"
         if option.at_least is not None:
-            upper = "" if option.at_most is None else f" and at most {option.at_most:g}"
+            upper = "" if option.at_most is None else f" and at most {option.at_most}"
             return f"{kind} of at least {option.at_least:g}{upper}"
         return kind
 

@@ -105,4 +105,6 @@ class PredictOptions(WindowOptions, MemberOptions):
 class ExportOptions(MemberOptions):
     """Options of ``export``."""
 
-    format: Annotated[Literal["medseg3d", "onnx", "monai"] | None, Option("--format", "default: what the output's name ends with")] = None
+    format: Annotated[
+        Literal["medseg3d", "onnx", "monai"] | None, Option("--format", "what is written (default: what the output's name ends with)")
+    ] = None

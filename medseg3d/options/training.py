@@ -15,14 +15,14 @@ from medseg3d.options.resources import DeviceOptions, SeedOptions
 class BatchOptions(SeedOptions):
     """What a training step sees."""
 
-    batch_size: Annotated[int | None, Option("--batch-size", "default: the plan's", metavar="N", at_least=1)] = None
+    batch_size: Annotated[int | None, Option("--batch-size", "samples of a step (default: the plan's)", metavar="N", at_least=1)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(BatchOptions):
     """What a user may say of a training beside the plan; None means the plan's value."""
 
-    epochs: Annotated[int | None, Option("--epochs", "default: the plan's", metavar="N", at_least=1)] = None
+    epochs: Annotated[int | None, Option("--epochs", "epochs to train (default: the plan's)", metavar="N", at_least=1)] = None
     iterations: Annotated[int | None, Option("--iterations", "steps per epoch (default: the plan's)", metavar="N", at_least=1)] = None
     hours: Annotated[
         float | None, Option("--hours", "train for this time; the learning rate follows it", metavar="H", unit="hours", above=0)
