@@ -21,7 +21,7 @@ from medseg3d.devices import Device
 logger = logging.getLogger(__name__)
 
 MAX_RELATIVE_DEVIATION = 0.05
-"""Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their spread:
+"""Half precision is refused when the outputs of the first batch differ from float32 by more than this share of their standard deviation:
 bf16 keeps 8 bits (0.4 %) a number, and a healthy network loses about 1 % over its layers."""
 ROUNDINGS = 10
 """Mixed precision rounds after every operation, not once: a hundred independent roundings have ten times the effect of one."""
@@ -85,7 +85,7 @@ def _off(deviation: float) -> str:
     """How far numbers are off; kernels that are wrong can be wrong by any amount."""
     if not math.isfinite(deviation):
         return "is not finite, far"
-    return f"deviates by {100 * deviation:.1f} %" if deviation < 100 else f"deviates by {deviation:.1g} times the spread"
+    return f"deviates by {100 * deviation:.1f} %" if deviation < 100 else f"deviates by {deviation:.1g} times the standard deviation"
 
 
 def wrong_convolution(network: nn.Module, batch: Tensor, device: Device, *, used: nn.Module | None = None) -> str | None:

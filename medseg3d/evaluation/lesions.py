@@ -1,7 +1,7 @@
-"""Two masks of one label → how many connected objects of the reference were found, missed and invented.
+"""Two masks of one label → how many connected objects of the reference were found, and how many false positives there are.
 
 Objects are 26-connected components. A predicted and a reference object match where their IoU is above the threshold; each
-matches at most once, the best IoU first. There is no smallest size: a single stray voxel is an invented object.
+matches at most once, the best IoU first. There is no smallest size: a single stray voxel is a false positive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ finding."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LesionCounts:
-    """Objects found (true positives), invented (false positives) and missed (false negatives)."""
+    """Objects of the reference that were found, objects of the prediction alone, and objects of the reference alone."""
 
     true_positives: int
     false_positives: int

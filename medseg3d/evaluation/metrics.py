@@ -283,7 +283,7 @@ def table_header(evaluation: Evaluation) -> tuple[str, ...]:
     """The column titles of :func:`table_rows`, with units and the tolerance."""
     titles = (METRICS[name].title if name in METRICS else name for name in _columns(evaluation))
     named = (f"NSD {evaluation.tolerance_mm:.3g} mm" if title == METRICS["nsd"].title else title for title in titles)
-    return ("Label", *named, "Missed", "Invented")
+    return ("Label", *named, "FN cases", "FP cases")
 
 
 def _columns(evaluation: Evaluation) -> tuple[str, ...]:
@@ -305,10 +305,10 @@ def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
         for label in evaluation.labels
     ]
     dice = evaluation.foreground_dice
-    missed = sum(len(label.missed_cases) for label in evaluation.labels)
-    invented = sum(len(label.false_positive_cases) for label in evaluation.labels)
+    false_negatives = sum(len(label.missed_cases) for label in evaluation.labels)
+    false_positives = sum(len(label.false_positive_cases) for label in evaluation.labels)
     overall = _cell(Mean(mean=dice.mean, n=dice.n))
-    rows.append(("mean per case", overall, *[""] * (len(columns) - 1), str(missed), str(invented)))
+    rows.append(("mean per case", overall, *[""] * (len(columns) - 1), str(false_negatives), str(false_positives)))
     return rows
 
 

@@ -46,7 +46,7 @@ def order_slices(path: Path, slices: Sequence[DicomFile]) -> tuple[list[DicomFil
     step = _step(path, slices, positions, in_plane, normal)
     notes = []
     if len(slices) > 1 and (spacing == 1).all() and np.allclose(step, normal) and not positions[0][:2].any():
-        notes.append("spacing 1 and origin 0: the geometry looks invented")
+        notes.append("spacing 1 and origin 0: the geometry looks like a placeholder")
     linear = np.column_stack([in_plane, step])
     return slices, geometry_of(shape, homogeneous(LPS_TO_RAS @ linear, LPS_TO_RAS @ positions[0])), tuple(notes)
 

@@ -21,7 +21,7 @@ from medseg3d.networks.style import NEGATIVE_SLOPE, Style, activation_layer, dro
 PLAIN = Style()
 """Instance norm and leaky ReLU, nothing else."""
 BLUR = 0.5
-"""Share of the neighbors, in units of He's spread, in a depthwise kernel that is not trained yet; the middle has 1 more."""
+"""Share of the neighbors, in units of He's standard deviation, in a depthwise kernel that is not trained yet; the middle has 1 more."""
 MIN_SEPARABLE_CHANNELS = 8
 """An image's few channels are convolved in full even in a separable style, as in MobileNet's first layer."""
 

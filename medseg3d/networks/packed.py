@@ -1,8 +1,8 @@
 """Networks whose convolutions hold their weights as the CPU's kernels want them, for prediction.
 
-A trained network goes in, a copy with the same numbers but for rounding comes out. torch arranges the weights of a convolution anew in
+A trained network goes in, a copy with the same numbers but for rounding comes out. torch prepacks the weights of a convolution anew in
 every call, casts them anew in mixed precision, and leaves small convolutions of a single sample to a slow kernel; oneDNN, which it calls,
-can keep them arranged.
+can keep them prepacked.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ARRANGING = threading.Lock()
 
 
 def can_pack() -> bool:
-    """Whether this torch has oneDNN and its (private) operators for arranged weights."""
+    """Whether this torch has oneDNN and its (private) operators for prepacked weights."""
     names = ("mkldnn_reorder_conv2d_weight", "mkldnn_reorder_conv3d_weight")
     return (
         torch.backends.mkldnn.is_available()
@@ -105,7 +105,7 @@ def _is_packed(conv: nn.Conv2d | nn.Conv3d, dtype: torch.dtype) -> bool:
 class PackedConvolution(nn.Module):
     """A convolution ``(batch, in_channels, …)`` → ``(batch, out_channels, …)`` without gradients, in one type; in the channels-last layout.
 
-    The weights are arranged in the first call, for the size that comes then. In float32, padded kernels of 3x3x3 go by Winograd's
+    The weights are prepacked in the first call, for the size that comes then. In float32, padded kernels of 3x3x3 go by Winograd's
     minimal filtering along the first axis, see :class:`_SlicesOfFour`, where that size has slices enough for it.
     """
 
@@ -120,7 +120,7 @@ class PackedConvolution(nn.Module):
         self.padding, self.stride, self.dilation = ([int(n) for n in sizes[first:]] for sizes in (conv.padding, conv.stride, conv.dilation))
         self.groups, self.dtype = conv.groups, dtype
         self.fewer_products: _SlicesOfFour | None = None
-        self.is_arranged = False
+        self.is_prepacked = False
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution it was made of."""
@@ -130,17 +130,17 @@ class PackedConvolution(nn.Module):
         x = x.to(self.dtype).contiguous(memory_format=channels_last(x))
         if x.ndim == 5 and lone_axis(x, self.unpacked) is not None:
             return convolve(x, self.unpacked.to(self.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
-        if not self.is_arranged:
+        if not self.is_prepacked:
             with _ARRANGING:
-                if not self.is_arranged:
-                    self._arrange(x)
-                    self.is_arranged = True
+                if not self.is_prepacked:
+                    self._prepack(x)
+                    self.is_prepacked = True
         if self.fewer_products is not None:
             return self.fewer_products(x)
         convolved = _convolve(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         return as_volumes(convolved, batch) if self.is_slicewise else convolved
 
-    def _arrange(self, x: Tensor) -> None:
+    def _prepack(self, x: Tensor) -> None:
         weight = self.weight
         is_suited = self.dtype == torch.float32 and weight.shape[2:] == (3, 3, 3) and {*self.stride, *self.dilation, self.groups} == {1}
         # padded on all sides: elsewhere a constant region stays exactly constant, and an instance norm would blow up its rounding
@@ -148,7 +148,7 @@ class PackedConvolution(nn.Module):
             self.fewer_products = _SlicesOfFour(weight, self.bias, x)
             self.weight = weight.new_empty(0)
         else:
-            self.weight = _arranged(weight, self.padding, self.stride, self.dilation, self.groups, x.shape)
+            self.weight = _prepacked(weight, self.padding, self.stride, self.dilation, self.groups, x.shape)
 
 
 def _share_of_four(num_slices: int) -> float:
@@ -161,14 +161,14 @@ class _SlicesOfFour:
 
     Six 2D convolutions of sums of six slices take the place of twelve (Winograd, Arithmetic complexity of computations, 1980; Lavin and
     Gray 2016 for the matrices). The sums are made while the caches hold the slices. The rounding error is larger than
-    that of the direct computation; tests hold it below 3e-5 of the spread.
+    that of the direct computation; tests hold it below 3e-5 of the standard deviation.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
         kernels = torch.einsum("kj,oijyx->koiyx", torch.tensor(OF_KERNEL, dtype=torch.float64), weight.double()).float()
         size = (1, x.shape[1], *x.shape[3:])
         self.bias, self.out_channels = bias, len(weight)
-        self.weights = [_arranged(kernel, [1, 1], [1, 1], [1, 1], 1, size) for kernel in kernels]
+        self.weights = [_prepacked(kernel, [1, 1], [1, 1], [1, 1], 1, size) for kernel in kernels]
         self.of_slices, self.of_sums = torch.tensor(OF_SLICES), torch.tensor(OF_SUMS)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -202,12 +202,12 @@ class _SlicesOfFour:
         return _convolve(x.movedim(-1, 1), self.weights[number], bias, [1, 1], [1, 1], [1, 1], 1).movedim(1, -1)
 
 
-def _arranged(
+def _prepacked(
     weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, size: Sequence[int]
 ) -> Tensor:
-    arrange: Any = torch._C._nn.mkldnn_reorder_conv2d_weight if weight.ndim == 4 else torch._C._nn.mkldnn_reorder_conv3d_weight
-    arranged: Tensor = arrange(weight.contiguous().to_mkldnn(), padding, stride, dilation, groups, list(size))
-    return arranged
+    prepack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight if weight.ndim == 4 else torch._C._nn.mkldnn_reorder_conv3d_weight
+    prepacked: Tensor = prepack(weight.contiguous().to_mkldnn(), padding, stride, dilation, groups, list(size))
+    return prepacked
 
 
 def _convolve(

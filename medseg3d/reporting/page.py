@@ -27,8 +27,8 @@ from medseg3d.reporting.charts import Chart, Series, line_chart, strip
 class Score:
     """How well one label of one case was found; None where a value is not defined.
 
-    A label that neither side holds has no value at all. One that only the reference holds is missed, one that only the prediction
-    holds is invented: both have a Dice of 0 and no distance, so a mean distance alone would hide them.
+    A label that neither side holds has no value at all. One that only the reference holds is a false negative, one that only
+    the prediction holds a false positive: both have a Dice of 0 and no distance, so a mean distance alone would hide them.
     """
 
     case: str
@@ -37,8 +37,8 @@ class Score:
     hd95_mm: float | None = None
     nsd: float | None = None
     further: Mapping[str, float | None] = field(default_factory=dict)
-    is_missed: bool = False
-    is_invented: bool = False
+    is_false_negative: bool = False
+    is_false_positive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +194,8 @@ def label_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
                 "hd95": summary(_defined(s.hd95_mm for s in mine)),
                 "nsd": summary(_defined(s.nsd for s in mine)),
                 "further": {key: summary(_defined(s.further.get(key) for s in mine)) for key in further},
-                "num_missed": sum(s.is_missed for s in mine),
-                "num_invented": sum(s.is_invented for s in mine),
+                "num_false_negatives": sum(s.is_false_negative for s in mine),
+                "num_false_positives": sum(s.is_false_positive for s in mine),
                 "dots": strip(dice),
                 "mean_at": strip([statistics.fmean(dice)])[0] if dice else None,
             }

@@ -130,8 +130,8 @@ def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
             hd95_mm=label.hd95_mm,
             nsd=label.nsd,
             further=label.further,
-            is_missed=label.presence == "only_reference",
-            is_invented=label.presence == "only_prediction",
+            is_false_negative=label.presence == "only_reference",
+            is_false_positive=label.presence == "only_prediction",
         )
         for case in evaluation.cases
         for label in case.labels

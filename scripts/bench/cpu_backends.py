@@ -1,4 +1,4 @@
-"""One window through a network on the CPU: torch, ours (arranged weights, fewer products), torch.compile, OpenVINO, ONNX Runtime.
+"""One window through a network on the CPU: torch, ours (prepacked weights, fewer products), torch.compile, OpenVINO, ONNX Runtime.
 
 In: a model (work folder, .medseg3d, nnU-Net result folder). Out: a Markdown table of seconds per window and of the largest difference
 of the logits from torch's in float32. A backend that is not installed is left out.
@@ -64,8 +64,8 @@ def backends(network: torch.nn.Module, window: torch.Tensor) -> Iterator[tuple[s
     yield "torch float32", lambda: network(window)
     yield "torch bfloat16", lambda: in_bfloat16(network)
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        arranged = packed(network, dtype)
-        run = partial(in_bfloat16, arranged) if precision == "bfloat16" else partial(arranged, window)
+        prepacked = packed(network, dtype)
+        run = partial(in_bfloat16, prepacked) if precision == "bfloat16" else partial(prepacked, window)
         yield f"ours {precision}", run
     compiled = torch.compile(network)
     yield "torch.compile float32", lambda: compiled(window)

@@ -28,7 +28,7 @@ def save(path: Path, array: np.ndarray, origin: tuple[int, int, int] = (10, 20, 
 
 
 def make(root: Path, listing: str, ending: str) -> Path:
-    """Four cases; the label of scan1 is cropped by one voxel on each side, which --fix mends."""
+    """Four cases; the label of scan1 is cropped by one voxel on each side, which --fix repairs."""
     for number in range(4):
         image, label = phantom(number)
         save(root / f"imagesTr/scan{number}{'_0000' if listing == 'none' else ''}.nrrd", image)

@@ -112,9 +112,9 @@ def test_without_names_all_values_of_all_cases_are_labels(folders):
     write(predictions / "c.nii.gz", cube(value=7).astype(np.float32))
     evaluation = evaluate_folders(predictions, references)
     assert [label.value for label in evaluation.labels] == [1, 4, 7]
-    tumor, invented = evaluation.labels[1], evaluation.labels[2]
+    tumor, false_positive = evaluation.labels[1], evaluation.labels[2]
     assert (tumor.missed_cases, tumor.dice.mean, tumor.dice.n, tumor.num_neither) == (("c",), 0.0, 1, 2)
-    assert (invented.false_positive_cases, invented.hd95_mm.n, invented.num_distances_undefined) == (("c",), 0, 1)
+    assert (false_positive.false_positive_cases, false_positive.hd95_mm.n, false_positive.num_distances_undefined) == (("c",), 0, 1)
 
 
 @pytest.mark.parametrize("name", ["scores.json", "scores.csv"])

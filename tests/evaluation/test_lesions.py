@@ -1,4 +1,4 @@
-"""Objects found, missed and invented."""
+"""True positives, false negatives and false positives among objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def counts(prediction: np.ndarray, reference: np.ndarray) -> tuple[int, int, int
     return found.true_positives, found.false_positives, found.false_negatives
 
 
-def test_found_missed_and_invented_objects_are_counted():
+def test_found_and_false_objects_are_counted():
     assert counts(line((0, 5), (20, 22)), line((1, 5), (30, 35))) == (1, 1, 1)
 
 
@@ -35,7 +35,7 @@ def test_the_threshold_itself_is_not_enough():
     assert counts(line((0, 2)), line((0, 10))) == (1, 0, 0)
 
 
-def test_two_predictions_of_one_object_are_one_found_and_one_invented():
+def test_two_predictions_of_one_object_are_one_found_and_one_false_positive():
     assert counts(line((0, 4), (5, 10)), line((0, 10))) == (1, 1, 0)
 
 
@@ -59,7 +59,7 @@ def test_corners_connect():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_every_object_is_counted_once_and_swapping_exchanges_missed_and_invented(seed):
+def test_every_object_is_counted_once_and_swapping_exchanges_false_negatives_and_positives(seed):
     generator = np.random.default_rng(seed)
     prediction, reference = (generator.random((4, 6, 6)) < 0.15 for _ in range(2))
     found, turned = count_lesions(prediction, reference), count_lesions(reference, prediction)

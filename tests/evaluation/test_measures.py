@@ -81,13 +81,13 @@ def test_it_is_written_read_and_shown_also_where_its_extension_is_not_there(tmp_
     assert read_evaluation(path) == evaluation
     assert to_csv(evaluation).splitlines()[0].endswith(",tolerance_mm,sensitivity,odd")
     assert to_csv(evaluation).splitlines()[1].endswith(",1.0,0.5,")
-    assert table_header(evaluation)[-4:] == ("Sens.", "Odd", "Missed", "Invented")
+    assert table_header(evaluation)[-4:] == ("Sens.", "Odd", "FN cases", "FP cases")
     assert table_rows(evaluation)[0][-4] == "0.750 (2)"
     assert all(len(row) == len(table_header(evaluation)) for row in table_rows(evaluation))
     assert label_rows(scores_of(evaluation))[0]["further"]["sensitivity"]["mean"] == 0.75
     forget_extensions()
     again = read_evaluation(path)
-    assert table_header(again)[-4:] == ("odd", "sensitivity", "Missed", "Invented")
+    assert table_header(again)[-4:] == ("odd", "sensitivity", "FN cases", "FP cases")
     assert table_rows(again)[0][-3] == "0.750 (2)"
 
 

@@ -174,7 +174,7 @@ IMAGE = np.random.default_rng(0).normal(150, 60, (20, 18, 12))
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_a_cpu_predicts_with_arranged_weights(trained: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_predicts_with_prepacked_weights(trained: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = medseg3d.load_model(trained, device="cpu", precision=precision)
     found = model.predict(IMAGE, np.eye(4))
     assert any(isinstance(module, PackedConvolution) for module in model._used[0].networks[0].modules())

@@ -327,16 +327,16 @@ def test_every_family_is_one_graph(family, name):
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("family", NETWORKS)
-def test_every_family_keeps_its_logits_with_arranged_weights(family, name):
+def test_every_family_keeps_its_logits_with_prepacked_weights(family, name):
     network_plan, size = tiny(family, name)
     torch.manual_seed(0)
     network = build_network(network_plan).eval()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    arranged = packed(network, torch.float32)
-    assert sum(isinstance(module, PackedConvolution) for module in arranged.modules()) >= len(network_plan.features)
+    prepacked = packed(network, torch.float32)
+    assert sum(isinstance(module, PackedConvolution) for module in prepacked.modules()) >= len(network_plan.features)
     x = torch.randn(2, 2, *size)
     with torch.inference_mode():
-        expected, found = network(x), arranged(x)
+        expected, found = network(x), prepacked(x)
         assert float((found - expected).square().mean().sqrt()) < 1e-3 * float(expected.std())  # depth amplifies rounding
         assert torch.equal(network(x), expected)  # the original is as it was, also beside the copy that writes in place
     assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in before.items())
@@ -344,7 +344,7 @@ def test_every_family_keeps_its_logits_with_arranged_weights(family, name):
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("adapters", ["separable", "none"])
-def test_a_shared_convolution_follows_the_strides_of_domains_with_arranged_weights(adapters):
+def test_a_shared_convolution_follows_the_strides_of_domains_with_prepacked_weights(adapters):
     plans = {
         name: checked_plan(replace(network_plan, options={**network_plan.options, "adapters": adapters}, strides=strides))
         for (name, network_plan), strides in zip(
@@ -354,11 +354,11 @@ def test_a_shared_convolution_follows_the_strides_of_domains_with_arranged_weigh
     }
     torch.manual_seed(0)
     network = U2Net(plans).eval()
-    arranged = packed(network, torch.float32)
+    prepacked = packed(network, torch.float32)
     x = torch.randn(1, 1, 8, 8, 8)
     with torch.inference_mode():
         for name in plans:
-            torch.testing.assert_close(arranged(x, name), network(x, name), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(prepacked(x, name), network(x, name), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_separable_networks_do_not_amplify_noise():

@@ -59,7 +59,7 @@ def full_report(path: Path, name: str = "liver") -> ReportInput:
     history = tuple({"epoch": e, "train_loss": 1.0 - e / 10, "pseudo_dice": {name: e / 10}, "seconds": 2.0} for e in range(5))
     scores = (
         Score(case="good", label=name, dice=0.9, hd95_mm=2.0, nsd=0.95),
-        Score(case=name, label=name, dice=0.0, nsd=0.0, is_missed=True),
+        Score(case=name, label=name, dice=0.0, nsd=0.0, is_false_negative=True),
         Score(case="absent", label=name, dice=None),
     )
     return ReportInput(
@@ -118,12 +118,12 @@ def test_an_empty_work_folder_gives_a_page_that_says_what_is_missing(tmp_path: P
 def test_a_missed_label_counts_as_zero_and_an_absent_one_not_at_all() -> None:
     scores = [
         Score(case="a", label="x", dice=0.8),
-        Score(case="b", label="x", dice=0.0, is_missed=True),
+        Score(case="b", label="x", dice=0.0, is_false_negative=True),
         Score(case="c", label="x", dice=None),
     ]
     (row,) = label_rows(scores)
     assert row["dice"]["mean"] == pytest.approx(0.4)
-    assert (row["dice"]["num"], row["num"], row["num_missed"]) == (2, 3, 1)
+    assert (row["dice"]["num"], row["num"], row["num_false_negatives"]) == (2, 3, 1)
 
 
 def test_the_mean_of_labels_counts_every_label_once() -> None:

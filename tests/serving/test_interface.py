@@ -19,7 +19,7 @@ EXAMPLES, SECONDS = 30, 90
     "requests that schemathesis makes up from /openapi.json",
     "answered with the statuses and bodies that the description names, never with 500",
 )
-def test_invented_requests_get_the_answers_that_are_described(address: tuple[str, int], tmp_path: Path) -> None:  # noqa: F811
+def test_generated_requests_get_the_answers_that_are_described(address: tuple[str, int], tmp_path: Path) -> None:  # noqa: F811
     pytest.importorskip("schemathesis", reason="part of medseg3d[dev]")
     place = f"http://{address[0]}:{address[1]}/openapi.json"
     # what is an image cannot be said in a schema, so that most of what fits the schema is refused

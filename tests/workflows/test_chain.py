@@ -229,7 +229,7 @@ def test_a_validation_case_that_cannot_be_read_does_not_stop_the_others(
     metrics = json.loads((root / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").read_text(encoding="utf-8"))
     assert [case["case"] for case in metrics["cases"]] == sorted(others)
     shutil.copy(trained / f"imagesTr/{bad}_0000.nii.gz", root / f"imagesTr/{bad}_0000.nii.gz")
-    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0, "a mended case is measured without being asked"
+    assert main(["train", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0, "a repaired case is validated without being asked"
     metrics = json.loads((root / "medseg3d-work/models/3d_fullres/fold_0/validation/metrics.json").read_text(encoding="utf-8"))
     assert [case["case"] for case in metrics["cases"]] == sorted([bad, *others])
 
