@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg3d.errors import InputError
+from medseg3d.options import FoldChoice
 from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record
 from medseg3d.weights_header import weights_metadata
@@ -26,8 +27,7 @@ from medseg3d.weights_header import weights_metadata
 logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "medseg3d-work"
-Folds = int | str | Iterable[int | str] | None
-"""Folds as a caller may name them: one or several, numbers or texts, ``all`` for the network of all cases; None where the code chooses."""
+Folds = FoldChoice
 
 
 @dataclass(frozen=True, slots=True)

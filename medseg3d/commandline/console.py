@@ -90,8 +90,9 @@ class Console:
             self._bars.update(self._stage[1], completed=event.done, total=event.total)
 
     def warn(self, text: str) -> None:
-        """A line on standard error, of what will not be so for ever."""
-        self._err.print(f"Note: {text}", markup=False)
+        """A note on standard error."""
+        if not self._is_quiet:
+            self._err.print(f"Note: {text}", markup=False)
 
     def say(self, text: str) -> None:
         """A line on standard output."""
