@@ -20,7 +20,7 @@ from medseg3d.plan import NetworkPlan
 from medseg3d.planning import load_planner, read_nnunet_fingerprint
 from medseg3d.planning.patch import design_configuration
 from medseg3d.planning.planner import Planner
-from medseg3d.planning.stages import network_plan_of
+from medseg3d.planning.stages import network_plan_of, pooling_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import derive_topology
 
@@ -37,6 +37,11 @@ EXAMPLES: dict[str, tuple[int, ...]] = {
     "vnet": CUBE,
     "vnet_batch_norm": CUBE,
     "u2net": CUBE,
+    "dynunet": CUBE,
+    "segresnet": CUBE,
+    "attention_unet": CUBE,
+    "mednext": CUBE,
+    "swinunetr": CUBE,
 }
 """The patch of each preset's example plan: one channel, three classes, and voxels of equal edges."""
 BATCH = 2
@@ -88,6 +93,7 @@ def example_of(planner: Planner, patch: tuple[int, ...], spacing: Sequence[float
         lone_axis_factor=rule.lone_axis_factor,
         kernel_edge=planner.network.kernel_edge,
         max_stages=planner.network.max_stages,
+        pooling=pooling_of(planner.network.family),
     )
     network = network_plan_of(planner.network, dataset(), topology=topology, dimensions=len(patch), num_classes=classes)  # type: ignore[arg-type]
     return Example(planner=planner, network=checked_plan(network), patch=patch)

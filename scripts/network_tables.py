@@ -34,6 +34,7 @@ FAMILY_TABLES = {
     "classic": ("unet_2015", "unet_3d", "unet_wide"),
     "vnet": ("vnet", "vnet_batch_norm"),
     "u2net": ("u2net",),
+    "monai": ("dynunet", "segresnet", "attention_unet", "mednext", "swinunetr"),
 }
 PLANNED = (
     ("default", "3d_fullres"),
@@ -118,7 +119,7 @@ def effects_table() -> str:
         "squeeze_excitation": (0, 4),
     }
     rows = []
-    for family in NETWORKS:
+    for family in (name for name, known in NETWORKS.built_in.items() if known.has_style):
         marks = []
         for option, values in options.items():
             try:

@@ -9,7 +9,7 @@ from torch import nn
 
 from medseg3d.errors import PlanError
 from medseg3d.extensions import Registry
-from medseg3d.networks import classic_unet, plain_unet, residual_unet, u2net, vnet
+from medseg3d.networks import classic_unet, monai_families, plain_unet, residual_unet, u2net, vnet
 from medseg3d.networks.blocks import initialize
 from medseg3d.networks.family import Family, Sharing, Size
 from medseg3d.plan import NetworkPlan
@@ -17,7 +17,17 @@ from medseg3d.plan import NetworkPlan
 NETWORKS = Registry(
     "networks",
     Family,
-    {family.name: family for family in (plain_unet.FAMILY, residual_unet.FAMILY, classic_unet.FAMILY, vnet.FAMILY, u2net.FAMILY)},
+    {
+        family.name: family
+        for family in (
+            plain_unet.FAMILY,
+            residual_unet.FAMILY,
+            classic_unet.FAMILY,
+            vnet.FAMILY,
+            u2net.FAMILY,
+            *monai_families.FAMILIES,
+        )
+    },
 )
 """The families by their name in a plan: one file each, and those of extensions."""
 
@@ -29,9 +39,9 @@ def family_of(plan: NetworkPlan) -> Family:
 
 def checked_plan(plan: NetworkPlan) -> NetworkPlan:
     """The plan with every option of its family filled in; raises :class:`PlanError` for what cannot be built."""
-    completed = family_of(plan).completed(plan)
+    family = family_of(plan)
     _check_lengths(plan)
-    return completed
+    return family.completed(plan)
 
 
 def output_size(plan: NetworkPlan, patch_size: Size) -> Size:

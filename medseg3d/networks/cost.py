@@ -6,16 +6,19 @@ counted by the same rule and nothing is computed or allocated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg3d.networks.build import checked_plan, family_of
 from medseg3d.plan import NetworkPlan
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}
 """float32 numbers that an optimizer keeps per parameter: the momentum; Adam's two moments."""
@@ -87,9 +90,9 @@ def _traced(
 
     saved: dict[int, Tensor] = {}
     counter = FlopCounterMode(display=False)
-    complete = checked_plan(plan)
-    with FakeTensorMode():
-        network = family_of(plan).build(complete).train()
+    mode = FakeTensorMode()
+    network = _without_data(partial(family_of(plan).build, checked_plan(plan)), mode).train()
+    with mode:
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -114,6 +117,23 @@ def _traced(
         optimizer=optimizer,
     )
     return cost, sizes
+
+
+def _without_data(build: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Module:
+    """The network on tensors without data; one whose constructor looks at numbers is built with them first."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    try:
+        with mode:
+            return build()
+    except DataDependentOutputException:
+        network = build()
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, mode.from_tensor(buffer))
+    return network
 
 
 def _stand_in_loss(outputs: Tensor | list[Tensor]) -> Tensor:

@@ -26,6 +26,20 @@ def no_problems(plan: NetworkPlan) -> Iterable[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """What a family asks of strides and kernels, where it cannot follow the spacing axis by axis.
+
+    With ``all_axes`` every axis is halved between stages, or none. ``same_kernels``: one size of kernel everywhere. ``first_stride`` is
+    that of the first stage. ``num_stages`` is fixed, whatever the size; None for as many as the size allows.
+    """
+
+    all_axes: bool = False
+    same_kernels: bool = False
+    first_stride: int = 1
+    num_stages: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     """How one network of a family serves several datasets (domains), and by its name whose a tensor is.
 
@@ -61,8 +75,8 @@ class Family:
     ``output_size(plan, patch)`` is the part of the patch that gets logits, in its middle; ``input_size(plan, wanted)`` the
     smallest patch that gives at least ``wanted``. ``problems(plan)`` says what this family cannot build, a sentence without its point each.
     With ``keeps_weights`` a network begins with the weights that ``build`` gives it, otherwise with those of
-    :func:`~medseg3d.networks.blocks.initialize`. A family that ``has_style`` takes the shared options. ``sharing`` is given
-    where one network can serve several datasets.
+    :func:`~medseg3d.networks.blocks.initialize`. A family that ``has_style`` takes the shared options. ``pooling`` is what it
+    asks of strides and kernels. ``sharing`` is given where one network can serve several datasets.
     """
 
     name: str
@@ -74,6 +88,7 @@ class Family:
     problems: Callable[[NetworkPlan], Iterable[str]] = no_problems
     keeps_weights: bool = False
     has_style: bool = True
+    pooling: Pooling = Pooling()
     sharing: Sharing | None = None
 
     def completed(self, plan: NetworkPlan) -> NetworkPlan:

@@ -15,7 +15,7 @@ from medseg3d.plan import NetworkPlan
 from medseg3d.planning.budget import MemoryBudget, memory_budget_of
 from medseg3d.planning.planner import BatchRule, Planner
 from medseg3d.planning.reasons import Decided, Explanation, times
-from medseg3d.planning.stages import planned_network
+from medseg3d.planning.stages import planned_network, pooling_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology, derive_topology, topology_reasons
 
@@ -53,6 +53,7 @@ def design_configuration(
     ``get_plans_for_configuration``.
     """
     dimensions: Literal[2, 3] = 3 if len(spacing) == 3 else 2
+    asked = pooling_of(planner.network.family)
     topology_of = partial(
         derive_topology,
         spacing,
@@ -60,6 +61,7 @@ def design_configuration(
         lone_axis_factor=planner.patch.lone_axis_factor,
         kernel_edge=planner.network.kernel_edge,
         max_stages=planner.network.max_stages,
+        pooling=asked,
     )
     budget = memory_budget_of(planner, summary, gpu_memory_gb=gpu_memory_gb, is_3d=dimensions == 3)
     edge = planner.patch.initial_edge_3d if dimensions == 3 else planner.patch.initial_edge_2d
@@ -71,7 +73,12 @@ def design_configuration(
     batch = batch_size(topology, final.patch_size, budget, planner.batch, dataset_voxels=dataset_voxels)
     design = Design(spacing=tuple(spacing), median_shape=tuple(shape), topology=final, network=network.value, batch_size=batch.value)
     pooling = topology_reasons(
-        topology, spacing=spacing, patch_size=final.patch_size, patch=planner.patch, kernel_edge=planner.network.kernel_edge
+        topology,
+        spacing=spacing,
+        patch_size=final.patch_size,
+        patch=planner.patch,
+        kernel_edge=planner.network.kernel_edge,
+        pooling=asked,
     )
     return Decided(design, (*initial.reasons, *fitted.reasons, *pooling, *network.reasons, *batch.reasons))
 

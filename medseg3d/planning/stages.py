@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning.memory import FEATURE_MAPS
@@ -61,6 +62,15 @@ def network_plan_of(
         options=dict(rule.options),
         provider=_provider_of(rule.family),
     )
+
+
+def pooling_of(family: str) -> dict[str, Any]:
+    """What a family asks of strides and kernels, as the fields of its record; those of the closed formula ask nothing."""
+    if family in FEATURE_MAPS:
+        return {}
+    from medseg3d.networks.build import NETWORKS
+
+    return asdict(NETWORKS.find(family).pooling)
 
 
 def _provider_of(family: str) -> str:

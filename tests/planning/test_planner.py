@@ -72,7 +72,7 @@ def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
         ('extends = "default"\nnetwork = 3\n', "network must be a table"),
         (
             'extends = "default"\n[network]\nfamily = "wide_net"\n',
-            "network.family: There is no network 'wide_net'; known are classic_unet, plain_unet",
+            "network.family: There is no network 'wide_net'; known are attention_unet, classic_unet",
         ),
         ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', r"lowres\.spacing_step: expected greater than 1, found 1\.0"),
         ('extends = "default"\n[training]\nepochs = "many"\n', "training.epochs"),

@@ -225,7 +225,13 @@ def test_one_onnx_file_for_several_networks_is_refused(trained: Path, tmp_path: 
     assert not (tmp_path / "x.onnx").exists()
 
 
-@pytest.mark.parametrize(("family", "dimensions"), [("plain_unet", 2), *((family, 3) for family in sorted(NETWORKS))])
+ALL_FAMILIES = (
+    ("plain_unet", 2),
+    *((name, 3) if family.has_style else pytest.param(name, 3, marks=pytest.mark.slow) for name, family in NETWORKS.built_in.items()),
+)
+
+
+@pytest.mark.parametrize(("family", "dimensions"), ALL_FAMILIES)
 def test_every_family_exports_to_onnx_with_any_number_of_windows(parts: ModelParts, family: str, dimensions: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     plan = family_plan(parts.description.plan, family, dimensions)
@@ -239,23 +245,26 @@ def test_every_family_exports_to_onnx_with_any_number_of_windows(parts: ModelPar
 def family_plan(plan: Plan, family: str, dimensions: int) -> Plan:
     """A plan with a small network of a family as its only configuration."""
     pool, kernel = (2,) * dimensions, (3,) * dimensions
+    asked = NETWORKS[family].pooling
+    stages = asked.num_stages or 3
     network_plan = NetworkPlan(
         family=family,
         dimensions=dimensions,  # type: ignore[arg-type]
         in_channels=1,
         num_classes=3,
-        features=(8, 12, 16),
-        kernel_sizes=(kernel,) * 3,
-        strides=((1,) * dimensions, pool, pool),
-        encoder_blocks=(2, 2, 2),
-        decoder_blocks=(2, 2),
+        features=tuple((12 if asked.num_stages else 8) * 2**stage for stage in range(stages)) if asked.all_axes else (8, 12, 16),
+        kernel_sizes=(kernel,) * stages,
+        strides=((asked.first_stride,) * dimensions, *(pool,) * (stages - 1)),
+        encoder_blocks=(2,) * stages,
+        decoder_blocks=(1 if family in ("attention_unet", "swinunetr") else 2,) * (stages - 1),
+        deep_supervision=family not in ("attention_unet", "segresnet", "swinunetr"),
     )
     (configuration, *_) = (found for found in plan.configurations.values() if found.network.dimensions == dimensions)
     chosen = replace(
         configuration,
         name="x",
         network=network_plan,
-        patch_size=(24,) * dimensions,
+        patch_size=(32 if asked.num_stages else 24,) * dimensions,
         mirror_axes=tuple(range(dimensions)),
     )
     return replace(plan, configurations={"x": chosen}, recommended="x")
