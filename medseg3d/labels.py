@@ -16,8 +16,8 @@ class Labels:
 
     ``values[i]`` is what the label files hold for index ``i`` (any integers, gaps allowed); ``pairs`` are pairs of indices
     (left, right). A network of overlapping ``regions`` gives a logit for each of them and none for the background: region ``i`` is the
-    union of the file values ``regions[i]``; where its logit is above 0 the voxel is painted with index ``i + 1``, later regions over
-    earlier ones.
+    union of the file values ``regions[i]``; where its logit is above 0 the voxel gets index ``i + 1``, later regions over
+    earlier ones (region class order).
     """
 
     names: tuple[str, ...]

@@ -58,7 +58,7 @@ class WorkFolder:
 
     @property
     def selection(self) -> Path:
-        """The chosen configuration or pair, and the postprocessing."""
+        """The chosen configuration or ensemble of two, and the postprocessing."""
         return self.root / "selection.json"
 
     @property

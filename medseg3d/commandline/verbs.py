@@ -348,7 +348,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "train": Command("train one fold; run it again to go on where it stopped", c.TrainCommand, _train),
     "validate": Command("predict and evaluate a trained fold's validation cases again", c.ValidateCommand, _validate),
     "find-lr": Command("try learning rates from small to large on a fold and suggest one", c.FindLrCommand, _find_lr),
-    "select": Command("choose the best configuration or pair, and the postprocessing", c.SelectCommand, _select),
+    "select": Command("choose the best configuration or ensemble of two, and the postprocessing", c.SelectCommand, _select),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
     "evaluate": Command("measure label maps against references", c.EvaluateCommand, _evaluate),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),

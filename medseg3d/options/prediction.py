@@ -40,7 +40,7 @@ class MemberOptions(Options):
         str | None,
         Option(
             "-c --configuration",
-            "2d, 3d_fullres, 3d_lowres … (default: the selected one or pair; before select, the recommended one)",
+            "2d, 3d_fullres, 3d_lowres … (default: the selected one or ensemble of two; before select, the recommended one)",
             metavar="CONFIGURATION",
         ),
     ] = None

@@ -1,7 +1,7 @@
 """From a raw case to its label indices: prepared images go through the networks, and slabs of logits become rows of the label map.
 
 What is held beside the prepared images and the label map does not grow with the number of slices, nor at full size with the number of
-classes: not for one network, not for folds, pairs of configurations, cascades or probabilities.
+classes: not for one network, not for folds, ensembles of two configurations, cascades or probabilities.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _slabs(
     )
     if device.device.type == "cpu":
         return slabs
-    return ahead(copied_to_host(slab) for slab in slabs)  # the device computes the next slab while this one is restored
+    return ahead(copied_to_host(slab) for slab in slabs)  # the device computes the next slab while this one is resampled
 
 
 def with_networks(member: Member, converted: Callable[[torch.nn.Module], torch.nn.Module]) -> Member:
@@ -205,12 +205,12 @@ def _mean_stream(streams: Sequence[Iterator[tuple[slice, np.ndarray]]], *, is_re
         start = blocks[0][0]
         count = min(block.shape[1] for _, block in blocks)
         mean = np.mean([block[:, :count] for _, block in blocks], 0)
-        mean[-1] = _painted(mean[:-1]) if is_regions else mean[:-1].argmax(0)
+        mean[-1] = _by_class_order(mean[:-1]) if is_regions else mean[:-1].argmax(0)
         yield slice(start, start + count), mean
         blocks = [(first + count, block[:, count:]) for first, block in blocks]
 
 
-def _painted(probabilities: np.ndarray) -> np.ndarray:
+def _by_class_order(probabilities: np.ndarray) -> np.ndarray:
     """Region ``i`` with index ``i + 1`` where its probability is above a half, later ones over earlier ones."""
     indices = np.zeros(probabilities.shape[1:], np.min_scalar_type(len(probabilities)))
     for number, chance in enumerate(probabilities, start=1):

@@ -1,6 +1,6 @@
-"""Bring logits back to the grid of the raw case: slabs of logits on the network's grid go in, label indices or probabilities come out.
+"""Resample logits to the original grid: slabs of logits on the network's grid go in, label indices or probabilities come out.
 
-The logits are resampled linearly (a coarse axis apart, by the nearest slice) and arg-maxed tile by tile as they come: neither the logits
+The logits are resampled linearly (a coarse axis by the nearest slice) and arg-maxed tile by tile as they come: neither the logits
 of the volume nor the classes at full size ever exist.
 Linear interpolation is a convex combination of the voxels around: in a tile a class whose largest logit lies below another class's
 smallest cannot win anywhere, and is not interpolated there. That is exact, and in most tiles one or two classes are left.
@@ -44,7 +44,7 @@ def restore_label_maps(
 
     ``slabs`` are consecutive along axis 0 and make up ``(num_maps * num_outputs, *resampled_shape)``: a label map of every ``num_outputs``
     logits. Each slab is done with before the next one is asked for. Of equal logits the lowest index wins. ``is_regions``: logits are of
-    overlapping regions, painted one over the other where they are above 0, region ``i`` with index ``i + 1``.
+    overlapping regions, in region class order where they are above 0, region ``i`` with index ``i + 1``.
     """
     single = _region_tile if is_regions else _label_tile
 
@@ -112,7 +112,7 @@ def _grid(restoration: Restoration) -> _Grid:
     rule = restoration.resampling
     if rule.logits_order not in (0, 1) or rule.logits_coarse_order not in (0, 1):
         raise PlanError(
-            f"Logits are restored with spline order 0 or 1; the plan says {rule.logits_order} and {rule.logits_coarse_order}. "
+            f"Logits are resampled with spline order 0 or 1; the plan says {rule.logits_order} and {rule.logits_coarse_order}. "
             "Correct logits_order and logits_coarse_order in the planner's file."
         )
     shape, new_shape = restoration.resampled_shape, restoration.cropped_shape

@@ -175,10 +175,10 @@ def stream_logits(
                 index += len(starts)
                 place.has_waited = False
                 continue
-            place.step_down(sums, case)  # outside of the handler, whose traceback still holds the tensors
+            place.fall_back(sums, case)  # outside of the handler, whose traceback still holds the tensors
         if sums is None:
             raise NotFiniteError(f"{case}: the image is empty.")
-        yield from tiles.inside(sums.low, sums.finish(tiles.covered[0]))
+        yield from tiles.inside(sums.low, sums.finish(tiles.padded_size[0]))
         if skipper is not None:
             logger.info("%s: %d of %d windows left out as empty.", case, skipper.num_skipped, len(tiles.starts))
     finally:
@@ -186,30 +186,30 @@ def stream_logits(
 
 
 def _windows_at_once(device: Device, size: tuple[int, ...]) -> int:
-    """A power of two, so that halves of a batch are batches of the next step of the ladder."""
+    """A power of two, so that halves of a batch are batches of the next fallback."""
     voxels = CPU_BATCH_VOXELS if device.device.type == "cpu" else WINDOW_BATCH_VOXELS
     return 1 << max(0, (voxels // int(np.prod(size))).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tiles:
-    """Where the windows lie: the padded image, ``size`` (what a window sees), ``given`` (what it gives), and all ``starts`` in order.
+    """Where the windows lie: the padded image, ``size`` (what a window sees), ``output_size`` (of its logits), and all ``starts`` in order.
 
-    ``covered`` is the grid of what is given; ``inner`` is where the image lies in it. ``weights`` are those of each axis.
+    ``padded_size`` is the grid of all outputs; ``valid_region`` is where the image lies in it. ``weights`` are those of each axis.
     """
 
     padded: torch.Tensor
     size: tuple[int, ...]
-    given: tuple[int, ...]
+    output_size: tuple[int, ...]
     starts: list[tuple[int, ...]]
-    covered: tuple[int, ...]
-    inner: tuple[slice, ...]
+    padded_size: tuple[int, ...]
+    valid_region: tuple[slice, ...]
     weights: tuple[dict[int, torch.Tensor], ...]
     is_2d: bool
 
     def inside(self, low: int, rows: torch.Tensor) -> Iterator[torch.Tensor]:
         """The part of finished rows, the first of which is ``low``, that belongs to the image; nothing where none does."""
-        wanted, second, third = self.inner
+        wanted, second, third = self.valid_region
         first, last = max(low, wanted.start), min(low + rows.shape[1], wanted.stop)
         if first < last:
             yield rows[:, first - low : last - low, second, third]
@@ -225,22 +225,29 @@ class _Tiles:
     def most_rows(self, per_batch: int) -> int:
         """Rows that must be held at once."""
         batches = (self.starts[i : i + per_batch] for i in range(len(self.starts)))
-        return max(batch[-1][0] + self.given[0] - batch[0][0] for batch in batches)
+        return max(batch[-1][0] + self.output_size[0] - batch[0][0] for batch in batches)
 
 
 def _tiles(image: torch.Tensor, window: tuple[int, ...], output: tuple[int, ...], step: float) -> _Tiles:
     is_2d = len(window) == 2
     size = (1, *window) if is_2d else window
-    given = (1, *output) if is_2d else output
-    margin = tuple((n - g) // 2 for n, g in zip(size, given, strict=True))
-    padded, inner = _padded(image, given) if not any(margin) else _reflected(image, given, margin)
-    covered = tuple(n - 2 * m for n, m in zip(padded.shape[1:], margin, strict=True))
-    starts = tuple(window_starts(n, g, step) for n, g in zip(covered, given, strict=True))
+    output_size = (1, *output) if is_2d else output
+    margin = tuple((n - g) // 2 for n, g in zip(size, output_size, strict=True))
+    padded, valid_region = _padded(image, output_size) if not any(margin) else _reflected(image, output_size, margin)
+    padded_size = tuple(n - 2 * m for n, m in zip(padded.shape[1:], margin, strict=True))
+    starts = tuple(window_starts(n, g, step) for n, g in zip(padded_size, output_size, strict=True))
     if is_2d:
-        starts = (tuple(range(covered[0])), *starts[1:])
-    weights = tuple(axis_weights(*each) for each in zip(covered, given, starts, strict=True))
+        starts = (tuple(range(padded_size[0])), *starts[1:])
+    weights = tuple(axis_weights(*each) for each in zip(padded_size, output_size, starts, strict=True))
     return _Tiles(
-        padded=padded, size=size, given=given, starts=list(product(*starts)), covered=covered, inner=inner, weights=weights, is_2d=is_2d
+        padded=padded,
+        size=size,
+        output_size=output_size,
+        starts=list(product(*starts)),
+        padded_size=padded_size,
+        valid_region=valid_region,
+        weights=weights,
+        is_2d=is_2d,
     )
 
 
@@ -252,8 +259,8 @@ class _Place:
         self._home = device.device
         self.has_waited = False
 
-    def step_down(self, sums: _Sums | None, case: str) -> None:
-        """The next step of the ladder; raises ``MemoryError`` below the last one.
+    def fall_back(self, sums: _Sums | None, case: str) -> None:
+        """The next out-of-memory fallback; raises ``MemoryError`` after the last one.
 
         First of all it waits for the image that may be resampled there right now.
         """
@@ -292,14 +299,14 @@ class _Sums:
         self.low = 0
         self._finished = 0
         self._tiles = tiles
-        self.values = torch.zeros((num_channels, rows, *tiles.covered[1:]), dtype=dtype, device=device)
+        self.values = torch.zeros((num_channels, rows, *tiles.padded_size[1:]), dtype=dtype, device=device)
 
     @staticmethod
     def for_tiles(tiles: _Tiles, logits: torch.Tensor, place: _Place, max_bytes: int | None) -> _Sums:
         """Sums of the precision that the memory allows."""
-        rows = min(tiles.most_rows(place.per_batch), tiles.covered[0])
+        rows = min(tiles.most_rows(place.per_batch), tiles.padded_size[0])
         allowed = max_bytes if max_bytes is not None else SHARE_FOR_SUMS * free_bytes(place.results)
-        needed = 4 * logits.shape[1] * rows * tiles.covered[1] * tiles.covered[2]
+        needed = 4 * logits.shape[1] * rows * tiles.padded_size[1] * tiles.padded_size[2]
         return _Sums(tiles, logits.shape[1], rows, torch.float32 if needed <= allowed else torch.float16, place.results)
 
     def fitting(self, logits: torch.Tensor) -> torch.Tensor:
@@ -329,7 +336,7 @@ class _Sums:
         self._drop_finished()
         with torch.inference_mode():
             for start, window, weight in zip(starts, logits, weights, strict=False):  # after the weights a scratch tensor may follow
-                box = tuple(slice(s, s + n) for s, n in zip((start[0] - self.low, *start[1:]), self._tiles.given, strict=True))
+                box = tuple(slice(s, s + n) for s, n in zip((start[0] - self.low, *start[1:]), self._tiles.output_size, strict=True))
                 sums = self.values[(slice(None), *box)]
                 if sums.dtype == window.dtype:
                     sums.addcmul_(window, weight)
@@ -384,19 +391,19 @@ def _window_logits(
 def _padded(image: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
     """The image with zeros around it where it is smaller than the window, and where it lies inside."""
     missing = [max(0, n - have) for n, have in zip(size, image.shape[1:], strict=True)]
-    inner = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
+    valid_region = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
     if not any(missing):
-        return image, inner
+        return image, valid_region
     padded = image.new_zeros((image.shape[0], *(have + m for m, have in zip(missing, image.shape[1:], strict=True))))
-    padded[(slice(None), *inner)] = image
-    return padded, inner
+    padded[(slice(None), *valid_region)] = image
+    return padded, valid_region
 
 
-def _reflected(image: torch.Tensor, given: Sequence[int], margin: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """The image, mirrored at its borders to at least ``given`` voxels and ``margin`` more on either side; where it lies in ``given``."""
-    missing = [max(0, n - have) for n, have in zip(given, image.shape[1:], strict=True)]
-    inner = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
+def _reflected(image: torch.Tensor, output_size: Sequence[int], margin: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """The image, mirrored at its borders to at least ``output_size`` voxels and ``margin`` more on either side; where it lies in those."""
+    missing = [max(0, n - have) for n, have in zip(output_size, image.shape[1:], strict=True)]
+    valid_region = tuple(slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True))
     for axis, (more, m) in enumerate(zip(missing, margin, strict=True), start=1):
         have = image.shape[axis]
         image = image.index_select(axis, torch.from_numpy(reflected(-(more // 2) - m, have + more + 2 * m, have)))
-    return image, inner
+    return image, valid_region

@@ -3,7 +3,7 @@
 Interpolation from one regular grid to another is separable: one small matrix per axis. The matrices follow ``skimage.transform.resize``
 (``mode="edge"``, ``anti_aliasing=False``), which nnU-Net 2.8.1 uses: voxel centers at ``(i + 0.5) * old / new - 0.5``, cubic B-splines
 with prefilter on a signal that is continued by 12 copies of its border value, and a result that is clipped to the range of its input.
-An axis much coarser than the others is resampled apart: first every slice in its plane, then along the axis.
+Separate-z resampling: along an axis much coarser than the others, first every slice in its plane, then along the axis.
 Arrays are ``(channel, n0, n1, n2)``, all in the same order of axes as the spacings.
 """
 
@@ -50,7 +50,7 @@ def resample_image(
 ) -> np.ndarray:
     """Resample ``(channel, n0, n1, n2)`` to ``(channel, *new_shape)``, float32; the array itself comes back where the shape is the same.
 
-    Spline orders ``resampling.image_order`` and, along a coarse axis apart, ``image_coarse_order``. With a ``device`` of torch it is
+    Spline orders ``resampling.image_order`` and, along a coarse axis (separate-z), ``image_coarse_order``. With a ``device`` of torch it is
     done there, channel by channel, the same but for rounding; a channel that its memory does not hold is resampled here.
     Raises :class:`PlanError` for an order other than 0, 1 or 3.
     """
@@ -260,7 +260,7 @@ def _score(label: np.ndarray, taps: Sequence[np.ndarray], weights: Sequence[np.n
 
 
 def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], threshold: float) -> int | None:
-    """The axis that is resampled apart, or None (nnU-Net 2.8.1 ``determine_do_sep_z_and_axis``).
+    """The axis of separate-z resampling, or None (nnU-Net 2.8.1 ``determine_do_sep_z_and_axis``).
 
     The old spacing decides if its largest entry is more than ``threshold`` times its smallest, else the new spacing; two equally coarse
     axes give None, also where the new spacing would have named one.

@@ -146,7 +146,7 @@ def render(report: ReportInput) -> str:
 
 
 def configuration_names(report: ReportInput) -> list[str]:
-    """The configurations that were trained (and pairs of them, ``a+b``), the selected and the recommended first."""
+    """The configurations that were trained (and ensembles of two, ``a+b``), the selected and the recommended first."""
     trained = {fold.configuration for fold in report.folds}
     first = ["+".join(report.selected), *report.selected, *([report.plan.recommended] if report.plan else [])]
     return [name for name in dict.fromkeys([*first, *sorted(trained)]) if name in trained]

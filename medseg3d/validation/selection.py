@@ -1,4 +1,4 @@
-"""Dice per case of every candidate → the selection: which configuration or pair predicts, why, and with which postprocessing."""
+"""Dice per case of every candidate → the selection: which configuration or ensemble of two predicts, why, and with which postprocessing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
 
 MIN_GAIN_OF_PAIR = 1e-3
-"""Mean Dice that a pair must add: it costs twice the time of prediction."""
+"""Mean Dice that an ensemble of two must add: it costs twice the time of prediction."""
 MIN_CASES_FOR_PAIR = 5
 """With fewer cases an interval says little, and the simpler model stays."""
 MIN_GAIN_OF_MIRRORING = 1e-3
@@ -29,7 +29,7 @@ TIE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One configuration, or a pair of them averaged, and its validation.
+    """One configuration, or an ensemble of two, and its validation.
 
     ``folds``: the finished folds per configuration; ``dice``: the mean foreground Dice per validated case, None where
     neither prediction nor reference has any label (:meth:`medseg3d.evaluation.metrics.Evaluation.dice_per_case`).
@@ -84,7 +84,7 @@ class FoldMirroring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairMirroring:
-    """``mirroring.json`` of a pair's validation: whether each configuration was mirrored."""
+    """``mirroring.json`` of an ensemble's validation: whether each configuration was mirrored."""
 
     is_used: dict[str, bool]
 
@@ -142,7 +142,7 @@ def _changes_since(selection: Selection, work: WorkFolder) -> str | None:
 def select(candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0) -> Selection:
     """Choose by the mean foreground Dice over the cases that all candidates were validated on.
 
-    Of single configurations the highest mean wins; ties go to ``recommended``, then to the earlier one. The best pair is taken
+    Of single configurations the highest mean wins; ties go to ``recommended``, then to the earlier one. The best ensemble is taken
     instead only if it gains more than ``MIN_GAIN_OF_PAIR`` and the 95 % bootstrap interval of its gain per case is above 0.
     Where a reference is empty, a candidate that predicts nothing counts as 1 on that case, so that it stands above one with
     false positives; cases that are empty for all are left out. Where no case is common to all, single configurations are
@@ -276,7 +276,7 @@ def _notes(candidates: Sequence[Candidate], cases: Sequence[str]) -> tuple[str, 
     notes = []
     if not cases:
         notes.append(
-            "No validation case is common to all candidates: the configurations were compared on different cases, and pairs were "
+            "No validation case is common to all candidates: the configurations were compared on different cases, and ensembles were "
             "left out. Finish the same folds of each configuration, then run medseg3d select again."
         )
     most = max(len(c.dice) for c in candidates)

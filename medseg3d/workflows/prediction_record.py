@@ -22,7 +22,7 @@ RECORD = "predictions.json"
 class PredictedCase:
     """One output: which model made it from which input (digest of its files), and the digest of the label map; empty in older records.
 
-    ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and restoring), write
+    ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and resampling), write
     (postprocessing and file); ``peak_mib`` of the process meanwhile, where the system tells it; ``shape`` of the image on the file's
     axes; ``precision`` that the network ran in; ``warnings`` say in what the image is unlike those that the model was trained on.
     """

@@ -1,4 +1,4 @@
-"""Select: the best configuration or pair of configurations by cross-validation, then the postprocessing that helps it."""
+"""Select: the best configuration or ensemble of two by cross-validation, then the postprocessing that helps it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _Measured:
 
 @verb(SelectOptions)
 def select(root: Path, work: Path | None, options: SelectOptions, on: Listener) -> Selection:
-    """Choose among all configurations with validated folds, and all pairs of them; written as ``selection.json``.
+    """Choose among all configurations with validated folds, and all ensembles of two; written as ``selection.json``.
 
     Works with whatever folds are finished; one that another process is measuring is left out, with a note. Raises
     :class:`InputError` where no fold is.
@@ -196,7 +196,7 @@ def _pair(
         if is_same and metrics.exists() and validation_age(root, folder, plan, names, fold) is None:
             evaluations.append(read_evaluation(metrics))
             continue
-        on(Event(stage="select", message=f"Measuring the pair {' + '.join(names)}, fold {fold}"))
+        on(Event(stage="select", message=f"Evaluating the ensemble {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
         remove_file(metrics)
         validation = read_split(folder, fold).validation

@@ -157,12 +157,12 @@ def test_a_gpu_without_memory_waits_for_the_image_that_is_resampled_there(monkey
     meta = Elsewhere(device=torch.device("meta"), precision="float32")
     network = Full(failures=1)
     place = sliding_window._Place([network], meta, 4)
-    place.step_down(None, "x")
+    place.fall_back(None, "x")
     assert (waited, place.per_batch) == ([True], 4)  # once as before
-    place.step_down(None, "x")
+    place.fall_back(None, "x")
     assert (waited, place.per_batch) == ([True], 2)
     place.has_waited = False  # after windows that fitted
-    place.step_down(None, "x")
+    place.fall_back(None, "x")
     assert (len(waited), place.per_batch) == (2, 2)
 
 

@@ -169,7 +169,7 @@ def _num_previous_channels(description: Description, path: Path) -> int:
     values = description.foreground_values
     if description.regions_class_order is not None and description.regions_class_order != values:
         raise UnsupportedError(
-            f"{path}: a cascade whose regions are painted as {description.regions_class_order} and given to the next stage as {values} "
+            f"{path}: a cascade with the region class order {description.regions_class_order}, not that of the values {values}, "
             "is not supported. Predict with nnU-Net."
         )
     return len(values)

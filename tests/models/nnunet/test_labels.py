@@ -1,4 +1,4 @@
-"""dataset.json: the outputs of a network and what they are painted as."""
+"""dataset.json: the outputs of a network and their region class order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_ignore_label_is_never_predicted(tmp_path: Path, dataset: Json) -> No
     assert description.foreground_values == (1, 2)
 
 
-def test_regions_are_painted_in_the_order_of_the_file(tmp_path: Path, dataset: Json) -> None:
+def test_regions_keep_the_class_order_of_the_file(tmp_path: Path, dataset: Json) -> None:
     dataset |= {
         "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
         "regions_class_order": [1, 2, 3],

@@ -99,7 +99,7 @@ def test_a_cascade_sees_a_channel_for_every_foreground_label(tmp_path: Path, pla
     dataset |= {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "inner": 3}, "regions_class_order": [1, 2, 3]}
     found = read(tmp_path, plans, dataset, "3d_cascade_fullres").configuration(None)
     assert (found.network.in_channels, found.network.num_classes) == (1 + 3, 3)
-    with pytest.raises(UnsupportedError, match="cascade whose regions"):
+    with pytest.raises(UnsupportedError, match="cascade with the region class order"):
         read(tmp_path, plans, dataset | {"regions_class_order": [2, 1, 3]}, "3d_cascade_fullres")
 
 
