@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from medseg3d.domain import Universal
 from medseg3d.errors import InputError, PlanError, PlanMismatchError
 from medseg3d.labels import Labels
 from medseg3d.models.checkpoints import load_network, save_tensors
@@ -22,7 +23,6 @@ from medseg3d.networks.build import build_network
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 from medseg3d.planning.planner import load_planner, planner_names
 from medseg3d.records import from_plain, read_record, to_plain, write_record
-from medseg3d.universal import Universal
 from medseg3d.validation.postprocessing import Postprocessing, Step
 
 NETWORK = NetworkPlan(

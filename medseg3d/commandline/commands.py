@@ -92,7 +92,7 @@ class PlanCommand(OutputOptions, PlanOptions, OnDatasets):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessCommand(OutputOptions, PreprocessOptions, OnDataset):
+class PreprocessCommand(OutputOptions, PreprocessOptions, OnDomain):
     """``medseg3d preprocess``."""
 
 
@@ -108,12 +108,12 @@ class TrainCommand(OutputOptions, TrainOptions, OnDataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateCommand(OutputOptions, ValidateOptions, OnDataset):
+class ValidateCommand(OutputOptions, ValidateOptions, OnDomain):
     """``medseg3d validate``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindLrCommand(OutputOptions, FindLrOptions, OnDataset):
+class FindLrCommand(OutputOptions, FindLrOptions, OnDomain):
     """``medseg3d find-lr``."""
 
 
@@ -147,7 +147,7 @@ class ReportCommand(OutputOptions, OnDomain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorCommand(OutputOptions, OnDataset):
+class DoctorCommand(OutputOptions, OnDomain):
     """``medseg3d doctor``."""
 
     fix: Annotated[bool, Option("--fix", "repair what can be repaired without doubt")] = False

@@ -311,14 +311,21 @@ class Console:
             for line in lines:
                 self._out.print(line, markup=False)
 
-    def show_domains(self, results: Mapping[str, Result], show: Callable[[str, Result], None]) -> None:
-        """``show(domain, result)`` for every domain under its name; with ``--json`` one document with an entry for each."""
+    def show(self, results: Mapping[str | None, Result], show: Callable[[Result], object]) -> None:
+        """``show(result)`` for every domain that has one, under its name; with ``--json`` one document with an entry for each.
+
+        A result without a name is the only one, and is shown as it is.
+        """
+        if None in results:
+            show(results[None])
+            return
         documents: dict[str, Any] = {}
         for name, result in results.items():
-            self._lines([f"— {name} —"] if not self._is_json else [])
-            self._collected = []
-            show(name, result)
-            documents[name] = self._collected[-1] if self._collected else None
+            if result is not None:
+                self._lines([f"— {name} —"] if not self._is_json else [])
+                self._collected = []
+                show(result)
+                documents[str(name)] = self._collected[-1] if self._collected else None
         self._collected = None
         if self._is_json:
             self._print_json({"domains": documents})

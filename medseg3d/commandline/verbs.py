@@ -4,56 +4,58 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg3d.commandline import commands as c
 from medseg3d.commandline.arguments import Command
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
-from medseg3d.options import PlanningOptions
 from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
     from medseg3d.commandline.console import Console
+    from medseg3d.domain import Domain
+    from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.workflows.preprocess import PreprocessResult
+
+Result = TypeVar("Result")
+Results = Mapping[str | None, Result]
 
 
 def _plan(options: c.PlanCommand, console: Console) -> None:
-    from medseg3d.workflows.plan import plan, plan_from_fingerprint
+    from medseg3d.workflows.plan import plan_from_fingerprint
+    from medseg3d.workflows.plan_domains import plan_domains, share_a_network
 
-    if _is_for_domains(options):
-        _plan_domains(options, console)
-        return
     with console:
-        if options.fingerprint is not None:
-            result = plan_from_fingerprint(options.fingerprint, options.work, options)
+        if options.fingerprint is None:
+            results = plan_domains(options.datasets, options.work, options, console.listen)
+        elif share_a_network(options.datasets, options.work, options.planner):
+            raise InputError("--fingerprint plans a single dataset without its images.")
         else:
-            result = plan(_only(options.datasets), options.work, options, console.listen)
-    console.show_plan(result, explain=options.with_candidates)
-    _report_failures(result.failures, "cannot be used; the plan was made from the others")
+            results = {None: plan_from_fingerprint(options.fingerprint, options.work, options)}
+    console.show(results, lambda result: console.show_plan(result, explain=options.with_candidates))
+    _report_failures(results, "cannot be used; the plan was made from the others")
 
 
 def _preprocess(options: c.PreprocessCommand, console: Console) -> None:
     from medseg3d.workflows.preprocess import preprocess
 
-    if _is_for_domains(options):
-        _preprocess_domains(options, console)
-        return
+    def verb(domain: Domain) -> PreprocessResult:
+        chosen = replace(options, configurations=options.configurations or domain.configuration)
+        return preprocess(domain.dataset, domain.folder.root, chosen, console.listen)
+
     with console:
-        result = preprocess(options.dataset, options.work, options, console.listen)
-    console.show_preprocessed(result)
-    _report_failures(result.failures, "could not be preprocessed; the others are done")
+        results = _for_each(verb, options)
+    console.show(results, console.show_preprocessed)
+    _report_failures(results, "could not be preprocessed; the others are done")
 
 
 def _train(options: c.TrainCommand, console: Console) -> None:
-    from medseg3d.work_folder import work_folder
-    from medseg3d.workflows.choose_folds import tell_divided
+    from medseg3d.workflows.add_domain import add_domain
     from medseg3d.workflows.train import train
 
-    if options.add_domain is not None or _is_for_domains(options):
-        _train_domains(options, console)
-        return
     if options.validate:
         console.warn("train --validate is called medseg3d validate now.")
         _validate(c.ValidateCommand.of(options), console)
@@ -63,67 +65,75 @@ def _train(options: c.TrainCommand, console: Console) -> None:
         _find_lr(c.FindLrCommand.of(options), console)
         return
     with console:
-        splits = work_folder(options.dataset, options.work).splits
-        if splits.exists() and options.fold != "all":
-            tell_divided(splits, console.listen)
-        evaluation = train(options.dataset, options.work, options, console.listen)
-    if evaluation is not None:
-        console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
-        _report_failures(evaluation.failures, "failed; the others are measured", noun="validation case")
+        if options.add_domain is None:
+            _tell_divided(options, console)
+            results = train(options.dataset, options.work, options, console.listen)
+        else:
+            results = add_domain(options.add_domain, options.work, options, console.listen)
+    _show_validation(results, options.fold, console)
 
 
 def _validate(options: c.ValidateCommand, console: Console) -> None:
-    from medseg3d.work_folder import work_folder
-    from medseg3d.workflows.choose_folds import tell_divided
-    from medseg3d.workflows.validate import validate
+    from medseg3d.workflows.validate import validate_domain
 
     with console:
-        splits = work_folder(options.dataset, options.work).splits
-        if splits.exists() and options.fold != "all":
-            tell_divided(splits, console.listen)
-        evaluation = validate(options.dataset, options.work, options, console.listen)
-    console.show_evaluation(evaluation, title=f"Validation of fold {options.fold}")
-    _report_failures(evaluation.failures, "failed; the others are measured", noun="validation case")
+        _tell_divided(options, console)
+        results = _for_each(lambda domain: validate_domain(domain, options, console.listen), options)
+    _show_validation(results, options.fold, console)
+
+
+def _tell_divided(options: c.TrainCommand | c.ValidateCommand, console: Console) -> None:
+    """Say where a fold trains and validates on images of one patient."""
+    from medseg3d.domain import domains_of
+    from medseg3d.workflows.choose_folds import tell_divided
+
+    for domain in domains_of(options.dataset, options.work):
+        if domain.folder.splits.exists() and options.fold != "all":
+            tell_divided(domain.folder.splits, console.listen)
+
+
+def _show_validation(results: Results[Evaluation | None], fold: str, console: Console) -> None:
+    console.show(results, lambda evaluation: console.show_evaluation(evaluation, title=f"Validation of fold {fold}"))
+    _report_failures(results, "failed; the others are measured", noun="validation case")
 
 
 def _find_lr(options: c.FindLrCommand, console: Console) -> None:
+    from medseg3d.domain import domain_of
     from medseg3d.workflows.find_lr import find_lr
 
+    domain = domain_of(options.dataset, options.work, options.domain)
     with console:
-        found = find_lr(options.dataset, options.work, options, console.listen)
+        chosen = replace(options, configuration=options.configuration or domain.configuration)
+        found = find_lr(domain.dataset, domain.folder.root, chosen, console.listen)
     console.show_learning_rate(found)
 
 
 def _select(options: c.SelectCommand, console: Console) -> None:
     from medseg3d.workflows.select import select
 
-    if _is_for_domains(options):
-        from medseg3d.workflows.universal import domains_of
-
-        with console:
-            chosen = {name: select(root, work, options, console.listen) for name, root, work in domains_of(_work(options))}
-        console.show_domains(chosen, lambda name, selection: console.show_selection(selection))
-        return
-    dataset, work = _resolved(options)
     with console:
-        result = select(dataset, work, options, console.listen)
-    console.show_selection(result)
+        results = _for_each(lambda domain: select(domain.dataset, domain.folder.root, options, console.listen), options)
+    console.show(results, console.show_selection)
 
 
 def _predict(options: c.PredictCommand, console: Console) -> None:
+    from medseg3d.domain import domain_of
     from medseg3d.models.nnunet import is_nnunet_model
     from medseg3d.workflows.predict import predict
 
     if options.model is not None and (options.dataset != Path() or options.work is not None):
         raise InputError("-m names the model: leave out the dataset and -w.")
-    (dataset, work), model = _resolved(options), options.model
-    if model is None and (options.dataset.is_file() or is_nnunet_model(options.dataset)):
-        model, dataset = options.dataset, Path()  # a model in the place of the dataset, as info and export take it
+    dataset, work, model = options.dataset, options.work, options.model
+    if model is None and (dataset.is_file() or is_nnunet_model(dataset)):
+        model, dataset = dataset, Path()  # a model in the place of the dataset, as info and export take it
+    if model is None:
+        domain = domain_of(dataset, work, options.domain)
+        dataset, work = domain.dataset, domain.folder.root
     with console:
         result = predict(options.input, options.output, options, dataset=dataset, work=work, model=model, on=console.listen)
     console.show_predicted(result)
     others = "the others are done" if result.written or result.kept else "no other is left"
-    _report_failures(result.failures, f"could not be predicted; {others}")
+    _report_failures({None: result}, f"could not be predicted; {others}")
 
 
 def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
@@ -133,22 +143,19 @@ def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
         evaluation = evaluate(options.predictions, options.references, output=options.output, seed=options.seed, on=console.listen)
     console.show_evaluation(evaluation, title="Evaluation")
     others = "the others are done" if evaluation.cases else "no other is left, so nothing is written"
-    _report_failures(evaluation.failures, f"could not be measured; {others}")
+    _report_failures({None: evaluation}, f"could not be measured; {others}")
     if missing := evaluation.missing_predictions:
         message = f"{counted(len(missing), 'reference')} without a prediction; the means are over the others: {listed(missing)}."
         raise CasesFailedError(message, ())
 
 
 def _run(options: c.RunCommand, console: Console) -> None:
-    from medseg3d.workflows.run import run
+    from medseg3d.workflows.run import run_domains
 
-    if _is_for_domains(options):
-        _run_domains(options, console)
-        return
     with console:
-        result = run(_only(options.datasets), options.work, options, console.listen)
-    console.show_run(result)
-    _report_failures(result.failures, "failed; the others are done")
+        results = run_domains(options.datasets, options.work, options, console.listen)
+    console.show(results, console.show_run)
+    _report_failures(results, "failed; the others are done")
 
 
 def _export(options: c.ExportCommand, console: Console) -> None:
@@ -189,8 +196,10 @@ def _doctor(options: c.DoctorCommand, console: Console) -> int:
     from medseg3d.workflows.doctor import doctor
 
     with console:
-        report = doctor(options.dataset, fix=options.fix, on=console.listen)
-    return console.show_doctor(report)
+        reports = _for_each(lambda domain: doctor(domain.dataset, fix=options.fix, on=console.listen), options)
+    codes: list[int] = []
+    console.show(reports, lambda report: codes.append(console.show_doctor(report)))
+    return max(codes)
 
 
 def _demo(options: c.DemoCommand, console: Console) -> None:
@@ -202,20 +211,11 @@ def _demo(options: c.DemoCommand, console: Console) -> None:
 
 
 def _report(options: c.ReportCommand, console: Console) -> None:
-    from medseg3d.work_folder import WorkFolder, work_folder
     from medseg3d.workflows.run import write_report
 
-    if _is_for_domains(options):
-        from medseg3d.workflows.universal import domains_of
-
-        with console:
-            pages = {name: write_report(root, WorkFolder(work)) for name, root, work in domains_of(_work(options))}
-        console.show_domains(pages, lambda name, page: console.say(f"The report lies in {page}"))
-        return
-    dataset, work = _resolved(options)
     with console:
-        path = write_report(dataset, work_folder(dataset, work))
-    console.say(f"The report lies in {path}")
+        pages = _for_each(lambda domain: write_report(domain.dataset, domain.folder), options)
+    console.show(pages, lambda page: console.say(f"The report lies in {page}"))
 
 
 def _completion(options: c.CompletionCommand, console: Console) -> None:
@@ -224,121 +224,18 @@ def _completion(options: c.CompletionCommand, console: Console) -> None:
     sys.stdout.write(completion(options.shell, COMMANDS))  # as it is: no line may be broken
 
 
-def _report_failures(failures: Iterable[CaseFailure], what: str, *, noun: str = "case") -> None:
+def _for_each(verb: Callable[[Domain], Result], options: c.OnDomain) -> Results[Result]:
+    """What a verb gives for each domain that is meant, by its name; of an ordinary work folder for the only one, which has none."""
+    from medseg3d.domain import domains_of
+
+    return {domain.name: verb(domain) for domain in domains_of(options.dataset, options.work, options.domain)}
+
+
+def _report_failures(results: Mapping[str | None, Any], what: str, *, noun: str = "case") -> None:
     """End with exit code 3 where a case failed; ``what`` became of these and of the others."""
-    failed = list(failures)
+    failed: list[CaseFailure] = [failure for result in results.values() if result is not None for failure in result.failures]
     if failed:
         raise CasesFailedError(f"{counted(len(failed), noun)} {what}:", failed)
-
-
-def _only(datasets: tuple[Path, ...]) -> Path:
-    return datasets[0] if datasets else Path()
-
-
-def _is_for_domains(options: Any) -> bool:
-    """Several datasets share a network: they are named, the planner is universal, or the work folder is."""
-    from medseg3d.universal import is_universal
-    from medseg3d.work_folder import WorkFolder
-
-    several = isinstance(options, c.OnDatasets) and len(options.datasets) > 1
-    planning = options if isinstance(options, PlanningOptions) else PlanningOptions()
-    if not several and planning.planner != "universal":
-        if isinstance(options, c.OnDomain) and (options.dataset != Path() or options.domain is not None):
-            return False  # a domain is meant by its dataset or its name
-        return options.work is not None and is_universal(WorkFolder(options.work))
-    if isinstance(options, c.PlanCommand) and options.fingerprint is not None:
-        raise InputError("--fingerprint plans a single dataset without its images.")
-    if options.work is None:
-        raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
-    if any((planning.channels, planning.label_names, planning.group_pattern, planning.groups, planning.no_groups)):
-        raise InputError(
-            "--channels, --labels, --group-pattern, --groups and --no-groups belong to one dataset; write names and folds into "
-            "each dataset."
-        )
-    return True
-
-
-def _resolved(options: c.OnDomain) -> tuple[Path, Path | None]:
-    """A domain's own dataset and work folder in the place of the universal ones."""
-    from medseg3d.universal import resolve_domain
-
-    return resolve_domain(options.work, options.dataset, options.domain)
-
-
-def _work(options: c.WorkOptions) -> Path:
-    """The work folder of several datasets, which is always named."""
-    if options.work is None:
-        raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
-    return options.work
-
-
-def _datasets(options: c.OnDatasets) -> list[Path]:
-    """Those that are named, or those of the universal work folder."""
-    if options.datasets:
-        return list(options.datasets)
-    from medseg3d.universal import read_universal
-    from medseg3d.work_folder import WorkFolder
-
-    universal = read_universal(WorkFolder(_work(options)))
-    return [universal.dataset(name) for name in universal.joint]
-
-
-def _plan_domains(options: c.PlanCommand, console: Console) -> None:
-    from medseg3d.workflows.universal import plan_universal
-
-    with console:
-        results = plan_universal(_datasets(options), _work(options), options, console.listen)
-    console.show_domains(results, lambda name, result: console.show_plan(result, explain=options.with_candidates))
-    failures = [failure for result in results.values() for failure in result.failures]
-    _report_failures(failures, "cannot be used; the plans were made from the others")
-
-
-def _preprocess_domains(options: c.PreprocessCommand, console: Console) -> None:
-    from medseg3d.workflows.universal import preprocess_universal
-
-    if options.configurations or options.dataset != Path():
-        raise InputError("The datasets of a universal network are preprocessed together, as planned: leave -c and DATASET out.")
-    with console:
-        results = preprocess_universal(_work(options), options, console.listen)
-    console.show_domains(results, lambda name, result: console.show_preprocessed(result))
-    failures = [failure for result in results.values() for failure in result.failures]
-    _report_failures(failures, "could not be preprocessed; the others are done")
-
-
-def _train_domains(options: c.TrainCommand, console: Console) -> None:
-    from medseg3d.workflows.universal import add_domain, train_universal
-
-    if options.configuration or options.dataset != Path():
-        raise InputError("A universal network trains the configuration and the datasets of its plan: leave -c and DATASET out.")
-    if options.add_domain is not None and options.init is not None:
-        raise InputError("--init: a domain that is added begins with the network that it is added to.")
-    if options.validate or options.find_lr:
-        raise InputError(ONE_DATASET)
-    if options.work is None:
-        raise InputError("--add-domain needs the universal work folder: name it with -w WORK.")
-    with console:
-        if options.add_domain is not None:
-            results = add_domain(options.work, options.add_domain, options, on=console.listen)
-        else:
-            results = train_universal(options.work, options, console.listen)
-    console.show_domains(results, lambda name, result: console.show_evaluation(result, title=f"Validation of {name}, fold {options.fold}"))
-    failures = [failure for result in results.values() for failure in result.failures]
-    _report_failures(failures, "failed; the others are measured", noun="validation case")
-
-
-ONE_DATASET = "validate and find-lr work on one dataset: name its work folder, -w WORK/domains/NAME."
-
-
-def _run_domains(options: c.RunCommand, console: Console) -> None:
-    from medseg3d.workflows.universal import run_universal
-
-    if options.configurations:
-        raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
-    with console:
-        results = run_universal(_datasets(options), _work(options), options, console.listen)
-    console.show_domains(results, lambda name, result: console.show_run(result))
-    failures = [failure for result in results.values() for failure in result.failures]
-    _report_failures(failures, "failed; the others are done")
 
 
 COMMANDS: Mapping[str, Command[Any]] = {

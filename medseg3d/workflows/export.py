@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from medseg3d.domain import is_universal, read_domains
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.models.bundle import write_bundle
@@ -38,7 +39,6 @@ from medseg3d.networks.build import output_size
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import Member
 from medseg3d.records import to_plain, write_record
-from medseg3d.universal import is_universal, read_universal
 from medseg3d.validation.selection import read_selection
 from medseg3d.version import __version__
 from medseg3d.work_folder import DEFAULT_NAME, Folds, WorkFolder, fold_names
@@ -183,7 +183,7 @@ def _describe_weights(file: Path, configuration: str | None, folds: tuple[str, .
 def _describe_work(source: Path, configuration: str | None, folds: Folds) -> tuple[ModelDescription, Weights]:
     for place in (source, source / DEFAULT_NAME):
         if is_universal(WorkFolder(place)):
-            names = ", ".join(read_universal(WorkFolder(place)).domains)
+            names = ", ".join(str(domain.name) for domain in read_domains(WorkFolder(place)))
             raise InputError(f"{place}: serves several datasets ({names}). Name the work folder of one of them: {place}/domains/NAME.")
     model = load_model(source, configuration=configuration, folds=folds, device="cpu")
     work = WorkFolder(source if (source / "models").exists() else source / DEFAULT_NAME)

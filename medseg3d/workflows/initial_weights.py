@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medseg3d.domain import UNIVERSAL, is_universal
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.models.model_file import ENDING, ModelParts, read_model_file
 from medseg3d.models.nnunet import is_nnunet_model, read_nnunet_model
 from medseg3d.plan import Plan
 from medseg3d.training.initial import InitialWeights
-from medseg3d.universal import UNIVERSAL, is_universal
 from medseg3d.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)

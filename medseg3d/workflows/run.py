@@ -11,25 +11,26 @@ from pathlib import Path
 
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device
+from medseg3d.domain import Domain, domain_of, domains_of
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
-from medseg3d.events import Event, Listener
+from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable, remove_leftovers
 from medseg3d.options import PlanOptions, PredictOptions, PreprocessOptions, RunOptions, SelectOptions, TrainOptions
 from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_page
-from medseg3d.training.folds import read_folds
 from medseg3d.validation.selection import Selection
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
 from medseg3d.workflows.choose_folds import tell_divided
 from medseg3d.workflows.evaluate import work_tolerance_mm
-from medseg3d.workflows.plan import plan
+from medseg3d.workflows.plan import PlanResult
+from medseg3d.workflows.plan_domains import plan_domains, share_a_network
 from medseg3d.workflows.predict import predict
-from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.splits import read_split, refuse_cascade
+from medseg3d.workflows.splits import all_folds, check_fold, refuse_cascade
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
 
@@ -60,45 +61,83 @@ def run(root: Path, work: Path | None, options: RunOptions, on: Listener) -> Run
     ``hours`` is the time for all training together, shared equally by the folds. Stopped and called again it goes on. Without
     ``planner`` the choices of a plan that is there (planner, memory, channels) are kept.
     """
+    results = run_domains([root], work, options, on)
+    return results[domain_of(root, work).name]
+
+
+def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions, on: Listener = silent) -> dict[str | None, RunResult]:
+    """:func:`run` for a dataset, the current folder where none is named, or for several that share a network; the results by domain."""
+    is_shared = share_a_network(datasets, work, options.planner)
+    root = Path() if is_shared or not datasets else datasets[0]
     channels, configurations = ((name,) if isinstance(name, str) else name for name in (options.channels, options.configurations))
-    folds, device = fold_names(options.folds), options.device
-    open_dataset(root, channels=channels)  # says what is wrong with the folder before anything is written into it
-    choose_device(device)
+    if is_shared and configurations:
+        raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
+    for dataset in datasets if is_shared else [root]:
+        open_dataset(dataset, channels=channels)  # says what is wrong with the folder before anything is written into it
+    choose_device(options.device)
     folder = work_folder(root, work)
     check_writable(folder.root)
     clock = _Clock(folder)
     with clock.stage("plan"):
-        planned = plan(root, work, PlanOptions.of(options), on)
-    doubt = (planned.plan.left_right_doubt,) if planned.plan.left_right_doubt else ()
-    for warning in (*planned.warnings, *doubt):
-        on(Event(stage="plan", message=warning))
-    failures = list(planned.failures)
-    names = [planned.plan.configuration(name).name for name in configurations or [planned.plan.recommended]]
-    for name in names:
-        refuse_cascade(planned.plan.configuration(name))
-    for fold in folds or ():
-        read_split(folder, fold)  # raises for one that is not there
+        planned = plan_domains(datasets, work, PlanOptions.of(options), on)
+    chains = [_Chain(domain, planned[domain.name], clock, options.device, on) for domain in domains_of(root, work) if not domain.is_added]
+    wanted = list(_wanted(chains, configurations, fold_names(options.folds)))
+    names = tuple(dict.fromkeys(name for name, _ in wanted))
     with clock.stage("preprocess"):
-        limits = PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb)
-        prepared = preprocess(root, work, limits, on)
-    failures += [failure for failure in prepared.failures if failure.case not in {f.case for f in failures}]
-    wanted = [(name, fold) for name in names for fold in folds or _all_folds(folder)]
+        for chain in chains:
+            chain.preprocess(PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb))
     share = None if options.hours is None else options.hours / len(wanted)
     for name, fold in wanted:
         with clock.stage(f"train {name} fold {fold}"):
-            evaluation = train(root, work, TrainOptions.of(options, configuration=name, fold=fold, hours=share), on)
-        known = {failure.case for failure in failures}
-        failures += [failure for failure in (evaluation.failures if evaluation else ()) if failure.case not in known]
-    selection = None
-    if any(fold.isdigit() for _, fold in wanted):
-        with clock.stage("select"):
-            selection = select(root, work, SelectOptions(device=device), on)
-    with clock.stage("predict"):
-        test, test_failures = predict_test_set(root, folder, work, device, on)
-    failures += test_failures
-    with clock.stage("report"):
-        page = write_report(root, folder, failures=failures, warnings=planned.warnings)
-    return RunResult(report=page, selection=selection, test=test, failures=tuple(failures))
+            one = TrainOptions.of(options, configuration=None if is_shared else name, fold=fold, hours=share)
+            evaluations = train(root, work, one, on)
+        for chain in chains:
+            chain.note(evaluations[chain.domain.name])
+    is_validated = any(fold.isdigit() for _, fold in wanted)
+    return {chain.domain.name: chain.finish(is_validated=is_validated) for chain in chains}
+
+
+def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Each configuration, the recommended one where none is named, with each fold; raises :class:`InputError` for what is not there."""
+    for name in configurations or [chains[0].planned.plan.recommended]:
+        chosen = [chain.planned.plan.configuration(name) for chain in chains]
+        for configuration in chosen:
+            refuse_cascade(configuration)
+        for fold in folds or all_folds([chain.domain for chain in chains]):
+            check_fold([chain.domain for chain in chains], fold)
+            yield chosen[0].name, fold
+
+
+class _Chain:
+    """What the chain does for one domain alone, and what failed in it."""
+
+    def __init__(self, domain: Domain, planned: PlanResult, clock: _Clock, device: str, on: Listener) -> None:
+        self.domain, self.planned, self._clock, self._device, self._on = domain, planned, clock, device, on
+        self._failures = list(planned.failures)
+        doubt = (planned.plan.left_right_doubt,) if planned.plan.left_right_doubt else ()
+        for warning in (*planned.warnings, *doubt):
+            on(Event(stage="plan", message=domain.named(warning)))
+
+    def preprocess(self, options: PreprocessOptions) -> None:
+        self.note(preprocess(self.domain.dataset, self.domain.folder.root, options, self._on))
+
+    def note(self, result: PreprocessResult | Evaluation | None) -> None:
+        """Remember failures, of each case the first one."""
+        known = {failure.case for failure in self._failures}
+        self._failures += [failure for failure in (result.failures if result else ()) if failure.case not in known]
+
+    def finish(self, *, is_validated: bool) -> RunResult:
+        """Select, predict and evaluate the test images, report."""
+        root, folder, selection = self.domain.dataset, self.domain.folder, None
+        if is_validated:
+            with self._clock.stage(self.domain.named("select")):
+                selection = select(root, folder.root, SelectOptions(device=self._device), self._on)
+        with self._clock.stage(self.domain.named("predict")):
+            test, failures = predict_test_set(root, folder, self._device, self._on)
+        failures = (*self._failures, *failures)
+        with self._clock.stage(self.domain.named("report")):
+            page = write_report(root, folder, failures=failures, warnings=self.planned.warnings)
+        return RunResult(report=page, selection=selection, test=test, failures=failures)
 
 
 def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
@@ -114,18 +153,12 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
     return write_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 
-def _all_folds(folder: WorkFolder) -> list[str]:
-    return [str(index) for index in range(len(read_folds(folder.splits).folds))]
-
-
-def predict_test_set(
-    root: Path, folder: WorkFolder, work: Path | None, device: str, on: Listener
-) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
+def predict_test_set(root: Path, folder: WorkFolder, device: str, on: Listener) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
     """Predict the test images where there are any, and measure them where they have labels."""
     opened = open_dataset(root, channels=folder.read_plan().channels)
     if not opened.test:
         return None, opened.test_failures
-    result = predict(opened.test, folder.predictions, PredictOptions(device=device, overwrite=True), dataset=root, work=work, on=on)
+    result = predict(opened.test, folder.predictions, PredictOptions(device=device, overwrite=True), dataset=root, work=folder.root, on=on)
     failed = {failure.case for failure in result.failures}
     pairs = [
         Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from medseg3d.data.dataset import Split
+from medseg3d.domain import Domain
 from medseg3d.errors import DamagedCaseError, InputError, UnsupportedError
 from medseg3d.execution import memory_budget
 from medseg3d.plan import Configuration, Plan
@@ -24,14 +25,39 @@ ALL_CASES = "all"
 
 def read_split(folder: WorkFolder, fold: str) -> Split:
     """The cases of a fold; ``all`` trains on every case and validates on none."""
+    splits = _splits(folder)
+    if fold == ALL_CASES:
+        return Split(train=tuple(sorted({n for s in splits for n in (*s.train, *s.validation)})), validation=())
+    _check_among(fold, len(splits))
+    return splits[int(fold)]
+
+
+def own_fold(domain: Domain, fold: str) -> str:
+    """The fold with which a domain takes part in a fold of the network that it shares: modulo its number of folds."""
+    if domain.name is None or not fold.isdigit():
+        return fold
+    return str(int(fold) % len(_splits(domain.folder)))
+
+
+def check_fold(domains: Sequence[Domain], fold: str) -> None:
+    """Raise :class:`InputError` for a fold that no domain has."""
+    _check_among(fold, len(all_folds(domains)))
+
+
+def all_folds(domains: Sequence[Domain]) -> tuple[str, ...]:
+    """The numbers of the folds of the domain that has most."""
+    return tuple(map(str, range(max(len(_splits(domain.folder)) for domain in domains))))
+
+
+def _splits(folder: WorkFolder) -> tuple[Split, ...]:
     if not folder.splits.exists():
         raise InputError(f"{folder.root}: there is no splits.json here. Run medseg3d plan first.")
-    splits = read_folds(folder.splits)
-    if fold == ALL_CASES:
-        return Split(train=tuple(sorted({n for s in splits.folds for n in (*s.train, *s.validation)})), validation=())
-    if not fold.isdigit() or int(fold) >= len(splits.folds):
-        raise InputError(f"There is no fold {fold}; the folds are 0 to {len(splits.folds) - 1}, and all.")
-    return splits.folds[int(fold)]
+    return read_folds(folder.splits).folds
+
+
+def _check_among(fold: str, num_folds: int) -> None:
+    if fold != ALL_CASES and (not fold.isdigit() or int(fold) >= num_folds):
+        raise InputError(f"There is no fold {fold}; the folds are 0 to {num_folds - 1}, and all.")
 
 
 def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:

@@ -49,6 +49,23 @@ def selection_lock(folder: WorkFolder, on: Listener = silent) -> Iterator[None]:
         yield
 
 
+def added_folders(fold: Path) -> Path:
+    """Where the trainings lie, a folder for each, of the domains that joined a fold of a common network."""
+    return fold / "added"
+
+
+@contextmanager
+def adding_lock(fold: Path, name: str) -> Iterator[Lock]:
+    """The folder in which a domain is added to a fold of a common network, which nobody trains meanwhile.
+
+    Several may be added at once. A training of the common network takes the locks of all of them before it changes anything.
+    """
+    with fold_lock(added_folders(fold) / name, "is being trained") as lock:
+        with fold_lock(fold, "is being added to"):
+            pass  # nobody trains it now
+        yield lock
+
+
 @contextmanager
 def joining_lock(fold: Path) -> Iterator[None]:
     """The common network of a fold, while a domain that was added is put into it; the second process waits."""

@@ -1,88 +1,216 @@
-"""Train: a fold of a configuration, from the preprocessed store to weights and to measured label maps of its validation cases."""
+"""Train: one fold of a network, of a dataset or of several that share it, from preprocessed cases to weights and measured label maps."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medseg3d.data.dataset import Split
 from medseg3d.devices import choose_device
-from medseg3d.errors import InterruptedBySignalError
+from medseg3d.domain import UNIVERSAL, Domain, domains_of
+from medseg3d.errors import InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
-from medseg3d.events import Event, Listener
+from medseg3d.events import Event, Listener, silent
+from medseg3d.files import remove_tree
 from medseg3d.locks import Lock
+from medseg3d.models.checkpoints import load_tensors, read_card
+from medseg3d.networks.build import sharing_of
 from medseg3d.options import TrainOptions, ValidateOptions
-from medseg3d.plan import Configuration
-from medseg3d.preprocessing.store import StoredCase
-from medseg3d.signals import stop_on_signals
+from medseg3d.records import read_record
+from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.training.domains import NO_NAME, TrainingDomain
+from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
+from medseg3d.training.state import BEST, STATE, TrainingState
 from medseg3d.wording import counted
-from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.work_folder import work_folder
+from medseg3d.workflows.domain_weights import export_domains
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
-from medseg3d.workflows.splits import ALL_CASES, plan_digest, read_split, refuse_cascade, stored_cases
-from medseg3d.workflows.taking_turns import fold_lock
-from medseg3d.workflows.validate import validate
+from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, refuse_cascade, stored_cases
+from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
+from medseg3d.workflows.validate import validate_domain
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
 
-@verb(TrainOptions)
-def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) -> Evaluation | None:
-    """Train a fold to its end, going on where an earlier run stopped, then measure it; None for the fold ``all``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFold:
+    """What one training is of: a fold of the network of some domains, whose weights lie in ``folder``.
 
-    ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
-    Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then. Raises :class:`BusyError` where
-    another process trains or measures the fold.
+    ``added`` is the domain that joins it, where it is there already and only the parts of that one are trained, in a folder below.
     """
-    folder = work_folder(root, work)
-    chosen = folder.read_plan().configuration(options.configuration)
-    refuse_cascade(chosen)
-    read_split(folder, options.fold)
-    with fold_lock(folder.fold(chosen.name, options.fold), "is being trained") as lock:
-        return _train(root, folder, chosen, options, lock, on)
+
+    name: str
+    fold: str
+    folder: Path
+    domains: tuple[Domain, ...]
+    added: str | None = None
+
+    @property
+    def target(self) -> Path:
+        """Where the training leaves its files."""
+        return self.folder if self.added is None else added_folders(self.folder) / self.added
 
 
-def _train(root: Path, folder: WorkFolder, chosen: Configuration, options: TrainOptions, lock: Lock, on: Listener) -> Evaluation | None:
-    fold, init = options.fold, options.init
-    plan, split = folder.read_plan(), read_split(folder, fold)
-    renew_cases(root, folder, plan, chosen, (*split.train, *split.validation), on=on)
-    training, validation = stored_cases(folder, chosen, split)
-    target = folder.fold(chosen.name, fold)
-    _warn_about_memory(training)
-    note_training_data(target, {case.name: case.digest for case in training}, is_restart=options.restart)
-    stage = f"train {chosen.name} fold {fold}"
-    on(Event(stage=stage, total=options.epochs or chosen.training.epochs))
-    with stop_on_signals() as stop:
-        epochs = train_domains(
-            [TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=training, validation=validation)],
-            name=chosen.name,
-            fold=fold,
-            folder=target,
-            device=choose_device(options.device),
-            options=options,
-            plan_digest=plan_digest(plan, chosen, split),
-            stop=stop,
-            init=None if init is None else initial_weights(init, configuration=chosen.name, fold=fold, plan=plan),
-            check=lock.check,
-            on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
-            on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
+@verb(TrainOptions)
+def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) -> dict[str | None, Evaluation | None]:
+    """Train a fold to its end, going on where an earlier run stopped, then measure it; by domain, None where there is nothing to measure.
+
+    The domains of a universal work folder are trained together; one with fewer folds takes part with fold ``fold`` modulo their number.
+    ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
+    Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then, and the best weights so far can be used.
+    Raises :class:`BusyError` where another process trains or measures the fold.
+    """
+    domains = _trained_together(root, work, options.configuration)
+    check_fold(domains, options.fold)
+    name = str(domains[0].configuration) if domains[0].name is None else UNIVERSAL
+    network = NetworkFold(name=name, fold=options.fold, folder=work_folder(root, work).fold(name, options.fold), domains=domains)
+    with fold_lock(network.folder, "is being trained") as lock:
+        if not _others_joined(network, options):
+            if options.restart:
+                remove_joined(network)
+            train_network(network, options, lock, on)
+        return measured(network, options, on)
+
+
+def _trained_together(root: Path, work: Path | None, configuration: str | None) -> tuple[Domain, ...]:
+    """The domains of a network, each with the configuration that it trains."""
+    domains = domains_of(root, work)
+    if domains[0].name is not None and (configuration is not None or root != Path()):
+        raise InputError("A universal network trains the configuration and the datasets of its plan: leave -c and DATASET out.")
+    chosen = [
+        replace(domain, configuration=domain.folder.read_plan().configuration(domain.configuration or configuration).name)
+        for domain in domains
+        if not domain.is_added
+    ]
+    for domain in chosen:
+        refuse_cascade(domain.folder.read_plan().configuration(domain.configuration))
+    return tuple(chosen)
+
+
+def _others_joined(network: NetworkFold, options: TrainOptions) -> bool:
+    """Domains joined the network, which is finished and must stay as it is; raises :class:`InputError` where it could not."""
+    joined = ", ".join(sorted(path.name for path in added_folders(network.folder).glob("*")))
+    if not joined or options.restart:
+        return False
+    if options.init is not None:
+        raise InputError(f"--init {options.init}: {network.folder} holds a network that {joined} joined. Leave --init out, or --restart.")
+    if not is_finished(network.folder) or options.epochs is not None or options.hours is not None:
+        raise InputError(
+            f"{network.folder}: {joined} joined this network. Training it on would change what they stand on; --restart trains it "
+            "anew, and they have to join again."
         )
-        follow(epochs, f"{chosen.name}, fold {fold}", target, on)
+    return True
+
+
+def remove_joined(network: NetworkFold) -> None:
+    """Delete what domains that joined have trained; raises :class:`BusyError` where one is being trained."""
+    with ExitStack() as held:
+        for folder in sorted(added_folders(network.folder).glob("*")):
+            held.enter_context(fold_lock(folder, "is being deleted"))
+        remove_tree(added_folders(network.folder))
+
+
+def is_finished(target: Path) -> bool:
+    """The training in a folder came to its end."""
+    return (target / STATE).exists() and read_record(target / STATE, TrainingState, "training").is_finished
+
+
+def train_network(network: NetworkFold, options: TrainOptions, lock: Lock, on: Listener) -> None:
+    """Train to the end or to a signal; either way each domain of a common network has its weights then."""
+    domains = [training_domain(domain, network.fold, on) for domain in network.domains]
+    first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
+    data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
+    note_training_data(target, data, is_restart=options.restart)
+    on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
+    stop: StopRequest
+    try:
+        with stop_on_signals() as stop:
+            epochs = train_domains(
+                domains,
+                name=network.name,
+                fold=network.fold,
+                folder=target,
+                device=choose_device(options.device),
+                options=options,
+                plan_digest=_digest(network, domains),
+                stop=stop,
+                init=_initial(network, first, options.init),
+                added=network.added,
+                check=lock.check,
+                on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
+                on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
+            )
+            follow(epochs, f"{network.name}, fold {network.fold}" + (f", adding {network.added}" if network.added else ""), target, on)
+    finally:  # also where it was stopped or diverged: the best weights so far can be used
+        if first.name != NO_NAME:
+            with joining_lock(network.folder):  # several domains may be added at the same time
+                export_domains(network.domains, target, network.folder, network.fold, network.added)
     if stop.signal_number is not None:
         again = " without --restart" if options.restart else ""
         advice = f"Run the same command again{again} to go on."
         raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. {advice}")
-    if not split.validation or fold == ALL_CASES:
-        on(Event(stage="validate", message="Trained on all cases: there is nothing to validate on, so the quality is not known."))
+
+
+def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> InitialWeights | None:
+    """The weights to begin with; there may be a warning that they have seen the validation cases of a dataset of its own."""
+    if init is None:
         return None
-    validation_options = ValidateOptions.of(options, configuration=chosen.name, keep_finished=True)
-    return validate(root, folder.root, validation_options, on)
+    plan = first.plan if first.name == NO_NAME else None
+    return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan)
 
 
-def _warn_about_memory(training: list[StoredCase]) -> None:
+def training_domain(domain: Domain, fold: str, on: Listener = silent) -> TrainingDomain:
+    """A domain as training sees it; stored cases that are damaged or out of date are made again before."""
+    plan, split = domain.folder.read_plan(), _split_of(domain, fold)
+    configuration = plan.configuration(domain.configuration)
+    renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
+    training, validation = stored_cases(domain.folder, configuration, split)
     if len(training) < 3:
-        logger.warning("Only %s: expect a network that knows what it was shown and little else.", counted(len(training), "training case"))
+        few = counted(len(training), "training case")
+        logger.warning("%s", domain.named(f"Only {few}: expect a network that knows what it was shown and little else."))
+    return TrainingDomain(name=domain.name or NO_NAME, plan=plan, configuration=configuration, training=training, validation=validation)
+
+
+def _split_of(domain: Domain, fold: str) -> Split:
+    return read_split(domain.folder, own_fold(domain, fold))
+
+
+def _digest(network: NetworkFold, domains: Sequence[TrainingDomain]) -> str:
+    """Changes when the plan or the cases of any domain change, the domains themselves, or the shared tensors that one is added to."""
+    digests = {
+        trained.name: plan_digest(trained.plan, trained.configuration, _split_of(domain, network.fold))
+        for domain, trained in zip(network.domains, domains, strict=True)
+    }
+    if NO_NAME in digests:
+        return digests[NO_NAME]
+    digest = hashlib.blake2b(digest_size=8)
+    for name, own in digests.items():
+        digest.update(f"{name} {own}".encode())
+    if network.added is not None:
+        domain_of = sharing_of(read_card(network.folder / BEST).networks).domain_of
+        for key, tensor in sorted(load_tensors(network.folder / BEST)[0].items()):
+            if domain_of(key) is None:
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def measured(network: NetworkFold, options: TrainOptions, on: Listener) -> dict[str | None, Evaluation | None]:
+    """Validate what was trained, where that is not done yet; by domain, None where there is nothing to validate on."""
+    found: dict[str | None, Evaluation | None] = {}
+    for domain in network.domains:
+        if network.fold == ALL_CASES or not _split_of(domain, network.fold).validation:
+            message = domain.named("Trained on all cases: there is nothing to validate on, so the quality is not known.")
+            on(Event(stage="validate", message=message))
+            found[domain.name] = None
+        else:
+            found[domain.name] = validate_domain(domain, ValidateOptions.of(options, keep_finished=True), on)
+    return found

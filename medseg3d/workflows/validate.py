@@ -11,10 +11,11 @@ from pathlib import Path
 from medseg3d.boundary import CaseBoundary
 from medseg3d.data.dataset import Case
 from medseg3d.data.open_dataset import open_dataset
+from medseg3d.domain import Domain
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation, write_evaluation
-from medseg3d.events import Event, Listener
+from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_file, remove_tree, storage, storage_errors
 from medseg3d.images import write_label_map
 from medseg3d.models.loading import load_models
@@ -28,7 +29,7 @@ from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirro
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, raw_cases, validation_age
-from medseg3d.workflows.splits import plan_digest, read_split
+from medseg3d.workflows.splits import own_fold, plan_digest, read_split
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.verb import verb
 
@@ -46,6 +47,17 @@ def validate(root: Path, work: Path | None, options: ValidateOptions, on: Listen
     read_split(folder, options.fold)
     with fold_lock(folder.fold(chosen.name, options.fold), "is being measured"):
         return _validate(root, folder, chosen, options, on)
+
+
+def validate_domain(domain: Domain, options: ValidateOptions, on: Listener = silent) -> Evaluation | None:
+    """:func:`validate` for a domain and what it trains; None where it has no such fold of its own."""
+    if own_fold(domain, options.fold) != options.fold:
+        on(Event(stage="validate", message=domain.named(f"has no fold {options.fold}; it took part in the training with another one.")))
+        return None
+    if domain.name is not None:
+        on(Event(stage="validate", message=f"Measuring {domain.name}"))
+    options = replace(options, configuration=options.configuration or domain.configuration)
+    return validate(domain.dataset, domain.folder.root, options, on)
 
 
 def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: ValidateOptions, on: Listener) -> Evaluation:

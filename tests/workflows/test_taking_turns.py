@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from medseg3d.commandline.cli import main
+from medseg3d.errors import BusyError
 from medseg3d.files import file_digest
 from medseg3d.locks import read_owner
 from medseg3d.records import write_record
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, StartedCase, read_predictions, recorded
-from medseg3d.workflows.taking_turns import lock_name
+from medseg3d.workflows.taking_turns import added_folders, adding_lock, lock_name
+from medseg3d.workflows.train import NetworkFold, remove_joined
 from tests.test_locks import elsewhere, hold
 
 
@@ -52,6 +54,34 @@ def test_a_selection_leaves_out_what_another_process_measures(
     assert main(["select", str(root), "--device", "cpu"]) == 2
     assert "process 4711 on node7" in capsys.readouterr().err
     assert not list((root / "medseg3d-work").glob(".*lock"))
+
+
+@pytest.mark.fault("C", "a domain is added to a network that is being trained", "exit 2, naming the process that trains it")
+def test_nobody_is_added_to_a_network_that_is_being_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg3d.workflows.taking_turns.PATIENCE", 0.1)
+    with adding_lock(tmp_path, "A"), adding_lock(tmp_path, "B"):  # several may be added at once
+        assert sorted(folder.name for folder in added_folders(tmp_path).iterdir()) == ["A", "B"]
+    assert not added_folders(tmp_path).exists()
+    hold(tmp_path / ".lock", elsewhere())
+    with pytest.raises(BusyError, match="is being trained by process 4711 on node7"), adding_lock(tmp_path, "A"):
+        pass
+    assert not added_folders(tmp_path).exists()
+
+
+@pytest.mark.fault("C", "the common network is trained anew while a domain is being added", "exit 2; what the domain has trained stays")
+def test_a_network_is_not_trained_anew_while_a_domain_is_being_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg3d.workflows.taking_turns.PATIENCE", 0.1)
+    network = NetworkFold(name="universal", fold="0", folder=tmp_path, domains=())
+    for name in ("A", "B"):
+        added_folders(tmp_path).joinpath(name).mkdir(parents=True)
+        added_folders(tmp_path).joinpath(name, "last.safetensors").touch()
+    hold(added_folders(tmp_path) / "B" / ".lock", elsewhere())
+    with pytest.raises(BusyError, match="B: is being trained by process 4711 on node7"):
+        remove_joined(network)
+    assert (added_folders(tmp_path) / "A" / "last.safetensors").exists()
+    shutil.rmtree(added_folders(tmp_path) / "B" / ".lock")
+    remove_joined(network)
+    assert not added_folders(tmp_path).exists()
 
 
 ADD = """

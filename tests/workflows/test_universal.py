@@ -15,15 +15,15 @@ import torch
 from medseg3d import load_model
 from medseg3d.commandline.cli import main
 from medseg3d.devices import Device
+from medseg3d.domain import domain_of, domains_of, read_domains
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.options import TrainingOptions
 from medseg3d.signals import StopRequest
 from medseg3d.training.domains import TrainingDomain, draw_domain
 from medseg3d.training.loop import train_domains
-from medseg3d.universal import read_universal, resolve_domain
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.universal.training import _training_domain
+from medseg3d.workflows.train import training_domain
 
 PLANNER = """
 extends = "universal"
@@ -67,8 +67,10 @@ def work(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-def test_every_domain_becomes_an_ordinary_work_folder(work: Path, datasets: dict[str, Path], tmp_path: Path) -> None:
-    assert list(read_universal(WorkFolder(work)).domains) == ["Balls", "Flat"]
+def test_every_domain_becomes_an_ordinary_work_folder(
+    work: Path, datasets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [domain.name for domain in read_domains(WorkFolder(work))] == ["Balls", "Flat"]
     joint, _ = load_tensors(work / "models/universal/fold_0/weights.safetensors")
     history = (work / "models/universal/fold_0/history.jsonl").read_text()
     assert set(json.loads(history)["pseudo_dice"]) == {"Balls/shell", "Balls/core", "Flat/shell", "Flat/core"}
@@ -88,7 +90,13 @@ def test_every_domain_becomes_an_ordinary_work_folder(work: Path, datasets: dict
         for file in images.iterdir():
             predicted = nibabel.load(out / file.name.replace("_0000", ""))
             assert predicted.shape == nibabel.load(file).shape
+    capsys.readouterr()
     assert main(["select", "-w", str(work), "--device", "cpu", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["domains"]) == {"Balls", "Flat"}
+    assert main(["validate", "-w", str(work), "--domain", "Flat", "--fold", "0", "--tta", "off", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("— Flat —\n")
+    assert main(["doctor", "-w", str(work), "--json"]) == 0
+    assert [report["dataset"] for report in json.loads(capsys.readouterr().out)["domains"].values()] == ["Balls", "Flat"]
     assert (work / "domains/Flat/selection.json").exists()
 
 
@@ -121,7 +129,7 @@ def test_a_domain_is_added_without_a_bit_of_the_others_changing(
     assert main(["train", "-w", str(grown), "--fold", "0", "--device", "cpu", "--epochs", "9", "-q"]) == 2
     assert "would change what they stand on" in capsys.readouterr().err
     assert main(["plan", "-w", str(grown), "-q"]) == 0  # the same planner, and Late keeps its plan
-    assert read_universal(WorkFolder(grown)).added == ("Late",)
+    assert [domain.name for domain in read_domains(WorkFolder(grown)) if domain.is_added] == ["Late"]
     assert WorkFolder(grown / "domains/Balls").read_plan() == WorkFolder(work / "domains/Balls").read_plan()
     assert main([*command, "--restart"]) == 0
     anew, _ = load_tensors(universal_weights)
@@ -134,8 +142,7 @@ def test_a_domain_is_added_without_a_bit_of_the_others_changing(
 
 @pytest.mark.parametrize("added", [None, "Flat"])
 def test_a_stopped_training_of_domains_goes_on_with_the_same_bits(work: Path, tmp_path: Path, added: str | None) -> None:
-    folder = WorkFolder(work)
-    domains = [_training_domain(folder, read_universal(folder), name, "0") for name in ("Balls", "Flat")]
+    domains = [training_domain(domain, "0") for domain in domains_of(Path(), work)]
     weights = work / "models/universal/fold_0/weights.safetensors"
 
     def train(target: Path, stop_after: int) -> None:
@@ -195,7 +202,7 @@ def test_what_is_unclear_is_refused_with_the_domains_named(
     work: Path, datasets: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="serves Balls, Flat"):
-        resolve_domain(work, datasets["Late"], None)
+        domain_of(datasets["Late"], work)
     assert main(["plan", str(datasets["Balls"]), str(datasets["Flat"])]) == 2
     assert "name one with -w" in capsys.readouterr().err
     assert (
@@ -220,7 +227,7 @@ def test_what_is_unclear_is_refused_with_the_domains_named(
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Flat"]), "--fold", "0"]) == 2
     assert "nothing to add" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--fold", "9"]) == 2
-    assert "there are folds 0 to 4, and all" in capsys.readouterr().err
+    assert "the folds are 0 to 4, and all" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--fold", "0", "-c", "2d"]) == 2
     assert "leave -c and DATASET out" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Late"]), "--fold", "1"]) == 2

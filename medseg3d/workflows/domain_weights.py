@@ -10,41 +10,37 @@ from typing import cast
 
 import torch
 
-from medseg3d.data.dataset import Split
+from medseg3d.domain import Domain
 from medseg3d.errors import PlanMismatchError
 from medseg3d.files import write_text
 from medseg3d.models.checkpoints import FORMAT_VERSION, ModelCard, load_tensors, read_card, save_tensors
 from medseg3d.networks.build import build_network, sharing_of
 from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.reporting.figures import progress_figure
-from medseg3d.training.domains import TrainingDomain
-from medseg3d.training.folds import read_folds
 from medseg3d.training.state import BEST, HISTORY, STATE, TrainingState, read_history
-from medseg3d.universal import UNIVERSAL, domain_folder
-from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.splits import ALL_CASES, plan_digest, read_split
+from medseg3d.workflows.splits import own_fold, plan_digest, read_split
 
 
-def hand_out(domains: Sequence[TrainingDomain], target: Path, folder: WorkFolder, fold: str, added: str | None) -> None:
+def export_domains(domains: Sequence[Domain], target: Path, common: Path, fold: str, added: str | None) -> None:
     """Give each domain that the fold is one of its own its part of the best weights; an added domain joins the common file first."""
     weights, state = target / BEST, target / STATE
     if not weights.exists() or not state.exists():
         return
     if added is not None:
-        _join(folder.weights(UNIVERSAL, fold), weights, added)
+        _join(common / BEST, weights, added)
     reached = read_record(state, TrainingState, "training")
     for domain in domains:
-        if fold_of_domain(domain_folder(folder, domain.name), fold) == fold:
-            exported = export_domain(folder, folder.weights(UNIVERSAL, fold), domain.name, fold, reached)
-            _export_history(target, exported.parent, domain.name)
+        if own_fold(domain, fold) == fold:
+            exported = export_domain(domain, common / BEST, fold, reached)
+            _export_history(target, exported.parent, str(domain.name))
 
 
-def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state: TrainingState) -> Path:
+def export_domain(domain: Domain, weights: Path, fold: str, state: TrainingState) -> Path:
     """Write the part of a common network that a domain uses as ordinary weights into the domain's work folder.
 
     The tensors are the common ones, bit for bit, under the names that the network of a single dataset has.
     """
-    card = read_card(weights)
+    card, name = read_card(weights), str(domain.name)
     tensors, _ = load_tensors(weights)
     made, configuration = card.plans[name], card.plans[name].configuration(card.configurations[name])
     with torch.device("meta"):
@@ -54,15 +50,13 @@ def export_domain(folder: WorkFolder, weights: Path, name: str, fold: str, state
     missing = [key for key in wanted if key not in renamed]
     if missing:
         raise PlanMismatchError(f"{weights}: lacks {missing[0]} of the domain {name}. Train again with --restart.")
-    home = domain_folder(folder, name)
-    own_fold = fold_of_domain(home, fold)
-    target = home.fold(configuration.name, own_fold)
-    own = ModelCard(plans={"": made}, configurations={"": configuration.name}, fold=own_fold, facts=card.facts)
+    target = domain.folder.fold(configuration.name, fold)
+    own = ModelCard(plans={"": made}, configurations={"": configuration.name}, fold=fold, facts=card.facts)
     used = {key: renamed[key] for key in wanted}
     if not _holds(target / BEST, own, used):  # what is there already keeps its time stamp, and its measures with it
         save_tensors(target / BEST, used, {"format_version": FORMAT_VERSION, "card": to_plain(own)})
-    digest = plan_digest(made, configuration, split_of(home, fold))
-    own_state = replace(state, configuration=configuration.name, fold=own_fold, plan_digest=digest)
+    digest = plan_digest(made, configuration, read_split(domain.folder, fold))
+    own_state = replace(state, configuration=configuration.name, fold=fold, plan_digest=digest)
     write_record(target / STATE, own_state, "training", is_sealed=True)
     return target / BEST
 
@@ -106,14 +100,3 @@ def _join(base: Path, trained: Path, added: str) -> None:
     kept = {key: tensor for key, tensor in tensors.items() if domain_of(key) != added}
     kept |= {key: tensor for key, tensor in new.items() if domain_of(key) == added}
     save_tensors(base, kept, {"format_version": FORMAT_VERSION, "card": to_plain(joined)})
-
-
-def split_of(home: WorkFolder, fold: str) -> Split:
-    return read_split(home, fold_of_domain(home, fold))
-
-
-def fold_of_domain(home: WorkFolder, fold: str) -> str:
-    """The fold of a domain that belongs to a fold of the common network."""
-    if fold == ALL_CASES or not fold.isdigit() or not home.splits.exists():
-        return fold
-    return str(int(fold) % len(read_folds(home.splits).folds))
