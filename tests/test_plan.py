@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import resource
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from medseg3d.domain import Universal
 from medseg3d.errors import InputError, PlanError, PlanMismatchError
 from medseg3d.labels import Labels
-from medseg3d.models.checkpoints import load_network, save_tensors
+from medseg3d.models.checkpoints import save_tensors
 from medseg3d.models.loading import load_model
-from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, content_identity, read_model_file, write_model_file
+from medseg3d.models.model_file import open_model_file, write_model_file
+from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 from medseg3d.planning.planner import load_planner, planner_names
 from medseg3d.records import from_plain, read_record, to_plain, write_record
 from medseg3d.validation.postprocessing import Postprocessing, Step
+from tests.in_memory import parts_of
 
 NETWORK = NetworkPlan(
     family="plain_unet",
@@ -192,8 +194,6 @@ def test_weights_with_an_absurd_plan_are_refused_before_anything_is_built(what: 
     save_tensors(tmp_path / "weights.safetensors", dict(build_network(NETWORK).state_dict()), {"format_version": 2, "card": card})
     began = time.perf_counter()
     with pytest.raises(InputError, match=HOSTILE[what][1]):
-        load_network(tmp_path / "weights.safetensors", torch.device("cpu"))
-    with pytest.raises(InputError, match=HOSTILE[what][1]):
         load_model(tmp_path / "weights.safetensors", device="cpu")
     assert time.perf_counter() - began < 5
 
@@ -206,22 +206,27 @@ def test_shapes_are_compared_before_memory_is_taken(tmp_path: Path) -> None:
     save_tensors(tmp_path / "weights.safetensors", dict(build_network(NETWORK).state_dict()), {"format_version": 2, "card": card})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PlanMismatchError, match="do not fit the network of the plan"):
-        load_network(tmp_path / "weights.safetensors", torch.device("cpu"))
+        load_model(tmp_path / "weights.safetensors", device="cpu")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB; the network has 7 GB
 
 
 def model_parts(**changes: Any) -> ModelParts:
     members = (MemberDescription(configuration="3d_fullres", folds=("0",)),)
     description = ModelDescription(**{"plan": PLAN, "members": members, **changes})
-    weights = {"3d_fullres": {"0": build_network(NETWORK).state_dict()}}
-    return ModelParts(description=description, weights=weights, identity=content_identity(description, weights))
+    return parts_of(description, {"3d_fullres": {"0": build_network(NETWORK).state_dict()}})
 
 
 def test_a_model_file_with_an_absurd_plan_is_refused(tmp_path: Path) -> None:
-    configurations = {"3d_fullres": replace(PLAN.configuration(None), network=replace(NETWORK, encoder_blocks=(10**6, 1)))}
-    file = write_model_file(tmp_path / "a.medseg3d", model_parts(plan=replace(PLAN, configurations=configurations)))
+    file = write_model_file(tmp_path / "a.medseg3d", model_parts())
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    document = json.loads(members["model.json"])
+    document["description"]["plan"]["configurations"]["3d_fullres"]["network"]["encoder_blocks"] = [10**6, 1]
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**members, "model.json": json.dumps(document).encode()}.items():
+            archive.writestr(name, content)
     with pytest.raises(InputError, match=r"encoder_blocks\.0: .*found 1000000"):
-        read_model_file(file)
+        open_model_file(file)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class OnModel(Options):
         Path,
         Option(
             "model",
-            "work folder or its dataset, .medseg3d file, weights.safetensors, or nnU-Net result folder (default: here)",
+            "work folder or its dataset, .medseg3d file, weights.safetensors, or nnU-Net result folder or zip (default: here)",
             metavar="MODEL",
         ),
     ] = Path()
@@ -135,7 +135,7 @@ class PredictCommand(OutputOptions, PredictOptions, OnDomain):
         Path | None,
         Option(
             "-m --model",
-            "a work folder, a .medseg3d file, an nnU-Net result folder, a fold's folder or a weights.safetensors file",
+            "a work folder, a .medseg3d file, an nnU-Net result folder or zip, a fold's folder or a weights.safetensors file",
             metavar="MODEL",
         ),
     ] = None
@@ -189,7 +189,10 @@ class ImportCommand(OutputOptions, MemberOptions):
 
     kind: Annotated[Literal["nnunet"], Option("kind", "which program: nnunet (version 2)", metavar="nnunet", is_required=True)] = "nnunet"
     model: Annotated[
-        Path, Option("model", "its result folder: TRAINER__PLANS__CONFIGURATION", metavar="MODEL_FOLDER", is_required=True)
+        Path,
+        Option(
+            "model", "its result folder, TRAINER__PLANS__CONFIGURATION, or a zip that it exported", metavar="MODEL_FOLDER", is_required=True
+        ),
     ] = Path()
     output: Annotated[Path, Option("-o --output", "the file to write", metavar="NAME.medseg3d", is_required=True)] = Path()
 

@@ -118,19 +118,17 @@ def _select(options: c.SelectCommand, console: Console) -> None:
 
 def _predict(options: c.PredictCommand, console: Console) -> None:
     from medseg3d.domain import domain_of
-    from medseg3d.models.nnunet import is_nnunet_model
     from medseg3d.workflows.predict import predict
 
     if options.model is not None and (options.dataset != Path() or options.work is not None):
         raise InputError("-m names the model: leave out the dataset and -w.")
-    dataset, work, model = options.dataset, options.work, options.model
-    if model is None and (dataset.is_file() or is_nnunet_model(dataset)):
-        model, dataset = dataset, Path()  # a model in the place of the dataset, as info and export take it
+    model = options.model
     if model is None:
-        domain = domain_of(dataset, work, options.domain)
-        dataset, work = domain.dataset, domain.folder.root
+        domain = domain_of(options.dataset, options.work, options.domain)
+        is_named = options.work is not None or domain.name is not None
+        model = domain.folder.root if is_named else options.dataset  # or a model in the place of the dataset
     with console:
-        result = predict(options.input, options.output, options, dataset=dataset, work=work, model=model, on=console.listen)
+        result = predict(options.input, options.output, options, model=model, on=console.listen)
     console.show_predicted(result)
     others = "the others are done" if result.written or result.kept else "no other is left"
     _report_failures({None: result}, f"could not be predicted; {others}")
@@ -169,9 +167,9 @@ def _export(options: c.ExportCommand, console: Console) -> None:
 
 
 def _import(options: c.ImportCommand, console: Console) -> None:
-    from medseg3d.models.nnunet import is_nnunet_model
+    from medseg3d.models.sources import kind_of
 
-    if not is_nnunet_model(options.model):
+    if kind_of(options.model) not in ("nnU-Net result folder", "nnU-Net zip"):
         raise InputError(f"{options.model}: not an nnU-Net result folder; expected plans.json, dataset.json and fold_K/checkpoint_*.pth.")
     _export(c.ExportCommand.of(options, format="medseg3d"), console)
 

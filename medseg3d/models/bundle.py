@@ -17,11 +17,16 @@ from torch import nn
 
 from medseg3d.axes import CANONICAL
 from medseg3d.data.cropping import nonzero_mask
+from medseg3d.data.dataset import Case
 from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import storage, write_text
+from medseg3d.frame import Frame, grid_of, orientation_in
+from medseg3d.geometry import orientation_of
+from medseg3d.images import read_header
 from medseg3d.images.dicom import dicom_files
-from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, model_card
+from medseg3d.models.model_card import model_card
+from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.networks.build import build_network, output_size
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
 from medseg3d.prediction.mirroring import flips
@@ -48,11 +53,10 @@ def write_bundle(folder: Path, parts: ModelParts, *, name: str) -> tuple[Path, .
     """
     description = parts.description
     member, configuration = _only_member(description)
-    weights = parts.weights[member.configuration]
     tensors = {
         f"networks.{number}.{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for number, fold in enumerate(member.folds)
-        for key, tensor in weights[fold].items()
+        for key, tensor in parts.tensors(member.configuration, fold).items()
     }
     files = {
         "configs/metadata.json": _json(_metadata(description, configuration)),
@@ -103,21 +107,36 @@ class MeanOfNetworks(nn.Module):
         return total / (len(self.networks) * 2 ** len(self.mirror_axes))
 
 
-def images(folder: str, num_channels: int) -> list[dict[str, Any]]:
+def images(folder: str, num_channels: int, frame: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """MONAI's list of data: the images of a folder (or one file), found as ``predict`` finds them; ``image`` is a file or one per channel.
 
-    Empty where nothing is there: MONAI builds the list also to look at a bundle. Raises :class:`InputError` for images that do not fit.
+    ``frame`` is the model's :class:`Frame` in plain values: cases whose axes MONAI would assign otherwise are refused. Empty where nothing
+    is there: MONAI builds the list also to look at a bundle. Raises :class:`InputError` for images that do not fit.
     """
     found: list[dict[str, Any]] = []
     if not Path(folder).exists():
         return found
+    parsed = None if frame is None else from_plain(dict(frame), Frame, "frame")
     for case in prediction_cases(Path(folder), num_channels=num_channels):
+        if parsed is not None:
+            _check_axes(case, parsed)
         for channel in case.channels:
             if channel.files and set(channel.files) != set(dicom_files(channel.path)):  # MONAI takes all that lies in a folder
                 raise InputError(f"{channel.path}: holds more than the slices of one DICOM series; give each series a folder of its own.")
         files = list(dict.fromkeys(str(channel.path) for channel in case.channels))  # a 4D file is each of its channels
         found.append({"image": files[0] if len(files) == 1 else files})
     return found
+
+
+def _check_axes(case: Case, frame: Frame) -> None:
+    """Training assigned the axes of a strongly oblique case by its frame, MONAI takes the nearest ones."""
+    channel = case.channels[0]
+    geometry = read_header(channel.path, files=channel.files).geometry
+    if orientation_in(frame, grid_of(geometry)) != orientation_of(geometry.matrix):
+        raise InputError(
+            f"{channel.path}: lies so obliquely that MONAI reads it with other axes than those that the network was trained with. Predict "
+            "it with medseg3d predict, and take it out of this folder."
+        )
 
 
 def normalized(rules: Sequence[Mapping[str, Any]]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -191,7 +210,7 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(plan, configuration)},
         "dataset": {
             "_target_": "Dataset",
-            "data": {"_target_": "medseg3d.models.bundle.images", "folder": "@dataset_dir", "num_channels": len(plan.channels)},
+            "data": {"_target_": "medseg3d.models.bundle.images", "folder": "@dataset_dir", **_expected(plan)},
             "transform": "@preprocessing",
         },
         "inferer": {
@@ -217,6 +236,12 @@ def inference_configuration(description: ModelDescription) -> dict[str, Any]:
             "$@evaluator.run()",
         ],
     }
+
+
+def _expected(plan: Plan) -> dict[str, Any]:
+    """The arguments of :func:`images`."""
+    frame = {} if plan.reading_frame is None else {"frame": to_plain(plan.reading_frame)}
+    return {"num_channels": len(plan.channels), **frame}
 
 
 def _only_member(description: ModelDescription) -> tuple[MemberDescription, Configuration]:
@@ -405,4 +430,7 @@ The folds and the mirrorings are averaged inside the network. Orientation, cropp
 brings logits back by cubic instead of linear interpolation; MONAI also lays its windows differently. So label maps are close to those of
 `medseg3d predict`, not identical: they differ along the borders of structures. Measures of the one are not exactly those of the other.
 Filling holes, where it is among the steps, leaves a hole open that touches another label.
+
+Images whose axes lie far from those of the body are another matter: MONAI brings each image to the nearest anatomical axes, medseg3d
+assigns the axes as for the training images. Where the two differ the bundle refuses the image; `medseg3d predict` takes it.
 """

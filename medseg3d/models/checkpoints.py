@@ -94,24 +94,9 @@ def save_model(path: Path | str, network: torch.nn.Module, plan: Plan, configura
     place, chosen = Path(path), plan.configuration(configuration)
     if place.suffix != ".safetensors":
         raise InputError(f"{place}: a model of one network is a .safetensors file; give it that ending.")
-    with torch.device("meta"):
-        _check_fit(build_network(chosen.network), network.state_dict(), place)
+    check_fit(chosen.network, network.state_dict(), str(place))
     card = ModelCard(plans={ONLY_DOMAIN: plan}, configurations={ONLY_DOMAIN: chosen.name}, fold="all")
     return save_weights(place, network, card)
-
-
-def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, ModelCard]:
-    """A network in eval mode and its card; raises :class:`InputError` for a broken file."""
-    card = read_card(path)
-    if card.is_universal:
-        raise InputError(
-            f"{path}: holds a universal network for {', '.join(card.plans)}. Name the work folder with --domain, or the weights of one "
-            "of its datasets (WORK/domains/NAME/models)."
-        )
-    planned = card.plan.configuration(card.configuration).network
-    tensors, _ = load_tensors(path)
-    network = filled_network(planned, tensors, path)
-    return network.to(device).eval(), card
 
 
 def read_card(path: Path) -> ModelCard:
@@ -120,28 +105,25 @@ def read_card(path: Path) -> ModelCard:
     return from_plain(metadata.get("card"), ModelCard, str(path))
 
 
-def filled_network(plan: NetworkPlan, tensors: Mapping[str, torch.Tensor], path: Path) -> torch.nn.Module:
-    """The network of a plan with the tensors of a file; raises as :func:`load_into`, before any memory is taken for it."""
+def check_fit(plan: NetworkPlan, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Compare names and shapes with those of a plan's network; raises as :func:`load_into`, before any memory is taken for it."""
     with torch.device("meta"):
-        _check_fit(build_network(plan), tensors, path)
-    network = build_network(plan)
-    network.load_state_dict(dict(tensors))
-    return network
+        _check_fit(build_network(plan), tensors, source)
 
 
 def load_into(network: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Fill a network; raises :class:`PlanMismatchError` naming the first tensors that do not fit."""
-    _check_fit(network, tensors, path)
+    _check_fit(network, tensors, str(path))
     network.load_state_dict(tensors)
 
 
-def _check_fit(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def _check_fit(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     own = network.state_dict()
     wrong = [f"{name} {tuple(own[name].shape)}" for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     extra = [name for name in tensors if name not in own]
     if wrong or extra:
         raise PlanMismatchError(
-            f"{path}: the weights do not fit the network of the plan ({len(wrong)} missing or of another shape, {len(extra)} "
+            f"{source}: the weights do not fit the network of the plan ({len(wrong)} missing or of another shape, {len(extra)} "
             f"unknown; first: {(wrong + extra)[0]}). They belong to another plan: train again, or use the plan they came with."
         )
 

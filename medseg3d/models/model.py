@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from medseg3d.fingerprint.familiarity import CHECK, REFUSED, doubts_about, in_wo
 from medseg3d.frame import grid_of, orientation_in
 from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_canonical, geometry_of, to_canonical
 from medseg3d.images import ImageHeader, write_label_map
+from medseg3d.images.image_objects import array_and_affine
 from medseg3d.labels import Labels
 from medseg3d.networks.packed import can_pack, packed
 from medseg3d.plan import Configuration, Plan
@@ -106,31 +108,35 @@ class Model:
         exact = ";float32" if self._precision == "float32" else ""
         return f"{self.weights_identity};tta={mirroring};step={self.step}{exact}{skipping}"
 
-    def predict(self, array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """Label values ``(x, y, z)`` of an image ``(x, y, z)`` or ``(channel, x, y, z)`` as nibabel gives it; the input is not changed.
+    def predict(self, image: Any, affine: np.ndarray | None = None) -> np.ndarray:
+        """Label values of an image, on its own axes ``(x, y, z)``: of a nibabel or SimpleITK image, or of an array with its affine.
 
-        Raises :class:`ChannelCountError` and :class:`InputError` for arrays that do not fit the model.
+        An array is ``(x, y, z)`` or ``(channel, x, y, z)`` as nibabel gives it, its ``affine`` leads to RAS+ mm. The result has the axes
+        of ``image.dataobj``; of a SimpleITK image those of ``image[x, y, z]``, so that ``sitk.GetImageFromArray(labels.T)`` is its label
+        map. The input is not changed. Raises :class:`ChannelCountError` and :class:`InputError` for what does not fit the model.
         """
-        channels = np.asarray(array)
+        if affine is None and not isinstance(image, np.ndarray):
+            image, affine = array_and_affine(image)
+        channels = np.asarray(image)
         if channels.ndim == 3:
             channels = channels[None]
         if channels.ndim != 4 or 0 in channels.shape:
-            raise InputError(f"An array of shape {np.shape(array)}; expected (x, y, z) or (channel, x, y, z).")
+            raise InputError(f"An array of shape {np.shape(image)}; expected (x, y, z) or (channel, x, y, z).")
         if channels.dtype.kind not in "biuf":
             raise InputError(f"An array of type {channels.dtype}; expected real numbers.")
         matrix = _checked_affine(affine)
         geometry = geometry_of(channels.shape[1:], matrix)
         frame = self.plan.reading_frame
         orientation = AS_STORED if frame is None else orientation_in(frame, grid_of(geometry))
-        image = np.array(to_canonical(channels, orientation), np.float32, order="C")  # a copy in any case: it will be overwritten
-        if not np.isfinite(image).all():
+        copied = np.array(to_canonical(channels, orientation), np.float32, order="C")  # in any case: it will be overwritten
+        if not np.isfinite(copied).all():
             raise InputError("The array holds NaN or infinite voxels; replace them before predicting.")
         header = ImageHeader(
             geometry=geometry, stored_shape=geometry.shape, format="nifti", num_volumes=1, dtype=str(channels.dtype), nifti=None
         )
         raw = RawCase(
             name="array",
-            image=image,
+            image=copied,
             labels=None,
             spacing=canonical_spacing(geometry, orientation),
             orientation=orientation,
@@ -294,7 +300,7 @@ def _looks_like_labels(image: np.ndarray, labels: Labels) -> bool:
     return bool((slices != slices.flat[0]).any() and np.isin(slices, labels.values).all())
 
 
-def _checked_affine(affine: np.ndarray) -> np.ndarray:
+def _checked_affine(affine: Any) -> np.ndarray:
     """4x4 float64; raises :class:`InputError` where it is no affine or its axes have no length or do not span the space."""
     expected = "expected 4 x 4 numbers, voxel index to mm in RAS+, as nibabel's image.affine"
     try:

@@ -13,7 +13,7 @@ from medseg3d.images import case_name, ending_of, is_image, read_header, refusal
 from medseg3d.images.dicom_intake import find_dicom_cases
 from medseg3d.images.readers import READERS
 from medseg3d.serving.attached import check_attached, taken
-from medseg3d.serving.unpack import unpack
+from medseg3d.unpack import unpack
 from medseg3d.wording import counted, listed
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")

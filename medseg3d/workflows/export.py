@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,39 +16,22 @@ from typing import Literal
 
 import torch
 
-from medseg3d.domain import is_universal, read_domains
 from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.models.bundle import write_bundle
-from medseg3d.models.checkpoints import filled_network, load_network
-from medseg3d.models.loading import chosen_parts, empty_windows_of, load_model, usual_folds
-from medseg3d.models.model_file import (
-    DICE,
-    DICE_CASES,
-    ENDING,
-    MemberDescription,
-    ModelDescription,
-    ModelParts,
-    Tensors,
-    content_identity,
-    read_model_file,
-    write_model_file,
-)
-from medseg3d.models.nnunet import is_nnunet_model, read_nnunet_model
-from medseg3d.networks.build import output_size
+from medseg3d.models.model_file import ENDING, write_model_file
+from medseg3d.models.parts import ModelDescription, ModelParts
+from medseg3d.models.sources import open_model
+from medseg3d.networks.build import build_network, output_size
 from medseg3d.plan import Plan
-from medseg3d.prediction.predict_case import Member
 from medseg3d.records import to_plain, write_record
-from medseg3d.validation.selection import read_selection
 from medseg3d.version import __version__
-from medseg3d.work_folder import DEFAULT_NAME, Folds, WorkFolder, fold_names
+from medseg3d.work_folder import Folds
 
 logger = logging.getLogger(__name__)
 
 Format = Literal["medseg3d", "onnx", "monai"]
-Weights = Mapping[str, Mapping[str, Tensors]]
 
-WEIGHTS = "weights.safetensors"
 OPSET = 18
 """The oldest that torch's exporter writes without converting."""
 NUM_WINDOWS = 3
@@ -103,7 +86,7 @@ def export_model(
     configuration: str | None = None,
     folds: Folds = None,
 ) -> ExportResult:
-    """Export a work folder, a ``.medseg3d`` file, a ``weights.safetensors`` or an nnU-Net result folder, atomically.
+    """Export any model that ``load_model`` loads, atomically.
 
     ``format`` None takes the one that the output's name ends with. Of a work folder that is exported which ``load_model`` would load.
     A file that is there is replaced, a folder that holds something is not. Raises :class:`InputError`, and
@@ -117,7 +100,7 @@ def export_model(
     is_folder = not (chosen == "medseg3d" or (chosen == "onnx" and output.suffix == ".onnx"))
     _check_free(output, is_folder=is_folder)
     remove_leftovers(output.parent, name=output.name)
-    parts = model_parts(source, configuration=configuration, folds=folds)
+    parts = open_model(source, configuration=configuration, folds=folds)
     parity: tuple[Parity, ...] = ()
     if chosen == "medseg3d":
         files: tuple[Path, ...] = (write_model_file(output, parts),)
@@ -132,95 +115,6 @@ def export_model(
         files = tuple(output / file.relative_to(folder) for file in written)
     logger.info("Exported %s as %s", source, output)
     return ExportResult(output=output, format=chosen, files=files, description=parts.description, parity=parity)
-
-
-def model_parts(source: Path, *, configuration: str | None = None, folds: Folds = None) -> ModelParts:
-    """The parts of whatever ``load_model`` loads, chosen by its rules; raises :class:`InputError` as it does."""
-    description, weights = describe_model(source, configuration=configuration, folds=folds)
-    return ModelParts(description=description, weights=weights, identity=content_identity(description, weights))
-
-
-def describe_model(source: Path, *, configuration: str | None = None, folds: Folds = None) -> tuple[ModelDescription, Weights]:
-    """:func:`model_parts` without the identity, which takes a digest of all tensors."""
-    if source.is_file() and source.suffix == ENDING:
-        whole = read_model_file(source)
-        return _named_only(whole, chosen_parts(whole, source, configuration, folds).description)
-    if is_nnunet_model(source):
-        parts = read_nnunet_model(source, configuration=configuration, folds=fold_names(folds))
-        return parts.description, parts.weights
-    file = source / WEIGHTS if (source / WEIGHTS).is_file() else source
-    if file.is_file():
-        return _describe_weights(file, configuration, fold_names(folds))
-    return _describe_work(source, configuration, folds)
-
-
-def _named_only(whole: ModelParts, chosen: ModelDescription) -> tuple[ModelDescription, Weights]:
-    """The tensors that a part of a model takes, with the stages before it; the measures are those of the whole."""
-    if chosen == whole.description:
-        return chosen, whole.weights
-    stages = {chosen.plan.configurations[member.configuration].previous_stage for member in chosen.members}
-    description = replace(
-        chosen,
-        previous=tuple(stage for stage in chosen.previous if stage.configuration in stages),
-        facts={name: value for name, value in chosen.facts.items() if name not in (DICE, DICE_CASES)},
-    )
-    members = (*description.members, *description.previous)
-    return description, {m.configuration: {fold: whole.weights[m.configuration][fold] for fold in m.folds} for m in members}
-
-
-def _describe_weights(file: Path, configuration: str | None, folds: tuple[str, ...] | None) -> tuple[ModelDescription, Weights]:
-    network, card = load_network(file, torch.device("cpu"))
-    if configuration not in (None, card.configuration) or folds not in (None, (card.fold,)):
-        raise InputError(f"{file}: holds {card.configuration}, fold {card.fold}, and nothing else. Name the work folder to have others.")
-    description = ModelDescription(
-        plan=card.plan,
-        members=(MemberDescription(configuration=card.configuration, folds=(card.fold,)),),
-        facts={**_facts(card.plan), **card.facts},
-    )
-    return description, {card.configuration: {card.fold: network.state_dict()}}
-
-
-def _describe_work(source: Path, configuration: str | None, folds: Folds) -> tuple[ModelDescription, Weights]:
-    for place in (source, source / DEFAULT_NAME):
-        if is_universal(WorkFolder(place)):
-            names = ", ".join(str(domain.name) for domain in read_domains(WorkFolder(place)))
-            raise InputError(f"{place}: serves several datasets ({names}). Name the work folder of one of them: {place}/domains/NAME.")
-    model = load_model(source, configuration=configuration, folds=folds, device="cpu")
-    work = WorkFolder(source if (source / "models").exists() else source / DEFAULT_NAME)
-    weights: dict[str, dict[str, Tensors]] = {}
-
-    def described(member: Member) -> MemberDescription:
-        name = member.configuration.name
-        used = fold_names(folds) or usual_folds(work, name)
-        weights[name] = {fold: network.state_dict() for fold, network in zip(used, member.networks, strict=True)}
-        return MemberDescription(
-            configuration=name, folds=used, mirroring=member.mirroring, empty_windows=empty_windows_of(work, name, used)
-        )
-
-    members = tuple(described(member) for member in model.members)
-    stages = [member.previous for member in model.members if member.previous is not None]
-    previous = tuple(described(stage) for stage in stages if stage.configuration.name not in weights)
-    description = ModelDescription(
-        plan=model.plan,
-        members=members,
-        previous=previous,
-        postprocessing=replace(model.postprocessing, failures=()),  # they name cases
-        facts={**_facts(model.plan), **_measures(work, {member.configuration: member.folds for member in members})},
-    )
-    return description, weights
-
-
-def _facts(plan: Plan) -> dict[str, float | int | str | None]:
-    return {"dataset": plan.dataset, "training_cases": plan.num_training, "planner": plan.planner}
-
-
-def _measures(work: WorkFolder, folds: Mapping[str, tuple[str, ...]]) -> dict[str, float | int | str | None]:
-    """The cross-validation of exactly these networks, from the selection."""
-    selection, _ = read_selection(work)  # loading the model has said what is wrong with it
-    for candidate in selection.candidates if selection is not None else ():
-        if candidate.configurations == tuple(folds) and candidate.folds == folds and candidate.own_dice.mean is not None:
-            return {DICE: candidate.own_dice.mean, DICE_CASES: candidate.own_dice.n}
-    return {}
 
 
 def _format_of(output: Path) -> Format:
@@ -256,14 +150,8 @@ def _new_folder(output: Path) -> Iterator[Path]:
         storage().replace(temporary, output)
 
 
-def _networks_of(parts: ModelParts) -> Iterator[tuple[str, str]]:
-    for member in (*parts.description.members, *parts.description.previous):
-        for fold in member.folds:
-            yield member.configuration, fold
-
-
 def _one_onnx_file(parts: ModelParts, output: Path) -> tuple[tuple[Path, ...], tuple[Parity, ...]]:
-    networks = list(_networks_of(parts))
+    networks = list(parts.networks())
     if len(networks) > 1:
         raise InputError(
             f"{output}: one file holds one network, the model has {len(networks)}. Name a folder with --format onnx, or one of them with "
@@ -279,7 +167,7 @@ def _one_onnx_file(parts: ModelParts, output: Path) -> tuple[tuple[Path, ...], t
 
 def _onnx_folder(parts: ModelParts, folder: Path) -> tuple[tuple[Path, ...], tuple[Parity, ...]]:
     parities = []
-    for configuration, fold in _networks_of(parts):
+    for configuration, fold in parts.networks():
         parities.append(_export_onnx(parts, configuration, fold, folder / f"{configuration}_fold_{fold}.onnx"))
     report = _write_parity(folder / "parity.json", tuple(parities))
     return (*(folder / parity.file for parity in parities), report), tuple(parities)
@@ -293,7 +181,8 @@ def _export_onnx(parts: ModelParts, configuration: str, fold: str, path: Path) -
     """One network, any number of windows at once; raises :class:`UnsupportedError` where the labels differ from torch's."""
     plan = parts.description.plan
     chosen = plan.configurations[configuration]
-    network = filled_network(chosen.network, parts.weights[configuration][fold], path).eval()
+    network = build_network(chosen.network).eval()
+    network.load_state_dict(dict(parts.tensors(configuration, fold)))
     if sum(tensor.nbytes for tensor in network.state_dict().values()) > MAX_ONNX_BYTES:
         raise UnsupportedError(f"{configuration}: one ONNX file holds less than 2 GiB. Export to {ENDING}.")
     windows = torch.randn(NUM_WINDOWS, chosen.network.in_channels, *chosen.patch_size, generator=torch.Generator().manual_seed(0))

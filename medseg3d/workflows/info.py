@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from medseg3d.models.model_file import (
-    ENDING,
-    MemberDescription,
-    ModelDescription,
-    axes_text,
-    dice_text,
-    read_description,
-    step_text,
-)
-from medseg3d.models.nnunet import is_nnunet_model
+from medseg3d.models.model_card import axes_text, dice_text, step_text
+from medseg3d.models.parts import MemberDescription, ModelDescription
+from medseg3d.models.sources import kind_of, open_model
 from medseg3d.networks.build import checked_plan, family_of
 from medseg3d.plan import NetworkPlan
 from medseg3d.wording import counted
-from medseg3d.workflows.export import WEIGHTS, describe_model
-
-Kind = Literal["work folder", "model file", "weights", "nnU-Net result folder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +31,10 @@ class NetworkInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """What a model is; ``size_bytes`` is that of a model file, of others that of the tensors that are used."""
+    """What a model is; ``kind`` as in :data:`~medseg3d.models.sources.SOURCES`, ``size_bytes`` of the tensors that are used."""
 
     path: Path
-    kind: Kind
+    kind: str
     dataset: str
     planner: str
     num_training: int
@@ -61,16 +50,13 @@ class Info:
 
 
 def info(path: Path) -> Info:
-    """What ``predict`` would use of any model that it can load; raises :class:`InputError`."""
-    if path.is_file() and path.suffix == ENDING:
-        return _info(path, "model file", read_description(path), path.stat().st_size)
-    description, weights = describe_model(path)
-    size = sum(tensor.nbytes for folds in weights.values() for tensors in folds.values() for tensor in tensors.values())
-    kind: Kind = "nnU-Net result folder" if is_nnunet_model(path) else "work folder"
-    return _info(path, "weights" if path.is_file() or (path / WEIGHTS).is_file() else kind, description, size)
+    """What ``predict`` would use of any model that it can load, which is read whole; raises :class:`InputError`."""
+    parts = open_model(path)
+    size = sum(tensor.nbytes for network in parts.networks() for tensor in parts.tensors(*network).values())
+    return _info(path, kind_of(path) or "", parts.description, size)
 
 
-def _info(path: Path, kind: Kind, description: ModelDescription, size: int) -> Info:
+def _info(path: Path, kind: str, description: ModelDescription, size: int) -> Info:
     plan = description.plan
     return Info(
         path=path,
@@ -83,8 +69,7 @@ def _info(path: Path, kind: Kind, description: ModelDescription, size: int) -> I
         has_regions=bool(plan.labels.regions),
         axes=axes_text(plan),
         networks=tuple(
-            _network_info(description, member, is_previous_stage=member in description.previous)
-            for member in (*description.members, *description.previous)
+            _network_info(description, member, is_previous_stage=member in description.previous) for member in description.stages
         ),
         postprocessing=tuple(step_text(step, plan) for step in description.postprocessing.steps),
         dice=dice_text(description.facts),

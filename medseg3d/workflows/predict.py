@@ -36,7 +36,7 @@ from medseg3d.prediction.predict_case import PreparedCase
 from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.wording import counted, listed
-from medseg3d.work_folder import fold_names, work_folder
+from medseg3d.work_folder import fold_names
 from medseg3d.workflows.cluster import cluster_workers
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
 
@@ -71,7 +71,7 @@ def predict(
     executor: Executor | None = None,
     on: Listener = silent,
 ) -> PredictResult:
-    """Predict a folder of images, one image, or cases of a dataset.
+    """Predict a folder of images, one image, or cases of a dataset, by ``model``, else by what ``work`` or ``dataset`` holds.
 
     Outputs that the same model made from the same input are kept; others raise :class:`InputError` without ``overwrite``.
     A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. With an ``executor``
@@ -85,7 +85,7 @@ def predict(
     strict, probabilities = options.strict, options.probabilities
     load = partial(
         load_model,
-        model if model is not None else work_folder(dataset, work).root,
+        next(place for place in (model, work, dataset) if place is not None),
         configuration=options.configuration,
         folds=fold_names(options.folds),
         device=options.device,

@@ -14,6 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 import medseg3d
@@ -54,6 +55,22 @@ def test_the_folder_of_a_fold_is_a_model(trained: Path, tmp_path: Path) -> None:
     assert medseg3d.load_model(weights.parent).identity == medseg3d.load_model(weights).identity
     image = str(trained / "imagesTs/ball_6_0000.nii.gz")
     assert main(["predict", "-m", str(weights.parent), "-i", image, "-o", str(tmp_path / "x.nii.gz"), "-q"]) == 0
+
+
+@pytest.mark.parametrize("which", ["ball_6", "ball_7"])
+def test_an_image_in_memory_gets_the_voxels_of_the_command_line(trained: Path, tmp_path: Path, which: str) -> None:
+    file = trained / f"imagesTs/{which}_0000.nii.gz"
+    assert main(["predict", str(trained), "-i", str(file), "-o", str(tmp_path / "out.nii.gz"), "--device", "cpu", "-q"]) == 0
+    expected, model = np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj), medseg3d.load_model(trained, device="cpu")
+    assert expected.any()
+    image = sitk.ReadImage(str(file))
+    for found in (model.predict(nibabel.load(file)), model.predict(image)):
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+    labels = sitk.GetImageFromArray(np.ascontiguousarray(model.predict(image).T))
+    labels.CopyInformation(image)
+    sitk.WriteImage(labels, str(tmp_path / "itk.nii.gz"))
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "itk.nii.gz").dataobj), expected)
 
 
 def nothing(_: np.ndarray) -> None:

@@ -17,22 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from medseg3d.errors import InputError, StorageError
+from medseg3d.errors import InputError, PlanMismatchError, StorageError
 from medseg3d.labels import Labels
-from medseg3d.models.model_file import (
-    MemberDescription,
-    ModelDescription,
-    ModelParts,
-    content_identity,
-    model_card,
-    read_description,
-    read_model_file,
-    write_model_file,
-)
+from medseg3d.models.model_card import model_card
+from medseg3d.models.model_file import open_model_file, write_model_file
+from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.networks import build_network
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
 from medseg3d.records import to_plain
 from medseg3d.validation.postprocessing import Decision, Postprocessing, Step
+from tests.in_memory import Weights, parts_of, weights_of
 
 NETWORK = NetworkPlan(
     family="plain_unet",
@@ -94,6 +88,9 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return dict(build_network(NETWORK, generator=torch.Generator().manual_seed(seed)).state_dict())
 
 
+WEIGHTS = {"zoom": {"0": tensors(0)}, "3d_fullres": {"0": tensors(1), "10": tensors(2), "all": tensors(3)}}
+
+
 def make_parts() -> ModelParts:
     description = ModelDescription(
         plan=PLAN,
@@ -104,8 +101,17 @@ def make_parts() -> ModelParts:
         postprocessing=POSTPROCESSING,
         facts={"cross_validation_dice": 0.75, "cross_validation_cases": 6, "whole": 1.0, "count": 1, "none": None, "dataset": "Balls"},
     )
-    weights = {"zoom": {"0": tensors(0)}, "3d_fullres": {"0": tensors(1), "10": tensors(2), "all": tensors(3)}}
-    return ModelParts(description=description, weights=weights, identity=content_identity(description, weights))
+    return parts_of(description, WEIGHTS)
+
+
+def identity_of(description: ModelDescription, weights: Weights, folder: Path) -> str:
+    return open_model_file(write_model_file(folder / "any.medseg3d", parts_of(description, weights))).identity
+
+
+def read_all(path: Path) -> ModelParts:
+    parts = open_model_file(path)
+    weights_of(parts)
+    return parts
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +128,17 @@ def assert_equal(found: ModelParts, expected: ModelParts) -> None:
     """To the type of every number and the bits of every tensor."""
     assert found.description == expected.description
     assert json.dumps(to_plain(found.description)) == json.dumps(to_plain(expected.description))
-    assert found.identity == expected.identity
-    assert {name: set(folds) for name, folds in found.weights.items()} == {name: set(folds) for name, folds in expected.weights.items()}
-    for name, folds in expected.weights.items():
+    expected_weights, found_weights = weights_of(expected), weights_of(found)
+    assert {name: set(folds) for name, folds in found_weights.items()} == {name: set(folds) for name, folds in expected_weights.items()}
+    for name, folds in expected_weights.items():
         for fold, own in folds.items():
-            read = found.weights[name][fold]
+            read = found_weights[name][fold]
             assert set(read) == set(own)
             assert all(read[key].dtype == own[key].dtype and torch.equal(read[key], own[key]) for key in own)
 
 
 def test_what_is_written_is_read_bit_by_bit(written: Path, parts: ModelParts) -> None:
-    assert_equal(read_model_file(written), parts)
-    assert read_description(written) == parts.description
+    assert_equal(open_model_file(written), parts)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -148,49 +153,46 @@ def test_what_is_written_is_read_bit_by_bit(written: Path, parts: ModelParts) ->
 def test_any_tensors_and_facts_come_back(values: list[float], dtype: torch.dtype, facts: dict, tmp_path: Path) -> None:
     whole = make_parts()
     tensor = torch.tensor(values).nan_to_num(1.0).clamp(-9, 9).to(dtype)
-    strange = {"weight": tensor, "same": tensor, "turned": torch.stack([tensor, tensor]).T, "empty": tensor[:0]}
-    description = replace(whole.description, facts=facts)
-    changed = {**whole.weights, "zoom": {"0": strange}}
-    expected = ModelParts(description=description, weights=changed, identity=content_identity(description, changed))
-    assert_equal(read_model_file(write_model_file(tmp_path / "any.medseg3d", expected)), expected)
+    repeated = {name: tensor.repeat(own.numel())[: own.numel()].reshape(own.shape[::-1]) for name, own in tensors(0).items()}
+    strange = {name: turned.permute(*reversed(range(turned.dim()))) for name, turned in repeated.items()}
+    expected = parts_of(replace(whole.description, facts=facts), {**WEIGHTS, "zoom": {"0": strange}})
+    assert_equal(open_model_file(write_model_file(tmp_path / "any.medseg3d", expected)), expected)
 
 
 def test_the_same_parts_give_the_same_bytes(written: Path, parts: ModelParts, tmp_path: Path) -> None:
-    turned = replace(
-        parts,
-        weights={name: dict(reversed(folds.items())) for name, folds in reversed(parts.weights.items())},
-        identity="whatever it was called",
-    )
+    weights = {name: {fold: dict(reversed(own.items())) for fold, own in folds.items()} for name, folds in WEIGHTS.items()}
+    turned = parts_of(parts.description, weights)
     assert write_model_file(tmp_path / "again.medseg3d", turned).read_bytes() == written.read_bytes()
-    assert write_model_file(tmp_path / "twice.medseg3d", read_model_file(written)).read_bytes() == written.read_bytes()
+    assert write_model_file(tmp_path / "twice.medseg3d", open_model_file(written)).read_bytes() == written.read_bytes()
 
 
-def test_the_identity_follows_what_changes_a_prediction(parts: ModelParts) -> None:
-    description, weights = parts.description, parts.weights
-    same = replace(description, facts={})
-    assert content_identity(same, weights) == parts.identity
+def test_the_identity_follows_what_changes_a_prediction(written: Path, parts: ModelParts, tmp_path: Path) -> None:
+    description, identity = parts.description, open_model_file(written).identity
+    assert identity_of(replace(description, facts={}), WEIGHTS, tmp_path) == identity
     others = [
-        content_identity(replace(description, postprocessing=Postprocessing()), weights),
-        content_identity(replace(description, members=description.members[::-1]), weights),
-        content_identity(replace(description, plan=replace(PLAN, axis_order=(0, 1, 2))), weights),
-        content_identity(description, {**weights, "zoom": {"0": tensors(9)}}),
+        identity_of(replace(description, postprocessing=Postprocessing()), WEIGHTS, tmp_path),
+        identity_of(replace(description, members=description.members[::-1]), WEIGHTS, tmp_path),
+        identity_of(replace(description, plan=replace(PLAN, axis_order=(0, 1, 2))), WEIGHTS, tmp_path),
+        identity_of(description, {**WEIGHTS, "zoom": {"0": tensors(9)}}, tmp_path),
+        open_model_file(written, "zoom").identity,
+        open_model_file(written, "3d_fullres", ("0",)).identity,
     ]
-    assert len({parts.identity, *others}) == 5
+    assert len({identity, *others}) == 7
 
 
-def test_a_model_of_an_older_version_keeps_its_identity(parts: ModelParts) -> None:
-    description = replace(parts.description, facts={})
+def test_a_model_of_an_older_version_keeps_its_identity(written: Path, parts: ModelParts, tmp_path: Path) -> None:
+    description, identity = replace(parts.description, facts={}), open_model_file(written).identity
     described = replace(PLAN, given_names={1: "liver"}, left_right_doubt="Two labels could be left and right.")
-    assert content_identity(replace(description, plan=described), parts.weights) == parts.identity
+    assert identity_of(replace(description, plan=described), WEIGHTS, tmp_path) == identity
     plain = to_plain(description)
     for name in ("images", "given_names", "left_right_doubt", "frame"):  # which older versions did not know
         del plain["plan"][name]
     for member in (*plain["members"], *plain["previous"]):
         del member["empty_windows"]
-    files = {f"{name}/fold_{fold}.safetensors": save(dict(folds[fold])) for name, folds in parts.weights.items() for fold in folds}
+    files = {f"{name}/fold_{fold}.safetensors": save(dict(folds[fold])) for name, folds in WEIGHTS.items() for fold in folds}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = json.dumps({"description": plain, "digests": digests}, sort_keys=True)
-    assert parts.identity == hashlib.sha256(text.encode()).hexdigest()
+    assert identity == hashlib.sha256(text.encode()).hexdigest()
 
 
 def member_ranges(path: Path) -> dict[str, range]:
@@ -214,7 +216,7 @@ def test_a_flipped_bit_in_any_member_is_found(written: Path, tmp_path: Path) -> 
             flipped[place] ^= 1 << generator.randrange(8)
             copy.write_bytes(flipped)
             with pytest.raises(InputError, match=r"flipped\.medseg3d"):
-                read_model_file(copy)
+                read_all(copy)
 
 
 def test_a_flipped_bit_between_the_members_is_found_or_does_no_harm(written: Path, parts: ModelParts, tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_a_flipped_bit_between_the_members_is_found_or_does_no_harm(written: Pat
         flipped[place] ^= 1 << (place % 8)
         copy.write_bytes(flipped)
         try:
-            found = read_model_file(copy)
+            found = read_all(copy)
         except InputError:
             continue
         assert_equal(found, parts)
@@ -238,7 +240,7 @@ def test_a_file_that_ends_too_early_is_refused(written: Path, tmp_path: Path, sh
     copy = tmp_path / "short.medseg3d"
     copy.write_bytes(content[: int(share * len(content))])
     with pytest.raises(InputError, match="Get the file again"):
-        read_model_file(copy)
+        read_all(copy)
 
 
 def rewritten(source: Path, target: Path, change: Callable[[dict[str, bytes]], None], *, packed: bool = False) -> Path:
@@ -292,13 +294,13 @@ def test_an_archive_that_is_no_model_is_refused(
     written: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], found: str
 ) -> None:
     with pytest.raises(InputError, match=found):
-        read_model_file(rewritten(written, tmp_path / "changed.medseg3d", change))
+        read_all(rewritten(written, tmp_path / "changed.medseg3d", change))
     assert [path.name for path in tmp_path.iterdir()] == ["changed.medseg3d"], "reading never writes"
 
 
 def test_packed_members_are_refused(written: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is compressed"):
-        read_model_file(rewritten(written, tmp_path / "packed.medseg3d", lambda _: None, packed=True))
+        read_all(rewritten(written, tmp_path / "packed.medseg3d", lambda _: None, packed=True))
 
 
 def test_a_member_that_stands_there_twice_is_refused(written: Path, tmp_path: Path) -> None:
@@ -306,21 +308,21 @@ def test_a_member_that_stands_there_twice_is_refused(written: Path, tmp_path: Pa
     with zipfile.ZipFile(copy, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("README.md", "another")
     with pytest.raises(InputError, match=r"'README\.md' more than once"):
-        read_description(copy)
+        open_model_file(copy)
 
 
 def test_no_file_and_no_archive_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        read_model_file(tmp_path / "none.medseg3d")
+        read_all(tmp_path / "none.medseg3d")
     (tmp_path / "text.medseg3d").write_text("hello", encoding="utf-8")
     with pytest.raises(InputError, match=r"not a \.medseg3d file, or damaged"):
-        read_description(tmp_path / "text.medseg3d")
+        open_model_file(tmp_path / "text.medseg3d")
 
 
 def test_weights_that_do_not_fit_the_description_are_not_written(parts: ModelParts, tmp_path: Path) -> None:
-    fewer = replace(parts, weights={"zoom": parts.weights["zoom"]})
-    with pytest.raises(InputError, match="3d_fullres/0"):
-        write_model_file(tmp_path / "x.medseg3d", fewer)
+    others = parts_of(parts.description, {**WEIGHTS, "zoom": {"0": {"weight": torch.ones(1)}}})
+    with pytest.raises(PlanMismatchError, match="zoom, fold 0: the weights do not fit the network"):
+        write_model_file(tmp_path / "x.medseg3d", others)
     assert not list(tmp_path.iterdir())
 
 

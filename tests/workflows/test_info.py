@@ -30,10 +30,10 @@ def test_a_model_says_the_same_of_itself_in_every_form(trained: Path, model_file
     assert [one.kind for one in found] == [kind for kind, paths in places.items() for _ in paths]
     for one in found:
         networks = tuple(replace(network, mirroring=True) for network in one.networks)  # weights alone know no validation
-        assert replace(one, path=trained, kind="weights", size_bytes=0, networks=networks, facts={}) == replace(
-            found[-1], path=trained, kind="weights", size_bytes=0, facts={}
+        assert replace(one, path=trained, kind="weights", networks=networks, facts={}) == replace(
+            found[-1], path=trained, kind="weights", facts={}
         )
-    assert found[2].size_bytes == model_file.stat().st_size
+    assert 0 < found[2].size_bytes < model_file.stat().st_size
 
 
 def test_the_parameters_are_those_of_the_network(trained: Path) -> None:

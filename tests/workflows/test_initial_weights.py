@@ -12,11 +12,13 @@ import torch
 
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import ModelCard, save_weights
-from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, content_identity, write_model_file
+from medseg3d.models.model_file import write_model_file
+from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import write_record
 from medseg3d.workflows.initial_weights import initial_weights
+from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
 SAME_DATA = replace(PLAN, fingerprint_digest="abc")
@@ -44,7 +46,7 @@ def with_folds(work: Path, plan: Plan = PLAN) -> Path:
 def model_file(path: Path) -> Path:
     description = ModelDescription(plan=PLAN, members=(MemberDescription(configuration="3d_fullres", folds=("0", "1")),))
     weights = {"3d_fullres": {fold: network(int(fold)).state_dict() for fold in ("0", "1")}}
-    return write_model_file(path, ModelParts(description=description, weights=weights, identity=content_identity(description, weights)))
+    return write_model_file(path, parts_of(description, weights))
 
 
 @pytest.mark.fault("D", "--init took a weights file only", "takes every kind of model that predicts")
@@ -78,5 +80,5 @@ def test_a_fold_that_has_seen_the_validation_cases_is_pointed_out(tmp_path: Path
 def test_what_is_no_model_is_refused_with_what_is_one(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     for place in (tmp_path / "nothing", tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match=r"--init .*Name a work folder, a fold's folder, a weights.safetensors, a .medseg3d file"):
+        with pytest.raises(InputError, match=r"--init .*a work folder or its dataset, a .medseg3d file, a fold's folder or its weights"):
             initial_weights(place, configuration="3d_fullres", fold="0")

@@ -16,8 +16,9 @@ from medseg3d import load_model
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.metrics import read_evaluation, write_evaluation
 from medseg3d.models.checkpoints import load_tensors, save_tensors
-from medseg3d.models.loading import empty_windows_of
-from medseg3d.models.model_file import model_card, read_description
+from medseg3d.models.model_card import model_card
+from medseg3d.models.model_file import open_model_file
+from medseg3d.models.trained import empty_windows_of
 from medseg3d.provenance import ORIGIN, read_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import read_work
@@ -114,7 +115,7 @@ def test_a_selection_of_other_sources_is_neither_shown_nor_applied(
     found = info(selected)
     assert (found.dice, found.postprocessing) == (None, ())
     export_model(selected, tmp_path / "model.medseg3d")
-    card = model_card(read_description(tmp_path / "model.medseg3d"))
+    card = model_card(open_model_file(tmp_path / "model.medseg3d").description)
     assert "Nothing is recorded about how good it is" in card
     assert "After the networks" not in card
 

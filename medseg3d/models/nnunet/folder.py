@@ -14,11 +14,11 @@ from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.files import file_digest
-from medseg3d.models.model_file import MemberDescription, ModelDescription, ModelParts, Tensors
 from medseg3d.models.nnunet.checkpoint import Checkpoint, load_checkpoint
 from medseg3d.models.nnunet.plans import read_plan
 from medseg3d.models.nnunet.postprocessing import read_postprocessing
 from medseg3d.models.nnunet.weights import our_tensors
+from medseg3d.models.parts import Facts, MemberDescription, ModelDescription, ModelParts, Source, Tensors
 from medseg3d.plan import Configuration, Plan
 from medseg3d.wording import listed
 
@@ -52,6 +52,7 @@ def read_nnunet_model(
     postprocessing = read_postprocessing(first.folder, tuple(first.weights), first.plan.labels)
     stages = {stage.configuration.name: stage for stage in (first, *earlier)}
     return ModelParts(
+        path=folder,
         description=ModelDescription(
             plan=replace(first.plan, configurations={name: stage.configuration for name, stage in stages.items()}),
             members=(first.member,),
@@ -59,7 +60,7 @@ def read_nnunet_model(
             postprocessing=postprocessing,
             facts=first.facts,
         ),
-        weights={name: stage.weights for name, stage in stages.items()},
+        read=lambda name, fold: stages[name].weights[fold],
         identity=";".join([*(part for stage in stages.values() for part in stage.identity), repr(postprocessing.steps)]),
     )
 
@@ -67,6 +68,26 @@ def read_nnunet_model(
 def is_nnunet_model(path: Path) -> bool:
     """The folder of a trainer with at least one checkpoint, or a folder of such folders."""
     return _is_trained(path) or any(_trained_below(path))
+
+
+def _held(path: Path) -> dict[str, tuple[str, ...]]:
+    """Which configuration a folder of another name holds its first checkpoint says."""
+    found: dict[str, tuple[str, ...]] = {}
+    for folder in [path] if _is_trained(path) else _trained_below(path):
+        checkpoints = _checkpoint_paths(folder, None, FINAL)
+        name = folder.resolve().name.split("__")[-1]
+        if "__" not in folder.resolve().name:
+            name = load_checkpoint(next(iter(checkpoints.values()))).configuration or name
+        found[name] = (*found.get(name, ()), *checkpoints)
+    return found
+
+
+NNUNET_FOLDER = Source(
+    name="an nnU-Net result folder",
+    opens=is_nnunet_model,
+    held=_held,
+    open=lambda path, configuration, folds: read_nnunet_model(path, configuration=configuration, folds=folds),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +98,7 @@ class _Stage:
     plan: Plan
     trainer: str
     weights: Mapping[str, Tensors]
-    facts: dict[str, float | int | str | None]
+    facts: Facts
     identity: tuple[str, ...]
 
     @property
@@ -116,7 +137,7 @@ def _read_stage(folder: Path, configuration: str | None, folds: Sequence[str] | 
     )
 
 
-def _facts(folder: Path, plan: Plan, checkpoints: Sequence[Checkpoint]) -> dict[str, float | int | str | None]:
+def _facts(folder: Path, plan: Plan, checkpoints: Sequence[Checkpoint]) -> Facts:
     """``epoch`` is the smallest of the folds, ``dice`` their mean: the moving average that chose the best checkpoint."""
     epochs = [c.epoch for c in checkpoints if c.epoch is not None]
     dice = [c.dice for c in checkpoints if c.dice is not None and math.isfinite(c.dice)]

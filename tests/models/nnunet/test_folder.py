@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from medseg3d.errors import InputError, PlanMismatchError
-from medseg3d.models.model_file import ModelDescription, ModelParts
-from medseg3d.models.nnunet import is_nnunet_model, read_nnunet_model
+from medseg3d.models.nnunet.folder import is_nnunet_model, read_nnunet_model
+from medseg3d.models.parts import ModelDescription, ModelParts
 from medseg3d.networks.build import build_network
 from medseg3d.plan import NetworkPlan
 from medseg3d.records import from_plain, to_plain
@@ -25,9 +25,13 @@ MakeModel = Callable[..., Path]
 Json = dict[str, Any]
 
 
+def folds_of(parts: ModelParts) -> list[str]:
+    return list(parts.description.members[0].folds)
+
+
 def logits_of(parts: ModelParts, configuration: str, fold: str, image: torch.Tensor) -> torch.Tensor:
     network = build_network(parts.description.plan.configuration(configuration).network)
-    network.load_state_dict(dict(parts.weights[configuration][fold]))
+    network.load_state_dict(dict(parts.tensors(configuration, fold)))
     with torch.inference_mode():
         result: torch.Tensor = network.eval()(image)
     return result
@@ -81,21 +85,21 @@ def test_mirror_axes_are_those_that_nnunet_would_predict_with(
 
 def test_numbered_folds_are_taken_in_order_and_all_only_alone(make_model: MakeModel) -> None:
     folder = make_model(folds=("all", "10", "2"))
-    assert list(read_nnunet_model(folder).weights["3d_fullres"]) == ["2", "10"]
-    assert list(read_nnunet_model(folder, folds=["all"]).weights["3d_fullres"]) == ["all"]
+    assert folds_of(read_nnunet_model(folder)) == ["2", "10"]
+    assert folds_of(read_nnunet_model(folder, folds=["all"])) == ["all"]
     for fold in ("2", "10"):
         shutil.rmtree(folder / f"fold_{fold}")
-    assert list(read_nnunet_model(folder).weights["3d_fullres"]) == ["all"]
+    assert folds_of(read_nnunet_model(folder)) == ["all"]
 
 
 def test_the_best_checkpoint_is_used_with_a_warning_where_none_is_final(make_model: MakeModel, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_model(folds=("0", "1"), file="checkpoint_best.pth")
     with caplog.at_level(logging.WARNING):
-        assert list(read_nnunet_model(folder).weights["3d_fullres"]) == ["0", "1"]
+        assert folds_of(read_nnunet_model(folder)) == ["0", "1"]
     assert "training is not finished" in caplog.text
     caplog.clear()
     shutil.copy(folder / "fold_0/checkpoint_best.pth", folder / "fold_0/checkpoint_final.pth")
-    assert list(read_nnunet_model(folder).weights["3d_fullres"]) == ["0"]
+    assert folds_of(read_nnunet_model(folder)) == ["0"]
     assert not caplog.records
 
 
@@ -144,7 +148,7 @@ def test_a_cascade_brings_its_previous_stage(make_model: MakeModel, plain_plan: 
     parts = read_nnunet_model(folder)
     assert [m.configuration for m in parts.description.members] == ["3d_cascade_fullres"]
     assert [(m.configuration, m.folds) for m in parts.description.previous] == [("3d_lowres", ("0", "1"))]
-    assert {name: set(folds) for name, folds in parts.weights.items()} == {"3d_cascade_fullres": {"0"}, "3d_lowres": {"0", "1"}}
+    assert set(parts.networks()) == {("3d_cascade_fullres", "0"), ("3d_lowres", "0"), ("3d_lowres", "1")}
     configurations = parts.description.plan.configurations
     assert configurations["3d_cascade_fullres"].network.in_channels == 3
     assert configurations["3d_lowres"].network.in_channels == 1
@@ -173,6 +177,6 @@ def test_weights_of_other_plans_are_refused(make_model: MakeModel, plain_plan: N
 def test_training_can_begin_with_a_fold(make_model: MakeModel, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_model(folds=("0", "3"))
     found = initial_weights(folder, configuration="3d_fullres", fold="3")
-    expected = read_nnunet_model(folder).weights["3d_fullres"]["3"]
+    expected = read_nnunet_model(folder).tensors("3d_fullres", "3")
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.items())
     assert found.source.endswith("(3d_fullres, fold 3)")

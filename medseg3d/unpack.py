@@ -8,13 +8,14 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from medseg3d.errors import InputError
-from medseg3d.files import storage_errors
-from medseg3d.serving.settings import MIB
+from medseg3d.files import storage_errors, unreadable
 
+MIB = 1 << 20
 MAX_MEMBERS = 20_000
 """A long CT has 3,000 slices."""
 MAX_DIRECTORY_BYTES = 8 * MIB
@@ -26,22 +27,42 @@ _LEFT_OUT = ("DICOMDIR", "__MACOSX", "Thumbs.db")
 """What systems and viewers add: indices, companions, previews."""
 
 
-def unpack(archive: Path, folder: Path, *, max_bytes: int) -> tuple[Path, ...]:
-    """Unpack the files of a zip into a new folder, hidden ones and what systems add left out, and return them.
+def unpack(
+    archive: Path, folder: Path, *, max_bytes: int, is_wanted: Callable[[PurePosixPath], bool] = lambda name: True
+) -> tuple[Path, ...]:
+    """Unpack the wanted files of a zip into a new folder, hidden ones and what systems add left out, and return them.
 
     Raises :class:`InputError` before anything is written where a name leads out of the folder, a member is a link or encrypted, or
     there are too many members or bytes; and where the zip is damaged.
     """
+    with _opened(archive) as opened, storage_errors(folder):
+        members = [(member, name) for member, name in _checked(archive, opened.infolist()) if is_wanted(name)]
+        if sum(member.file_size for member, _ in members) > max_bytes:
+            raise InputError(f"{archive}: the zip unpacks to more than the {max_bytes / MIB:g} MiB that are allowed.")
+        folder.mkdir(parents=True)
+        for member, name in members:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with opened.open(member) as source, target.open("xb") as file:
+                shutil.copyfileobj(source, file, MIB)
+        return tuple(folder / name for _, name in members)
+
+
+def names_in(archive: Path) -> tuple[PurePosixPath, ...]:
+    """The files that a zip would unpack to; raises as :func:`unpack`."""
+    with _opened(archive) as opened:
+        return tuple(name for _, name in _checked(archive, opened.infolist()))
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with _CautiousFile(archive) as stream, zipfile.ZipFile(stream) as opened, storage_errors(folder):
-            members = _checked(archive, [member for member in opened.infolist() if not member.filename.endswith("/")], max_bytes)
-            folder.mkdir(parents=True)
-            for member, name in members:
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as source, target.open("xb") as file:
-                    shutil.copyfileobj(source, file, MIB)
-            return tuple(folder / name for _, name in members)
+        stream = _CautiousFile(archive)
+    except OSError as error:
+        raise unreadable(archive, error) from error
+    try:
+        with stream, zipfile.ZipFile(stream) as opened:
+            yield opened
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise InputError(f"{archive}: the zip is damaged or no zip ({error}). Pack or send it again.") from None
 
@@ -60,11 +81,10 @@ class _CautiousFile(io.FileIO):
         return super().seek(offset, whence)
 
 
-def _checked(archive: Path, members: Sequence[zipfile.ZipInfo], max_bytes: int) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+def _checked(archive: Path, infos: Sequence[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    members = [member for member in infos if not member.filename.endswith("/")]
     if len(members) > MAX_MEMBERS:
         raise InputError(f"{archive}: {len(members)} members in the zip; expected at most {MAX_MEMBERS}.")
-    if sum(member.file_size for member in members) > max_bytes:
-        raise InputError(f"{archive}: the zip unpacks to more than the {max_bytes / MIB:g} MiB that this server takes.")
     checked = []
     for member in members:
         name = _checked_member_name(archive, member.filename)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg3d.errors import InputError
-from medseg3d.serving.unpack import MAX_MEMBERS, unpack
+from medseg3d.unpack import MAX_MEMBERS, unpack
 
 LIMIT = 2**20
 
