@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 Sizes = Sequence[int]
 """One number per spatial axis."""
@@ -146,11 +147,7 @@ def _gradient_of_weight(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
             continue
         image = slices[:, max(0, shift) : depth + min(0, shift)].flatten(0, 1).movedim(-1, 1)
         target = wanted[:, max(0, -shift) : depth + min(0, -shift)].flatten(0, 1).movedim(-1, 1)
-        found.append(
-            torch.ops.aten.convolution_backward(
-                target, image, weight[:, :, plane], None, (1, 1), _half(weight)[1:], (1, 1), False, (0, 0), x.shape[1], (False, True, False)
-            )[1]
-        )
+        found.append(conv2d_weight(image, weight[:, :, plane].shape, target, padding=_half(weight)[1:], groups=x.shape[1]))
     return torch.stack(found, 2)
 
 

@@ -85,14 +85,13 @@ def packed(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     tensors = [*network.parameters(), *network.buffers()]
     copy = deepcopy(network, {id(tensor): tensor for tensor in tensors}).eval()  # modules of its own around the same tensors
     done: dict[nn.Module, PackedConvolution] = {}
-    for module in list(copy.modules()):
+    everything = dict(copy.named_modules(remove_duplicate=False))
+    for name, module in everything.items():
         if isinstance(module, ConvBlock) and isinstance(module.norm, InstanceNorm):
             module.norm.may_overwrite = True  # nothing else reads the convolution's result
-        if getattr(module, "reads_weights_itself", False):
-            continue
-        for name, child in module._modules.items():
-            if isinstance(child, nn.Conv2d | nn.Conv3d) and _is_packed(child, dtype):
-                module._modules[name] = done.setdefault(child, PackedConvolution(child, dtype))
+        keeps_its_own = getattr(everything[name.rpartition(".")[0]], "reads_weights_itself", False)
+        if name and not keeps_its_own and isinstance(module, nn.Conv2d | nn.Conv3d) and _is_packed(module, dtype):
+            copy.set_submodule(name, done.setdefault(module, PackedConvolution(module, dtype)))
     return copy
 
 
