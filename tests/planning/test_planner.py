@@ -77,7 +77,7 @@ def test_a_file_changes_only_what_it_gives(tmp_path: Path) -> None:
         ('extends = "default"\n[lowres]\nspacing_step = 1.0\n', r"lowres\.spacing_step: expected greater than 1, found 1\.0"),
         ('extends = "default"\n[training]\nepochs = "many"\n', "training.epochs"),
         ('extends = "wrong.toml"\n', "extends itself"),
-        ('extends = "defualt"\n', r"no planner 'defualt'\. Did you mean default\? The presets are default"),
+        ('extends = "defualt"\n', r"no planner 'defualt'\. Did you mean default\? The presets are attention_unet, default"),
         ("[batch]\nmin_size = 2\n", 'missing .*batch.max_dataset_share.* or says extends = "default"'),
         ("[batch\n", "not valid TOML"),
     ],
