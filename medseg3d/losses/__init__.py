@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medseg3d.losses.build import LOSSES, check_loss, find_loss, make_loss
+from medseg3d.losses.build import LOSSES, check_loss, find_loss, make_loss, provider_of
 from medseg3d.losses.loss import Loss, LossFunction, LossSettings
 from medseg3d.losses.supervision import supervised_loss
 from medseg3d.number_options import NumberOption
@@ -16,5 +16,6 @@ __all__ = [
     "check_loss",
     "find_loss",
     "make_loss",
+    "provider_of",
     "supervised_loss",
 ]

@@ -8,14 +8,21 @@ from dataclasses import replace
 from medseg3d.extensions import Registry
 from medseg3d.losses import regions, shapes, voxels
 from medseg3d.losses.loss import Loss, LossFunction, LossSettings, in_float32
+from medseg3d.losses.monai_losses import is_monai_loss, monai_loss
 
 LOSSES = Registry("losses", Loss, {**regions.LOSSES, **voxels.LOSSES, **shapes.LOSSES})
 """The losses by their name in a plan, and those of extensions."""
 
 
 def find_loss(name: str, provider: str = "") -> Loss:
-    """The loss of a name; raises :class:`~medseg3d.errors.PlanError` for an unknown one, with the extension that it is from."""
-    return LOSSES.find(name, provider=provider)
+    """The loss of a name, ``monai.`` before one of MONAI's; raises :class:`~medseg3d.errors.PlanError` for an unknown one, with the
+    extension that it is from."""
+    return monai_loss(name) if is_monai_loss(name) else LOSSES.find(name, provider=provider)
+
+
+def provider_of(name: str) -> str:
+    """The extension that a known loss is from, as plans note it; empty for one that is built in, or MONAI's."""
+    return "" if is_monai_loss(name) else LOSSES.provider(name)
 
 
 def check_loss(name: str, options: Mapping[str, float]) -> dict[str, float]:

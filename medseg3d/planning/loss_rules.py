@@ -35,9 +35,9 @@ def providers_of(training: TrainingPlan) -> dict[str, str]:
     """Which extensions the loss and the further augmentations are from, by their names; without those that are built in."""
     found = {}
     if training.loss != DEFAULT:
-        from medseg3d.losses import LOSSES
+        from medseg3d.losses import provider_of
 
-        found[training.loss] = LOSSES.provider(training.loss)
+        found[training.loss] = provider_of(training.loss)
     if training.augmentations:
         from medseg3d.patches.further_augmentations import AUGMENTATIONS
 
