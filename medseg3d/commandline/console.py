@@ -267,7 +267,7 @@ class Console:
             self._lines(info_lines(found))
 
     def show_run(self, result: RunResult) -> None:
-        """The measures of the test set where there are any, and where the report lies."""
+        """The metrics of the test set where there are any, and where the report lies."""
         from medseg3d.records import to_plain
 
         if self._is_json:

@@ -94,7 +94,7 @@ def _tell_divided(options: c.TrainCommand | c.ValidateCommand, console: Console)
 
 def _show_validation(results: Results[Evaluation | None], fold: str, console: Console) -> None:
     console.show(results, lambda evaluation: console.show_evaluation(evaluation, title=f"Validation of fold {fold}"))
-    _report_failures(results, "failed; the others are measured", noun="validation case")
+    _report_failures(results, "failed; the others are evaluated", noun="validation case")
 
 
 def _find_lr(options: c.FindLrCommand, console: Console) -> None:
@@ -141,7 +141,7 @@ def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
         evaluation = evaluate(options.predictions, options.references, output=options.output, seed=options.seed, on=console.listen)
     console.show_evaluation(evaluation, title="Evaluation")
     others = "the others are done" if evaluation.cases else "no other is left, so nothing is written"
-    _report_failures({None: evaluation}, f"could not be measured; {others}")
+    _report_failures({None: evaluation}, f"could not be evaluated; {others}")
     if missing := evaluation.missing_predictions:
         message = f"{counted(len(missing), 'reference')} without a prediction; the means are over the others: {listed(missing)}."
         raise CasesFailedError(message, ())
@@ -245,13 +245,13 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "find-lr": Command("try learning rates from small to large on a fold and suggest one", c.FindLrCommand, _find_lr),
     "select": Command("choose the best configuration or ensemble of two, and the postprocessing", c.SelectCommand, _select),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
-    "evaluate": Command("measure label maps against references", c.EvaluateCommand, _evaluate),
+    "evaluate": Command("evaluate label maps against references", c.EvaluateCommand, _evaluate),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),
     "demo": Command("make a phantom dataset to try everything on", c.DemoCommand, _demo),
     "report": Command("write report.html again from what is there", c.ReportCommand, _report),
     "export": Command("write a model as one file, as ONNX, or as a MONAI bundle", c.ExportCommand, _export),
     "import": Command("take a model that another program trained", c.ImportCommand, _import),
-    "info": Command("what a model is: labels, networks, folds, measures", c.InfoCommand, _info),
+    "info": Command("what a model is: labels, networks, folds, metrics", c.InfoCommand, _info),
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
     "completion": Command("print a script that completes commands, options and files in a shell", c.CompletionCommand, _completion),
 }

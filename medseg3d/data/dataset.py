@@ -33,7 +33,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The names of the cases that one fold trains on, and of those that it is measured on."""
+    """The names of the cases that one fold trains on, and of those that it is validated on."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]

@@ -42,7 +42,7 @@ def read_splits(path: Path, case_names: Sequence[str], failed: Collection[str] =
         if unknown:
             findings.append(f"fold {k} names cases that the dataset does not have: {listed(unknown)}")
         both = sorted(set(split.train) & set(split.validation))
-        if both and set(split.train) != set(split.validation):  # one patient alone is trained and measured on itself
+        if both and set(split.train) != set(split.validation):  # one patient alone is trained and validated on itself
             findings.append(f"fold {k} has cases in both train and validation: {listed(both)}")
         for side, listed_cases in (("train", split.train), ("val", split.validation)):
             twice = sorted(name for name, number in Counter(listed_cases).items() if number > 1)

@@ -42,12 +42,12 @@ def evaluate_folders(
     seed: int = 0,
     on: Listener = silent,
 ) -> Evaluation:
-    """Measure every reference that has a prediction of the same case name; both may also be single files.
+    """Evaluate every reference that has a prediction of the same case name; both may also be single files.
 
     ``labels``: given, or those of the ``dataset.json`` in or above the references' folder, or all values that occur (0 is
     background). ``tolerance_mm`` of the normalized surface Dice is one number for all cases: given, or
     :func:`~medseg3d.evaluation.evaluate_case.default_tolerance_mm` of the median of the references' finest spacings. Cases
-    that cannot be measured are in ``failures``, also those whose two grids lie more than 0.1 voxel apart. Raises
+    that cannot be evaluated are in ``failures``, also those whose two grids lie more than 0.1 voxel apart. Raises
     :class:`InputError` where no case has both files.
     """
     matched = match_files(predictions, references)

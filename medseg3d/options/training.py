@@ -55,7 +55,7 @@ class TrainOptions(TrainingOptions, MirroringOptions, FoldOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateOptions(MirroringOptions, FoldOptions):
-    """Options of ``validate``; with ``keep_finished`` measures stay that belong to the weights and cases of today."""
+    """Options of ``validate``; with ``keep_finished`` metrics stay that belong to the weights and cases of today."""
 
     keep_finished: bool = False
 

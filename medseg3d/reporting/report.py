@@ -233,9 +233,9 @@ def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult
     for folder in sorted((work.root / "models").glob("*/fold_*"), key=lambda path: (path.parent.name, path.name.zfill(12))):
         configuration, fold = folder.parent.name, folder.name.removeprefix("fold_")
         history = read_history(folder / "history.jsonl", troubles)
-        measures = work.validation(configuration, fold) / "metrics.json"
-        changes = validation_changes(work, configuration, fold) if measures.exists() else None
-        evaluation = _read(measures, Evaluation, RECORD_KIND, troubles) if changes is None else None
+        metrics = work.validation(configuration, fold) / "metrics.json"
+        changes = validation_changes(work, configuration, fold) if metrics.exists() else None
+        evaluation = _read(metrics, Evaluation, RECORD_KIND, troubles) if changes is None else None
         if changes is not None:
             troubles.append(
                 f"{configuration}, fold {fold}: its validation was made from {changes}, and is not shown. "
@@ -258,7 +258,7 @@ def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult
 
 
 def _is_finished(folder: Path, num_epochs: int, *, has_metrics: bool) -> bool:
-    """Whether the training came to its end: it was measured, or as many epochs are done as its state asks for."""
+    """Whether the training came to its end: it was validated, or as many epochs are done as its state asks for."""
     if has_metrics:
         return True
     try:
@@ -316,19 +316,19 @@ def _read_selection(work: WorkFolder, troubles: list[str]) -> tuple[tuple[str, .
         if d.accepted or ", but " in d.reason
     ]
     if selection.postprocessing.steps:
-        notes.append("The cross-validation below is measured before postprocessing; predictions of new images get it.")
+        notes.append("The cross-validation below is evaluated before postprocessing; predictions of new images get it.")
     return selection.configurations, tuple(note[:1].upper() + note[1:] for note in notes)
 
 
 def _read_test(work: WorkFolder, troubles: list[str]) -> Evaluation | None:
-    """The measures of the test images, where they belong to the weights and label maps of today."""
+    """The metrics of the test images, where they belong to the weights and label maps of today."""
     from medseg3d.evaluation.metrics import RECORD_KIND, Evaluation
     from medseg3d.provenance import changes_since, read_origin
 
     origin = read_origin(work.predictions)
     changes = changes_since(origin, work) if origin is not None else None
     if changes is not None:
-        troubles.append(f"The measures of the test images were made from {changes}, and are not shown. Run medseg3d run to make them anew.")
+        troubles.append(f"The metrics of the test images were made from {changes}, and are not shown. Run medseg3d run to make them anew.")
         return None
     return _read(work.predictions / "metrics.json", Evaluation, RECORD_KIND, troubles)
 
@@ -361,7 +361,7 @@ def _tolerance(evaluations: Sequence[Evaluation], troubles: list[str]) -> float 
     tolerances = sorted({evaluation.tolerance_mm for evaluation in evaluations})
     if len(tolerances) > 1:
         found = ", ".join(f"{t:g}" for t in tolerances)
-        troubles.append(f"NSD was measured with different tolerances ({found} mm); its means over folds mix them.")
+        troubles.append(f"NSD was computed with different tolerances ({found} mm); its means over folds mix them.")
         return None
     return tolerances[0] if tolerances else None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 EMPTY_WINDOWS = "windows.json"
-"""Beside the measures of a validation."""
+"""Beside the metrics of a validation."""
 SAFE_AGREEMENT = 0.9999
 """Of the voxels of windows that would have been left out in validation."""
 

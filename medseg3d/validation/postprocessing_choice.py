@@ -68,7 +68,7 @@ def choose_postprocessing(
 
     Each needs ``MIN_CASES`` cases whose reference has the label, and a 95 % interval of the gain per case above 0; 1 and 2 also
     that no reference has several objects there; ``num_split`` says by index in how many cases of the whole dataset a label has.
-    Where several labels' holes are filled, all steps are measured together, because one label's filling can take another's voxels;
+    Where several labels' holes are filled, all steps are evaluated together, because one label's filling can take another's voxels;
     if a label falls then, no holes are filled.
 
     A label's mean is over the cases in which prediction or reference has it. The foreground's is the mean over cases of each
@@ -359,7 +359,7 @@ def _check_together(
     num_workers: int | None,
     bytes_per_case: int,
 ) -> list[Decision]:
-    """Nothing to check below two accepted fillings; else measure them together and take all back where a label falls."""
+    """Nothing to check below two accepted fillings; else evaluate them together and take all back where a label falls."""
     accepted = tuple(d.step for d in fillings if d.accepted)
     if len(accepted) < 2:
         return fillings

@@ -188,10 +188,10 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
 
 
 def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, float | None], *, seed: int = 0) -> MirroringChoice:
-    """Mirror where it gains more than ``MIN_GAIN_OF_MIRRORING`` mean Dice over the cases that were measured both ways.
+    """Mirror where it gains more than ``MIN_GAIN_OF_MIRRORING`` mean Dice over the cases that were evaluated both ways.
 
     A case that is empty in reference and prediction counts as 1, as for :func:`select`. Below ``MIN_CASES_FOR_MIRRORING`` cases it is
-    used as if nothing had been measured.
+    used as if nothing had been evaluated.
     """
     cases = [case for case in mirrored if case in plain and (mirrored[case] is not None or plain[case] is not None)]
     if not cases:

@@ -110,7 +110,7 @@ def _declared(dataset: Dataset, found: Grouping) -> tuple[Splits, tuple[str, ...
     folds = Splits(folds=splits, grouping="declared", left_out=left_out)
     warnings = []
     if left_out:
-        where = "in no fold of the dataset's own file, neither trained nor measured"
+        where = "in no fold of the dataset's own file, neither trained on nor validated"
         warnings.append(f"{counted(len(left_out), 'case')} {where}: {listed(left_out, most=5)}.")
     divided = divided_patients(folds, [case.name for case in dataset.training], group_of=found.group_of)
     return folds, (*warnings, *filter(None, [divided]))

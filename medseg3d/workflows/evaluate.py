@@ -1,4 +1,4 @@
-"""Measure label maps against references: read, compare, and write the metrics as JSON and CSV."""
+"""Evaluate label maps against references: read, compare, and write the metrics as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
 
     Without ``output`` nothing is written for single files; for folders it is ``metrics.json`` in the folder of predictions. An
     ``output`` that does not end with .json or .csv is a folder, made where it is not there yet, and it is ``metrics.json`` in there.
-    Nothing is written where no case could be measured.
+    Nothing is written where no case could be evaluated.
     Cases that failed are in the result's ``failures``, those without a prediction in ``missing_predictions``: neither enters
     a mean.
     """

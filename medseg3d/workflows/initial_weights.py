@@ -45,7 +45,7 @@ def _warn_about_cases(theirs: Plan, their_fold: str, fold: str, plan: Plan | Non
     is_same_data = plan is not None and plan.fingerprint_digest and plan.fingerprint_digest == theirs.fingerprint_digest
     if is_same_data and their_fold != fold and fold != "all":
         logger.warning(
-            "%s was trained on fold %s of the same dataset, so it has seen validation cases of fold %s: what is measured on them will be "
+            "%s was trained on fold %s of the same dataset, so it has seen validation cases of fold %s: the Dice on them will be "
             "too good. Begin with fold %s of it, or with a model of another dataset.",
             source,
             their_fold,

@@ -46,7 +46,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What the chain gave: the choice, the measures of the test set (where it has labels), and the report."""
+    """What the chain gave: the choice, the metrics of the test set (where it has labels), and the report."""
 
     report: Path
     selection: Selection | None
@@ -154,7 +154,7 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
 
 
 def predict_test_set(root: Path, folder: WorkFolder, device: str, on: Listener) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
-    """Predict the test images where there are any, and measure them where they have labels."""
+    """Predict the test images where there are any, and evaluate them where they have labels."""
     opened = open_dataset(root, channels=folder.read_plan().channels)
     if not opened.test:
         return None, opened.test_failures

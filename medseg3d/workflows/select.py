@@ -42,15 +42,15 @@ from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import origin_of_validation, validation_age
 from medseg3d.workflows.splits import read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
-from medseg3d.workflows.validate import predict_and_measure, use_other_mirroring, validate
+from medseg3d.workflows.validate import predict_and_evaluate, use_other_mirroring, validate
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """A candidate's folds and their measures."""
+class _Evaluated:
+    """A candidate's folds and their metrics."""
 
     names: tuple[str, ...]
     folds: tuple[str, ...]
@@ -61,7 +61,7 @@ class _Measured:
 def select(root: Path, work: Path | None, options: SelectOptions, on: Listener) -> Selection:
     """Choose among all configurations with validated folds, and all ensembles of two; written as ``selection.json``.
 
-    Works with whatever folds are finished; one that another process is measuring is left out, with a note. Raises
+    Works with whatever folds are finished; one that another process is validating is left out, with a note. Raises
     :class:`InputError` where no fold is.
     """
     folder = work_folder(root, work)
@@ -80,7 +80,7 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
             raise BusyError(left_out[0])
         raise InputError(f"{folder.root}: no fold with validation is finished. Run medseg3d train --fold 0 first.")
     mirroring = {m.names[0]: _choose_mirroring(folder, m.names[0], m.folds) for m in measured}
-    measured = [_measured_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
+    measured = [_evaluated_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
     folds_of = {m.names[0]: m.folds for m in measured}
     for pair in pairs_of(list(folds_of)):
         common = tuple(fold for fold in folds_of[pair[0]] if fold in folds_of[pair[1]])
@@ -129,14 +129,16 @@ def _num_split(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[int, in
     return found
 
 
-def _single(root: Path, folder: WorkFolder, name: str, held: ExitStack, left_out: list[str], device: str, on: Listener) -> _Measured | None:
+def _single(
+    root: Path, folder: WorkFolder, name: str, held: ExitStack, left_out: list[str], device: str, on: Listener
+) -> _Evaluated | None:
     finished = (fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
     folds = tuple(fold for fold in finished if _is_free(folder.fold(name, fold), held, left_out, on))
     if not folds:
         return None
     work = folder.root
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
-    return _Measured((name,), folds, evaluations)
+    return _Evaluated((name,), folds, evaluations)
 
 
 def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> bool:
@@ -151,7 +153,7 @@ def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> 
 
 
 def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> MirroringChoice:
-    """By all cases that were measured both ways; as most folds were measured, where none was."""
+    """By all cases that were evaluated both ways; as most folds were evaluated, where none was."""
     both: dict[bool, dict[str, float | None]] = {True: {}, False: {}}
     ways: list[bool] = []
     for fold in folds:
@@ -164,11 +166,11 @@ def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> 
     if both[True]:
         return choose_mirroring(both[True], both[False])
     is_used = sum(ways) * 2 >= len(ways)
-    return MirroringChoice(is_used=is_used, gain=None, reason="measured one way only")
+    return MirroringChoice(is_used=is_used, gain=None, reason="evaluated one way only")
 
 
-def _measured_so(folder: WorkFolder, measured: _Measured, is_mirrored: bool) -> _Measured:
-    """The same folds with their label maps and measures made the chosen way, where they were made both ways."""
+def _evaluated_so(folder: WorkFolder, measured: _Evaluated, is_mirrored: bool) -> _Evaluated:
+    """The same folds with their label maps and metrics made the chosen way, where they were made both ways."""
     for fold in measured.folds:
         validation = folder.validation(measured.names[0], fold)
         made = read_fold_mirroring(validation)
@@ -187,7 +189,7 @@ def _pair(
     mirroring: dict[str, bool],
     device: str,
     on: Listener,
-) -> _Measured:
+) -> _Evaluated:
     evaluations = []
     for fold in folds:
         target = folder.validation("+".join(names), fold)
@@ -202,8 +204,8 @@ def _pair(
         validation = read_split(folder, fold).validation
         write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
         write_record(made, PairMirroring(is_used=mirroring), "mirroring")
-        evaluations.append(predict_and_measure(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
-    return _Measured(names, folds, tuple(evaluations))
+        evaluations.append(predict_and_evaluate(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
+    return _Evaluated(names, folds, tuple(evaluations))
 
 
 def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str) -> Origin:
@@ -212,7 +214,7 @@ def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fo
     return known or origin_of_validation(root, folder, plan, names, fold, read_split(folder, fold).validation)
 
 
-def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Measured) -> Iterator[ValidatedCase]:
+def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> Iterator[ValidatedCase]:
     """The validation cases of a candidate; each loads its predicted and reference indices when it is asked to."""
     cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
     for fold in best.folds:

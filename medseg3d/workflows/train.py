@@ -62,12 +62,12 @@ class NetworkFold:
 
 @verb(TrainOptions)
 def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) -> dict[str | None, Evaluation | None]:
-    """Train a fold to its end, going on where an earlier run stopped, then measure it; by domain, None where there is nothing to measure.
+    """Train a fold to its end, going on where an earlier run stopped, then validate it; by domain, None where there is nothing to measure.
 
     The domains of a universal work folder are trained together; one with fewer folds takes part with fold ``fold`` modulo their number.
-    ``tta`` is the mirroring of the measured cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
+    ``tta`` is the mirroring of the validation cases: ``on``, ``off``, or both ways, of which the better one stays (``auto``).
     Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then, and the best weights so far can be used.
-    Raises :class:`BusyError` where another process trains or measures the fold.
+    Raises :class:`BusyError` where another process trains or validates the fold.
     """
     domains = _trained_together(root, work, options.configuration)
     check_fold(domains, options.fold)

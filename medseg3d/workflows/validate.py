@@ -1,4 +1,4 @@
-"""Validate: predict the validation cases of a trained fold on the grid of their files, and measure the label maps."""
+"""Validate: predict the validation cases of a trained fold on the grid of their files, and evaluate the label maps."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 @verb(ValidateOptions)
 def validate(root: Path, work: Path | None, options: ValidateOptions, on: Listener) -> Evaluation:
-    """Predict the validation cases of a fold whole, on the grid of their files, and measure them.
+    """Predict the validation cases of a fold whole, on the grid of their files, and evaluate them.
 
-    Raises :class:`BusyError` where another process trains or measures the fold.
+    Raises :class:`BusyError` where another process trains or validates the fold.
     """
     folder = work_folder(root, work)
     chosen = folder.read_plan().configuration(options.configuration)
     read_split(folder, options.fold)
-    with fold_lock(folder.fold(chosen.name, options.fold), "is being measured"):
+    with fold_lock(folder.fold(chosen.name, options.fold), "is being validated"):
         return _validate(root, folder, chosen, options, on)
 
 
@@ -65,26 +65,26 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
-    if options.keep_finished and (kept := _kept_measures(root, folder, plan, chosen.name, fold, tta)) is not None:
+    if options.keep_finished and (kept := _kept_evaluation(root, folder, plan, chosen.name, fold, tta)) is not None:
         return kept
     if not split.validation:
-        raise InputError(f"Fold {fold} has no validation cases, so there is nothing to measure.")
+        raise InputError(f"Fold {fold} has no validation cases, so there is nothing to validate.")
     model = load_models(folder, [chosen.name], folds=[fold], device=options.device, mirroring=tta != "off")
-    measure = measure_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_measure
-    remove_tree(target)  # a measure that is stopped leaves none that belongs to other label maps
+    evaluate = evaluate_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_evaluate
+    remove_tree(target)  # an evaluation that is stopped leaves none that belongs to other label maps
     write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
-    if measure is predict_and_measure:
+    if evaluate is predict_and_evaluate:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
     survey = model.survey_windows()
 
     def finish() -> None:
         write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
 
-    return measure(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), finish=finish, on=on)
+    return evaluate(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), finish=finish, on=on)
 
 
-def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
-    """The measures of a fold, where they belong to its weights and cases and were made with the wanted mirroring; in place afterwards."""
+def _kept_evaluation(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
+    """The metrics of a fold, where they belong to its weights and cases and were made with the wanted mirroring; in place afterwards."""
     target = folder.validation(name, fold)
     metrics = target / METRICS
     if not (metrics.exists() and folder.weights(name, fold).exists()):
@@ -96,7 +96,7 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
     try:
         made, evaluation = read_fold_mirroring(target), read_evaluation(metrics)
     except InputError as error:
-        logger.warning("%s The fold is measured again.", error)
+        logger.warning("%s The fold is validated again.", error)
         return None
     made = made or FoldMirroring(is_used=True, has_other=False)
     with suppress(OSError):
@@ -113,13 +113,13 @@ def _kept_measures(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: 
 
 
 def use_other_mirroring(validation: Path) -> None:
-    """Exchange the label maps and measures of a validation with those that were made the other way.
+    """Exchange the label maps and metrics of a validation with those that were made the other way.
 
-    The measures leave first and come last: where this is stopped half-way there are none, and the fold is measured again.
+    The metrics leave first and come last: where this is stopped half-way there are none, and the fold is validated again.
     """
     made = read_fold_mirroring(validation)
     if made is None or not made.has_other:
-        raise InputError(f"{validation}: was measured one way only.")
+        raise InputError(f"{validation}: was evaluated one way only.")
     now = replace(made, is_used=not made.is_used)
     other, own = validation / made.other, validation / now.other
     with storage_errors(validation):
@@ -132,7 +132,7 @@ def use_other_mirroring(validation: Path) -> None:
 
 
 def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
-    """Put all but the measures of ``validation`` into ``own``, and those of ``other`` in their place."""
+    """Put all but the metrics of ``validation`` into ``own``, and those of ``other`` in their place."""
     for file in sorted(file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)):
         storage().replace(file, own / file.name)
     for file in sorted(file for file in other.iterdir() if file.name != METRICS):
@@ -149,7 +149,7 @@ def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> 
         )
 
 
-def predict_and_measure(
+def predict_and_evaluate(
     root: Path,
     model: Model,
     names: tuple[str, ...],
@@ -161,7 +161,7 @@ def predict_and_measure(
 ) -> Evaluation:
     """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
 
-    The measures are written last, after ``finish``: where they are, everything is.
+    The metrics are written last, after ``finish``: where they are, everything is.
     """
 
     def predict(case: Case) -> None:
@@ -170,13 +170,13 @@ def predict_and_measure(
     cases, failures = _predict_validation(root, model, names, predict, on)
     for name in set(names) - {case.name for case in cases}:
         remove_file(target / f"{name}.nii.gz")
-    evaluation = _measured(cases, failures, model, target, tolerance_mm, on)
+    evaluation = _evaluated(cases, failures, model, target, tolerance_mm, on)
     finish()
     write_evaluation(evaluation, target / METRICS)
     return evaluation
 
 
-def measure_both_ways(
+def evaluate_both_ways(
     root: Path,
     model: Model,
     names: tuple[str, ...],
@@ -186,7 +186,7 @@ def measure_both_ways(
     on: Listener,
     finish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """:func:`predict_and_measure` with and without mirroring, of one pass over each image; what is better stays in ``target``.
+    """:func:`predict_and_evaluate` with and without mirroring, of one pass over each image; what is better stays in ``target``.
 
     The other way lies beside it (:class:`~medseg3d.validation.selection.FoldMirroring`). Mirroring must gain enough to be worth its time.
     """
@@ -199,9 +199,9 @@ def measure_both_ways(
             write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
 
     cases, failures = _predict_validation(root, model, names, predict, on)
-    with_mirroring, without = (_measured(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
+    with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
     choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
-    on(Event(stage="validate", message=f"Measured both ways: {choice.reason}."))
+    on(Event(stage="validate", message=f"Evaluated with and without mirroring: {choice.reason}."))
     finish()
     used, other = with_mirroring, without
     if not choice.is_used:
@@ -241,7 +241,7 @@ def _predict_validation(
     return done, failures
 
 
-def _measured(
+def _evaluated(
     cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None, on: Listener
 ) -> Evaluation:
     pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]

@@ -107,7 +107,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
 def test_an_empty_work_folder_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     text = "".join(Tags(render(ReportInput(output=tmp_path / "r.html", dataset="d", work="w"))).text)
     for sentence in (
-        "nothing is measured yet",
+        "nothing is evaluated yet",
         "There is no fingerprint yet",
         "There is no plan yet",
         "No epoch has been trained yet",

@@ -119,7 +119,7 @@ def test_own_folds_may_leave_cases_out(heart: Path) -> None:
         assert made.folds is not None
         assert made.folds.left_out == ("p5_ES",)
         assert "p5_ES" not in made.folds.folds[0].train
-        assert made.warnings == ("1 case in no fold of the dataset's own file, neither trained nor measured: p5_ES.",)
+        assert made.warnings == ("1 case in no fold of the dataset's own file, neither trained on nor validated: p5_ES.",)
 
 
 def test_left_out_cases_stay_out_when_others_come(heart: Path) -> None:
