@@ -176,11 +176,15 @@ def _import(options: c.ImportCommand, console: Console) -> None:
 
 
 def _info(options: c.InfoCommand, console: Console) -> None:
+    from medseg3d.domain import is_universal, read_domains
+    from medseg3d.work_folder import WorkFolder
     from medseg3d.workflows.info import info
 
+    work = WorkFolder(options.model)
+    places = {domain.name: domain.folder.root for domain in read_domains(work)} if is_universal(work) else {None: options.model}
     with console:
-        found = info(options.model)
-    console.show_info(found)
+        results = {name: info(place) for name, place in places.items()}
+    console.show(results, console.show_info)
 
 
 def _serve(options: c.ServeCommand, console: Console) -> None:

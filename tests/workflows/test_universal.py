@@ -95,6 +95,8 @@ def test_every_domain_becomes_an_ordinary_work_folder(
     assert set(json.loads(capsys.readouterr().out)["domains"]) == {"Balls", "Flat"}
     assert main(["validate", "-w", str(work), "--domain", "Flat", "--fold", "0", "--tta", "off", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("— Flat —\n")
+    assert main(["info", str(work), "--json"]) == 0
+    assert [found["dataset"] for found in json.loads(capsys.readouterr().out)["domains"].values()] == ["Balls", "Flat"]
     assert main(["doctor", "-w", str(work), "--json"]) == 0
     assert [report["dataset"] for report in json.loads(capsys.readouterr().out)["domains"].values()] == ["Balls", "Flat"]
     assert (work / "domains/Flat/selection.json").exists()
