@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from medseg3d.version import __version__  # noqa: E402
 
 NAVIGATION = {
-    "Start": ["docs/start"],
+    "Start": ["docs/start", "docs/notebooks/pieces"],
     "How to": [
         "docs/how-to/own-dataset",
         "docs/how-to/predict",
@@ -30,7 +30,6 @@ NAVIGATION = {
         "docs/how-to/resume",
         "docs/how-to/bad-data",
     ],
-    "Extending": ["docs/extending"],
     "Concepts": [
         "docs/concepts/data-flow",
         "docs/concepts/fingerprint-and-plan",
