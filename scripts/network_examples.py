@@ -39,7 +39,7 @@ EXAMPLES: dict[str, tuple[int, ...]] = {
     "u2net": CUBE,
     "dynunet": CUBE,
     "segresnet": CUBE,
-    "attention_unet": CUBE,
+    "monai_attention_unet": CUBE,
     "mednext": CUBE,
     "swinunetr": CUBE,
 }

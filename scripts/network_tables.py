@@ -34,7 +34,7 @@ FAMILY_TABLES = {
     "classic": ("unet_2015", "unet_3d", "unet_wide"),
     "vnet": ("vnet", "vnet_batch_norm"),
     "u2net": ("u2net",),
-    "monai": ("dynunet", "segresnet", "attention_unet", "mednext", "swinunetr"),
+    "monai": ("dynunet", "segresnet", "monai_attention_unet", "mednext", "swinunetr"),
 }
 PLANNED = (
     ("default", "3d_fullres"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from medseg3d.networks.family import Family, Pooling
@@ -140,16 +141,17 @@ def _swin_unetr(plan: NetworkPlan) -> nn.Module:
     from monai.networks.nets import SwinUNETR
 
     heads = cast(int, plan.options["heads"])
-    network: nn.Module = SwinUNETR(
-        in_channels=plan.in_channels,
-        out_channels=plan.num_classes,
-        depths=plan.encoder_blocks[:SWIN_STAGES],
-        num_heads=[heads * 2**stage for stage in range(SWIN_STAGES)],
-        window_size=cast(int, plan.options["window"]),
-        feature_size=plan.features[0],
-        dropout_path_rate=cast(float, plan.options["drop_path"]),
-        spatial_dims=plan.dimensions,
-    )
+    with torch.device("cpu"):  # its constructor looks at numbers, which the meta device does not have
+        network: nn.Module = SwinUNETR(
+            in_channels=plan.in_channels,
+            out_channels=plan.num_classes,
+            depths=plan.encoder_blocks[:SWIN_STAGES],
+            num_heads=[heads * 2**stage for stage in range(SWIN_STAGES)],
+            window_size=cast(int, plan.options["window"]),
+            feature_size=plan.features[0],
+            dropout_path_rate=cast(float, plan.options["drop_path"]),
+            spatial_dims=plan.dimensions,
+        )
     return network
 
 
@@ -262,7 +264,7 @@ FAMILIES = (
         {"dropout": 0.0, "upsample": "nontrainable"},
         upsample=("nontrainable", "deconv", "pixelshuffle"),
     ),
-    _family("attention_unet", _attention_unet, _attention_unet_problems, Pooling(same_kernels=True), {"dropout": 0.0}),
+    _family("monai_attention_unet", _attention_unet, _attention_unet_problems, Pooling(same_kernels=True), {"dropout": 0.0}),
     _family("dynunet", _StagedDynUNet, _dynunet_problems, Pooling(), {"residual": False, "dropout": 0.0}, residual=YES_OR_NO),
     _family(
         "swinunetr",

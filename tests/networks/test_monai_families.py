@@ -20,7 +20,7 @@ from medseg3d.planning.topology import derive_topology
 NAMES = tuple(family.name for family in FAMILIES)
 FAST = (*(name for name in NAMES if name != "swinunetr"), pytest.param("swinunetr", marks=pytest.mark.slow))
 """The smallest 3D patch of Swin UNETR takes seconds."""
-WIDTHS = {"segresnet": 8, "attention_unet": 4, "dynunet": 4, "swinunetr": 12, "mednext": 4}
+WIDTHS = {"segresnet": 8, "monai_attention_unet": 4, "dynunet": 4, "swinunetr": 12, "mednext": 4}
 SPACING, SIZES = (2.5, 1.0, 1.0), {2: (32, 40), 3: (8, 32, 24)}
 
 
@@ -84,7 +84,7 @@ def test_evaluation_gives_one_output_of_the_patchs_size(family: str) -> None:
         finest = heads_of(network.train()(x))[0]
         logits = network.eval()(x)
     assert logits.shape == (1, 3, *size)
-    if family != "attention_unet":  # its batch norms have other statistics then
+    if family != "monai_attention_unet":  # its batch norms have other statistics then
         torch.testing.assert_close(logits, finest)
 
 
@@ -169,8 +169,8 @@ def test_prepacked_weights_keep_the_logits(family: str) -> None:
         ("segresnet", {"options": {"upsample": "nearest"}}, "upsample is 'nearest', expected one of 'nontrainable'"),
         ("segresnet", {"options": {"dropout": 1.5}}, "options.dropout is 1.5, expected a number from 0 to below 1"),
         ("segresnet", {"options": {"norm": "batch"}}, "segresnet does not know norm; it takes dropout, upsample"),
-        ("attention_unet", {"kernel_sizes": ((1, 3, 3), (3, 3, 3), (3, 3, 3))}, r"3 or 5 voxels along every axis, found \[1, 3\]"),
-        ("attention_unet", {"decoder_blocks": (2, 2)}, "2 convolutions per stage going down and 1 going up"),
+        ("monai_attention_unet", {"kernel_sizes": ((1, 3, 3), (3, 3, 3), (3, 3, 3))}, r"3 or 5 voxels along every axis, found \[1, 3\]"),
+        ("monai_attention_unet", {"decoder_blocks": (2, 2)}, "2 convolutions per stage going down and 1 going up"),
         ("swinunetr", {"options": {"heads": 5}}, "a multiple of 12 and of options.heads, found 12 and 5"),
         ("swinunetr", {"options": {"window": 0}}, "options.window is 0, expected a whole number from 1 to 32"),
         ("mednext", {"options": {"expansion": 1.5}}, "options.expansion is 1.5, expected a whole number"),

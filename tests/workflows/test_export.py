@@ -260,8 +260,8 @@ def family_plan(plan: Plan, family: str, dimensions: int) -> Plan:
         kernel_sizes=(kernel,) * stages,
         strides=((asked.first_stride,) * dimensions, *(pool,) * (stages - 1)),
         encoder_blocks=(2,) * stages,
-        decoder_blocks=(1 if family in ("attention_unet", "swinunetr") else 2,) * (stages - 1),
-        deep_supervision=family not in ("attention_unet", "segresnet", "swinunetr"),
+        decoder_blocks=(1 if family in ("monai_attention_unet", "swinunetr") else 2,) * (stages - 1),
+        deep_supervision=family not in ("monai_attention_unet", "segresnet", "swinunetr"),
     )
     (configuration, *_) = (found for found in plan.configurations.values() if found.network.dimensions == dimensions)
     chosen = replace(

@@ -15,6 +15,18 @@ from tests.tiny_planner import tiny_planner
 
 ALIKE = ("unet_2015", "unet_wide", "vnet_batch_norm")
 """Presets of families that another preset of the same family stands for."""
+MONAI = ("dynunet", "segresnet", "monai_attention_unet", "mednext", "swinunetr")
+MONAI_TINY = """
+[network]
+base_features = {features}
+max_stages = {stages}
+[memory]
+gpu_memory_gb = 24
+[training]
+epochs = 1
+iterations_per_epoch = 1
+validation_iterations = 1
+"""
 
 
 def short(preset: str) -> str:
@@ -55,6 +67,17 @@ def test_every_family_goes_the_whole_way(preset: str, tiny: Path, tmp_path: Path
     configuration = work.read_plan().configuration(None)
     if preset in ("unet_2015", "unet_3d"):
         assert all(n > m for n, m in zip(configuration.patch_size, configuration.median_shape, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", MONAI)
+def test_monais_networks_go_the_whole_way(preset: str, tiny: Path, tmp_path: Path) -> None:
+    is_swin = preset == "swinunetr"
+    planner = tmp_path / "tiny.toml"
+    text = MONAI_TINY.format(features=12 if is_swin else 8, stages=0 if is_swin else 3)
+    planner.write_text(f'extends = "{preset}"\n{text}', encoding="utf-8")
+    out = run_all(tiny, tmp_path / "work", planner)
+    assert sorted(file.name for file in out.glob("*.nii.gz")) == ["ball_6.nii.gz", "ball_7.nii.gz"]
 
 
 def test_the_planners_loss_schedule_and_layer_rates_are_what_trains(tiny: Path, tmp_path: Path) -> None:
