@@ -129,6 +129,7 @@ def stream_logits(
     step: float = 0.5,
     mirror_axes: Sequence[int] = (),
     with_unmirrored: bool = False,
+    windows_at_once: int | None = None,
     max_bytes: int | None = None,
     skipping: Skipping | None = None,
     survey: Survey | None = None,
@@ -140,7 +141,7 @@ def stream_logits(
     window are padded with 0 on both sides. ``output`` is the middle part of the window that the networks give logits for, all of it
     if None; then what they see beyond the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
     ``with_unmirrored`` appends the logits without mirroring: 2 K channels. ``skipping`` says which windows are left out, and ``survey``
-    counts windows that could be.
+    counts windows that could be. ``windows_at_once``, a power of two, go through the networks together, as many as suit the device if None.
 
     The sums are float32, or float16 where they would take more than ``max_bytes`` (default: a quarter of the free memory); where
     a sum could overflow there, float32 again. Where the device runs out of memory, fewer windows go through the network at once, then
@@ -148,7 +149,7 @@ def stream_logits(
     infinite, and ``MemoryError`` where main memory does not suffice either; other errors surface as they are.
     """
     tiles = _tiles(image, tuple(window), tuple(output or window), step)
-    place = _Place(list(networks), device, _windows_at_once(device, tiles.size))
+    place = _Place(list(networks), device, windows_at_once or _windows_at_once(device, tiles.size))
     sums: _Sums | None = None
     # an image without one bright window is not what the level was found on
     skipper = None if skipping is None or float(tiles.padded.max()) < skipping.level else Skipper(skipping)

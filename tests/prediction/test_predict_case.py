@@ -19,9 +19,7 @@ from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels
 from medseg3d.models.model import Model
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan, Resampling, TrainingPlan
-from medseg3d.prediction import predict_case
 from medseg3d.prediction.predict_case import Member, ahead, prepare_case, segment, segment_with_and_without_mirroring
-from medseg3d.preprocessing.preprocess_case import PreprocessedCase
 
 CPU = Device(device=torch.device("cpu"), precision="float32")
 LABELS = Labels(names=("background", "a", "b"), values=(0, 5, 9))
@@ -181,20 +179,6 @@ def test_ahead_gives_the_same_values_and_hands_over_errors() -> None:
     with pytest.raises(KeyError, match="third"):
         next(values)
     assert list(itertools.islice(ahead(itertools.count()), 3)) == [0, 1, 2]
-
-
-def test_slabs_of_another_device_are_copied_before_they_change(raw: RawCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of a GPU, with the CPU in its place."""
-    one = member(FULL, 0)
-    prepared = prepare_case(raw, plan_of(FULL), [one])
-    expected = segment(prepared, [one], LABELS, CPU)
-    original = predict_case._slabs
-
-    def copied(name: str, case: PreprocessedCase, *arguments: object, **options: object) -> Iterator[torch.Tensor]:
-        return ahead(slab.to("cpu", copy=True) for slab in original(name, case, *arguments, **options))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(predict_case, "_slabs", copied)
-    assert np.array_equal(segment(prepared, [one], LABELS, CPU), expected)
 
 
 def signed_permutations() -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -112,14 +112,11 @@ class Full(torch.nn.Module):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 9])
-def test_fewer_windows_at_once_give_the_same_where_memory_is_short(
-    most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fewer_windows_at_once_give_the_same_where_memory_is_short(most: int, caplog: pytest.LogCaptureFixture) -> None:
     image = torch.randn(2, 19, 8, 7)
     network = Full(most)
-    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 16)
     with caplog.at_level("INFO"):
-        found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=CPU)
+        found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=CPU, windows_at_once=16)
     torch.testing.assert_close(found, 2 * image, rtol=1e-5, atol=1e-5)
     assert max(network.batches) <= most
     assert "scan_7" in caplog.text
@@ -127,19 +124,17 @@ def test_fewer_windows_at_once_give_the_same_where_memory_is_short(
 
 def test_the_sums_move_to_main_memory_then_the_networks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The device ``meta`` stands for a GPU; nothing is computed on it, as everything there is out of memory."""
-    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
     monkeypatch.setattr(torch.Tensor, "to", moving_nothing_to_meta(torch.Tensor.to))
     network = Full(failures=2)
     image = torch.randn(1, 9, 8, 7)
     meta = Elsewhere(device=torch.device("meta"), precision="float32")
-    found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=meta)
+    found = predict_logits([network], image, case="scan_7", window=(4, 4, 4), device=meta, windows_at_once=1)
     torch.testing.assert_close(found, 2 * image, rtol=1e-5, atol=1e-5)
     assert "main memory" in caplog.text
     assert "going on without it" in caplog.text
 
 
 def test_a_gpu_without_memory_waits_for_the_image_that_is_resampled_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
     monkeypatch.setattr(torch.Tensor, "to", moving_nothing_to_meta(torch.Tensor.to))
     monkeypatch.setattr(devices, "GPU_TYPES", ("meta",))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -232,13 +227,21 @@ def test_slabs_are_consecutive_rows_and_few_are_held(shape: tuple[int, ...], edg
     held: list[int] = []
     make = sliding_window._Sums.for_tiles
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sliding_window, "_windows_at_once", lambda device, size: 1)
         patch.setattr(
             sliding_window._Sums, "for_tiles", staticmethod(lambda *a: held.append(0) or (s := make(*a), held.append(s.values.shape[1]))[0])
         )
-        slabs = [slab.clone() for slab in stream_logits([torch.nn.Identity()], image, case="x", window=window, device=CPU, step=step)]
+        streamed = stream_logits([torch.nn.Identity()], image, case="x", window=window, device=CPU, step=step, windows_at_once=1)
+        slabs = [slab.clone() for slab in streamed]
     torch.testing.assert_close(torch.cat(slabs, 1), image, rtol=1e-5, atol=1e-5)
     assert max(held) <= (edge if dimensions == 3 else 1)
+
+
+def test_a_copy_in_main_memory_stays_when_the_slab_changes() -> None:
+    slab = torch.ones(2, 6, 4, 5)[:, ::2]
+    copy = copied_to_host(slab)
+    slab.zero_()
+    assert (copy == 1).all()
+    assert copy.is_contiguous()
 
 
 def test_logits_without_mirroring_come_beside_those_with_it() -> None:
