@@ -30,6 +30,7 @@ NAVIGATION = {
         "docs/how-to/resume",
         "docs/how-to/bad-data",
     ],
+    "Extending": ["docs/extending"],
     "Concepts": [
         "docs/concepts/data-flow",
         "docs/concepts/fingerprint-and-plan",

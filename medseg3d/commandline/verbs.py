@@ -54,7 +54,7 @@ def _preprocess(options: c.PreprocessCommand, console: Console) -> None:
 
 def _train(options: c.TrainCommand, console: Console) -> None:
     from medseg3d.workflows.add_domain import add_domain
-    from medseg3d.workflows.train import train
+    from medseg3d.workflows.train import refuse_choice, train
 
     if options.validate:
         console.warn("train --validate is called medseg3d validate now.")
@@ -69,6 +69,7 @@ def _train(options: c.TrainCommand, console: Console) -> None:
             _tell_divided(options, console)
             results = train(options.dataset, options.work, options, console.listen)
         else:
+            refuse_choice(options.dataset, options.configuration)
             results = add_domain(options.add_domain, options.work, options, console.listen)
     _show_validation(results, options.fold, console)
 

@@ -77,25 +77,13 @@ class PatchLoader:
         self.policy = policy
         self.reader = BatchReader(prefetch=prefetch, num_threads=num_threads)
         self.pin_memory = pin_memory
-        self.total_seconds = 0.0
-
-    @property
-    def waiting_share(self) -> float:
-        """The share of the last epoch's time in which the consumer waited for data, 0 … 1."""
-        return self.reader.waited_seconds / self.total_seconds if self.total_seconds else 0.0
 
     def batches(self, epoch: int, num_iterations: int, *, first: int = 0) -> Generator[Batch, None, None]:
         """The batches ``first`` … ``num_iterations - 1`` of an epoch, in order.
 
         An error while reading is raised here, at the batch that it belongs to. Leaving the loop early ends the threads.
         """
-        began = time.perf_counter()
-        try:
-            for batch in self.reader.read(lambda iteration: self.make_batch(epoch, iteration), first, num_iterations):
-                yield batch
-                self.total_seconds = time.perf_counter() - began
-        finally:
-            self.total_seconds = time.perf_counter() - began
+        return self.reader.read(lambda iteration: self.make_batch(epoch, iteration), first, num_iterations)
 
     def make_batch(self, epoch: int, iteration: int) -> Batch:
         """One batch, made on the calling thread."""

@@ -12,13 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from medseg3d.execution import available_cores
 from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
 from medseg3d.networks.build import output_size
-from medseg3d.patches.augmentation import AugmentationPolicy, Batch, augmentation_policy
+from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
 from medseg3d.patches.further_augmentations import further_augmentations
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
@@ -131,8 +129,3 @@ def draw_domain(domains: Sequence[TrainingDomain], *, seed: int, epoch: int, ite
     else:
         shares = np.array([1 / (math.prod(d.configuration.patch_size) * d.configuration.batch_size) for d in domains])
     return int(generator(seed, DOMAIN_STREAM, epoch, iteration).choice(len(domains), p=shares / shares.sum()))
-
-
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image and labels of a batch without augmentation."""
-    return batch.image.to(device), batch.labels.to(device).long()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from medseg3d.errors import DivergedError, InputError
 from medseg3d.losses import LossFunction
-from medseg3d.training.step import Learner, take_step
+from medseg3d.training.step import Learner, Step, take_step
 
 START_STEPS = 10
 """The mean and the spread of so many first losses say where the loss began and how much it varies from batch to batch."""
@@ -83,18 +83,13 @@ def find_learning_rate(
     rates: list[float] = np.geomspace(lowest, highest, num_steps).tolist()
     losses: list[float] = []
     end: float | None = None  # the rate that ended the search early
-    running_norm = 0.0
     learner = learner.on(learner.device)  # a scaler of its own
     with _left_as_it_was(learner.network, learner.optimizer):
         learner.network.train()
-        for rate, (image, labels) in zip(rates, batches, strict=False):  # the rates first: no batch is drawn in vain
-            for group in learner.optimizer.param_groups:
-                group["lr"] = rate * group.get("factor", 1.0)
-            step = take_step(learner, image, labels, loss, running_norm=running_norm)
+        for rate, step in _steps(learner, rates, batches, loss):
             if not math.isfinite(step.loss):
                 end = rate
                 break
-            running_norm = step.running_norm
             losses.append(step.loss)
             if on_step is not None:
                 on_step(len(losses), num_steps)
@@ -111,6 +106,18 @@ def find_learning_rate(
             "Begin the search at a lower rate, or look at the images with medseg3d doctor."
         )
     return _curve(rates[: len(losses)], losses, end, sigma=SMOOTHING * num_steps)
+
+
+def _steps(
+    learner: Learner, rates: Sequence[float], batches: Iterable[tuple[Tensor, Tensor]], loss: LossFunction
+) -> Iterator[tuple[float, Step]]:
+    running_norm = 0.0
+    for rate, (image, labels) in zip(rates, batches, strict=False):  # the rates first: no batch is drawn in vain
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        step = take_step(learner, image, labels, loss, running_norm=running_norm)
+        running_norm = step.running_norm
+        yield rate, step
 
 
 def _check(lowest: float, highest: float, num_steps: int) -> None:

@@ -21,11 +21,10 @@ import torch
 
 from medseg3d.devices import Device, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError
-from medseg3d.execution import available_cores
 from medseg3d.models.checkpoints import ModelCard, save_weights
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
-from medseg3d.patches.loading import BatchReader, PatchLoader
+from medseg3d.patches.loading import PatchLoader
 from medseg3d.signals import StopRequest, last_words
 from medseg3d.training.begin import asked_state, begin
 from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader
@@ -137,9 +136,7 @@ class _Run:
         began, start = self.state, time.perf_counter()
         planned = began.iterations_per_epoch or self.settings.iterations_per_epoch
         loaders = [self._loader(domain) for domain in range(len(self.domains))]
-        is_gpu = self.learner.device.is_gpu
-        # a CPU needs its cores for the network
-        reader = BatchReader(prefetch=6 if is_gpu else 3, num_threads=min(4, available_cores()) if is_gpu else 1)
+        reader = loaders[0].reader  # of all domains, in the order of the steps
         bad_in_a_row: list[str] = []
 
         def make(iteration: int) -> Batch:
@@ -265,20 +262,22 @@ class _Run:
 
     def _set_learning_rate(self, planned: int) -> None:
         """Before every step; a plain polynomial moves once per epoch, as nnU-Net's does."""
-        is_plain = self.settings.schedule == "poly" and not self.settings.warmup
-        if not is_plain or not self.state.iteration or self._rate is None:
-            share_of_epoch = 0.0 if is_plain else self.state.iteration / planned
-            self._rate = learning_rate(self.settings, self.state.progress(share_of_epoch))
+        if not self._is_plain or not self.state.iteration or self._rate is None:
+            self._rate = self._rate_of_step(self.state.iteration, planned)
         for group in self.learner.optimizer.param_groups:
             group["lr"] = self._rate * group["factor"]
+
+    def _rate_of_step(self, iteration: int, planned: int) -> float:
+        return learning_rate(self.settings, self.state.progress(0.0 if self._is_plain else iteration / planned))
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.settings.schedule == "poly" and not self.settings.warmup
 
     def _rate_of_last_step(self) -> float:
         """Also where a run was stopped between the last step of an epoch and its end."""
         if self._rate is None and self.state.iteration:
-            here = self.state
-            self.state = replace(here, iteration=here.iteration - 1)
-            self._set_learning_rate(here.iterations_per_epoch or self.settings.iterations_per_epoch)
-            self.state = here
+            return self._rate_of_step(self.state.iteration - 1, self.state.iterations_per_epoch or self.settings.iterations_per_epoch)
         return self._rate or 0.0
 
     def _domain_of(self, iteration: int) -> int:

@@ -14,7 +14,7 @@ from medseg3d.devices import Device
 from medseg3d.losses import supervised_loss
 from medseg3d.losses.supervision import Counts
 from medseg3d.patches.loading import PatchLoader
-from medseg3d.training.domains import TrainingDomain, to_device
+from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.step import outputs_of
 
 
@@ -52,7 +52,7 @@ def validate_patches(
         network.eval()
         with torch.inference_mode(), closing(loader.batches(0, num_batches)) as batches:
             for batch in batches:
-                image, target = to_device(batch, device.device)
+                image, target = batch.image.to(device.device), batch.labels.to(device.device).long()
                 with device.autocast():
                     logits = outputs_of(network, image, domain.name)
                 found = supervised_loss(logits, target, domain.loss, with_counts=True)

@@ -84,8 +84,8 @@ def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) ->
 def _trained_together(root: Path, work: Path | None, configuration: str | None) -> tuple[Domain, ...]:
     """The domains of a network, each with the configuration that it trains."""
     domains = domains_of(root, work)
-    if domains[0].name is not None and (configuration is not None or root != Path()):
-        raise InputError("A universal network trains the configuration and the datasets of its plan: leave -c and DATASET out.")
+    if domains[0].name is not None:
+        refuse_choice(root, configuration)
     chosen = [
         replace(domain, configuration=domain.folder.read_plan().configuration(domain.configuration or configuration).name)
         for domain in domains
@@ -94,6 +94,12 @@ def _trained_together(root: Path, work: Path | None, configuration: str | None) 
     for domain in chosen:
         refuse_cascade(domain.folder.read_plan().configuration(domain.configuration))
     return tuple(chosen)
+
+
+def refuse_choice(root: Path, configuration: str | None) -> None:
+    """Raise :class:`InputError` where a dataset or a configuration is named for a network of several."""
+    if configuration is not None or root != Path():
+        raise InputError("A universal network trains the configuration and the datasets of its plan: leave -c and DATASET out.")
 
 
 def _others_joined(network: NetworkFold, options: TrainOptions) -> bool:

@@ -230,8 +230,9 @@ def test_what_is_unclear_is_refused_with_the_domains_named(
     assert "nothing to add" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--fold", "9"]) == 2
     assert "the folds are 0 to 4, and all" in capsys.readouterr().err
-    assert main(["train", "-w", str(work), "--fold", "0", "-c", "2d"]) == 2
-    assert "leave -c and DATASET out" in capsys.readouterr().err
+    for words in ([str(datasets["Balls"])], ["-c", "2d"], ["-c", "2d", "--add-domain", str(datasets["Late"])]):
+        assert main(["train", "-w", str(work), "--fold", "0", *words]) == 2
+        assert "leave -c and DATASET out" in capsys.readouterr().err
     assert main(["train", "-w", str(work), "--add-domain", str(datasets["Late"]), "--fold", "1"]) == 2
     assert "fold 1 of the common network is not trained yet" in capsys.readouterr().err
 
