@@ -11,9 +11,9 @@ from medseg3d.options.prediction import (
     FoldChoice,
     MemberOptions,
     MirroringOptions,
+    ModelOptions,
     PredictOptions,
     SelectOptions,
-    WindowOptions,
 )
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
 from medseg3d.options.run import RunOptions
@@ -29,6 +29,7 @@ __all__ = [
     "FoldChoice",
     "MemberOptions",
     "MirroringOptions",
+    "ModelOptions",
     "Option",
     "Options",
     "OutputOptions",
@@ -44,6 +45,5 @@ __all__ = [
     "TrainOptions",
     "TrainingOptions",
     "ValidateOptions",
-    "WindowOptions",
     "fields_of",
 ]

@@ -48,18 +48,12 @@ class MemberOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowOptions(MirroringOptions, DeviceOptions):
-    """How a network goes over an image."""
+class ModelOptions(MirroringOptions, DeviceOptions, MemberOptions):
+    """How a model is loaded, and how its networks go over an image."""
 
     step: Annotated[
         float, Option("--step", "distance of windows as a share of the window (default: 0.5)", metavar="0.5", above=0, at_most=1)
     ] = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(WindowOptions, MemberOptions):
-    """Options of ``predict``."""
-
     precision: Annotated[
         Literal["auto", "float32"],
         Option(
@@ -68,6 +62,12 @@ class PredictOptions(WindowOptions, MemberOptions):
         ),
     ] = "auto"
     skip_empty: Annotated[bool, Option("--skip-empty", "leave out windows that validation says hold nothing, as beside the body")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ModelOptions):
+    """Options of ``predict``."""
+
     probabilities: Annotated[bool, Option("--probabilities", "write CASE.npz with float16 probabilities as well")] = False
     overwrite: Annotated[bool, Option("--overwrite", "replace outputs of another model")] = False
     strict: Annotated[

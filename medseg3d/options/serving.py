@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from medseg3d.options.option import Option, Options
-from medseg3d.options.prediction import MemberOptions, WindowOptions
+from medseg3d.options.prediction import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +37,5 @@ class ServerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(ServerOptions, WindowOptions, MemberOptions):
+class ServeOptions(ServerOptions, ModelOptions):
     """Options of ``serve``."""

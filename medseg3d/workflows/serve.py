@@ -9,9 +9,9 @@ from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.models.loading import load_model
 from medseg3d.options import ServeOptions
 from medseg3d.serving.settings import ServeSettings, is_loopback
+from medseg3d.workflows.load import model_for
 
 NO_OPTIONS = ServeOptions()
 
@@ -30,14 +30,7 @@ def serve(model: Path, options: ServeOptions = NO_OPTIONS, on: Listener = silent
     settings = ServeSettings.of(options)
     host, token = settings.host, settings.token
     with _listening(settings) as listening:
-        loaded = load_model(
-            model,
-            configuration=options.configuration,
-            folds=options.folds,
-            device=options.device,
-            mirroring=options.mirroring,
-            step=options.step,
-        )
+        loaded = model_for(model, options)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         guard = "with the token" if token is not None else "from this machine only"
         on(Event(stage="serve", message=f"Serving {loaded.plan.dataset} at {address}, {guard}. Stop with Ctrl+C."))

@@ -1,0 +1,183 @@
+"""Predict cases one after the other: the next image is read and the last label map written while the network works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.boundary import CaseBoundary
+from medseg3d.data.dataset import Case
+from medseg3d.data.digests import digest_of
+from medseg3d.data.reading import RawCase
+from medseg3d.errors import CaseFailure, InputError
+from medseg3d.execution import peak_memory, reset_peak_memory
+from medseg3d.files import file_digest, remove_file, replacing
+from medseg3d.images import read_header, write_label_map
+from medseg3d.models.model import Model
+from medseg3d.prediction.predict_case import PreparedCase
+from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
+from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
+from medseg3d.workflows.prediction_record import PredictedCase, RecordFile
+
+READING_BYTES_PER_VOXEL = 12
+"""Of an image: what its file holds, float32, and one more of that while it is resampled; the resampled image comes on top."""
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A case that is read, and perhaps prepared already, with the seconds that this took."""
+
+    case: Case
+    digest: str
+    raw: RawCase | None
+    prepared: PreparedCase | None
+    seconds: dict[str, float]
+
+
+def predict_cases(
+    model: Model,
+    pending: Sequence[Case],
+    targets: dict[str, Path],
+    *,
+    record: RecordFile,
+    probabilities: bool,
+    budget: int,
+) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
+    """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
+
+    ``record`` is added to by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
+    """
+    writing: list[tuple[Case, Future[PredictedCase]]] = []
+    boundary = CaseBoundary("predict")
+    sums = int(SHARE_FOR_SUMS * budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        upcoming: Future[_Ready] | None = None
+        for index, case in enumerate(pending):
+            current = upcoming or reader.submit(_read, case, model)
+            upcoming = None
+            reset_peak_memory()
+            prepared = ready = indices = chances = None
+            with boundary.around(case.name) as attempt:
+                ready = current.result()
+                prepared = _prepare(ready, model)
+                if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
+                    upcoming = reader.submit(_read, pending[index + 1], model)
+                with (
+                    _timed(ready.seconds, "segment"),
+                    probability_array(targets[case.name], prepared, model.plan.labels, probabilities) as chances,
+                ):
+                    indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
+            if attempt.failure is not None or prepared is None or ready is None or indices is None:
+                current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
+                if attempt.failure is not None:
+                    yield case, attempt.failure
+                continue
+            prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
+            chances = None  # the file is whole then; some systems cannot delete a file that is mapped
+            writing.append((case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record)))
+            prepared = ready = indices = None
+            if len(writing) > 1:  # one file is being written while the next image is in the network
+                yield from _written(*writing.pop(0), boundary)
+        for waiting in writing:
+            yield from _written(*waiting, boundary)
+    boundary.finish()
+
+
+def _written(case: Case, future: Future[PredictedCase], boundary: CaseBoundary) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
+    """What became of an output; a disk that fails ends the run."""
+    made = None
+    with boundary.around(case.name) as attempt:
+        made = future.result()
+    outcome = attempt.failure or made
+    if outcome is not None:
+        yield case, outcome
+
+
+def _read(case: Case, model: Model) -> _Ready:
+    """Read a case, and prepare it where the network runs on another device: on a CPU that would only take its cores."""
+    ready = _Ready(case, digest_of(case), None, None, {})
+    with _timed(ready.seconds, "read"):
+        ready.raw = model.read(case)
+    if model.device.device.type != "cpu":
+        ready.prepared = _prepare(ready, model)
+    return ready
+
+
+def _prepare(ready: _Ready, model: Model) -> PreparedCase:
+    if ready.prepared is None and ready.raw is not None:
+        with _timed(ready.seconds, "preprocess"):
+            ready.prepared = model.prepare(ready.raw, in_place=True)
+    prepared, ready.raw, ready.prepared = ready.prepared, None, None
+    if prepared is None:
+        raise ValueError(f"{ready.case.name}: was not read")
+    return prepared
+
+
+def _bytes_to_read(case: Case, model: Model) -> int:
+    """What the next case takes while it is read and prepared; nothing without a header: reading will say what is wrong with it."""
+    try:
+        geometry = read_header(case.channels[0].path, files=case.channels[0].files).geometry
+    except InputError:
+        return 0
+    volume_mm3 = prod(geometry.shape) * prod(geometry.spacing)
+    resampled = 0.0
+    for member in model.members:
+        spacing = member.configuration.spacing
+        resampled += volume_mm3 / prod(spacing if len(spacing) == 3 else (max(geometry.spacing), *spacing))
+    return int(len(case.channels) * (READING_BYTES_PER_VOXEL * prod(geometry.shape) + 4 * resampled))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
+
+
+def _write(
+    target: Path,
+    indices: np.ndarray,
+    with_probabilities: bool,
+    prepared: PreparedCase,
+    model: Model,
+    ready: _Ready,
+    record: RecordFile,
+) -> PredictedCase:
+    """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
+
+    began = time.perf_counter()
+
+    def made(digest: str) -> PredictedCase:
+        peak = peak_memory()
+        return PredictedCase(
+            model=model.identity,
+            input_digest=ready.digest,
+            output_digest=digest,
+            finished=time.time(),
+            seconds={**ready.seconds, "write": time.perf_counter() - began},
+            peak_mib=None if peak is None else round(peak / 2**20, 1),
+            shape=prepared.header.geometry.shape,
+            precision=model.device.precision,
+            warnings=prepared.warnings,
+        )
+
+    try:
+        remove_file(probability_file(target))
+        with replacing(target) as temporary:
+            write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
+            digest = file_digest(temporary)
+            record.start(target, made(digest), digest)
+        if with_probabilities:
+            write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
+    finally:
+        remove_file(scratch_file(target))
+    case = made(digest)
+    record.add(target, case)
+    return case
