@@ -256,8 +256,8 @@ def check_writable(folder: Path) -> None:
     """
     with storage_errors(folder):
         _storage.make_folder(folder)
-        with temporary_for(folder / "trial") as trial:
-            _storage.write(trial, b"\0")
+        with temporary_for(folder / "probe") as probe:
+            _storage.write(probe, b"\0")
 
 
 def file_digest(path: Path) -> str:

@@ -114,9 +114,9 @@ def fit_splits(
     validated = {name for names in validation for name in names} | set(new)
     for name in new:
         siblings = {other for other in validated if group_of and name in group_of and group_of.get(other) == group_of[name]}
-        home = min(range(len(splits)), key=lambda k: (not siblings & set(validation[k]), len(validation[k])))
+        fold = min(range(len(splits)), key=lambda k: (not siblings & set(validation[k]), len(validation[k])))
         for k in range(len(splits)):
-            (validation if k == home else train)[k].append(name)
+            (validation if k == fold else train)[k].append(name)
     if not all(train) or not all(validation):
         return None
     warnings = []

@@ -27,7 +27,7 @@ from medseg3d.losses import LossFunction
 from medseg3d.training.step import Learner, Step, take_step
 
 START_STEPS = 10
-"""The mean and the spread of so many first losses say where the loss began and how much it varies from batch to batch."""
+"""The mean and the standard deviation of so many first losses say where the loss began and how much it varies from batch to batch."""
 MIN_STEPS = 30
 """So that the start is a third of the search at most."""
 RECENT_STEPS = 5

@@ -1,7 +1,7 @@
 """Is bf16 safe for training here? One step in a process of its own, because native code can crash or never end.
 
 ``python -m medseg3d.training.probe NETWORK.json BATCH PATCH…`` takes the step and prints its seconds. It is the only whole step:
-a float32 forward pass of one sample says how long it may take, so that the trial costs little time and less memory than training.
+a float32 forward pass of one sample says how long it may take, so that the probe costs little time and less memory than training.
 Then the convolutions of one sample, and their gradients, are compared with float32 one by one; where one is wrong, its name is printed.
 torch 2.13's oneDNN, for one, crashes in the bf16 backward pass of a (1, 3, 3) convolution of 2x32x7x96x80 on CPUs with AMX.
 """

@@ -51,8 +51,8 @@ class EpochRecord:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
     """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain,
-    as have ``gradient_norms``, the running norms where gradients are evened out. ``threads`` of
-    a processor; with another number sums are rounded otherwise. None on a GPU."""
+    as have ``gradient_norms``, the running norms of gradient normalization. ``threads`` of
+    a CPU; with another number sums are rounded otherwise. None on a GPU."""
 
     configuration: str
     fold: str
@@ -157,7 +157,7 @@ SavedRun = tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]]
 def save_state(
     folder: Path, state: TrainingState, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
-    """Write weights, optimizer and place in the run: one file, whole or not at all; then what people read of it."""
+    """Write weights, optimizer and place in the run: one file, atomically; then what people read of it."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     plain = optimizer.state_dict()
     numbers: dict[str, dict[str, float]] = {}

@@ -69,7 +69,7 @@ def _holds(file: Path, card: ModelCard, tensors: dict[str, torch.Tensor]) -> boo
     return kept.keys() == tensors.keys() and all(torch.equal(kept[key], tensor) for key, tensor in tensors.items())
 
 
-def _export_history(common: Path, home: Path, name: str) -> None:
+def _export_history(common: Path, target: Path, name: str) -> None:
     """The epochs of a common training as one domain saw them: its own labels, and their mean."""
     lines = []
     for epoch in read_history(common):
@@ -79,8 +79,8 @@ def _export_history(common: Path, home: Path, name: str) -> None:
         mean = sum(present) / len(present) if present else None
         lines.append(json.dumps({**epoch, "pseudo_dice": own, "pseudo_dice_mean": mean, "pseudo_dice_smoothed": None}))
     if lines:
-        write_text(home / HISTORY, "\n".join(lines) + "\n")
-        progress_figure(read_history(home), home / "progress.png", title=f"{name} in the universal network")
+        write_text(target / HISTORY, "\n".join(lines) + "\n")
+        progress_figure(read_history(target), target / "progress.png", title=f"{name} in the universal network")
 
 
 def _join(base: Path, trained: Path, added: str) -> None:
