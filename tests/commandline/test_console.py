@@ -114,3 +114,19 @@ def test_the_exit_code_of_doctor_is_that_of_its_errors(severity: str, read: Read
     assert [found["message"] for found in json.loads(read()[0])["findings"]] == ["first", "second"]
     assert console(quiet=True).show_doctor(report) == code
     assert read() == ("", "error    dataset: second\n" if code else "")
+
+
+def test_only_a_domain_with_a_name_gets_a_heading(read: Read) -> None:
+    shown = console()
+    shown.show({None: "alone"}, shown.say)
+    assert read()[0] == "alone\n"
+    shown.show({"Heart": "first", "Liver": None, "Lung": "third"}, shown.say)
+    assert read()[0] == "— Heart —\nfirst\n— Lung —\nthird\n"
+
+
+def test_json_holds_an_entry_for_each_domain_with_a_name(read: Read) -> None:
+    shown = console(json=True)
+    shown.show({None: "alone"}, shown.say)
+    assert json.loads(read()[0]) == {"message": "alone"}
+    shown.show({"Heart": "first", "Liver": None}, shown.say)
+    assert json.loads(read()[0]) == {"domains": {"Heart": {"message": "first"}}}
