@@ -24,19 +24,9 @@ from medseg3d.training.domains import TrainingDomain, draw_domain
 from medseg3d.training.loop import train_domains
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.train import training_domain
+from tests.tiny_planner import tiny_planner
 
-PLANNER = """
-extends = "universal"
-description = "A universal network that trains a step in milliseconds."
-[network]
-base_features = 4
-max_features_3d = 8
-max_features_2d = 8
-[training]
-epochs = 1
-iterations_per_epoch = 4
-validation_iterations = 2
-"""
+PLANNER = tiny_planner("universal", epochs=1)
 
 
 @pytest.fixture(scope="module")
