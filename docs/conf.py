@@ -6,6 +6,7 @@ The source folder of Sphinx is the repository itself, so that the links between 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
+smartquotes = False  # two dashes begin an option
 html_theme = "furo"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b6e7f", "color-brand-content": "#0b6e7f"},
@@ -112,8 +114,14 @@ def public_name(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     return None
 
 
+def readable_defaults(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None) -> Any:
+    """Defaults that are no Python text would turn a signature into one line of plain text: functions by their names, ... for others."""
+    return signature and re.sub(r"<factory>", "...", re.sub(r"<function (\w+)[^<>]*>", r"\1", signature)), returned
+
+
 def setup(app: Sphinx) -> None:
-    """Register the parser of notebooks, the navigation and the links inside docstrings."""
+    """Register the parser of notebooks, the navigation, and what docstrings need."""
     app.connect("missing-reference", public_name)
+    app.connect("autodoc-process-signature", readable_defaults)
     app.add_source_parser(NotebookParser)
     app.connect("source-read", add_navigation)
