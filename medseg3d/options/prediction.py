@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from medseg3d.errors import InputError
 from medseg3d.options.option import Option, Options
 from medseg3d.options.resources import DeviceOptions
 
@@ -99,6 +100,11 @@ class PredictOptions(ModelOptions):
             above=0,
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise InputError(f"--part {self.part[0]}/{self.part[1]}: expected two numbers such as 2/8, the first from 1 to the second.")
 
 
 @dataclass(frozen=True, kw_only=True)

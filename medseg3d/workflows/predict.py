@@ -60,12 +60,18 @@ def predict(
     A case that fails is listed, the others go on. The next image is read ahead where both fit ``max_ram_gb``. With an ``executor``
     (``dask.distributed.Client.get_executor()``) every case is predicted wherever it runs, from and into the same folders.
     """
-    if options.cluster is not None and executor is None:
-        with cluster_workers(options.cluster) as workers:
-            return predict(source, output, options, dataset=dataset, work=work, model=model, executor=workers, on=on)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"{source}: no such file or folder.")
     place = next(place for place in (model, work, dataset) if place is not None)
+    if options.cluster is None or executor is not None:
+        return _predict(source, output, options, place, executor, on)
+    with cluster_workers(options.cluster) as workers:
+        return _predict(source, output, options, place, workers, on)
+
+
+def _predict(
+    source: Path | Sequence[Case], output: Path, options: PredictOptions, place: Path, executor: Executor | None, on: Listener
+) -> PredictResult:
     loaded = predicting_model(place, options)
     cases, unusable = _cases_of(source, loaded.plan.channels, options.series_description)
     targets = _targets(cases, source, output)
@@ -144,8 +150,6 @@ def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]
     if part is None:
         return cases
     number, total = part
-    if not 1 <= number <= total:
-        raise InputError(f"--part {number}/{total}: expected two numbers such as 2/8, the first from 1 to the second.")
     return cases[number - 1 :: total]
 
 
