@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 Part = TypeVar("Part")
 KINDS = {"networks": "network", "losses": "loss", "augmentations": "augmentation", "metrics": "metric", "readers": "reader"}
 """What can be added, and one of it. A file's dict has the name in capitals, a package's group of entry points ``medseg3d.`` before it."""
-FAULTS = (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
-"""What running a file of others may raise."""
 SHOWN_DIGITS = 12
 """Of a file's checksum: enough to tell versions of one file apart."""
 
@@ -112,9 +110,10 @@ def _run(path: Path, text: bytes, digest: str) -> ModuleType:
     sys.modules[module.__name__] = module  # records look their types up there
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
-    except FAULTS as error:
+    except (Exception, SystemExit) as error:  # a file of others may raise, or leave by, whatever it likes
         sys.modules.pop(module.__name__)
-        raise InputError(f"{path}{_line(error, path)}: the extension cannot be run ({type(error).__name__}: {error}).") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}{_line(error, path)}: the extension cannot be run ({said:.300}).") from error
     return module
 
 
@@ -159,7 +158,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         of_files = self.added()
         if name in of_files:
             return of_files[name][0]
-        return self._checked(_entry_points(self.kind)[name].load(), name, self.provider(name))
+        return self._packaged(name)
 
     def __iter__(self) -> Iterator[str]:
         packaged = _entry_points(self.kind)
@@ -216,6 +215,15 @@ class Registry(Mapping[str, Part], Generic[Part]):
         if source == "package":
             return f"This needs the {self._noun} {name!r} of the Python package {rest}: install {owner or 'it'}."
         return f"There is no {self._noun} {name!r}; known are {', '.join(sorted(self))}. A part of yours is named with --extension FILE.py."
+
+    def _packaged(self, name: str) -> Part:
+        point = _entry_points(self.kind)[name]
+        try:
+            part = point.load()
+        except (Exception, SystemExit) as error:  # as in a file
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{_package(self.kind, name)}: the {self._noun} {name!r} cannot be loaded ({said:.300}).") from error
+        return self._checked(part, name, self.provider(name))
 
     def _check_name(self, name: str, source: str) -> None:
         if name in self.built_in:

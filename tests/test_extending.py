@@ -61,7 +61,9 @@ def test_the_parts_of_the_page_go_the_whole_way(tiny: Path, parts: Path, tmp_pat
     assert main(["predict", str(tiny), "-i", str(tmp_path / "new"), "-o", str(out), "--device", "cpu", *extension]) == 0
     pair = [str(out / "ball_6.nii.gz"), str(tiny / "labelsTs/ball_6.nii.gz"), "-o", str(out / "metrics.json")]
     assert main(["evaluate", *pair, *extension]) == 0
+    assert main(["select", str(tiny), "--device", "cpu", *extension]) == 0
     assert main(["export", str(tiny), "-o", str(model), *extension]) == 0
+    assert main(["info", str(model), "--json", *extension[:2]]) == 0
 
     provider = use_extension(parts).provider
     configuration = WorkFolder(tiny / "medseg3d-work").read_plan().configuration(None)

@@ -61,6 +61,9 @@ def test_the_same_file_is_run_once_and_a_changed_one_again(tmp_path: Path, losse
         ("x = 1", "holds at least one of the dicts NETWORKS, LOSSES, AUGMENTATIONS, METRICS, READERS; found none"),
         ("import torch\n\nx = undefined", "line 3: the extension cannot be run .NameError"),
         ("def", "line 1: the extension cannot be run .SyntaxError"),
+        ("assert 1 == 2", "line 1: the extension cannot be run .AssertionError"),
+        ("x = 1\nimport sys\nsys.exit(0)", "line 3: the extension cannot be run .SystemExit: 0"),
+        ("class Own(Exception): pass\nraise Own('a\\nb')", "line 2: the extension cannot be run .Own: a b"),
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
@@ -168,6 +171,20 @@ except InputError as error:
     print(error)
 """
     assert in_a_new_process(code, package).splitlines() == ["1", "package lossy 1.2: the loss 'one' is built in; give yours another name."]
+
+
+def test_a_package_that_cannot_be_imported_is_one_sentence(package: Path) -> None:
+    written(package, "raise RuntimeError('no such driver')", "lossy.py")
+    code = """
+from medseg3d.extensions import Registry
+from medseg3d.errors import InputError
+try:
+    Registry("losses", int, {"two": 2})["three"]
+except InputError as error:
+    print(error)
+"""
+    sentence = "package lossy 1.2: the loss 'three' cannot be loaded (RuntimeError: no such driver)."
+    assert in_a_new_process(code, package).splitlines() == [sentence]
 
 
 NETWORK = """

@@ -13,6 +13,7 @@ from pathlib import Path
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.execution import memory_budget, run_cases
+from medseg3d.extensions import loaded_extensions, use_extension
 from medseg3d.models.model import Model
 from medseg3d.options import PredictOptions
 from medseg3d.work_folder import fold_names
@@ -35,6 +36,8 @@ def cluster_workers(address: str) -> Iterator[Executor]:
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(f"--cluster {address}: no dask scheduler answers there ({error}).") from None
     with client:
+        for extension in loaded_extensions():  # they see the same files
+            client.run(use_extension, str(extension.path))
         yield client.get_executor()
 
 
