@@ -11,20 +11,24 @@ from pathlib import Path
 import pytest
 
 from medseg3d.errors import InputError, PlanError
-from medseg3d.extensions import Registry, extension_arguments, forget_extensions, loaded_extensions, use_arguments, use_extension
+from medseg3d.extensions import KINDS, Registry, extension_arguments, forget_extensions, loaded_extensions, use_arguments, use_extension
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Numbers stand for parts; nothing is left behind."""
+    monkeypatch.setitem(KINDS, "numbers", "number")
     forget_extensions()
     yield
     forget_extensions()
 
 
 @pytest.fixture
-def losses() -> Registry[int]:
-    """Numbers stand for losses."""
-    return Registry("losses", int, {"one": 1, "two": 2})
+def numbers() -> Iterator[Registry[int]]:
+    """A registry that something still holds takes everything afterwards."""
+    registry = Registry("numbers", int, {"one": 1, "two": 2})
+    yield registry
+    registry.part, registry.built_in = object, {}  # type: ignore[assignment]
 
 
 def written(folder: Path, text: str, name: str = "my_parts.py") -> Path:
@@ -33,32 +37,32 @@ def written(folder: Path, text: str, name: str = "my_parts.py") -> Path:
     return path
 
 
-def test_a_file_adds_parts_beside_those_that_are_built_in(tmp_path: Path, losses: Registry[int]) -> None:
-    assert list(losses) == ["one", "two"]
-    extension = use_extension(written(tmp_path, "LOSSES = {'three': 3}"))
-    assert dict(losses) == {"one": 1, "two": 2, "three": 3}
-    assert losses.find("three") == 3
-    assert losses.provider("three") == extension.provider == f"file my_parts.py {extension.digest[:12]}"
-    assert losses.provider("one") == ""
-    assert losses.built_in == {"one": 1, "two": 2}
+def test_a_file_adds_parts_beside_those_that_are_built_in(tmp_path: Path, numbers: Registry[int]) -> None:
+    assert list(numbers) == ["one", "two"]
+    extension = use_extension(written(tmp_path, "NUMBERS = {'three': 3}"))
+    assert dict(numbers) == {"one": 1, "two": 2, "three": 3}
+    assert numbers.find("three") == 3
+    assert numbers.provider("three") == extension.provider == f"file my_parts.py {extension.digest[:12]}"
+    assert numbers.provider("one") == ""
+    assert numbers.built_in == {"one": 1, "two": 2}
     assert loaded_extensions() == (extension,)
 
 
-def test_the_same_file_is_run_once_and_a_changed_one_again(tmp_path: Path, losses: Registry[int]) -> None:
-    path = written(tmp_path, "LOSSES = {'three': 3}")
+def test_the_same_file_is_run_once_and_a_changed_one_again(tmp_path: Path, numbers: Registry[int]) -> None:
+    path = written(tmp_path, "NUMBERS = {'three': 3}")
     assert use_extension(path) is use_extension(str(path))
-    use_extension(written(tmp_path, "LOSSES = {'four': 4}"))
-    assert list(losses) == ["one", "two", "four"]
+    use_extension(written(tmp_path, "NUMBERS = {'four': 4}"))
+    assert list(numbers) == ["one", "two", "four"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("LOSSES = {'one': 3}", "the loss 'one' is built in; give yours another name"),
-        ("LOSSES = {'three': 'x'}", "the loss 'three' must be a int, found 'x'"),
-        ("LOSSES = [3]", "LOSSES must be a dict from names to parts"),
-        ("LOSSES = {3: 3}", "LOSSES must be a dict from names to parts"),
-        ("x = 1", "holds at least one of the dicts NETWORKS, LOSSES, AUGMENTATIONS, METRICS, READERS; found none"),
+        ("NUMBERS = {'one': 3}", "the number 'one' is built in; give yours another name"),
+        ("NUMBERS = {'three': 'x'}", "the number 'three' must be a int, found 'x'"),
+        ("NUMBERS = [3]", "NUMBERS must be a dict from names to parts"),
+        ("NUMBERS = {3: 3}", "NUMBERS must be a dict from names to parts"),
+        ("x = 1", "holds at least one of the dicts NETWORKS, LOSSES, AUGMENTATIONS, METRICS, READERS, NUMBERS; found none"),
         ("import torch\n\nx = undefined", "line 3: the extension cannot be run .NameError"),
         ("def", "line 1: the extension cannot be run .SyntaxError"),
         ("assert 1 == 2", "line 1: the extension cannot be run .AssertionError"),
@@ -67,12 +71,12 @@ def test_the_same_file_is_run_once_and_a_changed_one_again(tmp_path: Path, losse
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, losses: Registry[int], text: str, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, numbers: Registry[int], text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         use_extension(written(tmp_path, text))
     assert "my_parts.py" in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert list(losses) == ["one", "two"]
+    assert list(numbers) == ["one", "two"]
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -80,56 +84,56 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         use_extension(tmp_path / "none.py")
 
 
-def test_a_refused_change_leaves_the_parts_as_they_were(tmp_path: Path, losses: Registry[int]) -> None:
-    use_extension(written(tmp_path, "LOSSES = {'three': 3}"))
+def test_a_refused_change_leaves_the_parts_as_they_were(tmp_path: Path, numbers: Registry[int]) -> None:
+    use_extension(written(tmp_path, "NUMBERS = {'three': 3}"))
     with pytest.raises(InputError, match="built in"):
-        use_extension(written(tmp_path, "LOSSES = {'one': 3}"))
-    assert losses["three"] == 3
+        use_extension(written(tmp_path, "NUMBERS = {'one': 3}"))
+    assert numbers["three"] == 3
 
 
-def test_two_files_cannot_give_one_name(tmp_path: Path, losses: Registry[int]) -> None:
-    use_extension(written(tmp_path, "LOSSES = {'three': 3}"))
-    with pytest.raises(InputError, match=r"the loss 'three' is also of the file my_parts.py"):
-        use_extension(written(tmp_path, "LOSSES = {'three': 3}", "others.py"))
-    assert losses["three"] == 3
+def test_two_files_cannot_give_one_name(tmp_path: Path, numbers: Registry[int]) -> None:
+    use_extension(written(tmp_path, "NUMBERS = {'three': 3}"))
+    with pytest.raises(InputError, match=r"the number 'three' is also of the file my_parts.py"):
+        use_extension(written(tmp_path, "NUMBERS = {'three': 3}", "others.py"))
+    assert numbers["three"] == 3
 
 
 def test_a_file_that_clashes_is_refused_also_where_the_stage_is_imported_later(tmp_path: Path) -> None:
-    use_extension(written(tmp_path, "READERS = {'one': 3}"))
-    with pytest.raises(InputError, match="the reader 'one' is built in"):
-        Registry("readers", int, {"one": 1})
+    use_extension(written(tmp_path, "NUMBERS = {'one': 3}"))
+    with pytest.raises(InputError, match="the number 'one' is built in"):
+        Registry("numbers", int, {"one": 1})
 
 
-def test_a_part_that_nobody_knows_is_named_with_those_that_are_known(losses: Registry[int]) -> None:
-    with pytest.raises(PlanError, match=r"There is no loss 'three'; known are one, two\. A part of yours is named with --extension"):
-        losses.find("three")
+def test_a_part_that_nobody_knows_is_named_with_those_that_are_known(numbers: Registry[int]) -> None:
+    with pytest.raises(PlanError, match=r"There is no number 'three'; known are one, two\. A part of yours is named with --extension"):
+        numbers.find("three")
 
 
-def test_a_part_that_is_missing_here_names_where_it_is_from(losses: Registry[int]) -> None:
+def test_a_part_that_is_missing_here_names_where_it_is_from(numbers: Registry[int]) -> None:
     with pytest.raises(
-        PlanError, match=r"^This needs the loss 'three' of the extension my_parts.py: name it with --extension my_parts.py\.$"
+        PlanError, match=r"^This needs the number 'three' of the extension my_parts.py: name it with --extension my_parts.py\.$"
     ):
-        losses.find("three", provider="file my_parts.py 0123456789ab")
-    with pytest.raises(InputError, match=r"^This needs the loss 'three' of the Python package lossy 1.2: install lossy\.$"):
-        losses.find("three", provider="package lossy 1.2", error=InputError)
+        numbers.find("three", provider="file my_parts.py 0123456789ab")
+    with pytest.raises(InputError, match=r"^This needs the number 'three' of the Python package lossy 1.2: install lossy\.$"):
+        numbers.find("three", provider="package lossy 1.2", error=InputError)
 
 
-def test_another_version_of_a_part_is_used_and_told(tmp_path: Path, losses: Registry[int], caplog: pytest.LogCaptureFixture) -> None:
-    old = use_extension(written(tmp_path, "LOSSES = {'three': 3}")).provider
-    assert losses.find("three", provider=old) == 3
+def test_another_version_of_a_part_is_used_and_told(tmp_path: Path, numbers: Registry[int], caplog: pytest.LogCaptureFixture) -> None:
+    old = use_extension(written(tmp_path, "NUMBERS = {'three': 3}")).provider
+    assert numbers.find("three", provider=old) == 3
     assert not caplog.records
-    use_extension(written(tmp_path, "LOSSES = {'three': 4}"))
+    use_extension(written(tmp_path, "NUMBERS = {'three': 4}"))
     with caplog.at_level(logging.WARNING):
-        assert losses.find("three", provider=old) == 4
-    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [f"The loss three was that of the {old}"]
+        assert numbers.find("three", provider=old) == 4
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [f"The number three was that of the {old}"]
 
 
-def test_a_child_process_is_told_what_was_loaded(tmp_path: Path, losses: Registry[int]) -> None:
-    use_extension(written(tmp_path, "LOSSES = {'three': 3}"))
+def test_a_child_process_is_told_what_was_loaded(tmp_path: Path, numbers: Registry[int]) -> None:
+    use_extension(written(tmp_path, "NUMBERS = {'three': 3}"))
     arguments = extension_arguments()
     forget_extensions()
     assert use_arguments([*arguments, "rest", "--extension"]) == ["rest", "--extension"]
-    assert losses["three"] == 3
+    assert numbers["three"] == 3
 
 
 def in_a_new_process(code: str, path: Path) -> str:
