@@ -27,7 +27,6 @@ from medseg3d.weights_header import weights_metadata
 logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "medseg3d-work"
-Folds = FoldChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ def work_folder(dataset: Path, work: Path | None) -> WorkFolder:
     return WorkFolder(work if work is not None else dataset / DEFAULT_NAME)
 
 
-def fold_names(folds: Folds) -> tuple[str, ...] | None:
+def fold_names(folds: FoldChoice) -> tuple[str, ...] | None:
     """Folds as the work folder names them, each once; None for none at all. Raises :class:`InputError` for what is no fold.
 
     >>> fold_names([0, "1", "all"]), fold_names(0), fold_names([])

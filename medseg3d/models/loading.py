@@ -12,11 +12,12 @@ from medseg3d.models.parts import MemberDescription, ModelParts
 from medseg3d.models.sources import open_model
 from medseg3d.models.trained import trained_parts
 from medseg3d.networks.build import build_network
+from medseg3d.options import FoldChoice
 from medseg3d.plan import Plan
 from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
 from medseg3d.validation.empty_window_record import EmptyWindows
-from medseg3d.work_folder import Folds, WorkFolder, fold_names
+from medseg3d.work_folder import WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def load_model(
     path: Path | str,
     *,
     configuration: str | None = None,
-    folds: Folds = None,
+    folds: FoldChoice = None,
     device: str = "auto",
     precision: str = "auto",
     mirroring: bool | None = None,
@@ -45,7 +46,12 @@ def load_model(
 
 
 def load_models(
-    work: WorkFolder, names: Sequence[str], *, folds: Folds = None, device: str = "auto", mirroring: bool | Mapping[str, bool] | None = None
+    work: WorkFolder,
+    names: Sequence[str],
+    *,
+    folds: FoldChoice = None,
+    device: str = "auto",
+    mirroring: bool | Mapping[str, bool] | None = None,
 ) -> Model:
     """A model of the named configurations of a work folder, averaged, without postprocessing; raises as :func:`load_model`."""
     return assemble(trained_parts(work, names, folds=fold_names(folds)), choose_device(device), mirroring=mirroring)

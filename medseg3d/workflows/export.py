@@ -23,10 +23,10 @@ from medseg3d.models.model_file import ENDING, write_model_file
 from medseg3d.models.parts import ModelDescription, ModelParts
 from medseg3d.models.sources import open_model
 from medseg3d.networks.build import build_network, output_size
+from medseg3d.options import FoldChoice
 from medseg3d.plan import Plan
 from medseg3d.records import to_plain, write_record
 from medseg3d.version import __version__
-from medseg3d.work_folder import Folds
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def export_model(
     *,
     format: Format | None = None,
     configuration: str | None = None,
-    folds: Folds = None,
+    folds: FoldChoice = None,
 ) -> ExportResult:
     """Export any model that ``load_model`` loads, atomically.
 
