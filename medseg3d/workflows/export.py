@@ -188,16 +188,19 @@ def _export_onnx(parts: ModelParts, configuration: str, fold: str, path: Path) -
     windows = torch.randn(NUM_WINDOWS, chosen.network.in_channels, *chosen.patch_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecated calls
-        program = torch.onnx.export(
-            network,
-            (windows[:2],),  # a batch of one would be taken for a constant
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: "batch"},),  # a name; with torch.export.Dim some networks come out with a batch of exactly two
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                (windows[:2],),  # a batch of one would be taken for a constant
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: "batch"},),  # a name; with torch.export.Dim some networks come out with a batch of exactly two
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UnsupportedError(f"{configuration}: torch's exporter cannot express this network in ONNX. Export to {ENDING}.") from error
     if program is None:
         raise UnsupportedError(f"{configuration}: torch's exporter gave no ONNX program. Export to {ENDING}.")
     program.model.metadata_props.update(onnx_metadata(plan, configuration, fold))

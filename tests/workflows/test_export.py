@@ -268,7 +268,7 @@ def family_plan(plan: Plan, family: str, dimensions: int) -> Plan:
         configuration,
         name="x",
         network=network_plan,
-        patch_size=(32 if asked.num_stages else 24,) * dimensions,
+        patch_size=(*(32,) * (dimensions - 1), 64) if asked.num_stages else (24,) * dimensions,
         mirror_axes=tuple(range(dimensions)),
     )
     return replace(plan, configurations={"x": chosen}, recommended="x")
