@@ -161,7 +161,7 @@ def common_network(path: Path, fold: str) -> Path | None:
     return file if file.exists() and read_card(file).is_universal else None
 
 
-def usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
+def _usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
     """All finished folds; where none is, those that have weights at all, with a warning.
 
     A network trained on all cases would see nothing new from the folds, and the folds' mean is what was validated.
@@ -195,7 +195,7 @@ def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str])
 
 def _trained(work: WorkFolder, name: str, folds: tuple[str, ...] | None) -> tuple[str, ...]:
     available = work.trained_folds(name)
-    wanted = folds or usual_folds(work, name)
+    wanted = folds or _usual_folds(work, name)
     missing = [fold for fold in wanted if fold not in available]
     if missing or not wanted:
         raise InputError(

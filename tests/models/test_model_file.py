@@ -180,6 +180,10 @@ def test_the_identity_follows_what_changes_a_prediction(written: Path, parts: Mo
     assert len({identity, *others}) == 7
 
 
+OLDER = "2d9fde6d9f2fa8358dc8d38a9386b9edce78610dfb2782f1b7624968e5a0968a"
+"""The digest of a description as version 0.1.0 wrote it before plans had extensions."""
+
+
 def test_a_model_of_an_older_version_keeps_its_identity(written: Path, parts: ModelParts, tmp_path: Path) -> None:
     description, identity = replace(parts.description, facts={}), open_model_file(written).identity
     described = replace(PLAN, given_names={1: "liver"}, left_right_doubt="Two labels could be left and right.")
@@ -189,10 +193,33 @@ def test_a_model_of_an_older_version_keeps_its_identity(written: Path, parts: Mo
         del plain["plan"][name]
     for member in (*plain["members"], *plain["previous"]):
         del member["empty_windows"]
+    known = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    assert known == OLDER, "a field that came later must leave the identity of models alone that do not use it (Checked.came_later)"
     files = {f"{name}/fold_{fold}.safetensors": save(dict(folds[fold])) for name, folds in WEIGHTS.items() for fold in folds}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = json.dumps({"description": plain, "digests": digests}, sort_keys=True)
     assert identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_earlier_stage_of_a_cascade_comes_along_or_alone(tmp_path: Path) -> None:
+    cascade = replace(CONFIGURATION, name="cascade", previous_stage="zoom")
+    description = ModelDescription(
+        plan=replace(PLAN, configurations={**PLAN.configurations, "cascade": cascade}),
+        members=tuple(MemberDescription(configuration=name, folds=("0",)) for name in ("cascade", "3d_fullres")),
+        previous=(MemberDescription(configuration="zoom", folds=("0", "1")),),
+        postprocessing=POSTPROCESSING,
+    )
+    weights = {"cascade": {"0": tensors(0)}, "3d_fullres": {"0": tensors(1)}, "zoom": {"0": tensors(2), "1": tensors(3)}}
+    path = write_model_file(tmp_path / "x.medseg3d", parts_of(description, weights))
+    for name, expected in (
+        ("cascade", [("cascade", "0"), ("zoom", "0"), ("zoom", "1")]),
+        ("zoom", [("zoom", "0"), ("zoom", "1")]),
+        ("3d_fullres", [("3d_fullres", "0")]),
+    ):
+        part = open_model_file(path, name)
+        assert list(part.networks()) == expected
+        assert part.description.postprocessing == Postprocessing(), "it was chosen for both together"
+        write_model_file(tmp_path / f"{name}.medseg3d", part)
 
 
 def member_ranges(path: Path) -> dict[str, range]:

@@ -30,9 +30,7 @@ ALL = "all"
 """The fold that was trained on every case."""
 
 
-def read_nnunet_model(
-    folder: Path, *, configuration: str | None = None, folds: Sequence[str] | None = None, checkpoint: str = FINAL
-) -> ModelParts:
+def read_nnunet_model(folder: Path, configuration: str | None = None, folds: Sequence[str] | None = None) -> ModelParts:
     """A model that predicts the voxels that nnU-Net predicts with the folder.
 
     ``folder`` is that of a trainer, or of a dataset with several of them, among which ``configuration`` chooses. ``folds`` are
@@ -40,14 +38,14 @@ def read_nnunet_model(
     warning. A cascade brings the same folds of its previous stage. Raises :class:`InputError` for what is missing or damaged,
     :class:`UnsupportedError` for what a plan cannot say, :class:`PlanMismatchError` for tensors that do not fit.
     """
-    first = _read_stage(_trainer_folder(folder, configuration), configuration, folds, checkpoint)
+    first = _read_stage(_trainer_folder(folder, configuration), configuration, folds)
     earlier: list[_Stage] = []
     while (name := (first, *earlier)[-1].configuration.previous_stage) is not None:
         if name in (first.configuration.name, *(stage.configuration.name for stage in earlier)):
             raise InputError(
                 f"{first.folder / 'plans.json'}: the configuration {name} is an earlier stage of itself. Correct previous_stage."
             )
-        earlier.append(_read_stage(_previous_folder((first, *earlier)[-1], name), name, folds, checkpoint))
+        earlier.append(_read_stage(_previous_folder((first, *earlier)[-1], name), name, folds))
         _check_same_dataset(first, earlier[-1])
     postprocessing = read_postprocessing(first.folder, tuple(first.weights), first.plan.labels)
     stages = {stage.configuration.name: stage for stage in (first, *earlier)}
@@ -74,7 +72,7 @@ def _held(path: Path) -> dict[str, tuple[str, ...]]:
     """Which configuration a folder of another name holds its first checkpoint says."""
     found: dict[str, tuple[str, ...]] = {}
     for folder in [path] if _is_trained(path) else _trained_below(path):
-        checkpoints = _checkpoint_paths(folder, None, FINAL)
+        checkpoints = _checkpoint_paths(folder, None)
         name = folder.resolve().name.split("__")[-1]
         if "__" not in folder.resolve().name:
             name = load_checkpoint(next(iter(checkpoints.values()))).configuration or name
@@ -86,7 +84,7 @@ NNUNET_FOLDER = Source(
     name="an nnU-Net result folder",
     opens=is_nnunet_model,
     held=_held,
-    open=lambda path, configuration, folds: read_nnunet_model(path, configuration=configuration, folds=folds),
+    open=read_nnunet_model,
 )
 
 
@@ -110,11 +108,11 @@ class _Stage:
         return MemberDescription(configuration=self.configuration.name, folds=tuple(self.weights))
 
 
-def _read_stage(folder: Path, configuration: str | None, folds: Sequence[str] | None, checkpoint: str) -> _Stage:
+def _read_stage(folder: Path, configuration: str | None, folds: Sequence[str] | None) -> _Stage:
     """Fold by fold, so that the optimizer's state of a single checkpoint is in memory at a time."""
     plan, name, weights, identity = None, "", {}, []
     checkpoints: list[Checkpoint] = []
-    for fold, path in _checkpoint_paths(folder, folds, checkpoint).items():
+    for fold, path in _checkpoint_paths(folder, folds).items():
         loaded = load_checkpoint(path)
         if plan is None:
             # as nnU-Net does it: the first checkpoint says which configuration this is, and along which axes to mirror
@@ -201,25 +199,24 @@ def _trained_below(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*__*")) if _is_trained(path))
 
 
-def _checkpoint_paths(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> dict[str, Path]:
+def _checkpoint_paths(folder: Path, folds: Sequence[str] | None) -> dict[str, Path]:
     """The checkpoint of each fold to use, numbered folds in their order."""
     found = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
     found.sort(key=lambda fold: (not fold.isdigit(), int(fold) if fold.isdigit() else 0, fold))
-    names = (checkpoint, BEST) if checkpoint == FINAL else (checkpoint,)
 
     def path_of(fold: str) -> Path | None:
-        return next((path for name in names if (path := folder / f"fold_{fold}" / name).is_file()), None)
+        return next((path for name in (FINAL, BEST) if (path := folder / f"fold_{fold}" / name).is_file()), None)
 
     usable = [fold for fold in found if path_of(fold)]
-    finished = [fold for fold in usable if (folder / f"fold_{fold}" / checkpoint).is_file()] or usable
+    finished = [fold for fold in usable if (folder / f"fold_{fold}" / FINAL).is_file()] or usable
     wanted = [fold for fold in finished if fold != ALL] or finished if folds is None else list(folds)
     paths = {fold: path for fold in wanted if (path := path_of(fold))}
     missing = [fold for fold in wanted if fold not in paths]
     if missing or not wanted:
         raise InputError(
-            f"{folder}: no {' or '.join(names)} for fold {', '.join(missing) or '0 or any other'}; trained: {', '.join(usable) or 'none'}."
+            f"{folder}: no {FINAL} or {BEST} for fold {', '.join(missing) or '0 or any other'}; trained: {', '.join(usable) or 'none'}."
         )
     for path in paths.values():
-        if path.name != checkpoint:
-            logger.warning("%s: training is not finished (no %s); its best weights so far are used.", path, checkpoint)
+        if path.name != FINAL:
+            logger.warning("%s: training is not finished (no %s); its best weights so far are used.", path, FINAL)
     return paths
