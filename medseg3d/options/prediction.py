@@ -53,7 +53,8 @@ class ModelOptions(MirroringOptions, DeviceOptions, MemberOptions):
     """How a model is loaded, and how its networks go over an image."""
 
     step: Annotated[
-        float, Option("--step", "distance of windows as a share of the window (default: 0.5)", metavar="0.5", above=0, at_most=1)
+        float,
+        Option("--step-size --step", "distance of windows as a share of the window (default: 0.5)", metavar="0.5", above=0, at_most=1),
     ] = 0.5
     precision: Annotated[
         Literal["auto", "float32"],

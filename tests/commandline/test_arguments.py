@@ -59,7 +59,7 @@ def test_values_are_read_by_the_type_of_their_field() -> None:
         (["run", "--groups", "a.csv", "--no-groups"], "argument --no-groups: not allowed with argument --groups"),
         (["run", "--epoch", "3"], "unrecognized arguments: --epoch. Did you mean --epochs?"),
         (["rum"], "Did you mean run?"),
-        (["serve", "--step", "2"], "argument --step: 2: expected a number above 0 and up to 1"),
+        (["serve", "--step", "2"], "argument --step-size/--step: 2: expected a number above 0 and up to 1"),
         (["train"], "the following arguments are required: --fold"),
         (["train", "--fold", "0", "--restart", "--validate"], "argument --validate: not allowed with argument --restart"),
     ],

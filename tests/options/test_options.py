@@ -26,7 +26,7 @@ RECORDS = [record for name in options.__all__ if isinstance(record := getattr(op
         (TrainOptions, {"seed": -1}, "--seed -1: expected a whole number of at least 0"),
         (TrainOptions, {"tta": "maybe"}, "--tta maybe: expected auto, on or off"),
         (TrainOptions, {"restart": "yes"}, "--restart yes: expected True or False"),
-        (PredictOptions, {"step": 1.5}, "--step 1.5: expected a number above 0 and up to 1"),
+        (PredictOptions, {"step": 1.5}, "--step-size 1.5: expected a number above 0 and up to 1"),
         (PredictOptions, {"part": (3, 2)}, "--part 3/2: expected two numbers such as 2/8, the first from 1 to the second"),
         (PredictOptions, {"folds": ["0", 1.5]}, "--fold 1.5: expected a text"),
         (RunOptions, {"jobs": 0}, "--jobs 0: expected a whole number of at least 1"),
