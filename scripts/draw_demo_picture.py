@@ -1,6 +1,7 @@
 """Draw docs/images/demo.png: the test case of the demo whose mean Dice is the median, predictions over references.
 
-In: the folder of ``scripts/demo``, and the work folder in it or another one. Out: the picture, and on the terminal the caption.
+In: the folder of ``scripts/demo``, and the work folder in it or another one. Out: the picture, and on the terminal the line that
+shows it in the README, under "How good is it".
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main() -> None:
     chosen = median_case(evaluation)
     drawn = Image.open(BytesIO(picture(options.demo, predictions, chosen)))
     drawn.convert("RGB").quantize(NUM_COLORS).save(PICTURE, optimize=True)
-    print(f"{chosen.case}: mean Dice {chosen.foreground_dice:.3f}, the median of {len(evaluation.cases)} test cases")
+    dice = f"mean Dice {chosen.foreground_dice:.3f}, the median of its {len(evaluation.cases)} test cases"
+    print(f"![A test case of the demo: contours of prediction and reference in three views, {dice}](docs/images/demo.png)")
     print(", ".join(f"{label.name} {label.dice:.3f}" for label in chosen.labels))
 
 
