@@ -34,13 +34,22 @@ class Stopped(KeyboardInterrupt):
         super().__init__(signal_number)
 
 
+def tell(number: int) -> None:
+    """Say on standard error that the work was stopped."""
+    sys.stderr.write(f"\n{STOPPED}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let signals end the process as described above. Only the main thread can listen; signals that are ignored stay so (``nohup``)."""
+def ending_on_signals(say: Callable[[int], None] = tell) -> Iterator[None]:
+    """Let signals end the process as described above. Only the main thread can listen; signals that are ignored stay so (``nohup``).
+
+    ``say`` gets the signal where the process ends before the block does, and may run in another thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = _Ending()
+    ending = _Ending(say)
     previous = {number: signal.signal(number, ending.ask) for number in listened()}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -63,8 +72,8 @@ def listened() -> tuple[signal.Signals, ...]:
 class _Ending:
     """What the handler in the main thread and the watching thread know: which signal came first."""
 
-    def __init__(self) -> None:
-        self._is_asked = False
+    def __init__(self, say: Callable[[int], None]) -> None:
+        self._is_asked, self._say = False, say
 
     def ask(self, number: int, frame: object) -> None:
         """Run by Python in the main thread, between two of its steps; native code holds it up."""
@@ -81,9 +90,9 @@ class _Ending:
                 continue
             heard.append(number[0])
             if len(heard) > 1:
-                end_now(heard[-1])
+                end_now(heard[-1], self._say)
             elif heard[0] != signal.SIGINT:
-                timer = threading.Timer(GRACE_SECONDS, _end_with_last_words, heard)
+                timer = threading.Timer(GRACE_SECONDS, _end_with_last_words, (heard[0], self._say))
                 timer.daemon = True
                 timer.start()
         os.close(reading)
@@ -140,18 +149,17 @@ def last_words(speak: Callable[[], None]) -> Iterator[None]:
         _last_words.remove(speak)
 
 
-def _end_with_last_words(number: int) -> None:
+def _end_with_last_words(number: int, say: Callable[[int], None]) -> None:
     try:
         for speak in list(_last_words):
             speak()
     finally:
-        end_now(number)
+        end_now(number, say)
 
 
-def end_now(number: int) -> None:
+def end_now(number: int, say: Callable[[int], None] = tell) -> None:
     """End the process with the exit code of a signal; only what it has not finished is removed."""
     remove_own_temporaries()
     release_all()
-    sys.stderr.write(f"\n{STOPPED}\n")
-    sys.stderr.flush()
+    say(number)
     os._exit(128 + number)

@@ -32,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     output = taken(OutputOptions, namespace)
     _set_up_logging(output)
-    with nullcontext() if verb == "serve" else ending_on_signals():  # a server lets the job at hand end
-        return _run_command(verb, namespace, as_json=output.json)
+    stopped = _Stopped(as_json=output.json)
+    with nullcontext() if verb == "serve" else ending_on_signals(stopped):  # a server lets the job at hand end
+        return _run_command(verb, namespace, stopped, as_json=output.json)
 
 
-def _run_command(verb: str, namespace: argparse.Namespace, *, as_json: bool) -> int:
+def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *, as_json: bool) -> int:
     command = COMMANDS[verb]
     try:
         from medseg3d.commandline.console import Console
@@ -45,12 +46,16 @@ def _run_command(verb: str, namespace: argparse.Namespace, *, as_json: bool) -> 
         for file in options.extensions:
             use_extension(file)
         return command.run(options, Console(options)) or EXIT_DONE
+    except InterruptedBySignalError as error:
+        stopped(error.signal_number, str(error))
+        return error.exit_code
     except MedsegError as error:
         _print_error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"\n{STOPPED}", file=sys.stderr)
-        return 128 + (error.signal_number if isinstance(error, Stopped) else signal.SIGINT)
+        number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
+        stopped(number)
+        return 128 + number
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:  # a path that was named, met where nobody thought of it
         reason = f"{error.filename or error}: {error.strerror}. Choose another file or folder, or change its permissions."
         _print_error(InputError(reason), as_json=as_json)
@@ -69,9 +74,23 @@ def _set_up_logging(options: OutputOptions) -> None:
 
 
 def _print_error(error: MedsegError, *, as_json: bool) -> None:
-    if isinstance(error, InterruptedBySignalError):
-        print(str(error), file=sys.stderr)
-    elif as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
-        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+    if as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
+        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}), flush=True)
     else:
         print(f"medseg3d: {error}", file=sys.stderr)
+
+
+class _Stopped:
+    """Says once that a signal stopped the command, whichever thread ends it."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json, self._is_said = as_json, False
+
+    def __call__(self, number: int, message: str = f"\n{STOPPED}") -> None:
+        if self._is_said:
+            return
+        self._is_said = True
+        if self._as_json:
+            _print_error(InterruptedBySignalError(number, message.strip()), as_json=True)
+        else:
+            print(message, file=sys.stderr, flush=True)

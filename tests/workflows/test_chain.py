@@ -101,16 +101,16 @@ def test_a_stopped_run_continues_to_the_same_bits(tiny: Path, trained: Path) -> 
     words = ["--fold", "0", "--device", "cpu", "--iterations", "20"]
     whole = Path(shutil.copytree(tiny, tiny.parent / "whole"))
     assert main(["train", str(whole), *words, "-q"]) == 0
-    command = [sys.executable, "-m", "medseg3d", "train", str(tiny), *words]
+    command = [sys.executable, "-m", "medseg3d", "train", str(tiny), *words, "--json"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}  # bits depend on threads
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     fold = work / "models/3d_fullres/fold_0"
     deadline = time.monotonic() + 120
     while not (fold / "history.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == json.loads(printed)["exit_code"] == 128 + signal.SIGTERM
     assert (fold / "weights.safetensors").exists(), "there is a usable model at any stop"
     assert main(["train", str(tiny), *words, "-q"]) == 0
     expected, _ = load_tensors(whole / "medseg3d-work/models/3d_fullres/fold_0/last.safetensors")
