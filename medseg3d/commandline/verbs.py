@@ -121,8 +121,8 @@ def _predict(options: c.PredictCommand, console: Console) -> None:
     from medseg3d.domain import domain_of
     from medseg3d.workflows.predict import predict
 
-    if options.model is not None and (options.dataset != Path() or options.work is not None):
-        raise InputError("-m names the model: leave out the dataset and -w.")
+    if options.model is not None and (options.dataset != Path() or options.work is not None or options.domain is not None):
+        raise InputError("-m names the model: leave out the dataset, -w and --domain.")
     model = options.model
     if model is None:
         domain = domain_of(options.dataset, options.work, options.domain)
