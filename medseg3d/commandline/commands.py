@@ -47,7 +47,7 @@ class OnDatasets(WorkOptions):
         tuple[Path, ...],
         Option(
             "datasets",
-            "the dataset's folder (default: here); several with --planner universal and -w",
+            "the dataset's folder (default: here); several, with -w, share a network",
             metavar="DATASET",
             several="words",
         ),

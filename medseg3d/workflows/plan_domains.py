@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PLANNER = "universal"
 
 
-def share_a_network(datasets: Sequence[Path], work: Path | None, planner: str | None) -> bool:
+def share_a_network(datasets: Sequence[Path], work: Path | None, planner: str | Path | None) -> bool:
     """Several datasets share a network: they are named, the planner is universal, or the work folder is."""
     return len(datasets) > 1 or planner == PLANNER or (work is not None and is_universal(WorkFolder(work)))
 
@@ -74,7 +74,7 @@ def _joined(folder: WorkFolder, before: Sequence[Domain], datasets: Sequence[Pat
     return [*(domain for domain in before if not domain.is_added), *new]
 
 
-def rules_of(folder: WorkFolder, planner: str | None) -> Planner:
+def rules_of(folder: WorkFolder, planner: str | Path | None) -> Planner:
     """The named planner, or the numbers of the work folder; raises :class:`PlanError` where its network cannot be shared."""
     from medseg3d.networks.build import NETWORKS  # torch takes seconds
 

@@ -10,7 +10,8 @@ import pytest
 import medseg3d
 from medseg3d.errors import InputError
 from medseg3d.events import Listener, silent
-from medseg3d.options import TrainingOptions, TrainOptions, fields_of
+from medseg3d.options import RunOptions, TrainingOptions, TrainOptions, fields_of
+from medseg3d.workflows.run import RunResult
 from medseg3d.workflows.verb import verb
 
 Call = tuple[Path, Path | None, TrainingOptions, Listener]
@@ -34,8 +35,15 @@ def test_fields_by_name_replace_those_of_the_record() -> None:
 def test_fields_are_checked() -> None:
     with pytest.raises(InputError, match="--hours -1"):
         do("data", hours=-1)
-    with pytest.raises(TypeError, match="hour"):
+
+
+def test_an_unknown_keyword_is_told_as_of_the_function_that_was_called() -> None:
+    with pytest.raises(TypeError, match=r"^do\(\) got an unexpected keyword argument 'hour'\. Did you mean 'hours'\?$"):
         do("data", hour=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^do\(\) got an unexpected keyword argument 'zzz'; it takes seed, "):
+        do("data", options=TrainingOptions(), zzz=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^do\(\) takes .* by place; give options by name$"):
+        do("data", None, None, silent, 1)  # type: ignore[call-arg]
 
 
 def test_help_shows_every_option_of_a_verb() -> None:
@@ -43,6 +51,10 @@ def test_help_shows_every_option_of_a_verb() -> None:
     assert list(parameters)[:4] == ["dataset", "work", "options", "on"]
     assert {field.name for field in fields_of(TrainingOptions)} <= parameters.keys()
     assert parameters["hours"].annotation == float | None
+    assert parameters["options"].annotation == RunOptions | None
+    assert parameters["seed"].default == 0
+    assert inspect.signature(medseg3d.run).return_annotation is RunResult
+    assert all(each.annotation is not inspect.Parameter.empty and not isinstance(each.annotation, str) for each in parameters.values())
 
 
 def test_the_record_of_training_has_what_train_takes() -> None:
