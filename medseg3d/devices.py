@@ -100,7 +100,7 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         name = GPU_TYPES[0] if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"--device {name}: not a device. Say auto, cpu, cuda, cuda:1 or mps.") from error
     if device.type not in (*GPU_TYPES, "mps", "cpu"):
         raise InputError(f"--device {name}: networks do not run there. Say auto, cpu, cuda, cuda:1 or mps.")

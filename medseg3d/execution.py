@@ -13,11 +13,12 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medseg3d.boundary import CaseBoundary
-from medseg3d.errors import CaseFailure
+from medseg3d.errors import CaseFailure, InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ def run_cases(
     ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. What goes wrong with one item becomes its
     failure (:class:`~medseg3d.boundary.CaseBoundary`); a :class:`StorageError` and what else concerns all of them stops the work.
     """
-    workers = num_workers or available_cores()
+    workers = workers_for(num_workers)
     budget = max_bytes or memory_budget(None)
     boundary = CaseBoundary(stage)
     pending = list(items)
@@ -78,6 +79,13 @@ def run_cases(
             future.cancel()
         if executor is None:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def workers_for(num_workers: int | None) -> int:
+    """As many as are wanted, the available cores for None; raises :class:`InputError` for less than one."""
+    if num_workers is not None and not (isinstance(num_workers, Integral) and num_workers >= 1):
+        raise InputError(f"num_workers is {num_workers}, expected a whole number of at least 1.")
+    return num_workers or available_cores()
 
 
 def available_cores() -> int:

@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_dataset(root: Path | str, *, channels: Sequence[str] | None = None) -> Dataset:
-    """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``.
+    """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``; a text is one name.
 
     Reads no voxels. Cases that cannot be used are in ``failures``. Raises :class:`DatasetError` with all findings at once where the
     dataset as a whole cannot be used, and :class:`UnsupportedError` for regions or an ignore label.
     """
-    root = Path(root)
+    root, channels = Path(root), (channels,) if isinstance(channels, str) else channels
     dataset, findings = find_dataset(root, channels=channels)
     if findings:
         findings = (*findings, *(f"{failure.case}: {failure.reason}" for failure in dataset.failures))
@@ -77,7 +77,9 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
             "images in the folder images, and label maps of the same names in the folder labels."
         )
     if channels is not None:
-        if len(channels) != len(dataset.channel_names):
+        if not all(isinstance(name, str) for name in channels):
+            findings.append(f"the channel names given are {tuple(channels)}, expected texts")
+        elif len(channels) != len(dataset.channel_names):
             given = f"{counted(len(channels), 'channel name')} given ({', '.join(channels)})"
             findings.append(f"{given}, the cases have {len(dataset.channel_names)}")
         dataset = replace(dataset, channel_names=tuple(channels), has_named_channels=True)

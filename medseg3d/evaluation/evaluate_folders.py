@@ -14,7 +14,7 @@ from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
 from medseg3d.events import Event, Listener, silent
-from medseg3d.execution import available_cores, run_cases
+from medseg3d.execution import run_cases, workers_for
 from medseg3d.labels import Labels, unique_values
 from medseg3d.records import read_json
 
@@ -87,7 +87,7 @@ def evaluate_pairs(
     ``labels`` None: all values that occur, under ``label_names`` where these have one. Cases are sorted by name, whatever finished first.
     """
     tolerance = tolerance_mm if tolerance_mm is not None else _common_tolerance(pairs)
-    workers = num_workers or available_cores()
+    workers = workers_for(num_workers)
     threads = max(1, workers // max(1, len(pairs)))  # few cases: the labels of one case fill the cores
 
     def measure(pair: Pair) -> CaseMetrics:

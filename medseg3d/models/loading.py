@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medseg3d.devices import Device, choose_device
+from medseg3d.errors import InputError
 from medseg3d.models.model import Model
 from medseg3d.models.parts import MemberDescription, ModelParts
 from medseg3d.models.sources import open_model
 from medseg3d.models.trained import trained_parts
 from medseg3d.networks.build import build_network
-from medseg3d.options import FoldChoice
+from medseg3d.options import FoldChoice, ModelOptions
 from medseg3d.plan import Plan
 from medseg3d.prediction.empty_windows import Skipping
 from medseg3d.prediction.predict_case import Member
@@ -37,9 +38,12 @@ def load_model(
 
     A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
     ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
-    mirrors where validation showed a gain, and where nothing is known. ``skip_empty`` leaves out windows that validation says are empty.
-    Raises :class:`InputError` where nothing is trained there.
+    mirrors where validation showed a gain, and where nothing is known. ``step`` is the distance of windows as a share of the window, up
+    to 1. ``skip_empty`` leaves out windows that validation says are empty. Raises :class:`InputError` where nothing is trained there.
     """
+    ModelOptions(step=step, skip_empty=skip_empty)  # refuses what the command line refuses
+    if mirroring not in (None, True, False):
+        raise InputError(f"load_model: mirroring is {mirroring!r}, expected True, False or None.")
     chosen = choose_device(device, precision)
     parts = open_model(Path(path), configuration=configuration, folds=folds)
     return assemble(parts, chosen, mirroring=mirroring, step=step, skip_empty=skip_empty)

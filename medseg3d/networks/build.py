@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from medseg3d.errors import PlanError
+from medseg3d.errors import InputError, PlanError
 from medseg3d.extensions import Registry
 from medseg3d.networks import classic_unet, monai_families, plain_unet, residual_unet, u2net, vnet
 from medseg3d.networks.blocks import initialize
@@ -56,6 +56,8 @@ def build_network(plan: NetworkPlan, *, generator: torch.Generator | None = None
     can be switched, a list of logits at the decoder stages' own sizes, finest first. Raises :class:`PlanError` for an
     unknown family, for options that the family does not know, and for lists whose lengths do not belong together.
     """
+    if not isinstance(plan, NetworkPlan):
+        raise InputError(f"build_network takes the network of a configuration (plan.configuration().network), not a {type(plan).__name__}.")
     family = family_of(plan)
     if family.keeps_weights:
         return _with_own_weights(family, checked_plan(plan), generator)

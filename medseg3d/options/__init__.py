@@ -18,9 +18,10 @@ from medseg3d.options.prediction import (
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
 from medseg3d.options.run import RunOptions
 from medseg3d.options.serving import ServeOptions, ServerOptions
-from medseg3d.options.training import FindLrOptions, TrainingOptions, TrainOptions, ValidateOptions
+from medseg3d.options.training import BatchOptions, FindLrOptions, TrainingOptions, TrainOptions, ValidateOptions
 
 __all__ = [
+    "BatchOptions",
     "CasesOptions",
     "DeviceOptions",
     "ExportOptions",

@@ -122,7 +122,7 @@ class Options:
         for field in fields_of(type(self)):
             value, option = getattr(self, field.name), field.option
             for each in _values(value, option.several):
-                if each is not None and (problem := field.problem(each)):
+                if (each is not None or field.default is not None) and (problem := field.problem(each)):
                     raise InputError(f"{option.name} {each}: {problem}.")
             if option.group and value != field.default:
                 if option.group in given:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated
 
+from medseg3d.errors import InputError
 from medseg3d.options.option import Option, Options
 from medseg3d.options.resources import CasesOptions
 
@@ -16,7 +18,7 @@ class PlanningOptions(Options):
     """What the numbers of a plan depend on beside the images, and which cases belong together."""
 
     planner: Annotated[
-        str | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
+        str | Path | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
     ] = None
     gpu_memory_gb: Annotated[
         float | None, Option("--gpu-memory", "memory that a training step may take", metavar="GB", unit="GB", above=0)
@@ -39,6 +41,12 @@ class PlanningOptions(Options):
     no_groups: Annotated[
         bool, Option("--no-groups", "cases whose names look like one patient's may be in different folds", group="groups")
     ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = {} if self.label_names is None else self.label_names
+        if not isinstance(names, Mapping) or not all(isinstance(v, Integral) and isinstance(name, str) for v, name in names.items()):
+            raise InputError(f"--labels {names}: expected names by label value, such as 2=left_kidney.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -83,8 +84,18 @@ class SlidingWindow:
     output: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap < 1:
             raise InputError(f"SlidingWindow: overlap is {self.overlap}, expected a share of the window from 0 to below 1.")
+        if not _are_whole(self.window, low=1) or len(self.window) not in (2, 3):
+            raise InputError(f"SlidingWindow: window is {self.window}, expected two or three whole numbers above 0.")
+        if not _are_whole(self.mirror_axes, low=0) or max(self.mirror_axes, default=0) >= len(self.window):
+            raise InputError(f"SlidingWindow: mirror_axes are {self.mirror_axes}, expected axes of the window, 0 the first.")
+        if self.output is not None and not (
+            _are_whole(self.output, low=1)
+            and len(self.output) == len(self.window)
+            and all(n <= g for n, g in zip(self.output, self.window, strict=True))
+        ):
+            raise InputError(f"SlidingWindow: output is {self.output}, expected a middle part of the window {self.window}.")
 
     def __call__(self, network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
         """Logits ``(class, n0, n1, n2)`` float32 in main memory, of an image ``(channel, n0, n1, n2)`` float32.
@@ -92,6 +103,9 @@ class SlidingWindow:
         Computed where the network's weights are, in evaluation mode; the network is left in the mode it was in. Raises
         :class:`NotFiniteError` for NaN or infinite logits.
         """
+        if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 4 or not image.numel():
+            found = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
+            raise InputError(f"SlidingWindow: the image is {found}, expected a float32 tensor (channel, n0, n1, n2).")
         weights = next(network.parameters(), image)
         was_training = network.training
         slabs = stream_logits(
@@ -108,6 +122,11 @@ class SlidingWindow:
             return torch.cat([copied_to_host(slab) for slab in slabs], 1).float()
         finally:
             network.train(was_training)
+
+
+def _are_whole(numbers: object, *, low: int) -> bool:
+    """Several whole numbers of at least ``low``."""
+    return isinstance(numbers, Sequence) and all(isinstance(n, Integral) and int(n) >= low for n in numbers)
 
 
 def copied_to_host(slab: torch.Tensor) -> torch.Tensor:

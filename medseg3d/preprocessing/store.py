@@ -118,8 +118,8 @@ class Store:
 
         Raises :class:`DamagedCaseError` where its files are not as they were written.
         """
-        folder = self.folder / name
-        if not (folder / "case.json").exists():
+        folder = self.folder / str(name)
+        if name not in self:
             raise InputError(f"{folder}: there is no preprocessed case here. Run medseg3d preprocess.")
         case = StoredCase(folder, self.checked(name))
         return case.load() if in_memory else case
@@ -148,7 +148,7 @@ class Store:
 
     def is_current(self, name: str, digest: str) -> bool:
         """The case is there, undamaged, and was made from what ``digest`` stands for; a damaged one is told."""
-        if not (self.folder / name / "case.json").exists():
+        if name not in self:
             return False
         try:
             return self.checked(name).digest == digest
@@ -165,10 +165,14 @@ class Store:
         return status.st_mtime_ns, status.st_ino
 
     def names(self) -> tuple[str, ...]:
-        """The cases that are there, sorted."""
+        """The cases that are there, sorted; raises :class:`InputError` where the folder is not there."""
         if not self.folder.is_dir():
-            return ()
+            raise InputError(f"{self.folder}: there is no store of preprocessed cases here. Run medseg3d preprocess.")
         return tuple(sorted(p.parent.name for p in self.folder.glob("*/case.json") if not p.parent.name.startswith(".")))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a case of that name is there."""
+        return (self.folder / str(name) / "case.json").exists()
 
     def __len__(self) -> int:
         """The number of cases."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medseg3d.data.phantom import make_phantom_dataset
 from medseg3d.errors import DatasetError
+from medseg3d.options import SeedOptions
 
 
 def demo(folder: Path | str, *, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:
@@ -13,6 +14,7 @@ def demo(folder: Path | str, *, num_training: int = 24, num_test: int = 6, seed:
 
     A phantom dataset that is already there is written again; raises :class:`DatasetError` where the folder holds anything else.
     """
+    SeedOptions(seed=seed)  # refuses what the command line refuses
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not _is_phantom(folder):
         raise DatasetError(f"{folder}: the folder is not empty and not a phantom dataset. Name a new folder.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from numbers import Real
 from pathlib import Path
 
+from medseg3d.errors import InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm
 from medseg3d.evaluation.evaluate_folders import evaluate_folders, match_files
 from medseg3d.evaluation.metrics import Evaluation, write_evaluation
@@ -12,6 +15,7 @@ from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable
 from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.labels import Labels
+from medseg3d.options import SeedOptions
 from medseg3d.records import read_record
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
@@ -36,6 +40,9 @@ def evaluate(
     Cases that failed are in the result's ``failures``, those without a prediction in ``missing_predictions``: neither enters
     a mean.
     """
+    SeedOptions(seed=seed)  # refuses what the command line refuses
+    if tolerance_mm is not None and not (isinstance(tolerance_mm, Real) and 0 <= tolerance_mm < math.inf):
+        raise InputError(f"tolerance_mm is {tolerance_mm}, expected a number of at least 0.")
     predictions, references = Path(predictions), Path(references)
     if output is None and predictions.is_dir():
         output = predictions

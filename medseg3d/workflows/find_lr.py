@@ -85,8 +85,7 @@ def find_lr(root: Path, work: Path | None, options: FindLrOptions, on: Listener)
 def _training_cases(folder: WorkFolder, configuration: Configuration, fold: str) -> list[StoredCase]:
     """Those of the fold that are preprocessed, read from the disk patch by patch: a search draws too few to load them whole."""
     store = Store(folder.store(configuration.data))
-    available = set(store.names())
-    cases = [store.read(name) for name in read_split(folder, fold).train if name in available]
+    cases = [store.read(name) for name in read_split(folder, fold).train if name in store]
     if not cases:
         raise InputError(
             f"{folder.root}: no training case of fold {fold} is preprocessed for {configuration.name}. "

@@ -47,7 +47,7 @@ def _stored_marks(folder: WorkFolder, plan: Plan, configuration: str, cases: Ite
     """As preprocessing saw the files, so that they need not be read again."""
     store = Store(folder.store(plan.configuration(configuration).data))
     marks = {}
-    for name in set(cases) & set(store.names()):
+    for name in {name for name in cases if name in store}:
         with suppress(DamagedCaseError):
             record = store.checked(name)
             marks[name] = CaseMark(digest=record.files_digest, stamp=record.stamp)

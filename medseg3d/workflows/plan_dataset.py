@@ -19,6 +19,7 @@ from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.make_fingerprint import merge
 from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.labels import Labels
+from medseg3d.options import PlanningOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import DatasetSummary, Planner, explained_plan, load_planner, summarize
 from medseg3d.planning.reasons import Decided
@@ -44,6 +45,7 @@ def plan_dataset(
     names by label value. Doubts about the data are logged as warnings. Raises :class:`DatasetError` where the labels cannot be used,
     and :class:`PlanError` where the planner is wrong or nothing fits the memory.
     """
+    PlanningOptions(gpu_memory_gb=gpu_memory_gb, label_names=label_names)  # refuses what the command line refuses
     described = describe_dataset(dataset, fingerprint, label_names or {})
     for warning in described.warnings:
         logger.warning("%s", warning)

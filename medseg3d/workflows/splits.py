@@ -85,7 +85,7 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
 def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split) -> tuple[list[StoredCase], list[StoredCase]]:
     """The preprocessed training and validation cases of a fold, in memory where they fit; raises :class:`InputError` for none."""
     store = Store(folder.store(configuration.data))
-    available = set(store.names())
+    available = {name for name in (*split.train, *split.validation) if name in store}
     missing = [name for name in (*split.train, *split.validation) if name not in available]
     usable = [name for name in split.train if name in available]
     if missing:

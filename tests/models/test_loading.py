@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_a_precision_that_is_none_is_refused(trained: Path) -> None:
         medseg3d.load_model(trained, precision="half")
 
 
+@pytest.mark.parametrize("step", [0, -1, 3, float("nan"), "half", None])
+def test_a_distance_of_windows_that_cannot_be_is_refused(trained: Path, step: Any) -> None:
+    with pytest.raises(InputError, match=f"--step-size {step}: expected a number above 0 and up to 1"):
+        medseg3d.load_model(trained, step=step)
+
+
+def test_mirroring_is_on_off_or_left_to_the_model(trained: Path) -> None:
+    with pytest.raises(InputError, match="mirroring is 'on', expected True, False or None"):
+        medseg3d.load_model(trained, mirroring="on")  # type: ignore[arg-type]
+
+
 def test_a_model_may_stand_in_the_place_of_the_dataset_but_not_beside_it(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +68,9 @@ def test_a_model_may_stand_in_the_place_of_the_dataset_but_not_beside_it(
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
     assert main(["predict", str(trained), "-m", weights, "-i", image, "-o", str(tmp_path / "c.nii.gz")]) == 2
     assert "-m names the model" in capsys.readouterr().err
+    assert main(["predict", "-m", weights, "--domain", "A", "-i", image, "-o", str(tmp_path / "c.nii.gz")]) == 2
+    assert "-m names the model: leave out the dataset, -w and --domain" in capsys.readouterr().err
+    assert not (tmp_path / "c.nii.gz").exists()
 
 
 def test_two_images_that_look_like_channels_are_pointed_out(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

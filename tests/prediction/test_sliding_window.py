@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,3 +305,30 @@ def test_a_sliding_window_gives_the_logits_that_prediction_gives(window: tuple[i
 def test_a_sliding_window_refuses_an_overlap_that_never_ends() -> None:
     with pytest.raises(InputError, match=r"overlap is 1\.0, expected a share of the window from 0 to below 1"):
         SlidingWindow(window=(4, 4, 4), overlap=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"window": (0, 8, 8)}, r"window is \(0, 8, 8\), expected two or three whole numbers above 0"),
+        ({"window": (8,)}, "window is"),
+        ({"window": 8}, "window is 8"),
+        ({"window": (8, 8, 8.5)}, "window is"),
+        ({"overlap": -0.1}, "overlap is -0.1"),
+        ({"overlap": float("nan")}, "overlap is nan"),
+        ({"overlap": "half"}, "overlap is half"),
+        ({"mirror_axes": (3,)}, r"mirror_axes are \(3,\), expected axes of the window"),
+        ({"mirror_axes": (-1,)}, "mirror_axes are"),
+        ({"output": (9, 8, 8)}, r"output is \(9, 8, 8\), expected a middle part of the window"),
+        ({"output": (8, 8)}, "output is"),
+    ],
+)
+def test_a_sliding_window_that_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        SlidingWindow(**{"window": (8, 8, 8), **arguments})
+
+
+@pytest.mark.parametrize("image", [torch.zeros(8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.int16), torch.zeros(1, 0, 8, 8), [1.0]])
+def test_a_sliding_window_says_which_image_it_goes_over(image: Any) -> None:
+    with pytest.raises(InputError, match=r"expected a float32 tensor \(channel, n0, n1, n2\)"):
+        SlidingWindow(window=(4, 4, 4))(torch.nn.Conv3d(1, 2, 1), image)

@@ -192,6 +192,17 @@ def test_a_missing_case_is_named(tmp_path):
         Store(tmp_path).read("nobody")
 
 
+def test_a_store_that_is_not_there_says_so_when_it_is_read(tmp_path, case):
+    store = Store(tmp_path / "store")
+    assert case.name not in store
+    for read in (store.names, lambda: len(store), lambda: store[0]):
+        with pytest.raises(InputError, match="store: there is no store of preprocessed cases here"):
+            read()
+    store.write(case, "digest")
+    assert case.name in store
+    assert "nobody" not in store
+
+
 @given(st.tuples(*[st.integers(1, 600)] * 3), st.tuples(*[st.integers(1, 300)] * 3), st.sampled_from([1, 2, 4]))
 def test_chunks_and_blocks_keep_their_limits(shape, patch, itemsize):
     chunks, blocks = chunk_shapes((2, *shape), itemsize, patch)
