@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from medseg3d.errors import CaseFailure, InputError, MedsegError
+from medseg3d.extensions import failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ class Attempt:
 class CaseBoundary:
     """Keeps failures to their cases, for one stage of the work over many cases.
 
-    An :class:`InputError` and a ``MemoryError`` are the case's own. An error that nobody expected is a defect of ours: it costs the case,
-    is named as what it is and logged with its traceback (``-v``); where no case succeeds at all, :meth:`finish` raises it.
+    An :class:`InputError` and a ``MemoryError`` are the case's own. An error that nobody expected is a defect of ours, or
+    of an extension: it costs the case, is named as what it is and logged with its traceback (``-v``); where no case succeeds at all,
+    :meth:`finish` raises it.
     Everything else concerns all cases and is raised at once: a failing disk, a plan that does not fit, a signal.
     """
 
@@ -58,7 +60,8 @@ class CaseBoundary:
             raise error
         else:
             self._defect = self._defect or error
-            reason = f"a defect of medseg3d ({type(error).__name__}: {error}). Please report it, with what -v prints"
+            ours = f"a defect of medseg3d ({type(error).__name__}: {error}). Please report it, with what -v prints"
+            reason = failure_of(error) or ours
             logger.info("%s: %s failed", name, self.stage, exc_info=error)
         logger.error("%s: %s failed: %s", name, self.stage, reason)
         return CaseFailure(case=name, stage=self.stage, reason=reason)

@@ -96,6 +96,11 @@ def extension_arguments() -> list[str]:
     return [part for path in _loaded for part in ("--extension", str(path))]
 
 
+def version_of(provider: str) -> str:
+    """What tells versions of a part apart: the checksum of a file, whatever it is called now; the name and version of a package."""
+    return provider.rpartition(" ")[2] if provider.startswith("file ") else provider
+
+
 def use_arguments(arguments: list[str]) -> list[str]:
     """Run the files that :func:`extension_arguments` named at the beginning of a command line; what is left is returned."""
     while arguments[:1] == ["--extension"]:
@@ -112,18 +117,34 @@ def _run(path: Path, text: bytes, digest: str) -> ModuleType:
         exec(compile(text, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:  # a file of others may raise, or leave by, whatever it likes
         sys.modules.pop(module.__name__)
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path}{_line(error, path)}: the extension cannot be run ({said:.300}).") from error
+        raise InputError(f"{path}{_line(error, str(path))}: the extension cannot be run ({_said(error)}).") from error
     return module
 
 
-def _line(error: BaseException, path: Path) -> str:
+def failure_of(error: BaseException) -> str | None:
+    """A sentence on an error that went through the code of an extension, a file or a package; None for one that did not."""
+    modules = {point.module.partition(".")[0] for kind in KINDS for point in _entry_points(kind).values()}
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if any(file == str(path) for path in _loaded) or name.partition(".")[0] in modules:
+            found = file
+        trace = trace.tb_next
+    return None if found is None else f"{found}{_line(error, found)}: the extension failed ({_said(error)})."
+
+
+def _said(error: BaseException) -> str:
+    return f"{' '.join(f'{type(error).__name__}: {error}'.split()):.300}"
+
+
+def _line(error: BaseException, file: str) -> str:
     """The last line of the file that an error went through."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f", line {error.lineno}"
     line, trace = "", error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if trace.tb_frame.f_code.co_filename == file:
             line = f", line {trace.tb_lineno}"
         trace = trace.tb_next
     return line
@@ -176,7 +197,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
             for name, part in extension.parts.get(self.kind, {}).items():
                 self._check_name(name, str(extension.path))
                 if name in parts:
-                    raise InputError(f"{extension.path}: the {self._noun} {name!r} is also of the {parts[name][1]}; give it another name.")
+                    raise InputError(f"{extension.path}: the {self.noun} {name!r} is also of the {parts[name][1]}; give it another name.")
                 parts[name] = (self._checked(part, name, str(extension.path)), extension.provider)
         return parts
 
@@ -197,41 +218,39 @@ class Registry(Mapping[str, Part], Generic[Part]):
         if name not in self.built_in and name not in self.added() and name not in _entry_points(self.kind):
             raise error(self._refusal(name, provider))
         part, found = self[name], self.provider(name)
-        if provider and found != provider:
-            logger.warning(
-                "The %s %s was that of the %s; here it is that of the %s.", self._noun, name, provider, found or "package itself"
-            )
+        if provider and version_of(found) != version_of(provider):
+            logger.warning("The %s %s was that of the %s; here it is that of the %s.", self.noun, name, provider, found or "package itself")
         return part
 
     @property
-    def _noun(self) -> str:
+    def noun(self) -> str:
+        """What one part is called."""
         return KINDS[self.kind]
 
     def _refusal(self, name: str, provider: str) -> str:
         source, _, rest = provider.partition(" ")
         owner = rest.rpartition(" ")[0]
         if source == "file":
-            return f"This needs the {self._noun} {name!r} of the extension {owner}: name it with --extension {owner}."
+            return f"This needs the {self.noun} {name!r} of the extension {owner}: name it with --extension {owner}."
         if source == "package":
-            return f"This needs the {self._noun} {name!r} of the Python package {rest}: install {owner or 'it'}."
-        return f"There is no {self._noun} {name!r}; known are {', '.join(sorted(self))}. A part of yours is named with --extension FILE.py."
+            return f"This needs the {self.noun} {name!r} of the Python package {rest}: install {owner or 'it'}."
+        return f"There is no {self.noun} {name!r}; known are {', '.join(sorted(self))}. A part of yours is named with --extension FILE.py."
 
     def _packaged(self, name: str) -> Part:
         point = _entry_points(self.kind)[name]
         try:
             part = point.load()
         except (Exception, SystemExit) as error:  # as in a file
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{_package(self.kind, name)}: the {self._noun} {name!r} cannot be loaded ({said:.300}).") from error
+            raise InputError(f"{_package(self.kind, name)}: the {self.noun} {name!r} cannot be loaded ({_said(error)}).") from error
         return self._checked(part, name, self.provider(name))
 
     def _check_name(self, name: str, source: str) -> None:
         if name in self.built_in:
-            raise InputError(f"{source}: the {self._noun} {name!r} is built in; give yours another name.")
+            raise InputError(f"{source}: the {self.noun} {name!r} is built in; give yours another name.")
 
     def _checked(self, part: object, name: str, source: str) -> Part:
         if not isinstance(part, self.part):
-            raise InputError(f"{source}: the {self._noun} {name!r} must be a {self.part.__name__}, found {part!r:.100}.")
+            raise InputError(f"{source}: the {self.noun} {name!r} must be a {self.part.__name__}, found {part!r:.100}.")
         return part
 
 

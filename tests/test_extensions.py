@@ -191,6 +191,25 @@ except InputError as error:
     assert in_a_new_process(code, package).splitlines() == [sentence]
 
 
+def test_an_error_is_told_to_be_that_of_an_extension_where_it_went_through_one(tmp_path: Path, package: Path) -> None:
+    written(package, "def THREE():\n    import json\n    json.loads('x')\n", "lossy.py")
+    file = written(tmp_path, "def four():\n    return int('a\\nb')\n\nLOSSES = {'four': four}")
+    code = f"""
+from medseg3d.extensions import Registry, failure_of, use_extension
+use_extension({str(file)!r})
+losses = Registry("losses", object, {{"one": lambda: 1 / 0}})
+for name in ("one", "three", "four"):
+    try:
+        losses[name]()
+    except (ArithmeticError, ValueError) as error:
+        print(failure_of(error))
+"""
+    ours, of_package, of_file = in_a_new_process(code, package).splitlines()
+    assert ours == "None"
+    assert of_package.startswith(f"{package / 'lossy.py'}, line 3: the extension failed (JSONDecodeError: Expecting value")
+    assert of_file.startswith(f"{file}, line 2: the extension failed (ValueError: invalid literal for int()")
+
+
 NETWORK = """
 from torch import nn
 

@@ -14,10 +14,11 @@ from medseg3d.commandline.arguments import VERB, build_parser, taken
 from medseg3d.commandline.terminal import Once, make_printable
 from medseg3d.commandline.verbs import COMMANDS
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
-from medseg3d.extensions import use_extension
+from medseg3d.extensions import failure_of, use_extension
 from medseg3d.options import OutputOptions
 from medseg3d.signals import STOPPED, Stopped, ending_on_signals
 
+logger = logging.getLogger(__name__)
 EXIT_DONE = 0
 
 
@@ -63,6 +64,13 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing more can be said
         return EXIT_DONE
+    except Exception as error:  # the code of others may raise whatever it likes; what is ours is raised on, as a defect
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        logger.info("The extension's error:", exc_info=error)
+        _print_error(InputError(failure), as_json=as_json)
+        return InputError.exit_code
 
 
 def _set_up_logging(options: OutputOptions) -> None:
