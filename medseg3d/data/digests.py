@@ -1,4 +1,7 @@
-"""Whether the files of a case are those that something was made from: a digest of their bytes, and a stamp that is read faster."""
+"""Whether the files of a case are those that something was made from: a digest of their bytes, and a stamp that is read faster.
+
+Both change with the extension that reads the files, where one does: another version may see another image in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg3d.errors import ImageReadError, StorageError
+from medseg3d.extensions import version_of
 
 if TYPE_CHECKING:
     from medseg3d.data.dataset import Case
@@ -33,6 +37,7 @@ def digest_of(case: Case) -> str:
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     digest.update(" ".join(f"{paths.index((channel.path, channel.files))}:{channel.volume}" for channel in case.channels).encode())
+    digest.update(_readers_of(case).encode())
     return digest.hexdigest()
 
 
@@ -48,7 +53,15 @@ def stamp_of(case: Case) -> str:
         states = [file.stat() for path, files in places for file in files or _files_of(path)]
     except (OSError, ImageReadError):
         return ""
-    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
+    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states) + _readers_of(case)
+
+
+def _readers_of(case: Case) -> str:
+    """The extensions that read the files of a case; empty where none does."""
+    from medseg3d import images
+
+    paths = [*(channel.path for channel in case.channels), *([case.label] if case.label else [])]
+    return "".join(f" {version_of(provider)}" for path in paths if (provider := images.provider_of(path)))
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:

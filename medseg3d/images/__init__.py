@@ -28,6 +28,7 @@ __all__ = [
     "data_files",
     "ending_of",
     "is_image",
+    "provider_of",
     "read_header",
     "read_image",
     "read_volumes",
@@ -98,6 +99,12 @@ def is_image(path: Path) -> bool:
 
             return dicom.holds_series(path)
         return ending_of(path) in READERS
+
+
+def provider_of(path: Path) -> str:
+    """The extension whose reader reads a file, as plans note one; empty where it is one of ours, or none."""
+    ending = "" if path.is_dir() else ending_of(path)
+    return READERS.provider(ending) if ending in READERS else ""
 
 
 def refusal(path: Path) -> str | None:

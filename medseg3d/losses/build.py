@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from medseg3d.extensions import Registry
@@ -33,7 +33,14 @@ def check_loss(name: str, options: Mapping[str, float]) -> dict[str, float]:
     return find_loss(name).completed(name, options)
 
 
-def make_loss(name: str, settings: LossSettings, *, provider: str = "") -> LossFunction:
-    """The loss for one output, in float32 also under autocast; raises as :func:`check_loss`."""
+def make_loss(
+    name: str, settings: LossSettings, *, provider: str = "", class_voxels: Callable[[], tuple[float, ...]] | None = None
+) -> LossFunction:
+    """The loss for one output, in float32 also under autocast; raises as :func:`check_loss`.
+
+    ``class_voxels`` counts them for the settings of a loss that weighs the classes.
+    """
     loss = find_loss(name, provider)
+    if class_voxels is not None and loss.weighs_classes:
+        settings = replace(settings, class_voxels=class_voxels())
     return in_float32(loss.make(replace(settings, options=loss.completed(name, settings.options))))

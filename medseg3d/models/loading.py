@@ -8,11 +8,12 @@ from pathlib import Path
 
 from medseg3d.devices import Device, choose_device
 from medseg3d.errors import InputError
+from medseg3d.extensions import version_of
 from medseg3d.models.model import Model
-from medseg3d.models.parts import MemberDescription, ModelParts
+from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.models.sources import open_model
 from medseg3d.models.trained import trained_parts
-from medseg3d.networks.build import build_network
+from medseg3d.networks.build import NETWORKS, build_network
 from medseg3d.options import FoldChoice, ModelOptions
 from medseg3d.plan import Plan
 from medseg3d.prediction.empty_windows import Skipping
@@ -93,7 +94,14 @@ def assemble(
         )
 
     members = [member(stage, is_last=True) for stage in description.members]
-    return Model(description.plan, members, device, postprocessing=description.postprocessing, step=step, identity=parts.identity)
+    identity = parts.identity + _extensions_of(description)
+    return Model(description.plan, members, device, postprocessing=description.postprocessing, step=step, identity=identity)
+
+
+def _extensions_of(description: ModelDescription) -> str:
+    """The extensions that the networks are built by here, which may be of other versions than those that a plan notes; mostly empty."""
+    families = sorted({description.plan.configuration(stage.configuration).network.family for stage in description.stages})
+    return "".join(f";{family} of {version_of(provider)}" for family in families if (provider := NETWORKS.provider(family)))
 
 
 def _skipping(found: EmptyWindows | None, name: str, plan: Plan) -> Skipping | None:

@@ -14,10 +14,21 @@ from medseg3d.errors import InputError
 from medseg3d.networks.family import Sharing
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import augment
-from medseg3d.training.domains import TrainingDomain, patch_loader
+from medseg3d.training.domains import TrainingDomain, patch_loader, running_parts
 from medseg3d.training.initial import InitialWeights, check_began_with, take_over
 from medseg3d.training.learner import in_trusted_precision
-from medseg3d.training.state import BEST, LAST, SavedRun, TrainingState, check_same_run, load_state, read_summary, remove_run, restore_state
+from medseg3d.training.state import (
+    BEST,
+    LAST,
+    SavedRun,
+    TrainingState,
+    check_same_parts,
+    check_same_run,
+    load_state,
+    read_summary,
+    remove_run,
+    restore_state,
+)
 from medseg3d.training.step import Learner
 from medseg3d.training.time_budget import batch_for_hours
 
@@ -40,6 +51,7 @@ def asked_state(
         precision=device.precision,
         plan_digest=plan_digest,
         threads=torch.get_num_threads() if device.device.type == "cpu" else None,
+        providers=running_parts(domain.configuration for domain in domains),
     )
 
 
@@ -66,6 +78,7 @@ def begin(
     done = None if options.restart or joins is not None else _finished_without_state(asked, folder)
     if done is not None:
         check_began_with(done.init, init, folder)
+        check_same_parts(done.providers, asked.providers, folder, is_over=True)
         return learner, done
     is_filled = init is not None and take_over(learner.network, init, only_shared=joins)
     if options.restart or read_summary(folder) is not None:  # weights alone were put there on purpose
@@ -95,6 +108,8 @@ def _resumed(
     check_same_run(state, asked, folder)
     if joins is None:
         check_began_with(state.init, init, folder)
+    resumed = _with_length(state, asked, options)
+    check_same_parts(state.providers, asked.providers, folder, is_over=resumed.is_over)
     learner = learner.on(replace(learner.device, precision=state.precision))
     restore_state(folder, tensors, metadata, learner.network, learner.optimizer, learner.scaler)
     if None not in (state.threads, asked.threads) and state.threads != asked.threads and not state.is_finished:
@@ -106,10 +121,18 @@ def _resumed(
             asked.threads,
         )
     logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
-    is_length_given = options.epochs is not None or options.hours is not None
-    length = asked if is_length_given else state
-    return learner, replace(
-        state, epochs=length.epochs, hours=length.hours, iterations_per_epoch=options.iterations or state.iterations_per_epoch
+    return learner, resumed
+
+
+def _with_length(state: TrainingState, asked: TrainingState, options: TrainingOptions) -> TrainingState:
+    """A saved state with the length that is asked for now, if any; it notes its extensions where an older version did not."""
+    length = asked if options.epochs is not None or options.hours is not None else state
+    return replace(
+        state,
+        epochs=length.epochs,
+        hours=length.hours,
+        iterations_per_epoch=options.iterations or state.iterations_per_epoch,
+        providers=state.providers or ({} if state.is_finished else asked.providers),
     )
 
 

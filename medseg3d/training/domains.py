@@ -6,7 +6,7 @@ A dataset of its own is a single domain without a name; everything then is as if
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from medseg3d.execution import available_cores
-from medseg3d.losses import LossFunction, LossSettings, find_loss, make_loss
-from medseg3d.networks.build import output_size
+from medseg3d.extensions import Registry
+from medseg3d.losses import LOSSES, LossFunction, LossSettings, make_loss
+from medseg3d.networks.build import NETWORKS, output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
-from medseg3d.patches.further_augmentations import further_augmentations
+from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan
@@ -71,14 +72,13 @@ class TrainingDomain:
     def loss(self) -> LossFunction:
         """The plan's loss for one output."""
         training = self.configuration.training
-        provider = training.providers.get(training.loss, "")
         settings = LossSettings(
             num_classes=self.plan.labels.num_classes,
             batch_dice=self.configuration.batch_dice,
             options=training.loss_options,
-            class_voxels=self._class_voxels() if find_loss(training.loss, provider).weighs_classes else None,
         )
-        return make_loss(training.loss, settings)
+        provider = training.providers.get(training.loss, "")
+        return make_loss(training.loss, settings, provider=provider, class_voxels=self._class_voxels)
 
     def _class_voxels(self) -> tuple[float, ...]:
         counts = np.zeros(self.plan.labels.num_classes)
@@ -86,6 +86,24 @@ class TrainingDomain:
             labels: Any = case.labels
             counts += np.bincount(np.asarray(labels[:]).ravel(), minlength=len(counts))
         return tuple(float(count) for count in counts)
+
+
+def running_parts(configurations: Iterable[Configuration]) -> dict[str, str]:
+    """Which extensions the networks, losses and augmentations of these are from here, without those that are built in or not known.
+
+    A warning names each that is of another version than the plan notes.
+    """
+    found: dict[str, str] = {}
+    for configuration in configurations:
+        network, training = configuration.network, configuration.training
+        named: list[tuple[Registry[Any], str, str]] = [(NETWORKS, network.family, network.provider)]
+        named += [(LOSSES, training.loss, training.providers.get(training.loss, ""))]
+        named += [(AUGMENTATIONS, name, training.providers.get(name, "")) for name in training.augmentations]
+        for registry, name, noted in named:
+            if name in registry and (provider := registry.provider(name)):
+                registry.find(name, provider=noted)
+                found[f"{registry.noun} {name}"] = provider
+    return found
 
 
 def left_right_axis(plan: Plan, configuration: Configuration) -> int | None:

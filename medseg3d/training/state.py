@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from medseg3d.devices import Precision
 from medseg3d.errors import InputError, PlanMismatchError
+from medseg3d.extensions import version_of
 from medseg3d.files import remove_file, write_text
 from medseg3d.models.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.parsing import parse_json
@@ -82,6 +83,8 @@ class TrainingState:
     is_finished: bool = False
     init: str | None = None
     """The digest of the weights that the run began with; None for fresh ones."""
+    providers: dict[str, str] = field(default_factory=dict)
+    """Which extensions the network, the loss and the augmentations were from; without those that are built in."""
 
     @property
     def is_over(self) -> bool:
@@ -244,6 +247,22 @@ def check_same_run(saved: TrainingState, asked: TrainingState, folder: Path) -> 
             raise PlanMismatchError(
                 f"{folder}: holds a run with other settings ({what}). Give the old setting to continue it, or --restart to begin anew."
             )
+
+
+def check_same_parts(before: Mapping[str, str], now: Mapping[str, str], folder: Path, *, is_over: bool) -> None:
+    """Say which parts of a run are of another version of an extension now; parts that are not known here are left to who needs them.
+
+    Raises :class:`PlanMismatchError` where versions would be mixed: training goes on, or its weights are used by another network.
+    """
+    changed = [part for part, provider in before.items() if version_of(now.get(part, provider)) != version_of(provider)]
+    said = "; ".join(f"the {part} was that of the {before[part]}, now it is that of the {now[part]}" for part in changed)
+    if changed and (not is_over or any(part.startswith("network ") for part in changed)):
+        raise PlanMismatchError(
+            f"{folder}: was trained with another version of an extension ({said}). Name the old version with --extension to go on with it, "
+            "or give --restart to train anew."
+        )
+    if changed:
+        logger.warning("%s: was trained with another version of an extension (%s). Its weights go on being used.", folder, said)
 
 
 def append_history(folder: Path, record: EpochRecord) -> None:

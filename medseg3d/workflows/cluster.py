@@ -94,5 +94,5 @@ def _worker_model(place: Path, options: PredictOptions, identity: str) -> Model:
     """Loaded once, and again where the weights have changed since: ``identity`` is that of the model that was asked for."""
     model = predicting_model(place, options)
     if model.weights_identity not in identity:
-        raise InputError(f"{place}: a worker sees other weights there than were asked for. Its folders are not the same.")
+        raise InputError(f"{place}: a worker sees other weights or extensions there than were asked for. Its folders are not the same.")
     return model

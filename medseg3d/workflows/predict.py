@@ -191,7 +191,8 @@ def _divide(
             pending.append(case)
     if foreign:
         raise PlanMismatchError(
-            f"{counted(len(foreign), 'output')} exist that another model, other settings or another program made ({foreign[0]} …). "
+            f"{counted(len(foreign), 'output')} exist that another model, another version of an extension, other settings or another "
+            f"program made ({foreign[0]} …). "
             "Name another output folder, or give --overwrite to replace them."
         )
     return kept, pending

@@ -24,6 +24,8 @@ from medseg3d.options import ValidateOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import write_record
+from medseg3d.training.domains import running_parts
+from medseg3d.training.state import check_same_parts
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS
 from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.work_folder import WorkFolder, work_folder
@@ -64,7 +66,7 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
     plan, fold, tta = folder.read_plan(), options.fold, options.tta
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
-    _check_trained_on(folder, chosen.name, fold, plan_digest(plan, chosen, split))
+    _check_trained_on(folder, chosen, fold, plan_digest(plan, chosen, split))
     if options.keep_finished and (kept := _kept_evaluation(root, folder, plan, chosen.name, fold, tta)) is not None:
         return kept
     if not split.validation:
@@ -139,14 +141,17 @@ def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
         storage().replace(file, validation / file.name)
 
 
-def _check_trained_on(folder: WorkFolder, name: str, fold: str, digest: str) -> None:
-    """Raise :class:`PlanMismatchError` where a fold was trained with another plan or on other cases than are planned now."""
-    state = folder.training_state(name, fold)
+def _check_trained_on(folder: WorkFolder, chosen: Configuration, fold: str, digest: str) -> None:
+    """Raise :class:`PlanMismatchError` where a fold was trained with another plan, on other cases, or with another version of the network
+    than now."""
+    state, target = folder.training_state(chosen.name, fold), folder.fold(chosen.name, fold)
     if state is not None and state.get("plan_digest") != digest:
         raise PlanMismatchError(
-            f"{folder.fold(name, fold)}: was trained with another plan or other cases than are planned now, so its validation would not be "
+            f"{target}: was trained with another plan or other cases than are planned now, so its validation would not be "
             "honest. Train this fold again with --restart."
         )
+    if state is not None:
+        check_same_parts(state.get("providers", {}), running_parts([chosen]), target, is_over=True)
 
 
 def predict_and_evaluate(
