@@ -12,7 +12,7 @@ import hashlib
 import logging
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,6 +99,17 @@ def extension_arguments() -> list[str]:
 def version_of(provider: str) -> str:
     """What tells versions of a part apart: the checksum of a file, whatever it is called now; the name and version of a package."""
     return provider.rpartition(" ")[2] if provider.startswith("file ") else provider
+
+
+def source_text(provider: str) -> str:
+    """Where a part is from, as people read it: ``my_parts.py 980c…``, or the name and version of a package."""
+    return provider.partition(" ")[2] or provider
+
+
+def needed_arguments(providers: Iterable[str]) -> list[str]:
+    """What a command line needs so that the parts of these providers are known; packages need no word."""
+    files = (source_text(provider).rpartition(" ")[0] for provider in providers if provider.startswith("file "))
+    return [part for file in dict.fromkeys(files) for part in ("--extension", file)]
 
 
 def use_arguments(arguments: list[str]) -> list[str]:

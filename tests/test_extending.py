@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_the_parts_of_the_page_go_the_whole_way(tiny: Path, parts: Path, tmp_pat
     capsys.readouterr()
 
     forget_extensions()
+    assert main(["info", str(model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (network,) = found["networks"]
+    assert found["labels"] == {"background": 0, "shell": 3, "core": 7}
+    assert (network["provider"], network["folds"], network["parameters"]) == (provider, ["0"], None)
+    assert network["loss"].startswith("smoothed_ce (smoothing 0.05)")
+    with zipfile.ZipFile(model) as archive:
+        assert f"`{provider.removeprefix('file ')}`" in archive.read("README.md").decode()
+        assert "predict --extension my_parts.py -m" in archive.read("README.md").decode()
+    main(["report", str(tiny)])
+    assert "predict --extension my_parts.py -w" in (tiny / "medseg3d-work/report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
     sentence = "medseg3d: This needs the network 'two_convolutions' of the extension my_parts.py: name it with --extension my_parts.py.\n"
     assert sentence.removeprefix("medseg3d: ").strip() in PAGE
     source = tiny / "imagesTs/ball_7_0000.nii.gz"

@@ -20,12 +20,13 @@ from medseg3d.data.cropping import nonzero_mask
 from medseg3d.data.dataset import Case
 from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.extensions import needed_arguments
 from medseg3d.files import storage, write_text
 from medseg3d.frame import Frame, grid_of, orientation_in
 from medseg3d.geometry import orientation_of
 from medseg3d.images import read_header
 from medseg3d.images.dicom import dicom_files
-from medseg3d.models.model_card import model_card
+from medseg3d.models.model_card import model_card, providers_of
 from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.networks.build import build_network, output_size
 from medseg3d.plan import Configuration, NetworkPlan, Normalization, Plan
@@ -61,7 +62,7 @@ def write_bundle(folder: Path, parts: ModelParts, *, name: str) -> tuple[Path, .
     files = {
         "configs/metadata.json": _json(_metadata(description, configuration)),
         "configs/inference.json": _json(inference_configuration(description)),
-        "docs/README.md": f"{model_card(description)}\n{_as_a_bundle(name, description.plan)}",
+        "docs/README.md": f"{model_card(description)}\n{_as_a_bundle(name, description)}",
         "LICENSE": LICENSE,
     }
     written = [write_text(folder / file, text) for file, text in files.items()]
@@ -404,8 +405,11 @@ on. Until then nothing but what the law allows anyway is allowed. medseg3d, whic
 """
 
 
-def _as_a_bundle(name: str, plan: Plan) -> str:
-    channels = len(plan.channels)
+def _as_a_bundle(name: str, description: ModelDescription) -> str:
+    channels = len(description.plan.channels)
+    parts = [f"medseg3d.use_extension({file!r})" for file in needed_arguments(providers_of(description))[1::2]]
+    first = f"import medseg3d; {'; '.join(parts)}; " if parts else ""
+    loads = "".join(f"{line}\n" for line in ("import medseg3d", *parts, "")) if parts else ""
     files = "one file per image" if channels == 1 else f"{channels} files per image, CASE_0000.nii.gz, CASE_0001.nii.gz, …"
     return f"""## As a MONAI bundle
 
@@ -413,7 +417,7 @@ It needs the packages of `required_packages_version` in `configs/metadata.json`,
 In this folder:
 
 ```sh
-python -c "import monai.bundle; monai.bundle.run(config_file='configs/inference.json', dataset_dir='IMAGES', output_dir='LABELS')"
+python -c "{first}import monai.bundle; monai.bundle.run(config_file='configs/inference.json', dataset_dir='IMAGES', output_dir='LABELS')"
 ```
 
 `IMAGES` holds {files}; `IMAGES` and `LABELS` are absolute paths, or relative to this folder. Outputs are called
@@ -422,7 +426,7 @@ python -c "import monai.bundle; monai.bundle.run(config_file='configs/inference.
 The network alone, with its weights:
 
 ```python
-network = monai.bundle.load("{name}", bundle_dir="FOLDER OF THE BUNDLE", workflow_type="inference")
+{loads}network = monai.bundle.load("{name}", bundle_dir="FOLDER OF THE BUNDLE", workflow_type="inference")
 ```
 
 The folds and the mirrorings are averaged inside the network. Orientation, cropping, normalization, windows and postprocessing are those of

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from medseg3d.axes import CANONICAL
+from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.image_profile import ImageProfile, Range
 from medseg3d.models.parts import DICE, DICE_CASES, MemberDescription, ModelDescription
 from medseg3d.plan import Configuration, Plan
@@ -47,10 +49,15 @@ def model_card(description: ModelDescription) -> str:
         _measured(description),
         "## Intended use and limits",
         LIMITS,
-        "## How to run it",
-        "```sh\nmedseg3d predict -m MODEL.medseg3d -i IMAGES -o LABELS\n```",
+        *_run(providers_of(description)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def providers_of(description: ModelDescription) -> tuple[str, ...]:
+    """The extensions without which the networks cannot be built, as the plan notes them."""
+    networks = (description.plan.configurations[stage.configuration].network for stage in description.stages)
+    return tuple(dict.fromkeys(network.provider for network in networks if network.provider))
 
 
 TOLD = ("dataset", "training_cases", "planner", DICE, DICE_CASES)
@@ -85,6 +92,20 @@ def dice_text(facts: Mapping[str, float | int | str | None]) -> str | None:
     if not isinstance(dice, float):
         return None
     return f"{dice:.4f}" + (f" over {counted(cases, 'case')}" if isinstance(cases, int) else "")
+
+
+def _run(providers: tuple[str, ...]) -> list[str]:
+    """The command, and what it needs that no model file holds."""
+    extensions = needed_arguments(providers)
+    command = shlex.join(["medseg3d", "predict", *extensions, "-m", "MODEL.medseg3d", "-i", "IMAGES", "-o", "LABELS"])
+    calls = ", ".join(f"`medseg3d.use_extension({file!r})`" for file in extensions[1::2])
+    sources = " and ".join(f"`{source_text(provider)}`" for provider in providers)
+    needs = (
+        f"**It needs code that is not in here**: {sources} (the name of a file and the first digits of its SHA-256, or a package and its "
+        "version) builds the network. Ask whoever made the model for it, and read it before you run it."
+        + (f" In Python, {calls} comes before the model is loaded." if calls else "")
+    )
+    return ["## How to run it", f"```sh\n{command}\n```", *([needs] if providers else [])]
 
 
 def _afterwards(description: ModelDescription) -> list[str]:

@@ -37,6 +37,11 @@ def family_of(plan: NetworkPlan) -> Family:
     return NETWORKS.find(plan.family, provider=plan.provider)
 
 
+def lacks_extension(plan: NetworkPlan) -> bool:
+    """The plan's family is of an extension that is not at hand, so that its network cannot be built."""
+    return bool(plan.provider) and plan.family not in NETWORKS
+
+
 def checked_plan(plan: NetworkPlan) -> NetworkPlan:
     """The plan with every option of its family filled in; raises :class:`PlanError` for what cannot be built."""
     family = family_of(plan)

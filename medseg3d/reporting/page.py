@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg3d.errors import CaseFailure
+from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.files import write_text
 from medseg3d.plan import Plan
 from medseg3d.reporting.charts import Chart, Series, line_chart, strip
@@ -127,11 +128,17 @@ def render(report: ReportInput) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, score=score, duration=duration, numbers=numbers, text=as_text)
     shown = shown_configuration(report)
+    networks = [configuration.network for configuration in report.plan.configurations.values()] if report.plan else []
+    providers = tuple(dict.fromkeys(network.provider for network in networks if network.provider))
+    arguments = needed_arguments(providers)
     page = {
         "report": report,
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "shell_work": shlex.quote(report.work),
         "python_work": repr(report.work),
+        "shell_extensions": f"{shlex.join(arguments)} " if arguments else "",
+        "extension_files": [repr(file) for file in arguments[1::2]],
+        "extensions": [source_text(provider) for provider in providers],
         "shown": shown,
         "configurations": [configuration_view(report, name) for name in configuration_names(report)],
         "test": label_rows(report.test_scores) if report.test_scores is not None else None,

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.models.model_card import axes_text, dice_text, step_text
 from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.models.sources import kind_of, open_model
-from medseg3d.networks.build import checked_plan, family_of
-from medseg3d.plan import NetworkPlan
+from medseg3d.networks.build import checked_plan, family_of, lacks_extension
+from medseg3d.plan import NetworkPlan, Option, TrainingPlan
 from medseg3d.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkInfo:
-    """One configuration; ``spacing`` (mm) and ``window`` in the order of ``Info.axes``, ``parameters`` of one fold's network."""
+    """One configuration; ``spacing`` (mm) and ``window`` in the order of ``Info.axes``, ``parameters`` of one fold's network.
+
+    ``provider`` is the extension that the family is from, empty for one that is built in; ``parameters`` is None where that is not at
+    hand. ``loss`` and ``augmentations`` (those beside the usual ones) are in words, None where the training was another program's.
+    """
 
     configuration: str
     family: str
     spacing: tuple[float, ...]
     window: tuple[int, ...]
-    parameters: int
+    parameters: int | None
     folds: tuple[str, ...]
     mirroring: bool
     is_previous_stage: bool
+    options: dict[str, Option]
+    provider: str
+    loss: str | None
+    augmentations: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +61,16 @@ class Info:
 
 
 def info(path: Path) -> Info:
-    """What ``predict`` would use of any model that it can load, which is read whole; raises :class:`InputError`."""
+    """What ``predict`` would use of any model, which is read whole; raises :class:`InputError`.
+
+    Where the extension of a network is not at hand, the tensors are not compared with the network.
+    """
     parts = open_model(path)
-    size = sum(tensor.nbytes for network in parts.networks() for tensor in parts.tensors(*network).values())
+    configurations = parts.description.plan.configurations
+    size = 0
+    for configuration, fold in parts.networks():
+        read = parts.read if lacks_extension(configurations[configuration].network) else parts.tensors
+        size += sum(tensor.nbytes for tensor in read(configuration, fold).values())
     return _info(path, kind_of(path) or "", parts.description, size)
 
 
@@ -93,36 +111,67 @@ def info_lines(found: Info) -> list[str]:
             if "origin" in found.facts
             else []
         ),
-        ("Dice", found.dice or "not known"),
+        ("Dice", found.dice or ("not known" if "origin" in found.facts else "not known; select makes it known, once folds are validated")),
         ("Afterwards", "; ".join(found.postprocessing) or "nothing"),
+        *_needs(found),
     ]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {value}" for name, value in lines]
 
 
+def _needs(found: Info) -> list[tuple[str, str]]:
+    """The extensions without which nothing is predicted."""
+    providers = tuple(dict.fromkeys(network.provider for network in found.networks if network.provider))
+    if not providers:
+        return []
+    words = shlex.join(needed_arguments(providers))
+    return [("Needs", ", ".join(map(source_text, providers)) + (f": predict with {words}" if words else ""))]
+
+
 def _network_lines(network: NetworkInfo, axes: str) -> list[tuple[str, str]]:
     plane = axes if len(network.window) == 3 else ", ".join(axes.split(", ")[1:])
+    size = "number of parameters not known" if network.parameters is None else f"{network.parameters / 1e6:.2f} million parameters"
+    source = f" of {source_text(network.provider)}" if network.provider else ""
     return [
         ("Network", network.configuration + (", an earlier stage of a cascade" if network.is_previous_stage else "")),
-        ("  family", f"{network.family}, {network.parameters / 1e6:.2f} million parameters"),
+        ("  family", f"{network.family}{source}, {size}"),
+        *([("  options", _numbers(network.options))] if network.provider and network.options else []),
         ("  folds", ", ".join(network.folds)),
         ("  spacing", f"{' × '.join(f'{value:g}' for value in network.spacing)} mm ({plane})"),
         ("  window", f"{' × '.join(map(str, network.window))} voxels"),
         ("  mirroring", "yes" if network.mirroring else "no"),
+        *([("  loss", network.loss)] if network.loss else []),
+        *([("  augmented by", "; ".join(network.augmentations))] if network.augmentations else []),
     ]
+
+
+def _numbers(options: Mapping[str, Option]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+def _part(name: str, options: Mapping[str, float], training: TrainingPlan) -> str:
+    """A loss or an augmentation in words: its name, its options, and the extension that it is from."""
+    source = f" of {source_text(training.providers[name])}" if name in training.providers else ""
+    return name + (f" ({_numbers(options)})" if options else "") + source
 
 
 def _network_info(description: ModelDescription, member: MemberDescription, *, is_previous_stage: bool) -> NetworkInfo:
     configuration = description.plan.configurations[member.configuration]
+    plan, training = configuration.network, configuration.training
+    is_ours = "origin" not in description.facts
     return NetworkInfo(
         configuration=configuration.name,
-        family=configuration.network.family,
+        family=plan.family,
         spacing=configuration.spacing,
         window=configuration.patch_size,
-        parameters=_num_parameters(configuration.network),
+        parameters=None if lacks_extension(plan) else _num_parameters(plan),
         folds=member.folds,
         mirroring=member.mirroring and bool(configuration.mirror_axes),
         is_previous_stage=is_previous_stage,
+        options=dict(plan.options),
+        provider=plan.provider,
+        loss=_part(training.loss, training.loss_options, training) if is_ours else None,
+        augmentations=tuple(_part(name, options, training) for name, options in training.augmentations.items()) if is_ours else None,
     )
 
 
