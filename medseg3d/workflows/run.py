@@ -70,6 +70,7 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
     is_shared = share_a_network(datasets, work, options.planner)
     root = Path() if is_shared or not datasets else datasets[0]
     channels, configurations = ((name,) if isinstance(name, str) else name for name in (options.channels, options.configurations))
+    folds = fold_names(options.folds)
     if is_shared and configurations:
         raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
     for dataset in datasets if is_shared else [root]:
@@ -81,7 +82,7 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
     with clock.stage("plan"):
         planned = plan_domains(datasets, work, PlanOptions.of(options), on)
     chains = [_Chain(domain, planned[domain.name], clock, options.device, on) for domain in domains_of(root, work) if not domain.is_added]
-    wanted = list(_wanted(chains, configurations, fold_names(options.folds)))
+    wanted = list(_wanted(chains, configurations, folds))
     names = tuple(dict.fromkeys(name for name, _ in wanted))
     with clock.stage("preprocess"):
         for chain in chains:
