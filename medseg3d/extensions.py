@@ -262,6 +262,8 @@ class Registry(Mapping[str, Part], Generic[Part]):
     def _checked(self, part: object, name: str, source: str) -> Part:
         if not isinstance(part, self.part):
             raise InputError(f"{source}: the {self.noun} {name!r} must be a {self.part.__name__}, found {part!r:.100}.")
+        if self.kind == "networks" and (own := getattr(part, "name", name)) != name:
+            raise InputError(f"{source}: the {self.noun} {name!r} is called {own!r} by its Family; both are one name.")
         return part
 
 

@@ -224,6 +224,14 @@ NETWORKS = {"one_convolution": Family(name="one_convolution", build=build, has_s
 """
 
 
+def test_a_network_has_one_name(tmp_path: Path) -> None:
+    from medseg3d.networks import NETWORKS
+
+    with pytest.raises(InputError, match="the network 'mine' is called 'one_convolution' by its Family; both are one name"):
+        use_extension(written(tmp_path, NETWORK.replace('{"one_convolution":', '{"mine":')))
+    assert "mine" not in NETWORKS
+
+
 def test_a_network_of_a_file_is_built_from_a_plan_that_says_where_it_is_from(tmp_path: Path) -> None:
     from medseg3d.networks import NETWORKS, build_network
     from medseg3d.plan import NetworkPlan

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from medseg3d.extensions import source_text
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.planning.planner import NetworkRule
@@ -19,6 +20,8 @@ def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Top
     """The network of a configuration, with as many outputs as the dataset has classes."""
     network = network_plan_of(rule, summary, topology=topology, dimensions=dimensions, num_classes=summary.labels.num_classes)
     stages, most = len(network.features), rule.max_features_3d if dimensions == 3 else rule.max_features_2d
+    options = ", ".join(f"{name} {value}" for name, value in network.options.items())
+    of_a_file = f" of {source_text(network.provider)}" if network.provider else ""
     reasons = (
         Explanation(
             quantity="features",
@@ -29,8 +32,8 @@ def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Top
         ),
         Explanation(
             quantity="network",
-            value=f"{network.family}, encoder {' '.join(map(str, network.encoder_blocks))}, decoder "
-            f"{' '.join(map(str, network.decoder_blocks)) or 'none'}",
+            value=f"{network.family}{of_a_file}, encoder {' '.join(map(str, network.encoder_blocks))}, decoder "
+            f"{' '.join(map(str, network.decoder_blocks)) or 'none'}" + (f", {options}" if options else ""),
             rule=(
                 "The planner's family and its numbers of blocks per stage, the last one repeated; "
                 f"{counted(network.in_channels, 'input channel')}, {network.num_classes} classes with background; deep supervision "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from medseg3d.extensions import source_text
 from medseg3d.plan import TrainingPlan
 from medseg3d.planning.loss_rules import providers_of
 from medseg3d.planning.reasons import Decided, Explanation
@@ -12,12 +14,16 @@ from medseg3d.planning.reasons import Decided, Explanation
 def training(plan: TrainingPlan) -> Decided[TrainingPlan]:
     """The planner's, the same for all datasets, with the extensions that its parts are from."""
     momentum = f", momentum {plan.momentum:g}" if plan.optimizer == "sgd" else ""
+    providers = providers_of(plan)
+    loss = plan.loss + _source(providers.get(plan.loss))
+    named = (f"{name} ({_numbers(options)}){_source(providers.get(name))}" for name, options in plan.augmentations.items())
+    further = f"; further augmentations {', '.join(named)}" if plan.augmentations else ""
     reason = Explanation(
         quantity="training",
         value=(
             f"{plan.epochs} epochs of {plan.iterations_per_epoch} iterations, {plan.optimizer} with learning rate {plan.learning_rate:g}"
-            f"{momentum}, weight decay {plan.weight_decay:g}, loss {plan.loss}, {plan.foreground_oversampling:.0%} of the patches on "
-            f"foreground, gradients clipped at {plan.gradient_clip:g}"
+            f"{momentum}, weight decay {plan.weight_decay:g}, loss {loss}, {plan.foreground_oversampling:.0%} of the patches on "
+            f"foreground, gradients clipped at {plan.gradient_clip:g}{further}"
         ),
         rule=(
             f"The planner's numbers, the same for all datasets; the learning rate {_schedule(plan)}, and each epoch ends with "
@@ -26,7 +32,16 @@ def training(plan: TrainingPlan) -> Decided[TrainingPlan]:
         inputs="The planner alone: nothing of the dataset enters.",
         changes_it="training.* of the planner, or --epochs and --iterations of train.",
     )
-    return Decided(replace(plan, providers=providers_of(plan)), (reason,))
+    return Decided(replace(plan, providers=providers), (reason,))
+
+
+def _numbers(options: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in options.items()) or "its defaults"
+
+
+def _source(provider: str | None) -> str:
+    """The extension that a part is from."""
+    return f" of {source_text(provider)}" if provider else ""
 
 
 def _schedule(plan: TrainingPlan) -> str:

@@ -231,7 +231,7 @@ def test_the_reasons_of_a_plan_are_those_that_its_rules_returned() -> None:
 
 def test_a_plan_is_not_explained_by_rules_that_give_other_numbers() -> None:
     summary = summary_of()
-    with pytest.raises(PlanError, match="planner nnunet_resenc_l now gives made up other numbers than those of the plan"):
+    with pytest.raises(PlanError, match="planner nnunet_resenc_l now gives synthetic other numbers than those of the plan"):
         explain(make_plan(summary, DEFAULT), summary, load_planner("nnunet_resenc_l"))
 
 
