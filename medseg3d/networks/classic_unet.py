@@ -79,7 +79,7 @@ class ClassicUNet(nn.Module):
             x = x.contiguous(memory_format=channels_last(x))  # convolutions are several times faster so
         skips = []
         for stage, convs in enumerate(self.encoder):
-            x = convs(_pooled(x, self.strides[stage]) if stage else x)
+            x = convs(pooled(x, self.strides[stage]) if stage else x)
             skips.append(x)
         decoded = [] if len(self.decoder) else [x]
         for place, (up, convs) in enumerate(zip(self.up, self.decoder, strict=True)):
@@ -155,7 +155,7 @@ def _is_padded(plan: NetworkPlan) -> bool:
     return plan.options.get("padding", OPTIONS["padding"]) == "same"
 
 
-def _pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
+def pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
     stride = tuple(stride)
     return F.max_pool2d(x, stride) if len(stride) == 2 else F.max_pool3d(x, stride)
 

@@ -1,0 +1,52 @@
+"""Linear interpolation as transposed convolutions, fixed or as the beginning of learned ones, with a factor per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def kernel_of(factor: int) -> Tensor:
+    """The weights of an interpolation by a whole factor along an axis; its stride is the factor, its padding ``(len - factor) / 2``.
+
+    >>> kernel_of(2).tolist(), kernel_of(3).tolist()[:2]
+    ([0.25, 0.75, 0.75, 0.25], [0.3333333432674408, 0.6666666865348816])
+    """
+    length = 2 * factor - factor % 2
+    middle = (length - 1) / 2
+    return 1 - (torch.arange(length, dtype=torch.float32) - middle).abs() / factor
+
+
+def upsampled(x: Tensor, factors: Sequence[int]) -> Tensor:
+    """``(batch, channel, …)`` with ``factors`` as many voxels along each axis: a transposed convolution with fixed weights."""
+    for axis, factor in enumerate(factors, start=2):
+        if factor == 1:
+            continue
+        kernel = kernel_of(factor).to(x)
+        lines = x.movedim(axis, -1)
+        flat = lines.reshape(-1, 1, lines.shape[-1])
+        wide = F.conv_transpose1d(flat, kernel.view(1, 1, -1), stride=factor, padding=(len(kernel) - factor) // 2)
+        x = wide.view(*lines.shape[:-1], -1).movedim(-1, axis)
+    return x
+
+
+def bilinear_up(channels: int, factors: Sequence[int]) -> nn.Module:
+    """A transposed convolution of each channel by itself, to be filled by :func:`fill` and then learned."""
+    if all(factor == 1 for factor in factors):
+        return nn.Identity()
+    lengths = [2 * factor - factor % 2 for factor in factors]
+    padding = [(length - factor) // 2 for length, factor in zip(lengths, factors, strict=True)]
+    kind = nn.ConvTranspose2d if len(factors) == 2 else nn.ConvTranspose3d
+    return kind(channels, channels, tuple(lengths), tuple(factors), tuple(padding), groups=channels, bias=False)  # type: ignore[arg-type]
+
+
+def fill(module: nn.ConvTranspose2d | nn.ConvTranspose3d) -> None:
+    """Let a transposed convolution begin as an interpolation."""
+    weights = torch.ones(())
+    for factor in module.stride:
+        weights = weights[..., None] * kernel_of(factor)
+    with torch.no_grad():
+        module.weight.copy_(weights.expand_as(module.weight))

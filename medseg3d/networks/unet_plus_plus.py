@@ -1,0 +1,112 @@
+"""UNet++: a U-Net whose decoder is a triangle of nodes, with heads at full resolution, that can be pruned after training.
+
+Zhou et al. 2018 and 2020. Node X(i, j) stands in row i (stage i of the plan, the finest is 0) and column j; column 0 is the encoder.
+Level k is the U-Net of the nodes with ``i + j <= k``, whose head stands on X(0, k): a level contains all lower ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from medseg3d.networks.blocks import ConvStack
+from medseg3d.networks.classic_unet import pooled
+from medseg3d.networks.convolutions import convolution, transposed_convolution
+from medseg3d.networks.family import Family
+from medseg3d.networks.normalization import channels_last
+from medseg3d.networks.style import style_of
+from medseg3d.plan import NetworkPlan, Option
+
+
+class UNetPlusPlus(nn.Module):
+    """Convolutions and max pooling down, transposed convolutions up to every node, skips to all later nodes of a row.
+
+    With ``skips`` ``dense`` a node sees all earlier nodes of its row (UNet++); with ``short`` the one before it (UNet+); with ``shared``
+    the encoder's only, so that the levels are U-Nets of growing depth with one encoder (U-Net^e). With ``deep_supervision`` there is a head
+    of every level, all at full resolution; otherwise that of the deepest alone. ``level`` is the level that predicts: lower ones compute
+    the nodes that they need and no others, with the same numbers as the whole network gives at that head.
+    """
+
+    def __init__(self, plan: NetworkPlan) -> None:
+        super().__init__()
+        style = style_of(plan.options)
+        features, depth, unit = plan.features, len(plan.features) - 1, (1,) * plan.dimensions
+        self.depth, self.level, self.strides = depth, depth, plan.strides
+        self.deep_supervision = plan.deep_supervision
+        self.skips = plan.options["skips"]
+        self.ensembles = plan.options["prediction"] == "mean"
+        self.nodes, self.up, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for row in range(depth + 1):
+            before = features[row - 1] if row else plan.in_channels
+            self.nodes[f"{row}_0"] = ConvStack(before, features[row], plan.kernel_sizes[row], unit, plan.encoder_blocks[row], style)
+            for column in range(1, depth - row + 1):
+                num_skips = column if self.skips == "dense" else 1
+                blocks = plan.decoder_blocks[depth - 1 - row]
+                self.up[f"{row}_{column}"] = transposed_convolution(features[row + 1], features[row], plan.strides[row + 1])
+                self.nodes[f"{row}_{column}"] = ConvStack(
+                    (num_skips + 1) * features[row], features[row], plan.kernel_sizes[row], unit, blocks, style
+                )
+        for level in range(1, depth + 1) if plan.deep_supervision else (depth,):
+            self.heads[str(level)] = convolution(features[0], plan.num_classes, unit, unit)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that have a head."""
+        return tuple(int(level) for level in self.heads)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits of ``level``, or with ``prediction`` ``mean`` the mean of all up to it; while training with deep supervision those of
+        all levels, deepest first."""
+        every = [level for level in self.levels if level <= self.level]
+        if self.training and self.deep_supervision:
+            return [logits for _, logits in self._logits(x, every)][::-1]
+        if self.ensembles:
+            return torch.stack([logits for _, logits in self._logits(x, every)]).mean(0)
+        return dict(self._logits(x, [self.level]))[self.level]
+
+    def _logits(self, x: Tensor, levels: Iterable[int]) -> Iterable[tuple[int, Tensor]]:
+        """Diagonal after diagonal, each of which makes the next level; what no later node needs is let go."""
+        wanted = set(levels)
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=channels_last(x))  # convolutions are several times faster so
+        rows: list[list[Tensor]] = []
+        for level in range(max(wanted) + 1):
+            x = self.nodes[f"{level}_0"](pooled(x, self.strides[level]) if level else x)
+            rows.append([x])
+            for column in range(1, level + 1):
+                row = level - column
+                x_up = self.up[f"{row}_{column}"](rows[row + 1][-1])
+                seen = {"dense": rows[row], "short": rows[row][-1:], "shared": rows[row][:1]}[self.skips]
+                rows[row].append(self.nodes[f"{row}_{column}"](torch.cat((*seen, x_up), 1)))
+            x = rows[level][0]
+            if level in wanted:
+                yield level, self.heads[str(level)](rows[0][-1])
+
+
+def pruned_plan(plan: NetworkPlan, level: int) -> NetworkPlan:
+    """The plan of a level alone: its network takes the tensors of the whole one that have the same names."""
+    kept = level + 1
+    return replace(
+        plan,
+        features=plan.features[:kept],
+        kernel_sizes=plan.kernel_sizes[:kept],
+        strides=plan.strides[:kept],
+        encoder_blocks=plan.encoder_blocks[:kept],
+        decoder_blocks=plan.decoder_blocks[len(plan.decoder_blocks) - level :],
+    )
+
+
+def _problems(plan: NetworkPlan) -> Iterable[str]:
+    if len(plan.features) < 2:
+        yield "it needs two stages at least, and this plan has one"
+
+
+OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "skips": "dense", "prediction": "level"}
+CHOICES: dict[str, tuple[Option, ...]] = {
+    "skips": ("dense", "short", "shared"),
+    "prediction": ("level", "mean"),  # mean: of all heads, the paper's accurate mode; level: of one, its fast mode
+}
+FAMILY = Family(name="unet_plus_plus", build=UNetPlusPlus, options=OPTIONS, choices=CHOICES, problems=_problems)
