@@ -69,7 +69,7 @@ class PyramidPooling(nn.Module):
     An axis has no more cells than features.
     """
 
-    def __init__(self, before: int, width: int, bins: Sequence[int], dimensions: int, style: Style) -> None:
+    def __init__(self, before: int, width: int, bins: Sequence[int], dimensions: int, style: Style, *, is_activated: bool = True) -> None:
         super().__init__()
         unit = (1,) * dimensions
         self.bins = tuple(bins)
@@ -77,7 +77,7 @@ class PyramidPooling(nn.Module):
             nn.Sequential(
                 convolution(before, width, unit, unit, bias=False),
                 norm_layer(of_one_voxel(style), width, dimensions),
-                activation_layer(style, width),
+                *([activation_layer(style, width)] if is_activated else []),
             )
             for _ in self.bins
         )

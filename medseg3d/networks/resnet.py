@@ -55,10 +55,15 @@ class ResNet(nn.Module):
         """``(batch, in_channels, …)`` → features, finest first."""
         x = self.stem(x)
         found = [x]
-        for place, stage in enumerate(self.stages):
-            x = stage(x if place else _max_pooled(x, self.pooling))
+        for place in range(len(self.stages)):
+            x = self.stage(place, x)
             found.append(x)
         return found
+
+    def stage(self, place: int, x: Tensor) -> Tensor:
+        """One stage after the stem; the first begins with max pooling."""
+        result: Tensor = self.stages[place](x if place else _max_pooled(x, self.pooling))
+        return result
 
 
 class DilatedBlock(nn.Module):
