@@ -62,8 +62,16 @@ class ResNet(nn.Module):
 
     def stage(self, place: int, x: Tensor) -> Tensor:
         """One stage after the stem; the first begins with max pooling."""
-        result: Tensor = self.stages[place](x if place else _max_pooled(x, self.pooling))
-        return result
+        return self.stage_and_sum(place, x)[1]
+
+    def stage_and_sum(self, place: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`stage`, and the sum of its last block before the activation."""
+        x = x if place else _max_pooled(x, self.pooling)
+        *first, last = self.stages[place]  # type: ignore[misc]
+        for block in first:
+            x = block(x)
+        summed = last.summed(x)
+        return summed, last.activation(summed.clone())  # an activation in place would change the sum
 
 
 class DilatedBlock(nn.Module):
@@ -98,16 +106,26 @@ class DilatedBlock(nn.Module):
         """What begins at zero, see :func:`~medseg3d.networks.blocks.initialize`."""
         return (self.convs[-1].end,)  # type: ignore[union-attr, return-value]
 
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum before the activation."""
+        skip = x if self.projection is None else self.projection(x)
+        before: Tensor = self.convs(x) + skip
+        return before
+
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, before, …)`` → ``(batch, width, … / stride)``."""
-        skip = x if self.projection is None else self.projection(x)
-        summed: Tensor = self.activation(self.convs(x) + skip)
-        return summed
+        activated: Tensor = self.activation(self.summed(x))
+        return activated
 
 
 def dilate(block: ConvBlock, dilation: Sizes) -> None:
     """Spread the kernel of a block's convolution; its size stays."""
     conv = block.conv_of_channels if not hasattr(block.conv, "depthwise") else block.conv.depthwise
+    spread(conv, dilation)
+
+
+def spread(conv: nn.Module, dilation: Sizes) -> None:
+    """Spread the kernel of a convolution; its size stays."""
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     conv.dilation = tuple(dilation)  # type: ignore[assignment]
     conv.padding = tuple((k - 1) // 2 * d for k, d in zip(conv.kernel_size, dilation, strict=True))  # type: ignore[assignment]
