@@ -32,7 +32,7 @@ class AttentionUNet(nn.Module):
         super().__init__()
         style, unit = style_of(plan.options), (1,) * plan.dimensions
         features, depth = plan.features, len(plan.features) - 1
-        num_gates, self.is_merged = int(plan.options["gates"]), plan.options["heads"] == "merged" and depth > 0
+        num_gates, self.is_merged = GATES.index(plan.options["gates"]), plan.options["heads"] == "merged" and depth > 0
         self.deep_supervision, self.strides = plan.deep_supervision, plan.strides
         self.encoder = nn.ModuleList(
             ConvStack(features[stage - 1] if stage else plan.in_channels, features[stage], plan.kernel_sizes[stage], unit, num, style)
@@ -122,9 +122,10 @@ def resized(x: Tensor, size: Iterable[int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear" if len(size) == 2 else "trilinear", align_corners=False)
 
 
+GATES: tuple[Option, ...] = (0, 1, 2)
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "gates": 1, "heads": "merged"}
 CHOICES: dict[str, tuple[Option, ...]] = {
-    "gates": (0, 1, 2),  # per skip: none, one, or two side by side, as in the authors' three networks
+    "gates": GATES,  # per skip: none, one, or two side by side, as in the authors' three networks
     "heads": ("merged", "finest"),
 }
 FAMILY = Family(name="attention_unet", build=AttentionUNet, options=OPTIONS, choices=CHOICES)

@@ -15,7 +15,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 SPATIAL_STAGES, REFINED = 3, 2
@@ -32,7 +32,7 @@ class BiSeNet(nn.Module):
         style, unit, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
         self.context = resnet.ResNet(plan)
-        width, inner = int(plan.options["context_features"]), plan.features[1]
+        width, inner = whole(plan.options, "context_features"), plan.features[1]
         fine = min(SPATIAL_STAGES, len(plan.features) - 1)
         wide = tuple(resnet.STEM_KERNEL if kernel > 1 else 1 for kernel in kernels[1])
         self.spatial = nn.Sequential(

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.convolutions import Sizes, convolution, transposed_convolution
+from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.style import NEGATIVE_SLOPE, Style, activation_layer, dropout_layer, gate_layer, norm_layer
+from medseg3d.networks.upsampling import UPSAMPLING
 
 PLAIN = Style()
 """Instance norm and leaky ReLU, nothing else."""
@@ -168,7 +169,7 @@ class ResidualStack(nn.Sequential):
 
 
 class Decoder(nn.Module):
-    """From the deepest features back to the finest: transposed convolution, the skip beside it, convolutions, a head per stage.
+    """From the deepest features back to the finest: a way up, the skip beside it, convolutions, a head per stage.
 
     All arguments list the stages finest first, as the plan does, except ``num_blocks``, which runs coarse to fine. A stage
     convolves with the kernel of the encoder stage that its skip comes from. Heads exist for every stage whether or not deep
@@ -188,7 +189,7 @@ class Decoder(nn.Module):
         depth = len(features) - 1
         unit = (1,) * len(kernel_sizes[0])
         self.up = nn.ModuleList(
-            transposed_convolution(features[fine + 1], features[fine], strides[fine + 1]) for fine in reversed(range(depth))
+            UPSAMPLING[style.upsampling](features[fine + 1], features[fine], strides[fine + 1]) for fine in reversed(range(depth))
         )
         self.stages = nn.ModuleList(
             ConvStack(2 * features[fine], features[fine], kernel_sizes[fine], unit, num_blocks[depth - 1 - fine], style)
@@ -234,6 +235,8 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
         if isinstance(module, ConvBlock) and module.dropout is not None and isinstance(module.norm, nn.Identity):
             with torch.no_grad():
                 cast(nn.Conv3d, module.conv_of_channels).weight.mul_(math.sqrt(1 - cast(nn.Dropout, module.dropout).p))
+        if after := getattr(module, "after_initialization", None):
+            after()
         for part in getattr(module, "begins_at_zero", tuple)():
             if isinstance(weight := getattr(part, "weight", None), nn.Parameter):
                 nn.init.zeros_(weight)

@@ -19,6 +19,7 @@ from medseg3d.networks.convolutions import convolution, transposed_convolution
 from medseg3d.networks.family import Family, Size
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.style import gate_layer, style_of
+from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -63,6 +64,8 @@ class ClassicUNet(nn.Module):
         fine_to_up = [features[fine + 1] if options["up_features"] == "keep" else features[fine] for fine in range(depth)]
         self.up = nn.ModuleList(
             transposed_convolution(features[fine + 1], fine_to_up[fine], plan.strides[fine + 1], bias=bool(options["up_bias"]))
+            if style.upsampling == "transposed"
+            else UPSAMPLING[style.upsampling](features[fine + 1], fine_to_up[fine], plan.strides[fine + 1])
             for fine in reversed(range(depth))
         )
         self.decoder = nn.ModuleList(

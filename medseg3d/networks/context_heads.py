@@ -89,13 +89,19 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, before, …)`` → ``(batch, before + len(bins) · width, …)``."""
         size = tuple(x.shape[2:])
-        pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
         mode = "bilinear" if len(size) == 2 else "trilinear"
         pooled = [
-            F.interpolate(project(pool(x, self.cells(number, size))), size, mode=mode, align_corners=False)
+            F.interpolate(project(averaged(x, self.cells(number, size))), size, mode=mode, align_corners=False)
             for number, project in zip(self.bins, self.projections, strict=True)
         ]
         return torch.cat((x, *pooled), 1)
+
+
+def averaged(x: Tensor, cells: Sequence[int]) -> Tensor:
+    """Means over a grid of cells."""
+    if len(cells) == 2:
+        return F.adaptive_avg_pool2d(x, (cells[0], cells[1]))
+    return F.adaptive_avg_pool3d(x, (cells[0], cells[1], cells[2]))
 
 
 def of_one_voxel(style: Style) -> Style:

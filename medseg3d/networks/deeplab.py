@@ -10,7 +10,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import AtrousPyramid
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import style_of
+from medseg3d.networks.style import share, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 RATES = (6, 12, 18)
@@ -28,9 +28,9 @@ class DeepLabV3(nn.Module):
         style, unit, kernel = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes[-1]
         self.deep_supervision = plan.deep_supervision
         self.encoder = resnet.ResNet(plan)
-        width, rates = int(plan.options["head_features"]), tuple(rate * 16 // int(plan.options["output_stride"]) for rate in RATES)
+        width, rates = whole(plan.options, "head_features"), tuple(rate * 16 // whole(plan.options, "output_stride") for rate in RATES)
         before = self.encoder.widths[-1]
-        self.pyramid = AtrousPyramid(before, width, kernel, rates, style, dropout=float(plan.options["head_dropout"]))
+        self.pyramid = AtrousPyramid(before, width, kernel, rates, style, dropout=share(plan.options, "head_dropout"))
         self.head = nn.Sequential(
             ConvBlock(width, width, kernel, unit, style, bias=False), convolution(width, plan.num_classes, unit, unit)
         )

@@ -7,6 +7,7 @@ the first stage of the one before it ended. The published network is five stages
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, norm_layer, style_of
+from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 ENCODERS = 3
@@ -34,7 +35,7 @@ class DFANet(nn.Module):
         super().__init__()
         style, unit, features, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.features, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
-        hidden, width = int(plan.options["attention_features"]), int(plan.options["decoder_features"])
+        hidden, width = whole(plan.options, "attention_features"), whole(plan.options, "decoder_features")
         self.stem = ConvBlock(plan.in_channels, features[1], kernels[1], plan.strides[1], style, bias=False)
         self.encoders, self.attention = nn.ModuleList(), nn.ModuleList()
         for number in range(ENCODERS):
@@ -66,7 +67,7 @@ class DFANet(nn.Module):
         fine, contexts, auxiliary = [], [], []
         for number, (stages, attention) in enumerate(zip(self.encoders, self.attention, strict=True)):
             found: list[Tensor] = []
-            for place, stage in enumerate(stages):
+            for place, stage in enumerate(cast(nn.ModuleList, stages)):
                 x = stage(torch.cat((seen[place], resized(x, seen[place].shape[2:])), 1) if seen else x)
                 found.append(x)
             context = attention(x)

@@ -18,7 +18,7 @@ from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
 from medseg3d.networks.resnet import DilatedBlock
-from medseg3d.networks.style import style_of
+from medseg3d.networks.style import style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_STAGES, FUSED, BINS = 2, 2, (1, 2, 3, 6)
@@ -32,7 +32,7 @@ class DFNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         style, unit, features, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.features, plan.kernel_sizes
-        is_second, width = plan.options["version"] == 2, int(plan.options["decoder_features"])
+        is_second, width = plan.options["version"] == 2, whole(plan.options, "decoder_features")
         stem = min(STEM_STAGES, len(features) - 1)
         before = plan.in_channels
         self.stem = nn.Sequential()

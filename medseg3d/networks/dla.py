@@ -38,7 +38,7 @@ class DeepLayerAggregation(nn.Module):
         style, unit = style_of(plan.options), (1,) * plan.dimensions
         kind = _Kind(is_bottleneck=plan.options["block"] == "bottleneck", adds_child=bool(plan.options["residual_root"]), style=style)
         features, kernels = plan.features, plan.kernel_sizes
-        self.first = min(int(plan.options["head_stage"]), len(features) - 1)
+        self.first = min(int(plan.options["head_stage"] == 1), len(features) - 1)
         self.strides = tuple(tuple(stride) for stride in plan.strides)
         stem = tuple(STEM_KERNEL if kernel > 1 else 1 for kernel in kernels[0])
         self.stem = ConvBlock(plan.in_channels, features[0], stem, unit, style, bias=False)
@@ -80,7 +80,9 @@ class DeepLayerAggregation(nn.Module):
         logits: Tensor = self.head(layers[-1])
         for stride in reversed(self.strides[1 : self.first + 1]):
             logits = upsampled(logits, stride)
-        return logits[(..., *(slice(0, length) for length in size))]
+        for axis, length in enumerate(size, start=2):
+            logits = logits.narrow(axis, 0, length)
+        return logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, norm_layer, style_of
+from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_STAGES, EXPANSION, BINS = 3, 6, (1, 2, 3, 6)
@@ -48,7 +48,7 @@ class FastSCNN(nn.Module):
                 for stage in range(1, fine + 1)
             )
         )
-        width = int(plan.options["context_features"])
+        width = whole(plan.options, "context_features")
         groups = [
             (features[s - 1], features[s], kernels[s], plan.strides[s], plan.encoder_blocks[s]) for s in range(fine + 1, len(features))
         ]

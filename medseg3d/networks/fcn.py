@@ -17,7 +17,7 @@ from medseg3d.networks.bilinear import upsampled
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import dropout_layer, style_of
+from medseg3d.networks.style import dropout_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -47,13 +47,13 @@ class FCN(nn.Module):
             )
             for stage in range(depth)
         )
-        wide = tuple(int(plan.options["classifier_kernel"]) if kernel > 1 else 1 for kernel in plan.kernel_sizes[-1])
+        wide = tuple(whole(plan.options, "classifier_kernel") if kernel > 1 else 1 for kernel in plan.kernel_sizes[-1])
         half = dropout_layer(style_of({**plan.options, "dropout": plan.options["classifier_dropout"]}), plan.dimensions)
         layers: list[nn.Module] = []
         for before, kernel in ((features[-2], wide), (features[-1], unit)):
             layers += [ConvBlock(before, features[-1], kernel, unit, style), *([] if half is None else [half])]
         self.classifier = nn.Sequential(*layers)
-        num_skips = min(int(plan.options["skips"]), depth - 1)
+        num_skips = min(_skips(plan), depth - 1)
         widths = (features[-1], *(features[stage] for stage in reversed(range(depth - num_skips - 1, depth - 1))))
         self.scores = nn.ModuleList(convolution(width, plan.num_classes, unit, unit) for width in widths)
 
@@ -76,7 +76,13 @@ class FCN(nn.Module):
 
 def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first ``size`` voxels along each axis."""
-    return x[(..., *(slice(0, length) for length in size))]
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
+def _skips(plan: NetworkPlan) -> int:
+    return SKIPS.index(plan.options["skips"])
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
@@ -86,6 +92,7 @@ def _problems(plan: NetworkPlan) -> Iterable[str]:
         yield "it has one head, as published; set deep_supervision = false"
 
 
+SKIPS: tuple[Option, ...] = (0, 1, 2, 3, 4)
 OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "skips": 2, "classifier_kernel": 7, "classifier_dropout": 0.5}
-CHOICES: dict[str, tuple[Option, ...]] = {"skips": (0, 1, 2, 3, 4), "classifier_kernel": (1, 3, 5, 7)}
+CHOICES: dict[str, tuple[Option, ...]] = {"skips": SKIPS, "classifier_kernel": (1, 3, 5, 7)}
 FAMILY = Family(name="fcn", build=FCN, options=OPTIONS, choices=CHOICES, problems=_problems)

@@ -17,7 +17,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, style_of
+from medseg3d.networks.style import Style, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 FINE_STAGES, SHARED_STAGES, BINS = 3, 2, (1, 2, 3, 6)
@@ -34,7 +34,7 @@ class ICNet(nn.Module):
         style, unit, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
         self.scale = tuple(1 / stride for stride in plan.strides[1])
-        width = int(plan.options["context_features"])
+        width = whole(plan.options, "context_features")
         fine = min(FINE_STAGES, len(plan.features) - 1)
         channels = (plan.in_channels, *(width // 4,) * (fine - 1), width // 2)
         self.fine = nn.Sequential(

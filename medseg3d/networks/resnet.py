@@ -7,13 +7,14 @@ A plan's first stage is the image itself and has no convolutions; the second is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.blocks import ConvBlock
+from medseg3d.networks.blocks import ConvBlock, SeparableConv
 from medseg3d.networks.convolutions import Sizes
-from medseg3d.networks.style import Style, activation_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_KERNEL, EXPANSION = 7, 4
@@ -32,7 +33,7 @@ class ResNet(nn.Module):
         super().__init__()
         style, unit = style_of(plan.options), (1,) * plan.dimensions
         features = plan.features
-        strides, dilations = dilated(plan.strides[1:], int(plan.options["output_stride"]))
+        strides, dilations = dilated(plan.strides[1:], whole(plan.options, "output_stride"))
         self.pooling = strides[1] if len(strides) > 1 else unit
         self.stem = _stem(plan.in_channels, features[1], plan.kernel_sizes[1], strides[0], style, is_deep=plan.options["stem"] == "deep")
         before = 2 * features[1] if plan.options["stem"] == "deep" else features[1]
@@ -67,9 +68,10 @@ class ResNet(nn.Module):
     def stage_and_sum(self, place: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`stage`, and the sum of its last block before the activation."""
         x = x if place else _max_pooled(x, self.pooling)
-        *first, last = self.stages[place]  # type: ignore[misc]
-        for block in first:
+        blocks = [cast(DilatedBlock, block) for block in cast(nn.Sequential, self.stages[place])]
+        for block in blocks[:-1]:
             x = block(x)
+        last = blocks[-1]
         summed = last.summed(x)
         return summed, last.activation(summed.clone())  # an activation in place would change the sum
 
@@ -104,7 +106,7 @@ class DilatedBlock(nn.Module):
 
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
         """What begins at zero, see :func:`~medseg3d.networks.blocks.initialize`."""
-        return (self.convs[-1].end,)  # type: ignore[union-attr, return-value]
+        return (cast(ConvBlock, self.convs[-1]).end,)
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum before the activation."""
@@ -120,15 +122,14 @@ class DilatedBlock(nn.Module):
 
 def dilate(block: ConvBlock, dilation: Sizes) -> None:
     """Spread the kernel of a block's convolution; its size stays."""
-    conv = block.conv_of_channels if not hasattr(block.conv, "depthwise") else block.conv.depthwise
-    spread(conv, dilation)
+    spread(block.conv.depthwise if isinstance(block.conv, SeparableConv) else block.conv, dilation)
 
 
 def spread(conv: nn.Module, dilation: Sizes) -> None:
     """Spread the kernel of a convolution; its size stays."""
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-    conv.dilation = tuple(dilation)  # type: ignore[assignment]
-    conv.padding = tuple((k - 1) // 2 * d for k, d in zip(conv.kernel_size, dilation, strict=True))  # type: ignore[assignment]
+    conv.dilation = tuple(dilation)
+    conv.padding = tuple((k - 1) // 2 * d for k, d in zip(conv.kernel_size, dilation, strict=True))
 
 
 def dilated(strides: Sequence[Sizes], output_stride: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

@@ -23,6 +23,7 @@ GROUPS = 8
 NormName = Literal["instance", "batch", "group", "none"]
 ActivationName = Literal["leaky_relu", "relu", "prelu", "elu", "gelu", "silu"]
 DropoutOf = Literal["channels", "voxels"]
+UpsamplingName = Literal["transposed", "nearest", "linear", "cubic", "pixel_shuffle", "dupsampling", "meta_upscale", "carafe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class Style:
     ``separable``: a convolution is a depthwise and a pointwise one, with norm and activation after each (MobileNet, Howard et
     al. 2017). ``dropout``: share of what a convolution gives that is zeroed, and ``dropout_of``: whole channels, or single voxels of
     channels. ``squeeze_excitation``: reduction of the
-    channel gate at the end of every block, 0 for none (Hu et al. 2018).
+    channel gate at the end of every block, 0 for none (Hu et al. 2018). ``upsampling``: the way from a decoder stage to the next finer
+    one, see :mod:`~medseg3d.networks.upsampling`; families that interpolate have their own.
     """
 
     norm: NormName = "instance"
@@ -41,6 +43,7 @@ class Style:
     dropout_of: DropoutOf = "channels"
     separable: bool = False
     squeeze_excitation: int = 0
+    upsampling: UpsamplingName = "transposed"
 
 
 STYLE_OPTIONS: dict[str, Option] = {field.name: cast(Option, field.default) for field in fields(Style)}
@@ -49,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("instance", "batch", "group", "none"),
     "activation": ("leaky_relu", "relu", "prelu", "elu", "gelu", "silu"),
     "dropout_of": ("channels", "voxels"),
+    "upsampling": ("transposed", "nearest", "linear", "cubic", "pixel_shuffle", "dupsampling", "meta_upscale", "carafe"),
 }
 
 
@@ -68,6 +72,22 @@ def style_of(options: Mapping[str, Option]) -> Style:
     if wrong:
         raise PlanError(f"network.options: {'; '.join(wrong)}. Correct the planner file, or plan again.")
     return Style(**chosen)  # type: ignore[arg-type]
+
+
+def whole(options: Mapping[str, Option], name: str) -> int:
+    """An option that is a whole number of at least 1; raises :class:`PlanError` for anything else."""
+    value = options[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(f"network.options: {name} is {value!r}, expected a whole number of at least 1. Correct the planner file.")
+    return value
+
+
+def share(options: Mapping[str, Option], name: str) -> float:
+    """An option that is a number from 0 to below 1; raises :class:`PlanError` for anything else."""
+    value = options[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise PlanError(f"network.options: {name} is {value!r}, expected a number from 0 to below 1. Correct the planner file.")
+    return float(value)
 
 
 def norm_layer(style: Style, channels: int, dimensions: int) -> nn.Module:

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
 from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import of_one_voxel
+from medseg3d.networks.context_heads import averaged, of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, norm_layer, style_of
+from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 GRIDS = (8, 4, 2)
@@ -34,7 +33,7 @@ class SwiftNet(nn.Module):
         style, unit, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
         self.encoder = resnet.ResNet(plan)
-        width, widths = int(plan.options["decoder_features"]), self.encoder.widths[1:]
+        width, widths = whole(plan.options, "decoder_features"), self.encoder.widths[1:]
         self.pyramid = NarrowPyramid(widths[-1], width, plan.dimensions, style)
         coarse_to_fine = list(reversed(range(len(widths) - 1)))
         self.lateral = nn.ModuleList(PreActivated(widths[stage], width, unit, style) for stage in coarse_to_fine)
@@ -92,8 +91,7 @@ class NarrowPyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, before, …)`` → ``(batch, width, …)``."""
         x, size = self.project(x), tuple(x.shape[2:])
-        pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
-        levels = [resized(level(pool(x, self.cells(number, size))), size) for number, level in zip(GRIDS, self.levels, strict=True)]
+        levels = [resized(level(averaged(x, self.cells(number, size))), size) for number, level in zip(GRIDS, self.levels, strict=True)]
         fused: Tensor = self.fuse(torch.cat((x, *levels), 1))
         return fused
 

@@ -18,7 +18,7 @@ from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution, convolve
 from medseg3d.networks.family import Family
-from medseg3d.networks.style import Style, style_of
+from medseg3d.networks.style import Style, share, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_KERNEL, EXPANSION, GROUPS = 7, 4, 32
@@ -35,7 +35,7 @@ class TransUNet(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         features, unit, depth = plan.features, (1,) * plan.dimensions, len(plan.features) - 1
-        width = int(plan.options["token_features"])
+        width = whole(plan.options, "token_features")
         self.strides = plan.strides
         stem = tuple(STEM_KERNEL if kernel > 1 else 1 for kernel in plan.kernel_sizes[1])
         self.stem = nn.Sequential(
@@ -56,11 +56,11 @@ class TransUNet(nn.Module):
             for stage in range(2, depth + 1)
         )
         self.embed = convolution(features[-1], width, unit, unit)
-        self.positions = nn.Parameter(torch.zeros(1, width, *(int(plan.options["positions"]),) * plan.dimensions))
-        self.dropout = nn.Dropout(float(plan.options["token_dropout"]))
+        self.positions = nn.Parameter(torch.zeros(1, width, *(whole(plan.options, "positions"),) * plan.dimensions))
+        self.dropout = nn.Dropout(share(plan.options, "token_dropout"))
         self.layers = nn.ModuleList(
-            TransformerLayer(width, int(plan.options["heads"]), int(plan.options["mlp_features"]), float(plan.options["token_dropout"]))
-            for _ in range(int(plan.options["layers"]))
+            TransformerLayer(width, whole(plan.options, "heads"), whole(plan.options, "mlp_features"), share(plan.options, "token_dropout"))
+            for _ in range(whole(plan.options, "layers"))
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         style = style_of(plan.options)
@@ -186,7 +186,7 @@ def _problems(plan: NetworkPlan) -> Iterable[str]:
         yield f"it needs three stages at least, and this plan has {len(plan.features)}"
     if plan.deep_supervision:
         yield "it has one head, as published; set deep_supervision = false"
-    if int(plan.options["token_features"]) % int(plan.options["heads"]):
+    if whole(plan.options, "token_features") % whole(plan.options, "heads"):
         yield f"token_features {plan.options['token_features']} must be a multiple of heads {plan.options['heads']}"
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvStack
 from medseg3d.networks.classic_unet import pooled
-from medseg3d.networks.convolutions import convolution, transposed_convolution
+from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.style import style_of
+from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -36,7 +37,7 @@ class UNetPlusPlus(nn.Module):
         features, depth, unit = plan.features, len(plan.features) - 1, (1,) * plan.dimensions
         self.depth, self.level, self.strides = depth, depth, plan.strides
         self.deep_supervision = plan.deep_supervision
-        self.skips = plan.options["skips"]
+        self.skips = str(plan.options["skips"])
         self.ensembles = plan.options["prediction"] == "mean"
         self.nodes, self.up, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for row in range(depth + 1):
@@ -45,7 +46,7 @@ class UNetPlusPlus(nn.Module):
             for column in range(1, depth - row + 1):
                 num_skips = column if self.skips == "dense" else 1
                 blocks = plan.decoder_blocks[depth - 1 - row]
-                self.up[f"{row}_{column}"] = transposed_convolution(features[row + 1], features[row], plan.strides[row + 1])
+                self.up[f"{row}_{column}"] = UPSAMPLING[style.upsampling](features[row + 1], features[row], plan.strides[row + 1])
                 self.nodes[f"{row}_{column}"] = ConvStack(
                     (num_skips + 1) * features[row], features[row], plan.kernel_sizes[row], unit, blocks, style
                 )
