@@ -23,9 +23,16 @@ class LossValue:
     counts: Counts | None = None
 
 
-def supervised_loss(outputs: Tensor | Sequence[Tensor], labels: Tensor, loss: LossFunction, *, with_counts: bool = False) -> LossValue:
+def supervised_loss(
+    outputs: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    loss: LossFunction,
+    *,
+    weights: Sequence[float] | None = None,
+    with_counts: bool = False,
+) -> LossValue:
     """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does."""
-    heads = supervise(outputs, labels)
+    heads = supervise(outputs, labels, weights)
     total = torch.zeros((), device=labels.device)
     for head in heads:
         total = total + head.weight * loss(head.logits, head.labels)
@@ -41,8 +48,10 @@ class Head:
     weight: float
 
 
-def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> list[Head]:
+def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor, weights: Sequence[float] | None = None) -> list[Head]:
     """The outputs that count (finest first) with their weights and labels; a single tensor is one output.
+
+    ``weights`` are those that a network's paper gives to its heads; without, those of :func:`deep_supervision_weights`.
 
     Where the finest output is smaller than the labels, as networks of valid convolutions make it, it lies in their middle, and
     they are cropped to it. Coarser outputs cover the same extent: for them the labels are sampled at the nearest voxel. Raises
@@ -52,7 +61,7 @@ def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> list[Head]:
     inside = center_crop(labels, heads[0].shape[2:])
     return [
         Head(logits=logits, labels=downsample_labels(inside, logits.shape[2:]), weight=weight)
-        for logits, weight in zip(heads, deep_supervision_weights(len(heads)), strict=True)
+        for logits, weight in zip(heads, weights or deep_supervision_weights(len(heads)), strict=True)
         if weight
     ]
 

@@ -54,6 +54,11 @@ class UNetPlusPlus(nn.Module):
             self.heads[str(level)] = convolution(features[0], plan.num_classes, unit, unit)
 
     @property
+    def head_weights(self) -> tuple[float, ...]:
+        """All heads count alike, as published."""
+        return (1 / len(self.heads),) * len(self.heads)
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """The levels that have a head."""
         return tuple(int(level) for level in self.heads)

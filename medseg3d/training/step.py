@@ -78,7 +78,8 @@ def compute_gradients(
     network.zero_grad(set_to_none=True)
     with device.autocast():
         outputs = outputs_of(network, image, domain)
-    total = supervised_loss(outputs, labels, loss).total
+    weights = None if isinstance(outputs, Tensor) else getattr(network, "head_weights", None)
+    total = supervised_loss(outputs, labels, loss, weights=weights).total
     value = float(total.detach())
     if math.isfinite(value):
         (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]

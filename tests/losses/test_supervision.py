@@ -114,3 +114,12 @@ def test_sums_over_millions_of_voxels_do_not_round_them_away():
     share = torch.sigmoid(torch.tensor(3.0, dtype=torch.float64))
     minus_dice, _ = dice_and_cross_entropy(logits, labels, False)
     assert float(minus_dice) == pytest.approx(float(-2 * share / (1 + share)), abs=1e-4)
+
+
+def test_heads_count_as_their_network_says() -> None:
+    heads = [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 2, 2)]
+    labels = torch.randint(0, 3, (2, 8, 8))
+    loss = make_loss("dice_ce", LossSettings(num_classes=3))
+    parts = [float(supervised_loss(head, downsample_labels(labels, head.shape[2:]), loss).total) for head in heads]
+    total = float(supervised_loss(heads, labels, loss, weights=(1, 0.4, 0.1)).total)
+    assert total == pytest.approx(parts[0] + 0.4 * parts[1] + 0.1 * parts[2], rel=1e-5)
