@@ -9,7 +9,29 @@ from torch import nn
 
 from medseg3d.errors import InputError, PlanError
 from medseg3d.extensions import Registry
-from medseg3d.networks import classic_unet, monai_families, plain_unet, residual_unet, u2net, vnet
+from medseg3d.networks import (
+    attention_unet,
+    bisenet,
+    classic_unet,
+    deeplab,
+    dfanet,
+    dfnet,
+    dla,
+    espnet,
+    fast_scnn,
+    fcn,
+    icnet,
+    monai_families,
+    plain_unet,
+    pspnet,
+    residual_unet,
+    segnet,
+    swiftnet,
+    transunet,
+    u2net,
+    unet_plus_plus,
+    vnet,
+)
 from medseg3d.networks.blocks import initialize
 from medseg3d.networks.family import Family, Sharing, Size
 from medseg3d.plan import NetworkPlan
@@ -26,6 +48,9 @@ NETWORKS = Registry(
             vnet.FAMILY,
             u2net.FAMILY,
             *monai_families.FAMILIES,
+            *(unet_plus_plus.FAMILY, attention_unet.FAMILY, fcn.FAMILY, segnet.FAMILY, dla.FAMILY, transunet.FAMILY),
+            *(deeplab.FAMILY, pspnet.FAMILY, icnet.FAMILY, bisenet.FAMILY, dfanet.FAMILY, espnet.FAMILY),
+            *(swiftnet.FAMILY, fast_scnn.FAMILY, dfnet.FAMILY),
         )
     },
 )
