@@ -43,6 +43,8 @@ class AtrousPyramid(nn.Module):
 class AtrousBlock(nn.Module):
     """A convolution whose kernel is spread to ``rate``, norm and activation."""
 
+    reads_weights_itself = True
+
     def __init__(self, before: int, width: int, kernel: Sizes, rate: int, style: Style) -> None:
         super().__init__()
         self.rate = rate
@@ -105,5 +107,5 @@ def averaged(x: Tensor, cells: Sequence[int]) -> Tensor:
 
 
 def of_one_voxel(style: Style) -> Style:
-    """Instance norm has nothing to divide by where one voxel is left; there it is a group norm."""
-    return replace(style, norm="group") if style.norm == "instance" else style
+    """Instance and group norms have nothing to divide by where one voxel is left; there is none then."""
+    return style if style.norm == "batch" else replace(style, norm="none")

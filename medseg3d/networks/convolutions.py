@@ -77,7 +77,7 @@ class SlicewiseConv3d(nn.Conv3d):
         if x.device.type != "cpu":
             return super().forward(x)
         padding = _numbers(self.padding)[1:]
-        slices = convolve(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], padding, groups=self.groups)
+        slices = convolve(as_slices(x), self.weight[:, :, 0], self.bias, self.stride[1:], padding, self.dilation[1:], self.groups)
         return as_volumes(slices, len(x))
 
 

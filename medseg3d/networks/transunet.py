@@ -127,6 +127,8 @@ class TransformerLayer(nn.Module):
 class StandardizedConv(nn.Module):
     """A convolution whose weights have mean 0 and variance 1 per output channel (Qiao et al. 2019)."""
 
+    reads_weights_itself = True
+
     def __init__(self, before: int, width: int, kernel: Sizes, stride: Sizes) -> None:
         super().__init__()
         self.conv = convolution(before, width, kernel, stride, bias=False)

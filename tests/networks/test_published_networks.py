@@ -29,6 +29,7 @@ from medseg3d.networks.bilinear import upsampled
 from medseg3d.networks.blocks import initialize
 from medseg3d.networks.context_heads import AtrousBlock, PyramidPooling
 from medseg3d.networks.family import Family
+from medseg3d.networks.packed import can_pack, packed
 from medseg3d.networks.resnet import dilated
 from medseg3d.networks.style import Style
 from medseg3d.plan import NetworkPlan
@@ -188,6 +189,33 @@ def test_every_network_trains_and_gives_a_logit_for_every_voxel(name: str, shape
     assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()] == []
     with torch.no_grad():
         assert tuple(network.eval()(x).shape) == (2, 3, *size)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prepacked_weights_give_the_same_logits(name: str, shape: str) -> None:
+    if not can_pack():
+        pytest.skip("this torch has no prepacked convolutions")
+    size, strides, stages = SHAPES[shape]
+    network_plan = plan(
+        name,
+        (16, 16, 32, 32, 32)[:stages],
+        dimensions=len(size),
+        strides=strides,
+        channels=1,
+        classes=2,
+        norm="instance",
+        **SMALL.get(name, {}),
+    )
+    if shape == "thick":
+        network_plan = replace(network_plan, kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)))
+    torch.manual_seed(0)
+    network = build(network_plan).eval()
+    x = torch.randn(1, 1, *size)
+    with torch.no_grad():
+        expected = network(x)
+        found = packed(network, torch.float32)(x)
+    assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 # --- UNet++
