@@ -42,6 +42,21 @@ EXAMPLES: dict[str, tuple[int, ...]] = {
     "monai_attention_unet": CUBE,
     "mednext": CUBE,
     "swinunetr": CUBE,
+    "unet_plus_plus": CUBE,
+    "attention_unet": CUBE,
+    "fcn": CUBE,
+    "segnet": CUBE,
+    "dla": CUBE,
+    "transunet": CUBE,
+    "deeplab_v3": CUBE,
+    "pspnet": CUBE,
+    "icnet": CUBE,
+    "bisenet": CUBE,
+    "dfanet": CUBE,
+    "espnet": CUBE,
+    "swiftnet": CUBE,
+    "fast_scnn": CUBE,
+    "dfnet": CUBE,
 }
 """The patch of each preset's example plan: one channel, three classes, and voxels of equal edges."""
 BATCH = 2

@@ -34,6 +34,9 @@ FAMILY_TABLES = {
     "classic": ("unet_2015", "unet_3d", "unet_wide"),
     "vnet": ("vnet", "vnet_batch_norm"),
     "u2net": ("u2net",),
+    "nested": ("unet_plus_plus", "attention_unet"),
+    "published": ("fcn", "segnet", "dla", "transunet", "deeplab_v3", "pspnet"),
+    "real_time": ("icnet", "bisenet", "dfanet", "espnet", "swiftnet", "fast_scnn", "dfnet"),
     "monai": ("dynunet", "segresnet", "monai_attention_unet", "mednext", "swinunetr"),
 }
 PLANNED = (
@@ -100,6 +103,9 @@ def options_table() -> str:
         ("none", {}),
         ("`separable = true`", {"separable": True}),
         ("`squeeze_excitation = 16`", {"squeeze_excitation": 16}),
+        ('`upsampling = "linear"`', {"upsampling": "linear"}),
+        ('`upsampling = "pixel_shuffle"`', {"upsampling": "pixel_shuffle"}),
+        ('`upsampling = "carafe"`', {"upsampling": "carafe"}),
         ("`dropout = 0.2`", {"dropout": 0.2}),
         ('`norm = "none"`', {"norm": "none"}),
         ('`activation = "gelu"`', {"activation": "gelu"}),
@@ -117,6 +123,7 @@ def effects_table() -> str:
         "dropout": (0.0, 0.2),
         "separable": (False, True),
         "squeeze_excitation": (0, 4),
+        "upsampling": ("transposed", "linear"),
     }
     rows = []
     for family in (name for name, known in NETWORKS.built_in.items() if known.has_style):

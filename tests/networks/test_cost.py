@@ -12,8 +12,9 @@ from medseg3d.networks import NETWORKS, build_network
 from medseg3d.networks.cost import _stand_in_loss, _traced, step_cost
 from medseg3d.plan import NetworkPlan
 
-STYLED = [name for name, family in NETWORKS.built_in.items() if family.has_style]
-"""Families that build every plan; those of MONAI have tests of their own."""
+STYLED = ("plain_unet", "residual_unet", "classic_unet", "vnet", "u2net")
+"""The others have tests of their own: test_published_networks.py and test_monai_families.py."""
+PUBLISHED = sorted({name for name, family in NETWORKS.built_in.items() if family.has_style} - set(STYLED))
 
 
 def plan(family: str, **options: bool | int | float | str) -> NetworkPlan:
@@ -56,6 +57,14 @@ def test_saved_bytes_are_within_a_tenth_of_the_profilers(
     network_plan = plan(family, **options)
     counted = step_cost(network_plan, (8, 32, 32), batch, in_half_precision=in_half_precision).saved_bytes
     assert counted == pytest.approx(profiled_bytes(network_plan, batch, in_half_precision=in_half_precision), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_saved_bytes_of_published_networks_are_within_a_tenth_of_the_profilers(family: str) -> None:
+    network_plan = replace(plan(family), deep_supervision=False)
+    counted = step_cost(network_plan, (8, 32, 32), 2).saved_bytes
+    assert counted == pytest.approx(profiled_bytes(network_plan, 2, in_half_precision=True), rel=0.1)
 
 
 @pytest.mark.parametrize("family", STYLED)
