@@ -177,11 +177,12 @@ def _modules(family: str, options: dict[str, Option]) -> str:
         dimensions=3,
         in_channels=1,
         num_classes=3,
-        features=(16, 32),
-        kernel_sizes=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_blocks=(2, 2),
-        decoder_blocks=(2,),
+        features=(16, 32, 32),
+        kernel_sizes=((3, 3, 3),) * 3,
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        encoder_blocks=(2, 2, 2),
+        decoder_blocks=(2, 2),
+        deep_supervision=False,
         options=options,
     )
     with torch.device("meta"):
