@@ -114,6 +114,10 @@ class XceptionBlock(nn.Module):
         is_same = before == width and all(s == 1 for s in stride)
         self.skip = None if is_same else ConvBlock(before, width, unit, stride, style, bias=False, is_activated=False)
 
+    def begins_at_zero(self) -> tuple[nn.Module, ...]:
+        """What begins at zero, see :func:`~medseg3d.networks.blocks.initialize`."""
+        return (self.convs[-1],)
+
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, before, …)`` → ``(batch, width, … / stride)``."""
         summed: Tensor = self.convs(x) + (x if self.skip is None else self.skip(x))
