@@ -242,10 +242,16 @@ class Registry(Mapping[str, Part], Generic[Part]):
         source, _, rest = provider.partition(" ")
         owner = rest.rpartition(" ")[0]
         if source == "file":
-            return f"This needs the {self.noun} {name!r} of the extension {owner}: name it with --extension {owner}."
+            return (
+                f"This needs the {self.noun} {name!r} of the extension {owner}: name it with --extension {owner}, "
+                "in Python with medseg3d.use_extension."
+            )
         if source == "package":
             return f"This needs the {self.noun} {name!r} of the Python package {rest}: install {owner or 'it'}."
-        return f"There is no {self.noun} {name!r}; known are {', '.join(sorted(self))}. A part of yours is named with --extension FILE.py."
+        return (
+            f"There is no {self.noun} {name!r}; known are {', '.join(sorted(self))}. "
+            "A part of yours is named with --extension FILE.py, in Python with medseg3d.use_extension."
+        )
 
     def _packaged(self, name: str) -> Part:
         point = _entry_points(self.kind)[name]

@@ -90,8 +90,15 @@ def test_the_parts_of_the_page_go_the_whole_way(tiny: Path, parts: Path, tmp_pat
     main(["report", str(tiny)])
     assert "predict --extension my_parts.py -w" in (tiny / "medseg3d-work/report.html").read_text(encoding="utf-8")
     capsys.readouterr()
-    sentence = "medseg3d: This needs the network 'two_convolutions' of the extension my_parts.py: name it with --extension my_parts.py.\n"
+    sentence = (
+        "medseg3d: This needs the network 'two_convolutions' of the extension my_parts.py: name it with --extension my_parts.py, "
+        "in Python with medseg3d.use_extension.\n"
+    )
     assert sentence.removeprefix("medseg3d: ").strip() in PAGE
+    assert main(["report", str(tiny), "-q"]) == 0
+    assert "The plan cannot be explained: This needs the network" in (tiny / "medseg3d-work/report.html").read_text(encoding="utf-8")
+    assert main(["plan", str(tiny), "-q"]) == 2
+    assert capsys.readouterr().err == sentence
     source = tiny / "imagesTs/ball_7_0000.nii.gz"
     for where in ([str(tiny)], ["-m", str(model)]):
         arguments = ["predict", *where, "-i", str(source), "-o", str(tmp_path / "again.nii.gz"), "--device", "cpu", "-q"]

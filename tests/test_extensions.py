@@ -111,7 +111,9 @@ def test_a_part_that_nobody_knows_is_named_with_those_that_are_known(numbers: Re
 
 def test_a_part_that_is_missing_here_names_where_it_is_from(numbers: Registry[int]) -> None:
     with pytest.raises(
-        PlanError, match=r"^This needs the number 'three' of the extension my_parts.py: name it with --extension my_parts.py\.$"
+        PlanError,
+        match=r"^This needs the number 'three' of the extension my_parts.py: name it with --extension my_parts.py, in Python with "
+        r"medseg3d.use_extension\.$",
     ):
         numbers.find("three", provider="file my_parts.py 0123456789ab")
     with pytest.raises(InputError, match=r"^This needs the number 'three' of the Python package lossy 1.2: install lossy\.$"):

@@ -94,7 +94,7 @@ class Family:
     def completed(self, plan: NetworkPlan) -> NetworkPlan:
         """The plan with every option filled in; raises as :meth:`completed_options`, and where the family has other problems with it."""
         complete = replace(plan, options=self.completed_options(plan.options))
-        if wrong := "; ".join(self.problems(complete)):
+        if wrong := "; ".join(problem.removesuffix(".") for problem in self.problems(complete)):
             raise PlanError(f"network of family {self.name}: {wrong}.")
         return complete
 

@@ -53,6 +53,6 @@ def further_augmentations(
     found = []
     for name, options in named.items():
         augmentation = AUGMENTATIONS.find(name, provider=(providers or {}).get(name, ""))
-        numbers = completed_numbers(f"Augmentation {name}", augmentation.options, options)
+        numbers = completed_numbers(f"training.augmentations.{name}", augmentation.options, options)
         found.append(FurtherAugmentation(augmentation=augmentation, options=numbers))
     return tuple(found)

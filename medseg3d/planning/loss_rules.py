@@ -6,8 +6,10 @@ The losses stand in :mod:`medseg3d.losses`; torch is imported for those that the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from medseg3d.plan import TrainingPlan
+from medseg3d.extensions import Registry
+from medseg3d.plan import Plan, TrainingPlan
 from medseg3d.planning.reasons import Decided, Explanation
 
 DEFAULT = TrainingPlan().loss
@@ -43,6 +45,25 @@ def providers_of(training: TrainingPlan) -> dict[str, str]:
 
         found |= {name: AUGMENTATIONS.provider(name) for name in training.augmentations}
     return {name: provider for name, provider in found.items() if provider}
+
+
+def check_extensions(plan: Plan) -> None:
+    """Raise :class:`~medseg3d.errors.PlanError` that names the extension where a part of the plan is of one that is not at hand."""
+    for configuration in plan.configurations.values():
+        network, training = configuration.network, configuration.training
+        if network.provider or training.providers:
+            from medseg3d.losses import LOSSES
+            from medseg3d.networks.build import NETWORKS
+            from medseg3d.patches.further_augmentations import AUGMENTATIONS
+
+            parts: list[tuple[Registry[Any], str, str]] = [
+                (NETWORKS, network.family, network.provider),
+                (LOSSES, training.loss, training.providers.get(training.loss, "")),
+                *((AUGMENTATIONS, name, training.providers.get(name, "")) for name in training.augmentations),
+            ]
+            for known, name, provider in parts:
+                if provider and name not in known:
+                    known.find(name, provider=provider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Normalization, Plan
-from medseg3d.planning.loss_rules import planned_loss
+from medseg3d.planning.loss_rules import check_extensions, planned_loss
 from medseg3d.planning.lowres import planned_lowres
 from medseg3d.planning.patch import Design, design_configuration
 from medseg3d.planning.planner import Planner, RecommendRule
@@ -37,6 +37,7 @@ def explain(plan: Plan, summary: DatasetSummary, planner: Planner) -> tuple[Expl
 
     ``summary`` and ``planner`` must be those that the plan was made from: raises :class:`PlanError` where they give other numbers.
     """
+    check_extensions(plan)
     again = explained_plan(summary, planner, gpu_memory_gb=plan.gpu_memory_gb)
     if again.value.configurations != plan.configurations:
         raise PlanError(

@@ -317,7 +317,8 @@ def _check_parts(planner: Planner, path: Path) -> None:
         try:
             check()
         except PlanError as error:
-            wrong.append(f"{key}: {str(error).removesuffix('.')}")
+            said, section = str(error).removesuffix("."), key.partition(".")[0]
+            wrong.append(said if said.startswith(f"{section}.") else f"{key}: {said}")
     if wrong:
         raise PlanError(f"{path}: {'; '.join(wrong)}.")
 

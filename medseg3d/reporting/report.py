@@ -117,6 +117,7 @@ def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubl
         return tuple(to_plain(explanation) for explanation in explain(plan, summary, rules))
     except MedsegError as error:
         troubles.append(f"The plan cannot be explained: {error}")
+        logger.warning("The report is written without the reasons of the plan. %s", error)
         return ()
 
 

@@ -337,7 +337,7 @@ def _with_evidence(
     gain = paired_difference([a for _, a in pairs], [b for b, _ in pairs])
     if gain.low is None or gain.high is None:
         return False, f"{change}, but too few cases can be compared"
-    interval = f"95 % interval of the gain {gain.low:+.4f} to {gain.high:+.4f}, {gain.n} cases"
+    interval = f"95 % interval of the gain {gain.low:+.4f} to {gain.high:+.4f}, {counted(gain.n, 'case')}"
     return (True, f"{change} ({interval})") if gain.low > 0 else (False, f"{change}, but not clearly ({interval})")
 
 

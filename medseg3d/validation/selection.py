@@ -262,7 +262,7 @@ def _is_worth_it(gain: Interval) -> bool:
 
 def _signed(gain: Interval) -> str:
     interval = f", 95 % interval {gain.low:+.4f} to {gain.high:+.4f}" if gain.low is not None and gain.high is not None else ""
-    return f"{gain.mean or 0.0:+.4f}{interval}, {gain.n} cases"
+    return f"{gain.mean or 0.0:+.4f}{interval}, {counted(gain.n, 'case')}"
 
 
 def _reason_of_single(best: Candidate, singles: Sequence[Candidate], cases: Sequence[str]) -> str:
@@ -281,5 +281,5 @@ def _notes(candidates: Sequence[Candidate], cases: Sequence[str]) -> tuple[str, 
         )
     most = max(len(c.dice) for c in candidates)
     if cases and len(cases) < most:
-        notes.append(f"Compared on {len(cases)} cases that all candidates have; the most validated one has {most}.")
+        notes.append(f"Compared on {counted(len(cases), 'case')} that all candidates have; the most validated one has {most}.")
     return tuple(notes)

@@ -32,6 +32,7 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
+from medseg3d.planning.loss_rules import check_extensions
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Splits
 from medseg3d.work_folder import WorkFolder, work_folder
@@ -114,6 +115,7 @@ def earlier_choices(
 ) -> tuple[Planner, float | None, Sequence[str] | None]:
     """Planner, memory and channels of the plan in the work folder, where they are not given now; a planner file is not needed again."""
     before = folder.read_plan()
+    check_extensions(before)
     rules = read_record(folder.planner, Planner, "planner") if folder.planner.exists() else None
     if rules is None or rules.name != before.planner:
         rules = load_planner(before.planner)

@@ -92,7 +92,7 @@ def test_a_planner_names_it_and_its_provider_is_noted(tmp_path: Path, extension:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("[training.augmentations.scaled]\nspeed = 1", "Augmentation scaled: it has no option 'speed'; it has probability"),
+        ("[training.augmentations.scaled]\nspeed = 1", "training.augmentations.scaled: it has no option 'speed'; it has probability"),
         ("[training.augmentations.scaled]\nprobability = 2", "probability is 2.*, must be a number from 0 to 1"),
         ("[training.augmentations.turned]", "training.augmentations: There is no augmentation 'turned'; known are scaled"),
     ],
@@ -105,6 +105,6 @@ def test_one_that_cannot_be_used_is_refused_with_the_files_name(tmp_path: Path, 
 def test_a_plan_that_needs_it_says_where_it_is_from() -> None:
     forget_extensions()
     with pytest.raises(
-        PlanError, match=r"needs the augmentation 'scaled' of the extension scaled.py: name it with --extension scaled.py\."
+        PlanError, match=r"needs the augmentation 'scaled' of the extension scaled.py: name it with --extension scaled.py, in Python with"
     ):
         further_augmentations({"scaled": {}}, {"scaled": "file scaled.py 0123456789ab"})
