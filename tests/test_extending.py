@@ -56,7 +56,13 @@ def test_the_parts_of_the_page_go_the_whole_way(tiny: Path, parts: Path, tmp_pat
     out, model = tmp_path / "out", tmp_path / "balls.medseg3d"
     extension = ["--extension", str(parts), "-q"]
 
-    assert main(["plan", str(tiny), "--planner", str(planner), *extension]) == 0
+    assert main(["plan", str(tiny), "--planner", str(planner), "--explain", *extension[:2]]) == 0
+    explained = " ".join(capsys.readouterr().out.split())
+    said = f" of {use_extension(parts).provider.removeprefix('file ')}"
+    assert f"= two_convolutions{said}, encoder" in explained
+    assert f"loss smoothed_ce{said}, 33% of" in explained
+    assert f"further augmentations offset (deviation 0.2){said}" in explained
+    assert "the plan's own" in explained
     assert main(["preprocess", str(tiny), "-c", "3d_fullres", *extension]) == 0
     assert main(["train", str(tiny), "--fold", "0", "--device", "cpu", *extension]) == 0
     assert main(["predict", str(tiny), "-i", str(tmp_path / "new"), "-o", str(out), "--device", "cpu", *extension]) == 0

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from medseg3d.errors import PlanError
+from medseg3d.extensions import source_text
 from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.budget import GIB
 from medseg3d.planning.make_plan import make_plan
@@ -64,9 +65,17 @@ class Candidate:
     problem: str = ""
 
 
-def candidates(summary: DatasetSummary, *, gpu_memory_gb: float, speed: Speed | None, num_datasets: int = 1) -> tuple[Candidate, ...]:
-    """The families for a dataset, the proposed ones first; ``num_datasets`` of them would share a universal network."""
+def candidates(
+    summary: DatasetSummary, *, gpu_memory_gb: float, speed: Speed | None, num_datasets: int = 1, own: Plan | None = None
+) -> tuple[Candidate, ...]:
+    """The families for a dataset, the proposed ones first; ``num_datasets`` of them would share a universal network.
+
+    ``own`` is the plan that was made: its network stands among them where it is of an extension.
+    """
     found = list(_candidates(summary, gpu_memory_gb, speed, num_datasets))
+    if own is not None and (provider := own.configuration(own.recommended).network.provider):
+        reason = f"the plan's own, of {source_text(provider)}"
+        found.insert(0, _costed(own, own.planner, own.recommended, True, reason, speed))
     return tuple(sorted(found, key=lambda candidate: not candidate.is_proposed))
 
 

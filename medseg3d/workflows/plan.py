@@ -175,7 +175,7 @@ def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple
     multiply_adds, moved = measure_speed(device)
     augmented = measure_augmentation(device.device)
     speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved, augmented_voxels=augmented)
-    return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets)
+    return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets, own=made)
 
 
 def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Listener) -> Fingerprint:
