@@ -100,10 +100,15 @@ class PyramidPooling(nn.Module):
 
 
 def averaged(x: Tensor, cells: Sequence[int]) -> Tensor:
-    """Means over a grid of cells."""
-    if len(cells) == 2:
-        return F.adaptive_avg_pool2d(x, (cells[0], cells[1]))
-    return F.adaptive_avg_pool3d(x, (cells[0], cells[1], cells[2]))
+    """Means over a grid of cells, torch's adaptive average pooling: a small matrix per axis, which ONNX can express as well."""
+    for axis, number in enumerate(cells, start=2):
+        length = int(x.shape[axis])
+        share = torch.zeros(length, number, dtype=x.dtype, device=x.device)
+        for cell in range(number):
+            first, end = cell * length // number, -(-(cell + 1) * length // number)
+            share[first:end, cell] = 1 / (end - first)
+        x = (x.movedim(axis, -1) @ share).movedim(-1, axis)
+    return x
 
 
 def of_one_voxel(style: Style) -> Style:

@@ -27,7 +27,7 @@ from medseg3d.networks import (
 )
 from medseg3d.networks.bilinear import upsampled
 from medseg3d.networks.blocks import initialize
-from medseg3d.networks.context_heads import AtrousBlock, PyramidPooling
+from medseg3d.networks.context_heads import AtrousBlock, PyramidPooling, averaged
 from medseg3d.networks.family import Family
 from medseg3d.networks.packed import can_pack, packed
 from medseg3d.networks.resnet import dilated
@@ -330,6 +330,13 @@ def test_rates_and_bins_never_exceed_the_features(size: tuple[int, int, int]) ->
     pyramid = PyramidPooling(2, 8, (1, 2, 3, 6), 3, Style(norm="none"))
     assert all(cells <= length for number in (1, 2, 3, 6) for cells, length in zip(pyramid.cells(number, size), size, strict=True))
     assert tuple(pyramid(torch.randn(1, 2, *size)).shape) == (1, 2 + 4 * 8, *size)
+
+
+@pytest.mark.parametrize("cells", [(1, 1, 1), (2, 3, 2), (3, 5, 6), (4, 7, 9)])
+def test_means_over_cells_are_torchs_adaptive_pooling(cells: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, 4, 7, 9)
+    assert torch.allclose(averaged(x, cells), torch.nn.functional.adaptive_avg_pool3d(x, cells), atol=1e-6)
+    assert torch.allclose(averaged(x[:, :, 0], cells[1:]), torch.nn.functional.adaptive_avg_pool2d(x[:, :, 0], cells[1:]), atol=1e-6)
 
 
 def test_any_window_works_for_tokens() -> None:

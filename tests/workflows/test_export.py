@@ -229,9 +229,11 @@ def test_one_onnx_file_for_several_networks_is_refused(trained: Path, tmp_path: 
     assert not (tmp_path / "x.onnx").exists()
 
 
+UNETS = ("plain_unet", "residual_unet", "classic_unet", "vnet", "u2net")
 ALL_FAMILIES = (
     ("plain_unet", 2),
-    *((name, 3) if family.has_style else pytest.param(name, 3, marks=pytest.mark.slow) for name, family in NETWORKS.built_in.items()),
+    *((name, 3) for name in UNETS),
+    *(pytest.param(name, 3, marks=pytest.mark.slow) for name in NETWORKS.built_in if name not in UNETS),
 )
 
 
@@ -261,7 +263,7 @@ def family_plan(plan: Plan, family: str, dimensions: int) -> Plan:
         strides=((asked.first_stride,) * dimensions, *(pool,) * (stages - 1)),
         encoder_blocks=(2,) * stages,
         decoder_blocks=(1 if family in ("monai_attention_unet", "swinunetr") else 2,) * (stages - 1),
-        deep_supervision=family not in ("monai_attention_unet", "segresnet", "swinunetr"),
+        deep_supervision=family in (*UNETS, "dynunet", "mednext"),
     )
     (configuration, *_) = (found for found in plan.configurations.values() if found.network.dimensions == dimensions)
     chosen = replace(
