@@ -51,7 +51,7 @@ def run_all(tiny: Path, work: Path, planner: Path) -> Path:
     return work / "out"
 
 
-@pytest.mark.parametrize("preset", ["unet_3d", "vnet", "u2net", *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
+@pytest.mark.parametrize("preset", ["u2net", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet_3d", "vnet", *ALIKE))])
 def test_every_family_goes_the_whole_way(preset: str, tiny: Path, tmp_path: Path) -> None:
     planner = tmp_path / "tiny.toml"
     planner.write_text(short(preset), encoding="utf-8")
