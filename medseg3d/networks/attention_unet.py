@@ -6,17 +6,15 @@ brought to full size and merged by a last pointwise convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock, ConvStack
-from medseg3d.networks.classic_unet import pooled
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
 from medseg3d.networks.normalization import channels_last
+from medseg3d.networks.resizing import pooled, resized
 from medseg3d.networks.style import Style, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
@@ -112,14 +110,6 @@ class GridGate(nn.Module):
         strength = torch.sigmoid(self.strength(F.relu(reduced + resized(self.of_signal(signal), reduced.shape[2:]))))
         passed: Tensor = self.out(resized(strength, skip.shape[2:]) * skip)
         return passed
-
-
-def resized(x: Tensor, size: Iterable[int]) -> Tensor:
-    """Linear interpolation to a size; the same tensor where it has it."""
-    size = tuple(size)
-    if tuple(x.shape[2:]) == size:
-        return x
-    return F.interpolate(x, size, mode="bilinear" if len(size) == 2 else "trilinear", align_corners=False)
 
 
 GATES: tuple[Option, ...] = (0, 1, 2)

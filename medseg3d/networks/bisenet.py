@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.errors import PlanError
@@ -18,6 +17,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution, transposed_convolution
 from medseg3d.networks.family import Family, Size
 from medseg3d.networks.normalization import channels_last
+from medseg3d.networks.resizing import pooled
 from medseg3d.networks.style import gate_layer, style_of
 from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
@@ -156,11 +156,6 @@ def _losses(plan: NetworkPlan, axis: int) -> tuple[list[int], list[int]]:
 
 def _is_padded(plan: NetworkPlan) -> bool:
     return plan.options.get("padding", OPTIONS["padding"]) == "same"
-
-
-def pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
-    stride = tuple(stride)
-    return F.max_pool2d(x, stride) if len(stride) == 2 else F.max_pool3d(x, stride)
 
 
 OPTIONS: dict[str, Option] = {

@@ -99,6 +99,14 @@ class PyramidPooling(nn.Module):
         return torch.cat((x, *pooled), 1)
 
 
+def auxiliary_head(before: int, width: int, kernel: Sizes, num_classes: int, style: Style, *, bias: bool = False) -> nn.Sequential:
+    """The logits of an inner stage, for training alone: a convolution, dropout of a tenth, a pointwise convolution."""
+    unit = (1,) * len(kernel)
+    return nn.Sequential(
+        ConvBlock(before, width, kernel, unit, style, bias=bias), nn.Dropout(0.1), convolution(width, num_classes, unit, unit)
+    )
+
+
 def averaged(x: Tensor, cells: Sequence[int]) -> Tensor:
     """Means over a grid of cells, torch's adaptive average pooling: a small matrix per axis, which ONNX can express as well."""
     for axis, number in enumerate(cells, start=2):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import AtrousPyramid
+from medseg3d.networks.context_heads import AtrousPyramid, auxiliary_head
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import share, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -34,7 +34,11 @@ class DeepLabV3(nn.Module):
         self.head = nn.Sequential(
             ConvBlock(width, width, kernel, unit, style, bias=False), convolution(width, plan.num_classes, unit, unit)
         )
-        self.auxiliary = auxiliary_head(self.encoder.widths[-2], plan, self.encoder.widths[-2] // 4) if plan.deep_supervision else None
+        self.auxiliary = (
+            auxiliary_head(self.encoder.widths[-2], self.encoder.widths[-2] // 4, plan.kernel_sizes[-2], plan.num_classes, style)
+            if plan.deep_supervision
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``(batch, num_classes, …)`` of the input's size."""
@@ -43,16 +47,6 @@ class DeepLabV3(nn.Module):
         if self.auxiliary is None or not (self.training and self.deep_supervision):
             return logits
         return [logits, self.auxiliary(features[-2])]
-
-
-def auxiliary_head(before: int, plan: NetworkPlan, width: int, *, has_bias: bool = False) -> nn.Sequential:
-    """A convolution, dropout of a tenth and the logits of an inner stage, for training alone."""
-    style, unit = style_of(plan.options), (1,) * plan.dimensions
-    return nn.Sequential(
-        ConvBlock(before, width, plan.kernel_sizes[-2], unit, style, bias=has_bias),
-        nn.Dropout(0.1),
-        convolution(width, plan.num_classes, unit, unit),
-    )
 
 
 OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "head_features": 256, "head_dropout": 0.5}

@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import of_one_voxel
+from medseg3d.networks.context_heads import auxiliary_head, of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, too_few_stages
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -52,10 +52,7 @@ class DFANet(nn.Module):
         self.fuse = ConvBlock(width, width, unit, unit, style, bias=False)
         self.head = convolution(width, plan.num_classes, unit, unit)
         self.auxiliary = nn.ModuleList(
-            nn.Sequential(
-                ConvBlock(features[-1], features[-1], kernels[-1], unit, style),
-                convolution(features[-1], plan.num_classes, unit, unit),
-            )
+            auxiliary_head(features[-1], features[-1], kernels[-1], plan.num_classes, style, bias=True)
             for _ in range(ENCODERS - 1 if plan.deep_supervision else 0)
         )
 
@@ -142,8 +139,7 @@ def _stage(before: int, width: int, kernel: Sizes, stride: Sizes, num: int, styl
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 3:
-        yield f"it needs three stages at least, and this plan has {len(plan.features)}"
+    yield from too_few_stages(plan, 3)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "attention_features": 1000, "decoder_features": 32}

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision, too_few_stages
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.resnet import DilatedBlock
 from medseg3d.networks.style import style_of, whole
 from medseg3d.plan import NetworkPlan, Option
@@ -87,10 +87,8 @@ class DFNet(nn.Module):
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from too_few_stages(plan, 2)
+    yield from deep_supervision(plan)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "version": 1, "decoder_features": 128}

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks.bilinear import bilinear_up, fill, upsampled
 from medseg3d.networks.blocks import ConvBlock, initialize
-from medseg3d.networks.classic_unet import pooled
 from medseg3d.networks.convolutions import Sizes, convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision
 from medseg3d.networks.normalization import channels_last
+from medseg3d.networks.resizing import bilinear_up, fill, pooled, upsampled
 from medseg3d.networks.style import Style, activation_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
@@ -207,8 +206,7 @@ def _build(plan: NetworkPlan) -> nn.Module:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from deep_supervision(plan)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "block": "basic", "residual_root": False, "head_stage": 1}

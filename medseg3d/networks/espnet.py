@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution, transposed_convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision, too_few_stages
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.resnet import spread
 from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
@@ -163,12 +163,10 @@ def _halved(x: Tensor, stride: Sizes) -> Tensor:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
+    yield from too_few_stages(plan, 2)
     if any(width < len(RATES) for width in plan.features[2:]):
         yield f"features {plan.features}: a pyramid needs {len(RATES)} at least"
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from deep_supervision(plan)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "prelu", "decoder": "pyramid"}

@@ -25,6 +25,18 @@ def no_problems(plan: NetworkPlan) -> Iterable[str]:
     return ()
 
 
+def too_few_stages(plan: NetworkPlan, least: int) -> Iterable[str]:
+    """The problem of a network that needs so many stages, where the plan has fewer."""
+    if len(plan.features) < least:
+        yield f"it needs {least} stages, and the patch allows {len(plan.features)}; choose another family for images of so few voxels"
+
+
+def deep_supervision(plan: NetworkPlan) -> Iterable[str]:
+    """The problem of a network that has one head, where the plan asks for more."""
+    if plan.deep_supervision:
+        yield "it has no deep supervision; set network.deep_supervision = false"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooling:
     """What a family asks of strides and kernels, where it cannot follow the spacing axis by axis.

@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import PyramidPooling
+from medseg3d.networks.context_heads import PyramidPooling, auxiliary_head
 from medseg3d.networks.convolutions import Sizes, convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, too_few_stages
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -70,15 +70,8 @@ class FastSCNN(nn.Module):
             nn.Dropout(0.1),
             convolution(width, plan.num_classes, unit, unit),
         )
-        self.auxiliary = (
-            nn.Sequential(
-                ConvBlock(features[fine], features[fine], kernels[fine], unit, style, bias=False),
-                nn.Dropout(0.1),
-                convolution(features[fine], plan.num_classes, unit, unit),
-            )
-            if plan.deep_supervision
-            else None
-        )
+        own = (features[fine], features[fine], kernels[fine], plan.num_classes, style)
+        self.auxiliary = auxiliary_head(*own) if plan.deep_supervision else None
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``(batch, num_classes, …)`` of the input's size."""
@@ -131,8 +124,7 @@ def depthwise(channels: int, kernel: Sizes, stride: Sizes, style: Style) -> nn.S
 
 def problems(plan: NetworkPlan) -> Iterable[str]:
     """What cannot be built."""
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
+    yield from too_few_stages(plan, 2)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "context_features": 128}

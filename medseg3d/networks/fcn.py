@@ -13,10 +13,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.bilinear import upsampled
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision, too_few_stages
+from medseg3d.networks.resizing import upsampled
 from medseg3d.networks.style import dropout_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -86,10 +86,8 @@ def _skips(plan: NetworkPlan) -> int:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from too_few_stages(plan, 2)
+    yield from deep_supervision(plan)
 
 
 SKIPS: tuple[Option, ...] = (0, 1, 2, 3, 4)

@@ -6,17 +6,15 @@ scale of the plan's first stride, the others that once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -95,9 +93,5 @@ def _scaled(x: Tensor, scale: tuple[float, ...]) -> Tensor:
     return resized(x, tuple(max(1, round(length * share)) for length, share in zip(x.shape[2:], scale, strict=True)))
 
 
-def _problems(plan: NetworkPlan) -> Iterable[str]:
-    yield from resnet.problems(plan)
-
-
 OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "stem": "deep", "context_features": 128}
-FAMILY = Family(name="icnet", build=ICNet, options=OPTIONS, choices=resnet.CHOICES, problems=_problems)
+FAMILY = Family(name="icnet", build=ICNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks.family import Family, Pooling
+from medseg3d.networks.family import Family, Pooling, deep_supervision, too_few_stages
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -178,19 +178,9 @@ def _kernels(plan: NetworkPlan, edges: tuple[int, ...]) -> Iterator[str]:
         yield f"all its kernels have {' or '.join(map(str, edges))} voxels along every axis, found {sorted(found)}"
 
 
-def _heads(plan: NetworkPlan) -> Iterator[str]:
-    if plan.deep_supervision:
-        yield "it has no deep supervision; set network.deep_supervision = false"
-
-
 def _blocks(plan: NetworkPlan, encoder: int, decoder: int) -> Iterator[str]:
     if set(plan.encoder_blocks) != {encoder} or not set(plan.decoder_blocks) <= {decoder}:
         yield f"it has {encoder} convolutions per stage going down and {decoder} going up; set network.encoder_blocks and decoder_blocks"
-
-
-def _stages(plan: NetworkPlan, least: int) -> Iterator[str]:
-    if len(plan.features) < least:
-        yield f"it needs {least} stages, and the patch allows {len(plan.features)}; choose another family for images of so few voxels"
 
 
 def _share(plan: NetworkPlan, name: str) -> Iterator[str]:
@@ -206,23 +196,23 @@ def _whole(plan: NetworkPlan, name: str, most: int) -> Iterator[str]:
 
 
 def _seg_res_net_problems(plan: NetworkPlan) -> Iterator[str]:
-    yield from (*_not_alike(plan), *_kernels(plan, (3,)), *_heads(plan), *_share(plan, "dropout"))
+    yield from (*_not_alike(plan), *_kernels(plan, (3,)), *deep_supervision(plan), *_share(plan, "dropout"))
     if plan.features[0] % 8:
         yield f"its norms have 8 groups, so network.base_features must be a multiple of 8, found {plan.features[0]}"
 
 
 def _attention_unet_problems(plan: NetworkPlan) -> Iterator[str]:
-    yield from (*_stages(plan, 2), *_kernels(plan, (3, 5)), *_heads(plan), *_blocks(plan, 2, 1), *_share(plan, "dropout"))
+    yield from (*too_few_stages(plan, 2), *_kernels(plan, (3, 5)), *deep_supervision(plan), *_blocks(plan, 2, 1), *_share(plan, "dropout"))
 
 
 def _dynunet_problems(plan: NetworkPlan) -> Iterator[str]:
-    yield from (*_stages(plan, 3), *_blocks(plan, 2, 2), *_share(plan, "dropout"))
+    yield from (*too_few_stages(plan, 3), *_blocks(plan, 2, 2), *_share(plan, "dropout"))
 
 
 def _swin_unetr_problems(plan: NetworkPlan) -> Iterator[str]:
     yield from (
         *_not_alike(plan, first=2),
-        *_heads(plan),
+        *deep_supervision(plan),
         *_share(plan, "drop_path"),
         *_whole(plan, "window", 32),
         *_whole(plan, "heads", 64),
@@ -237,7 +227,7 @@ def _swin_unetr_problems(plan: NetworkPlan) -> Iterator[str]:
 
 
 def _mednext_problems(plan: NetworkPlan) -> Iterator[str]:
-    yield from (*_stages(plan, 2), *_not_alike(plan), *_kernels(plan, (3, 5, 7)), *_whole(plan, "expansion", 16))
+    yield from (*too_few_stages(plan, 2), *_not_alike(plan), *_kernels(plan, (3, 5, 7)), *_whole(plan, "expansion", 16))
 
 
 def _family(name: str, build: Any, problems: Any, pooling: Pooling, options: dict[str, Option], **choices: tuple[Option, ...]) -> Family:

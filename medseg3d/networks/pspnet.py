@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import PyramidPooling
+from medseg3d.networks.context_heads import PyramidPooling, auxiliary_head
 from medseg3d.networks.convolutions import convolution
-from medseg3d.networks.deeplab import auxiliary_head
 from medseg3d.networks.family import Family
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import style_of
 from medseg3d.plan import NetworkPlan, Option
 
@@ -36,7 +35,11 @@ class PSPNet(nn.Module):
             nn.Dropout(0.1),
             convolution(width, plan.num_classes, unit, unit),
         )
-        self.auxiliary = auxiliary_head(self.encoder.widths[-2], plan, width, has_bias=True) if plan.deep_supervision else None
+        self.auxiliary = (
+            auxiliary_head(self.encoder.widths[-2], width, plan.kernel_sizes[-2], plan.num_classes, style, bias=True)
+            if plan.deep_supervision
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``(batch, num_classes, …)`` of the input's size."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock, SeparableConv
 from medseg3d.networks.convolutions import Sizes
+from medseg3d.networks.family import too_few_stages
+from medseg3d.networks.resizing import overlapping_pooled
 from medseg3d.networks.style import Style, activation_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
 
     def stage_and_sum(self, place: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`stage`, and the sum of its last block before the activation."""
-        x = x if place else _max_pooled(x, self.pooling)
+        x = x if place else overlapping_pooled(x, self.pooling)
         blocks = [cast(DilatedBlock, block) for block in cast(nn.Sequential, self.stages[place])]
         for block in blocks[:-1]:
             x = block(x)
@@ -160,15 +161,6 @@ def _stem(before: int, width: int, kernel: Sizes, stride: Sizes, style: Style, *
     return nn.Sequential(*(ConvBlock(come, go, kernel, step, style, bias=False) for come, go, step in layers))
 
 
-def _max_pooled(x: Tensor, stride: Sizes) -> Tensor:
-    """A window of 3 where the stride is 2, as in ResNet."""
-    kernel = tuple(2 * s - 1 for s in stride)
-    padding = tuple((k - 1) // 2 for k in kernel)
-    pool = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
-    return pool(x, kernel, tuple(stride), padding)
-
-
 def problems(plan: NetworkPlan) -> Iterable[str]:
     """What this encoder cannot build."""
-    if len(plan.features) < 3:
-        yield f"it needs three stages at least, and this plan has {len(plan.features)}"
+    yield from too_few_stages(plan, 3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision, too_few_stages
 from medseg3d.networks.style import Style, style_of
 from medseg3d.plan import NetworkPlan, Option
 
@@ -83,10 +83,8 @@ def _unpooled(x: Tensor, indices: Tensor, stride: tuple[int, ...], size: Sequenc
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from too_few_stages(plan, 2)
+    yield from deep_supervision(plan)
 
 
 OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu"}

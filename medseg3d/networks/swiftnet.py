@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.networks import resnet
-from medseg3d.networks.attention_unet import resized
-from medseg3d.networks.blocks import ConvBlock
-from medseg3d.networks.context_heads import averaged, of_one_voxel
+from medseg3d.networks.context_heads import auxiliary_head, averaged, of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -41,9 +40,7 @@ class SwiftNet(nn.Module):
         self.head = PreActivated(width, plan.num_classes, unit, style, bias=True) if width != plan.num_classes else nn.Identity()
         self.auxiliary = None
         if plan.deep_supervision and len(widths) > 1:
-            self.auxiliary = nn.Sequential(
-                ConvBlock(widths[-2], widths[-2], kernels[-2], unit, style), convolution(widths[-2], plan.num_classes, unit, unit)
-            )
+            self.auxiliary = auxiliary_head(widths[-2], widths[-2], kernels[-2], plan.num_classes, style, bias=True)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``(batch, num_classes, …)`` of the input's size."""

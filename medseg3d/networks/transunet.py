@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks.attention_unet import resized
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution, convolve
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, deep_supervision, too_few_stages
+from medseg3d.networks.resizing import overlapping_pooled, resized
 from medseg3d.networks.style import Style, share, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
@@ -85,7 +85,7 @@ class TransUNet(nn.Module):
         x = self.stem(x)
         skips = [x]
         for place, stage in enumerate(self.stages):
-            x = stage(x if place else _max_pooled(x, self.strides[2]))
+            x = stage(x if place else overlapping_pooled(x, self.strides[2]))
             skips.append(x)
         sizes += [skip.shape[2:] for skip in skips]
         tokens = self.embed(x)
@@ -177,17 +177,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps=1e-6)
 
 
-def _max_pooled(x: Tensor, stride: Sizes) -> Tensor:
-    kernel = tuple(2 * s - 1 for s in stride)
-    pool = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
-    return pool(x, kernel, tuple(stride), tuple((k - 1) // 2 for k in kernel))
-
-
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 3:
-        yield f"it needs three stages at least, and this plan has {len(plan.features)}"
-    if plan.deep_supervision:
-        yield "it has one head, as published; set deep_supervision = false"
+    yield from too_few_stages(plan, 3)
+    yield from deep_supervision(plan)
     if whole(plan.options, "token_features") % whole(plan.options, "heads"):
         yield f"token_features {plan.options['token_features']} must be a multiple of heads {plan.options['heads']}"
 

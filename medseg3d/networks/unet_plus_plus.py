@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvStack
-from medseg3d.networks.classic_unet import pooled
 from medseg3d.networks.convolutions import convolution
-from medseg3d.networks.family import Family
+from medseg3d.networks.family import Family, too_few_stages
 from medseg3d.networks.normalization import channels_last
+from medseg3d.networks.resizing import pooled
 from medseg3d.networks.style import style_of
 from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
@@ -106,8 +106,7 @@ def pruned_plan(plan: NetworkPlan, level: int) -> NetworkPlan:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    if len(plan.features) < 2:
-        yield "it needs two stages at least, and this plan has one"
+    yield from too_few_stages(plan, 2)
 
 
 OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "skips": "dense", "prediction": "level"}

@@ -25,11 +25,11 @@ from medseg3d.networks import (
     transunet,
     unet_plus_plus,
 )
-from medseg3d.networks.bilinear import upsampled
 from medseg3d.networks.blocks import initialize
 from medseg3d.networks.context_heads import AtrousBlock, PyramidPooling, averaged
 from medseg3d.networks.family import Family
 from medseg3d.networks.packed import can_pack, packed
+from medseg3d.networks.resizing import upsampled
 from medseg3d.networks.resnet import dilated
 from medseg3d.networks.style import Style
 from medseg3d.plan import NetworkPlan

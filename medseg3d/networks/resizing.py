@@ -1,12 +1,34 @@
-"""Linear interpolation as transposed convolutions, fixed or as the beginning of learned ones, with a factor per axis."""
+"""Sizes down and up without learned weights, with a factor per axis: pooling, interpolation, and interpolation as a transposed convolution,
+fixed or as the beginning of a learned one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The maxima of windows that are as large as the stride."""
+    pool = F.max_pool2d if len(stride) == 2 else F.max_pool3d
+    return pool(x, tuple(stride))
+
+
+def overlapping_pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The maxima of windows of 3 where the stride is 2, as in ResNet; in general of ``2 stride - 1``."""
+    kernel = tuple(2 * s - 1 for s in stride)
+    pool = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
+    return pool(x, kernel, tuple(stride), tuple((k - 1) // 2 for k in kernel))
+
+
+def resized(x: Tensor, size: Iterable[int]) -> Tensor:
+    """Linear interpolation to a size; the same tensor where it has it."""
+    size = tuple(size)
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear" if len(size) == 2 else "trilinear", align_corners=False)
 
 
 def kernel_of(factor: int) -> Tensor:
