@@ -7,6 +7,7 @@ import configparser
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,8 @@ def test_planning_imports_no_torch(tiny: Path) -> None:
     loaded = modules_after(f"from medseg3d.commandline.cli import main\nassert main(['plan', {str(tiny)!r}, '-q']) == 0")
     assert "nibabel" in loaded
     assert "torch" not in loaded
+
+
+@pytest.mark.parametrize("name", ["network", "weights", "images", "normalized", "painted", "Segmenter"])
+def test_what_bundles_of_older_versions_name_is_there(name: str) -> None:
+    assert callable(getattr(import_module("medseg3d.bundle"), name))

@@ -112,13 +112,13 @@ MARKERS = (-1, -100, 254, 255, 32767, 65535)
 
 
 LARGEST_FIRST_LABEL = 20
-"""Labels are counted from 1; what begins higher is painted in shades of gray."""
+"""Labels are counted from 1; what begins higher is a shade of gray."""
 
 
 def marker_values(values: Collection[int]) -> tuple[int, ...]:
     """Values that more probably mean "not annotated" than a structure: below 0, or 255 and the like far beyond the others.
 
-    A mask of 0 and 255 is a mask, and values in even steps up to 255 are shades of gray that somebody painted with.
+    A mask of 0 and 255 is a mask, and values in even steps up to 255 are shades of gray that somebody drew with.
 
     >>> marker_values({0, 1, 2, 255}), marker_values({0, 255}), marker_values({0, 127, 255}), marker_values({0, 1, -1})
     ((255,), (), (), (-1,))

@@ -28,7 +28,7 @@ SUPERSAMPLING = (3, 2, 2)
 """Points per voxel along (S, A, R) that are averaged into partial volume."""
 
 BODY, OUTER, INNER, LESION, LEFT, RIGHT = 1, 2, 3, 4, 5, 6
-"""Tissues in the order in which they are painted; the labels are one less, the body has none."""
+"""Tissues, later ones over earlier ones; the labels are one less, the body has none."""
 TISSUE_VALUES = (20.0, 300.0, 520.0, 820.0, 680.0, 180.0, 180.0)
 """Mean signal of air and of each tissue; lesions differ least from what surrounds them."""
 NOISE = 40.0

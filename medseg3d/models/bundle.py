@@ -1,7 +1,7 @@
 """MONAI bundles: the parts of a model → a folder that MONAI runs, and what the bundle's configuration names when it runs.
 
-``configs/inference.json`` of every bundle names :func:`network`, :func:`weights`, :func:`images`, :func:`normalized`, :func:`painted` and
-:class:`Segmenter` by their path: their names and arguments are part of that format.
+``configs/inference.json`` of every bundle names :func:`network`, :func:`weights`, :func:`images`, :func:`normalized`,
+:func:`in_region_class_order` and :class:`Segmenter` by their path: their names and arguments are part of that format.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def normalized(rules: Sequence[Mapping[str, Any]]) -> Callable[[torch.Tensor], t
     return apply
 
 
-def painted(logits: torch.Tensor) -> torch.Tensor:
+def in_region_class_order(logits: torch.Tensor) -> torch.Tensor:
     """Logits of overlapping regions → indices ``(1, …)``: region ``i`` where its logit is above 0, with ``i + 1``, later over earlier."""
     indices = torch.zeros_like(logits[:1])
     for number, region in enumerate(logits):
@@ -323,7 +323,11 @@ def _postprocessing(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
     back = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False}
     labels: dict[str, Any] = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
     if plan.labels.regions:
-        labels = {"_target_": "Lambdad", "keys": "pred", "func": {"_target_": "medseg3d.models.bundle.painted", "_mode_": "callable"}}
+        labels = {
+            "_target_": "Lambdad",
+            "keys": "pred",
+            "func": {"_target_": "medseg3d.models.bundle.in_region_class_order", "_mode_": "callable"},
+        }
     values = {
         "_target_": "MapLabelValued",
         "keys": "pred",

@@ -20,7 +20,7 @@ from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.evaluation.compare import Interval
 from medseg3d.frame import Frame
 from medseg3d.labels import Labels
-from medseg3d.models.bundle import images, inference_configuration, network, painted, weights
+from medseg3d.models.bundle import images, in_region_class_order, inference_configuration, network, weights
 from medseg3d.models.loading import load_model
 from medseg3d.models.model_file import open_model_file, write_model_file
 from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
@@ -542,11 +542,11 @@ def test_a_bundle_refuses_what_monai_reads_with_other_axes(parts: ModelParts, tm
         assert len(images(str(tmp_path), data["num_channels"])) == 1, "bundles of older versions do not say it"
 
 
-def test_later_regions_are_painted_over_earlier_ones(parts: ModelParts) -> None:
+def test_later_regions_lie_over_earlier_ones(parts: ModelParts) -> None:
     from monai.bundle import ConfigParser
 
     logits = torch.tensor([[1.0, 1.0, -1.0, 0.0], [-1.0, 1.0, -1.0, 0.0]])[:, :, None, None]
-    assert painted(logits).flatten().tolist() == [1, 2, 0, 0]
+    assert in_region_class_order(logits).flatten().tolist() == [1, 2, 0, 0]
     labels = Labels(names=("background", "whole", "core"), values=(0, 1, 2), regions=((1, 2), (2,)))
     description = replace(parts.description, plan=replace(parts.description.plan, labels=labels))
     transforms = inference_configuration(description)["postprocessing"]["transforms"]
