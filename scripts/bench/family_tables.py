@@ -1,0 +1,72 @@
+"""What each family reached → the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measuring import markdown_table
+
+PAGE = Path(__file__).parents[2] / "docs/benchmarks.md"
+
+
+def tables(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A table per dataset."""
+    names = dict.fromkeys(str(row["dataset"]) for row in outcomes)
+    return {f"families {name}": table([row for row in outcomes if row["dataset"] == name]) for name in names}
+
+
+def table(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """One row per family."""
+    header = (
+        "preset",
+        "α",
+        "ρ",
+        "rate",
+        "parameters",
+        "G multiply-adds per patch",
+        "patch",
+        "batch",
+        "s per step",
+        "steps",
+        "minutes",
+        "s per case",
+        "Dice",
+        "peak MiB",
+    )
+    return markdown_table(header, [row_of(outcome) for outcome in outcomes])
+
+
+def row_of(outcome: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a family; one that did not get through says so."""
+    name = f"`{outcome['preset']}`" + (", in 2D" if outcome["configuration"] == "2d" else "")
+    dice = "failed" if outcome["problem"] else "–" if outcome["dice"] is None else f"**{outcome['dice']:.3f}**"
+    return (
+        name,
+        f"{outcome['alpha']:g}",
+        f"{outcome['rho']:g}",
+        f"{outcome['rate']:g}",
+        f"{outcome['parameters'] / 1e6:.2f} M",
+        f"{outcome['multiply_adds'] / 1e9:.2f}",
+        "×".join(map(str, outcome["patch"])),
+        str(outcome["batch"]),
+        f"{outcome['step_seconds']:.2f}",
+        str(outcome["steps"]),
+        f"{outcome['minutes']:.1f}",
+        f"{outcome['case_seconds']:.2f}",
+        dice,
+        "–" if outcome["peak_mib"] is None else f"{outcome['peak_mib']:.0f}",
+    )
+
+
+def write_docs(outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the tables in the page; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in tables(outcomes).items():
+        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, found = place.subn(lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text)
+        if found != 1:
+            raise SystemExit(f"{PAGE} has {found} places for the table {name}, expected one.")
+    PAGE.write_text(text, encoding="utf-8")

@@ -1,0 +1,98 @@
+"""CPU seconds of a training step, or of a prediction; what else runs on the machine does not count.
+
+In: a work folder with preprocessed cases, or with a trained fold. Out: a line of JSON. Seconds are those of all threads of the process,
+so with one core to run on they are seconds of a core.
+
+    python one_core.py step DATASET WORK CONFIGURATION
+    python one_core.py predict WORK CONFIGURATION OUTPUT IMAGE...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WARM_UP = 3
+"""The first steps set up memory and kernels."""
+MOST_STEPS, MOST_SECONDS = 15, 30.0
+"""Of slow steps few are enough."""
+
+
+def main() -> None:
+    """What was asked for."""
+    what, *words = sys.argv[1:]
+    paths = [Path(word) for word in words]
+    print(json.dumps(predict(paths[0], words[1], paths[2], paths[3:]) if what == "predict" else time_steps(paths[0], paths[1], words[2])))
+
+
+@dataclass(slots=True)
+class Clock:
+    """A stop request that watches the CPU time after each step, and sets itself when enough of them are timed."""
+
+    times: list[float] = field(default_factory=list)
+    signal_number: int | None = None
+
+    def note(self, *_: int) -> None:
+        """A step is done."""
+        self.times.append(time.process_time())
+
+    @property
+    def is_set(self) -> bool:
+        """Enough is known."""
+        timed = self.times[WARM_UP - 1 :]
+        return len(timed) > MOST_STEPS or (len(timed) > 2 and timed[-1] - timed[0] > MOST_SECONDS)
+
+    @property
+    def seconds(self) -> float:
+        """The mean of the steps after the first ones."""
+        timed = self.times[WARM_UP - 1 :]
+        return (timed[-1] - timed[0]) / (len(timed) - 1)
+
+
+def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float]:
+    """The training loop as it is, augmentation included, on fold 0; the weights are thrown away."""
+    from medseg3d.devices import choose_device
+    from medseg3d.domain import Domain
+    from medseg3d.options import TrainOptions
+    from medseg3d.training.loop import train_domains
+    from medseg3d.work_folder import WorkFolder
+    from medseg3d.workflows.train import training_domain
+
+    domain = training_domain(Domain(dataset=dataset, folder=WorkFolder(work), configuration=configuration), "0")
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        epochs = train_domains(
+            [domain],
+            name=configuration,
+            fold="0",
+            folder=Path(folder),
+            device=choose_device("cpu"),
+            options=TrainOptions(epochs=2, iterations=MOST_STEPS + WARM_UP + 1),
+            plan_digest="",
+            stop=clock,  # type: ignore[arg-type]
+            on_step=clock.note,
+        )
+        next(iter(epochs), None)
+    return {"step_seconds": clock.seconds, "num_steps": len(clock.times) - WARM_UP}
+
+
+def predict(work: Path, configuration: str, output: Path, images: list[Path]) -> dict[str, object]:
+    """Predict single-channel images with fold 0, without mirroring; CPU seconds of each, loading left out, the first one too."""
+    from medseg3d import load_model
+
+    model = load_model(work, configuration=configuration, folds=["0"], device="cpu", mirroring=False)
+    output.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    for image in (images[0], *images):  # the first one sets up kernels
+        began = time.process_time()
+        model.predict_file(image, output / image.name.replace("_0000.nii.gz", ".nii.gz"))
+        seconds[image.name] = time.process_time() - began
+    return {"case_seconds": sum(seconds.values()) / len(seconds)}
+
+
+if __name__ == "__main__":
+    main()
