@@ -57,6 +57,9 @@ EXAMPLES: dict[str, tuple[int, ...]] = {
     "swiftnet": CUBE,
     "fast_scnn": CUBE,
     "dfnet": CUBE,
+    "msfnet": CUBE,
+    "isnet": CUBE,
+    "mcibi": CUBE,
 }
 """The patch of each preset's example plan: one channel, three classes, and voxels of equal edges."""
 BATCH = 2

@@ -35,8 +35,8 @@ FAMILY_TABLES = {
     "vnet": ("vnet", "vnet_batch_norm"),
     "u2net": ("u2net",),
     "nested": ("unet_plus_plus", "attention_unet"),
-    "published": ("fcn", "segnet", "dla", "transunet", "deeplab_v3", "pspnet"),
-    "real_time": ("icnet", "bisenet", "dfanet", "espnet", "swiftnet", "fast_scnn", "dfnet"),
+    "published": ("fcn", "segnet", "dla", "transunet", "deeplab_v3", "pspnet", "isnet", "mcibi"),
+    "real_time": ("icnet", "bisenet", "dfanet", "espnet", "swiftnet", "fast_scnn", "dfnet", "msfnet"),
     "monai": ("dynunet", "segresnet", "monai_attention_unet", "mednext", "swinunetr"),
 }
 PLANNED = (

@@ -6,7 +6,7 @@ Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,11 @@ def supervised_loss(
     loss: LossFunction,
     *,
     weights: Sequence[float] | None = None,
+    targets: Sequence[str] | None = None,
     with_counts: bool = False,
 ) -> LossValue:
     """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does."""
-    heads = supervise(outputs, labels, weights)
+    heads = supervise(outputs, labels, weights, targets)
     total = torch.zeros((), device=labels.device)
     for head in heads:
         total = total + head.weight * loss(head.logits, head.labels)
@@ -48,10 +49,13 @@ class Head:
     weight: float
 
 
-def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor, weights: Sequence[float] | None = None) -> list[Head]:
+def supervise(
+    outputs: Tensor | Sequence[Tensor], labels: Tensor, weights: Sequence[float] | None = None, targets: Sequence[str] | None = None
+) -> list[Head]:
     """The outputs that count (finest first) with their weights and labels; a single tensor is one output.
 
-    ``weights`` are those that a network's paper gives to its heads; without, those of :func:`deep_supervision_weights`.
+    ``weights`` are those that a network's paper gives to its heads; without, those of :func:`deep_supervision_weights`. ``targets`` says
+    what each head learns: ``labels``, as all do without it, or ``boundaries``, see :func:`class_boundaries`.
 
     Where the finest output is smaller than the labels, as networks of valid convolutions make it, it lies in their middle, and
     they are cropped to it. Coarser outputs cover the same extent: for them the labels are sampled at the nearest voxel. Raises
@@ -59,11 +63,30 @@ def supervise(outputs: Tensor | Sequence[Tensor], labels: Tensor, weights: Seque
     """
     heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     inside = center_crop(labels, heads[0].shape[2:])
+    kinds = zip(heads, weights or deep_supervision_weights(len(heads)), targets or ("labels",) * len(heads), strict=True)
     return [
-        Head(logits=logits, labels=downsample_labels(inside, logits.shape[2:]), weight=weight)
-        for logits, weight in zip(heads, weights or deep_supervision_weights(len(heads)), strict=True)
+        Head(logits=logits, labels=downsample_labels(TARGETS[target](inside), logits.shape[2:]), weight=weight)
+        for logits, weight, target in kinds
         if weight
     ]
+
+
+def class_boundaries(labels: Tensor) -> Tensor:
+    """Labels ``(batch, n0, …)`` of the voxels that touch another label along an axis; 0 elsewhere.
+
+    >>> class_boundaries(torch.tensor([[0, 2, 2, 2, 2, 1]])).tolist()
+    [[0, 2, 0, 0, 2, 1]]
+    """
+    touches = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in range(1, labels.ndim):
+        differs = labels.diff(dim=axis) != 0
+        touches.narrow(axis, 0, labels.shape[axis] - 1).logical_or_(differs)
+        touches.narrow(axis, 1, labels.shape[axis] - 1).logical_or_(differs)
+    return labels * touches
+
+
+TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"labels": lambda labels: labels, "boundaries": class_boundaries}
+"""What a head can learn."""
 
 
 def center_crop(labels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -21,7 +21,10 @@ from medseg3d.networks import (
     fast_scnn,
     fcn,
     icnet,
+    isnet,
+    mcibi,
     monai_families,
+    msfnet,
     plain_unet,
     pspnet,
     residual_unet,
@@ -50,7 +53,7 @@ NETWORKS = Registry(
             *monai_families.FAMILIES,
             *(unet_plus_plus.FAMILY, attention_unet.FAMILY, fcn.FAMILY, segnet.FAMILY, dla.FAMILY, transunet.FAMILY),
             *(deeplab.FAMILY, pspnet.FAMILY, icnet.FAMILY, bisenet.FAMILY, dfanet.FAMILY, espnet.FAMILY),
-            *(swiftnet.FAMILY, fast_scnn.FAMILY, dfnet.FAMILY),
+            *(swiftnet.FAMILY, fast_scnn.FAMILY, dfnet.FAMILY, msfnet.FAMILY, isnet.FAMILY, mcibi.FAMILY),
         )
     },
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution, convolve
+from medseg3d.networks.resizing import window_means
 from medseg3d.networks.style import Style, activation_layer, dropout_layer, norm_layer
 
 
@@ -18,9 +19,12 @@ class AtrousPyramid(nn.Module):
     """Atrous spatial pyramid pooling with image pooling (Chen et al. 2017): context at the distances of ``rates`` voxels, and of all.
 
     A rate that exceeds the features along an axis is that axis' length less one there: the kernel's outer weights would see padding only.
+    The branches are merged by a pointwise convolution, or one of ``merge_kernel``.
     """
 
-    def __init__(self, before: int, width: int, kernel: Sizes, rates: Sequence[int], style: Style, *, dropout: float) -> None:
+    def __init__(
+        self, before: int, width: int, kernel: Sizes, rates: Sequence[int], style: Style, *, dropout: float, merge_kernel: Sizes = ()
+    ) -> None:
         super().__init__()
         unit = (1,) * len(kernel)
         self.point = ConvBlock(before, width, unit, unit, style, bias=False)
@@ -30,7 +34,7 @@ class AtrousPyramid(nn.Module):
             norm_layer(of_one_voxel(style), width, len(kernel)),
             activation_layer(style, width),
         )
-        self.merge = ConvBlock((len(rates) + 2) * width, width, unit, unit, style, bias=False)
+        self.merge = ConvBlock((len(rates) + 2) * width, width, merge_kernel or unit, unit, style, bias=False)
         self.dropout = dropout_layer(replace(style, dropout=dropout), len(kernel))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,15 +112,9 @@ def auxiliary_head(before: int, width: int, kernel: Sizes, num_classes: int, sty
 
 
 def averaged(x: Tensor, cells: Sequence[int]) -> Tensor:
-    """Means over a grid of cells, torch's adaptive average pooling: a small matrix per axis, which ONNX can express as well."""
-    for axis, number in enumerate(cells, start=2):
-        length = int(x.shape[axis])
-        share = torch.zeros(length, number, dtype=x.dtype, device=x.device)
-        for cell in range(number):
-            first, end = cell * length // number, -(-(cell + 1) * length // number)
-            share[first:end, cell] = 1 / (end - first)
-        x = (x.movedim(axis, -1) @ share).movedim(-1, axis)
-    return x
+    """Means over a grid of cells: torch's adaptive average pooling."""
+    lengths = [int(length) for length in x.shape[2:]]
+    return window_means(x, [[(c * n // num, -(-(c + 1) * n // num)) for c in range(num)] for n, num in zip(lengths, cells, strict=True)])
 
 
 def of_one_voxel(style: Style) -> Style:

@@ -7,7 +7,8 @@ counted by the same rule and nothing is computed or allocated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -65,35 +66,68 @@ def step_cost(
     :class:`PlanError` for a plan that cannot be built. All grows with the batch by the same amount for each sample from the second on,
     so large batches are not traced: norms go through their samples one by one.
     """
-    traced = partial(_traced, plan, patch_size, in_half_precision=in_half_precision, optimizer=optimizer)
-    if batch_size <= LARGEST_TRACED:
-        return traced(batch_size)[0]
-    (less, fewer), (more, sizes) = (traced(batch) for batch in (LARGEST_TRACED - 1, LARGEST_TRACED))
-    if len(fewer) != len(sizes):
-        return traced(batch_size)[0]
-    further = batch_size - LARGEST_TRACED
-    grown = [size + further * (size - smaller) for size, smaller in zip(sizes, fewer, strict=True)]
-    return replace(
-        more,
-        saved_bytes=sum(grown),
-        largest_bytes=max(grown, default=0),
-        multiply_adds=more.multiply_adds + further * (more.multiply_adds - less.multiply_adds),
-    )
+    return Tracer(plan).step_cost(patch_size, batch_size, in_half_precision=in_half_precision, optimizer=optimizer)
 
 
-def _traced(
-    plan: NetworkPlan, patch_size: Sequence[int], batch_size: int, *, in_half_precision: bool, optimizer: Literal["sgd", "adamw"]
-) -> tuple[StepCost, list[int]]:
-    """The cost, and the bytes of everything that is saved, in order."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
+class Tracer:
+    """A network on tensors without data, that can be traced for several patches and batches. Raises as :func:`step_cost`."""
 
-    saved: dict[int, Tensor] = {}
-    counter = FlopCounterMode(display=False)
-    mode = FakeTensorMode()
-    network = _without_data(partial(family_of(plan).build, checked_plan(plan)), mode).train()
-    with mode:
-        weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    def __init__(self, plan: NetworkPlan) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self.mode, self.in_channels = FakeTensorMode(), plan.in_channels
+        self.network = _without_data(partial(family_of(plan).build, checked_plan(plan)), self.mode).train()
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+
+    def step_cost(
+        self,
+        patch_size: Sequence[int],
+        batch_size: int,
+        *,
+        in_half_precision: bool = True,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        counts_work: bool = True,
+    ) -> StepCost:
+        """As :func:`step_cost`; without ``counts_work`` in half of the time, and ``multiply_adds`` is 0."""
+        traced = partial(self._sizes, patch_size, in_half_precision=in_half_precision, counts_work=counts_work)
+        whole = partial(self.traced_cost, patch_size, in_half_precision=in_half_precision, optimizer=optimizer, counts_work=counts_work)
+        if batch_size <= LARGEST_TRACED:
+            return whole(batch_size)
+        (fewer, less), (sizes, more) = (traced(batch) for batch in (LARGEST_TRACED - 1, LARGEST_TRACED))
+        if len(fewer) != len(sizes):
+            return whole(batch_size)
+        further = batch_size - LARGEST_TRACED
+        grown = [size + further * (size - smaller) for size, smaller in zip(sizes, fewer, strict=True)]
+        return self._cost(grown, more + further * (more - less), optimizer)
+
+    def traced_cost(
+        self,
+        patch_size: Sequence[int],
+        batch_size: int,
+        *,
+        in_half_precision: bool = True,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        counts_work: bool = True,
+    ) -> StepCost:
+        """As :meth:`step_cost`, with all of a large batch traced."""
+        sizes, multiply_adds = self._sizes(patch_size, batch_size, in_half_precision=in_half_precision, counts_work=counts_work)
+        return self._cost(sizes, multiply_adds, optimizer)
+
+    def _cost(self, sizes: Sequence[int], multiply_adds: int, optimizer: Literal["sgd", "adamw"]) -> StepCost:
+        return StepCost(
+            parameters=self.parameters,
+            saved_bytes=sum(sizes),
+            largest_bytes=max(sizes, default=0),
+            multiply_adds=multiply_adds,
+            optimizer=optimizer,
+        )
+
+    def _sizes(self, patch_size: Sequence[int], batch_size: int, *, in_half_precision: bool, counts_work: bool) -> tuple[list[int], int]:
+        """The bytes of everything that is saved, in order, and the multiply-adds."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        saved: dict[int, Tensor] = {}
+        weights = {parameter.untyped_storage()._cdata for parameter in self.network.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -101,22 +135,16 @@ def _traced(
                 saved.setdefault(storage._cdata, tensor)
             return tensor
 
-        image = torch.empty(batch_size, plan.in_channels, *patch_size)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast("cpu", torch.bfloat16, enabled=in_half_precision):
-                outputs = network(image)
-            total = _stand_in_loss(outputs)
-        sizes = [tensor.untyped_storage().nbytes() for tensor in saved.values()]
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        del total
-    cost = StepCost(
-        parameters=parameters,
-        saved_bytes=sum(sizes),
-        largest_bytes=max(sizes, default=0),
-        multiply_adds=counter.get_total_flops() // 2,
-        optimizer=optimizer,
-    )
-    return cost, sizes
+        counter = FlopCounterMode(display=False) if counts_work else None
+        with self.mode:
+            image = torch.empty(batch_size, self.in_channels, *patch_size)
+            with counter or nullcontext(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_half_precision):
+                    outputs = self.network(image)
+                total = _stand_in_loss(outputs)
+            sizes = [tensor.untyped_storage().nbytes() for tensor in saved.values()]
+            del total
+        return sizes, 0 if counter is None else counter.get_total_flops() // 2
 
 
 def _without_data(build: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Module:

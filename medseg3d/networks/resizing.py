@@ -23,6 +23,29 @@ def overlapping_pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
     return pool(x, kernel, tuple(stride), tuple((k - 1) // 2 for k in kernel))
 
 
+def widely_pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Means of overlapping windows of ``2 s + 1`` voxels at every ``s``-th, so that the result has a coarser ``size`` (MSFNet's pooling).
+
+    What lies beyond the border does not count.
+    """
+    windows = []
+    for length, wanted in zip(x.shape[2:], size, strict=True):
+        reach = -(-int(length) // wanted) if wanted < length else 0
+        centers = (place * int(length) // wanted for place in range(wanted))
+        windows.append([(max(0, center - reach), min(int(length), center + reach + 1)) for center in centers])
+    return window_means(x, windows)
+
+
+def window_means(x: Tensor, windows: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    """Means over a grid of windows, each axis with its own first and end voxels: a small matrix per axis, which ONNX can express."""
+    for axis, ranges in enumerate(windows, start=2):
+        share = torch.zeros(int(x.shape[axis]), len(ranges), dtype=x.dtype, device=x.device)
+        for cell, (first, end) in enumerate(ranges):
+            share[first:end, cell] = 1 / (end - first)
+        x = (x.movedim(axis, -1) @ share).movedim(-1, axis)
+    return x
+
+
 def resized(x: Tensor, size: Iterable[int]) -> Tensor:
     """Linear interpolation to a size; the same tensor where it has it."""
     size = tuple(size)

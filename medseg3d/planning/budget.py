@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil, prod
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
@@ -19,6 +19,9 @@ from medseg3d.planning.stages import network_plan_of, stages_of
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.topology import Topology
 from medseg3d.records import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from medseg3d.networks.cost import Tracer
 
 GIB = 2**30
 RESERVED_GB = 1.5
@@ -237,6 +240,12 @@ of unpadded ones, which lose their borders, do not."""
 @lru_cache(maxsize=512)
 def _traced_bytes(key: str, patch_size: tuple[int, ...], batch_size: int, optimizer: Literal["sgd", "adamw"]) -> int:
     """Bytes of a step of the network whose record ``key`` is, as JSON; the search for a patch asks for the same topologies again."""
-    from medseg3d.networks.cost import step_cost
+    return _tracer(key).step_cost(patch_size, batch_size, optimizer=optimizer, counts_work=False).peak_bytes
 
-    return step_cost(from_plain(json.loads(key), NetworkPlan, "network"), patch_size, batch_size, optimizer=optimizer).peak_bytes
+
+@lru_cache(maxsize=2)
+def _tracer(key: str) -> Tracer:
+    """The network of a record, built once for all patches: a topology is traced for several."""
+    from medseg3d.networks.cost import Tracer
+
+    return Tracer(from_plain(json.loads(key), NetworkPlan, "network"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medseg3d.devices import Device
 from medseg3d.losses import LossFunction, supervised_loss
+from medseg3d.networks.class_memory import note_labels, remember
 from medseg3d.training.domains import NO_NAME
 
 NORM_MEMORY = 0.95
@@ -78,8 +79,11 @@ def compute_gradients(
     network.zero_grad(set_to_none=True)
     with device.autocast():
         outputs = outputs_of(network, image, domain)
-    weights = None if isinstance(outputs, Tensor) else getattr(network, "head_weights", None)
-    total = supervised_loss(outputs, labels, loss, weights=weights).total
+    weights, targets = (None if isinstance(outputs, Tensor) else getattr(network, name, None) for name in ("head_weights", "head_targets"))
+    total = supervised_loss(outputs, labels, loss, weights=weights, targets=targets).total
+    if (own := getattr(network, "own_loss", None)) is not None and (further := own()) is not None:
+        total = total + further
+    note_labels(network, labels)
     value = float(total.detach())
     if math.isfinite(value):
         (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
@@ -105,7 +109,16 @@ def apply_gradients(learner: Learner, loss: float, *, running_norm: float = 0.0)
     if is_finite or scaler.is_enabled():  # the scaler skips the step itself, and must hear of it to lower its scale
         scaler.step(learner.optimizer)
         scaler.update()
+    if is_finite:
+        remember(network, rate_share=rate_share(learner.optimizer))
     return Step(loss=loss, gradient_norm=float(norm), is_finite=is_finite, running_norm=running_norm)
+
+
+def rate_share(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate as a share of the plan's highest, of the first group of weights."""
+    group = optimizer.param_groups[0]
+    highest = float(optimizer.defaults["lr"]) * float(group.get("factor", 1.0))
+    return min(1.0, float(group["lr"]) / highest) if highest else 0.0
 
 
 def normalize_gradients(network: nn.Module, running_norm: float, *, shared: Sequence[nn.Parameter] = ()) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from medseg3d.networks import NETWORKS, build_network
-from medseg3d.networks.cost import _stand_in_loss, _traced, step_cost
+from medseg3d.networks.cost import Tracer, _stand_in_loss, step_cost
 from medseg3d.plan import NetworkPlan
 
 STYLED = ("plain_unet", "residual_unet", "classic_unet", "vnet", "u2net")
@@ -98,5 +98,12 @@ def test_a_large_batch_costs_what_its_trace_says(family: str, features: tuple[in
     # with 256 features the weights in half precision are the largest of what is saved, until the batch is large
     network_plan = replace(plan(family), features=features)
     for batch in batches:
-        traced, _ = _traced(network_plan, (4, 8, 8), batch, in_half_precision=True, optimizer="sgd")
-        assert step_cost(network_plan, (4, 8, 8), batch) == traced
+        assert step_cost(network_plan, (4, 8, 8), batch) == Tracer(network_plan).traced_cost((4, 8, 8), batch)
+
+
+@pytest.mark.parametrize("family", [*STYLED, "dfanet", "mcibi"])
+def test_bytes_are_the_same_where_the_work_is_not_counted(family: str) -> None:
+    tracer = Tracer(replace(plan(family), features=(8, 16, 32)))
+    with_work, again, without = (tracer.step_cost((8, 32, 32), 2, counts_work=counts) for counts in (True, True, False))
+    assert again == with_work
+    assert without == replace(with_work, multiply_adds=0)

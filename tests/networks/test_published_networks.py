@@ -19,6 +19,9 @@ from medseg3d.networks import (
     fast_scnn,
     fcn,
     icnet,
+    isnet,
+    mcibi,
+    msfnet,
     pspnet,
     segnet,
     swiftnet,
@@ -40,12 +43,14 @@ FAMILIES = {
     for family in (
         unet_plus_plus.FAMILY, attention_unet.FAMILY, fcn.FAMILY, segnet.FAMILY, dla.FAMILY, deeplab.FAMILY, pspnet.FAMILY,
         transunet.FAMILY, icnet.FAMILY, bisenet.FAMILY, dfanet.FAMILY, espnet.FAMILY, swiftnet.FAMILY, fast_scnn.FAMILY, dfnet.FAMILY,
+        msfnet.FAMILY, isnet.FAMILY, mcibi.FAMILY,
     )
 }  # fmt: skip
 UNET = (32, 64, 128, 256, 512)
 VGG = (64, 128, 256, 512, 512)
 RESNET_18 = (64, 64, 64, 128, 256, 512)
 RESNET_50 = (64, 64, 256, 512, 1024, 2048)
+RESNET_50_C = (32, 32, 256, 512, 1024, 2048)
 DLA_34, DLA_60 = (16, 32, 64, 128, 256, 512), (16, 32, 128, 256, 512, 1024)
 BLOCKS_18, BLOCKS_50, BLOCKS_101 = (1, 1, 2, 2, 2, 2), (1, 1, 3, 4, 6, 3), (1, 1, 3, 4, 23, 3)
 CITYSCAPES = {"dimensions": 2, "channels": 3, "classes": 19}
@@ -59,6 +64,9 @@ SMALL = {
     "bisenet": {"context_features": 8},
     "icnet": {"context_features": 8},
     "swiftnet": {"decoder_features": 8},
+    "msfnet": {"decoder_features": 8},
+    "isnet": {"head_features": 8, "attention_features": 8},
+    "mcibi": {"head_features": 8, "attention_features": 8},
 }
 
 
@@ -125,6 +133,9 @@ COUNTS = {
         replace(plan("espnet", (16, 16, 64, 128), **(CITYSCAPES | {"classes": 20}), encoder=(1, 1, 5, 8)), options={"decoder": "none"}),
         373_065,
     ),
+    # SSSegmentation, whose heads have 25,469,497 and 67,681,849 behind a ResNet with a deep stem of 32 features
+    "ISNet R50": (plan("isnet", RESNET_50_C, **CITYSCAPES, encoder=BLOCKS_50, deep=True), 25_469_497 + 23_527_264),
+    "MCIBI R50, atrous pyramid": (plan("mcibi", RESNET_50_C, **CITYSCAPES, encoder=BLOCKS_50, deep=True), 67_681_849 + 23_527_264),
     # the authors' code for 224 x 224 and nine classes
     "TransUNet R50-ViT-B/16": (
         plan("transunet", (16, 64, 256, 512, 1024), dimensions=2, channels=3, classes=9, encoder=(1, 1, 3, 4, 9)),
@@ -278,7 +289,10 @@ def test_gates_stand_on_all_skips_but_the_finest() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (17, 64)])
-@pytest.mark.parametrize("name", ["fcn", "segnet", "deeplab_v3", "pspnet", "fast_scnn", "icnet", "bisenet", "swiftnet", "espnet", "dfnet"])
+@pytest.mark.parametrize(
+    "name",
+    ["fcn", "segnet", "deeplab_v3", "pspnet", "fast_scnn", "icnet", "bisenet", "swiftnet", "espnet", "dfnet", "msfnet", "isnet", "mcibi"],
+)
 def test_every_size_passes_networks_that_resize(name: str, size: tuple[int, int]) -> None:
     network = build(plan(name, (8, 8, 16, 16), dimensions=2, channels=1, classes=3, **SMALL.get(name, {})))
     with torch.no_grad():
@@ -346,5 +360,5 @@ def test_any_window_works_for_tokens() -> None:
 
 
 def test_families_have_names_of_their_own() -> None:
-    assert len(FAMILIES) == 15
+    assert len(FAMILIES) == 18
     assert all(isinstance(family, Family) for family in FAMILIES.values())
