@@ -121,6 +121,9 @@ class Options:
         given: dict[str, str] = {}
         for field in fields_of(type(self)):
             value, option = getattr(self, field.name), field.option
+            if field.type is str and not option.several and isinstance(value, Integral) and not isinstance(value, bool):
+                value = str(value)  # fold=0, as people write it in Python
+                object.__setattr__(self, field.name, value)
             for each in _values(value, option.several):
                 if (each is not None or field.default is not None) and (problem := field.problem(each)):
                     raise InputError(f"{option.name} {each}: {problem}.")

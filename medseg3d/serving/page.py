@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medseg3d.serving.answers import HealthAnswer, ModelAnswer
+from medseg3d.serving.attached import taken
 from medseg3d.serving.settings import ServeSettings
 
 
@@ -11,7 +12,7 @@ def render_page(model: ModelAnswer, health: HealthAnswer, settings: ServeSetting
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(model=model, health=health, settings=settings)
+    return environment.from_string(PAGE).render(model=model, health=health, settings=settings, taken=taken())
 
 
 PAGE = """\
@@ -79,7 +80,7 @@ select, input { font: inherit; color: inherit; max-width: 100%; }
 {% if model.channels|length > 1 %}
 One file per channel, in the order {{ model.channels|join(", ") }}, or called CASE_0000, CASE_0001, …; or one 4D file.
 {% else %}
-One volume ({{ model.channels[0] }}): .nii.gz, .nii, .nrrd, .mha; or a zip with one DICOM series.
+One volume ({{ model.channels[0] }}): {{ taken }}; or a .zip of one DICOM series.
 {% endif %}
 Up to {{ "%g"|format(settings.max_upload_mb) }} MiB. The label map has the grid of the image.</p>
 </section>

@@ -17,6 +17,7 @@ from medseg3d.errors import InputError, MedsegError
 from medseg3d.models.model import Model
 from medseg3d.records import to_plain
 from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, Refusal, describe_health, describe_job, describe_model
+from medseg3d.serving.attached import taken
 from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of
 from medseg3d.serving.page import render_page
 from medseg3d.serving.reader import Reader, ReaderDefectError
@@ -30,29 +31,6 @@ MAX_WARNINGS_HEADER = 4000
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 """The page runs no script and loads nothing."""
 
-UPLOAD_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-                            "description": "One image (.nii.gz, .nii, .nrrd, .mha), one per channel, or one zip with a DICOM series.",
-                        },
-                        "wait": {"type": "boolean", "default": True, "description": "As the parameter of the same name."},
-                    },
-                }
-            }
-        },
-    }
-}
-"""For the description of the interface: the form is read as it streams, not by FastAPI."""
 Described = dict[int | str, dict[str, Any]]
 """Answers by their status, for the description of the interface."""
 
@@ -63,6 +41,32 @@ def refusals(*statuses: int) -> Described:
 
 
 LABEL_MAP: dict[str, Any] = {"content": {"application/gzip": {}}, "description": "The label map, on the grid of the image."}
+
+
+def upload_form() -> dict[str, Any]:
+    """For the description of the interface: the form is read as it streams, not by FastAPI."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {
+                            "file": {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                                "description": f"One image ({taken()}), one per channel, or one .zip of a DICOM series.",
+                            },
+                            "wait": {"type": "boolean", "default": True, "description": "As the parameter of the same name."},
+                        },
+                    }
+                }
+            },
+        }
+    }
 
 
 def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) -> APIRouter:
@@ -87,7 +91,7 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
 
     answers: Described = {200: LABEL_MAP, 202: {"model": JobAnswer}, **refusals(400, 408, 410, 413, 415, 422, 503, 507)}
 
-    @router.post("/predict", response_model=None, responses=answers, openapi_extra=UPLOAD_FORM)
+    @router.post("/predict", response_model=None, responses=answers, openapi_extra=upload_form())
     async def predict(request: Request, wait: bool | None = None) -> Response:
         """Predict an image: the label map with `wait=true`, the job with `wait=false`."""
         async with _new_job(jobs, request.client.host if request.client else "") as job:

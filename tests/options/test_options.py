@@ -64,3 +64,7 @@ def test_a_record_is_made_from_the_fields_of_another() -> None:
     run = RunOptions(hours=6, seed=3, restart=True, batch_size=4, device="cpu")
     assert TrainOptions.of(run, fold="1", hours=2) == TrainOptions(hours=2, seed=3, restart=True, batch_size=4, device="cpu", fold="1")
     assert FindLrOptions.of(run) == FindLrOptions(seed=3, batch_size=4, device="cpu")
+
+
+def test_a_fold_may_be_written_as_a_number() -> None:
+    assert TrainOptions(fold=0) == TrainOptions(fold="0")  # type: ignore[arg-type]

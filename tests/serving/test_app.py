@@ -22,6 +22,7 @@ import SimpleITK as sitk
 
 from medseg3d.models.model import Model
 from medseg3d.options import PredictOptions
+from medseg3d.serving.attached import taken
 from medseg3d.serving.routes import MAX_WARNINGS_HEADER, warnings_header
 from medseg3d.workflows.predict import predict
 from tests.dicom_writer import write_other
@@ -410,7 +411,9 @@ def test_the_page_loads_nothing_and_runs_no_script(client: Any) -> None:
 def test_the_interface_describes_itself(client: Any) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/health", "/model", "/predict", "/jobs/{name}", "/jobs/{name}/labels"}
-    assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]
+    form = paths["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert taken() in form["properties"]["file"]["description"]
+    assert taken() in client.get("/").text
     assert client.get("/docs").status_code == 200
 
 
