@@ -25,9 +25,6 @@ from medseg3d.work_folder import work_folder
 
 PICTURE = Path(__file__).parents[1] / "docs/images/demo.png"
 
-NUM_COLORS = 96
-"""Grays and the colors of the contours: a quarter of the bytes, and no difference to the eye."""
-
 
 def main() -> None:
     """Write the picture beside the documentation."""
@@ -39,7 +36,7 @@ def main() -> None:
     evaluation = read_record(predictions / "metrics.json", Evaluation, RECORD_KIND)
     chosen = median_case(evaluation)
     drawn = Image.open(BytesIO(picture(options.demo, predictions, chosen)))
-    drawn.convert("RGB").quantize(NUM_COLORS).save(PICTURE, optimize=True)
+    drawn.convert("RGB").save(PICTURE, optimize=True)
     dice = f"mean Dice {chosen.foreground_dice:.3f}, the median of its {len(evaluation.cases)} test cases"
     print(f"![A test case of the demo: contours of prediction and reference in three views, {dice}](docs/images/demo.png)")
     print(", ".join(f"{label.name} {label.dice:.3f}" for label in chosen.labels))

@@ -17,7 +17,7 @@ import pytest
 from tests.faults import Fault, render
 from tests.tiny_planner import tiny_planner
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # a process per core shares them out
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
