@@ -43,6 +43,8 @@ EXAMPLES: dict[str, tuple[int, ...]] = {
     "mednext": CUBE,
     "swinunetr": CUBE,
     "unet_plus_plus": CUBE,
+    "unet_plus": CUBE,
+    "unet_e": CUBE,
     "attention_unet": CUBE,
     "fcn": CUBE,
     "segnet": CUBE,

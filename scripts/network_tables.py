@@ -34,7 +34,7 @@ FAMILY_TABLES = {
     "classic": ("unet_2015", "unet_3d", "unet_wide"),
     "vnet": ("vnet", "vnet_batch_norm"),
     "u2net": ("u2net",),
-    "nested": ("unet_plus_plus", "attention_unet"),
+    "nested": ("unet_plus_plus", "unet_plus", "unet_e", "attention_unet"),
     "published": ("fcn", "segnet", "dla", "transunet", "deeplab_v3", "pspnet", "isnet", "mcibi"),
     "real_time": ("icnet", "bisenet", "dfanet", "espnet", "swiftnet", "fast_scnn", "dfnet", "msfnet"),
     "monai": ("dynunet", "segresnet", "monai_attention_unet", "mednext", "swinunetr"),

@@ -162,7 +162,12 @@ def _export(options: c.ExportCommand, console: Console) -> None:
 
     with console:
         result = export_model(
-            options.model, options.output, format=options.format, configuration=options.configuration, folds=options.folds
+            options.model,
+            options.output,
+            format=options.format,
+            configuration=options.configuration,
+            folds=options.folds,
+            level=options.level,
         )
     console.show_exported(result)
 

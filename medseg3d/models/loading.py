@@ -6,14 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from medseg3d.devices import Device, choose_device
 from medseg3d.errors import InputError
 from medseg3d.extensions import version_of
 from medseg3d.models.model import Model
 from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
+from medseg3d.models.pruning import chosen_level
 from medseg3d.models.sources import open_model
 from medseg3d.models.trained import trained_parts
 from medseg3d.networks.build import NETWORKS, build_network
+from medseg3d.networks.levels import levels_of, set_level
 from medseg3d.options import FoldChoice, ModelOptions
 from medseg3d.plan import Plan
 from medseg3d.prediction.empty_windows import Skipping
@@ -34,20 +38,22 @@ def load_model(
     mirroring: bool | None = None,
     step: float = 0.5,
     skip_empty: bool = False,
+    level: str | int | None = None,
 ) -> Model:
     """Load a model from any of the :data:`~medseg3d.models.sources.SOURCES`: a work folder, a ``.medseg3d`` file, weights, nnU-Net's.
 
     A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
     ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
     mirrors where validation showed a gain, and where nothing is known. ``step`` is the distance of windows as a share of the window, up
-    to 1. ``skip_empty`` leaves out windows that validation says are empty. Raises :class:`InputError` where nothing is trained there.
+    to 1. ``skip_empty`` leaves out windows that validation says are empty. ``level`` says how much of a network that can be pruned
+    predicts, a number or ``full``; None takes the level that validation chose. Raises :class:`InputError` where nothing is trained there.
     """
-    ModelOptions(step=step, skip_empty=skip_empty)  # refuses what the command line refuses
+    options = ModelOptions(step=step, skip_empty=skip_empty, level=None if level is None else str(level))  # refuses as the command line
     if mirroring not in (None, True, False):
         raise InputError(f"load_model: mirroring is {mirroring!r}, expected True, False or None.")
     chosen = choose_device(device, precision)
     parts = open_model(Path(path), configuration=configuration, folds=folds)
-    return assemble(parts, chosen, mirroring=mirroring, step=step, skip_empty=skip_empty)
+    return assemble(parts, chosen, mirroring=mirroring, step=step, skip_empty=skip_empty, level=options.wanted_level)
 
 
 def load_models(
@@ -57,9 +63,10 @@ def load_models(
     folds: FoldChoice = None,
     device: str = "auto",
     mirroring: bool | Mapping[str, bool] | None = None,
+    level: int | Mapping[str, int] | None = None,
 ) -> Model:
     """A model of the named configurations of a work folder, averaged, without postprocessing; raises as :func:`load_model`."""
-    return assemble(trained_parts(work, names, folds=fold_names(folds)), choose_device(device), mirroring=mirroring)
+    return assemble(trained_parts(work, names, folds=fold_names(folds)), choose_device(device), mirroring=mirroring, level=level)
 
 
 def assemble(
@@ -69,10 +76,15 @@ def assemble(
     mirroring: bool | Mapping[str, bool] | None = None,
     step: float = 0.5,
     skip_empty: bool = False,
+    level: int | Mapping[str, int] | None = None,
 ) -> Model:
-    """Build the networks on a device and fill them; ``mirroring`` may be given for each configuration, otherwise as :func:`load_model`."""
+    """Build the networks on a device and fill them; ``mirroring`` may be given for each configuration, otherwise as :func:`load_model`.
+
+    ``level`` is 0 for the whole network, None for what validation chose; it may be given for each configuration as well.
+    """
     description = parts.description
     stages = {stage.configuration: stage for stage in description.stages}
+    levels: dict[str, int | None] = {}
 
     def member(stage: MemberDescription, *, is_last: bool) -> Member:
         name = stage.configuration
@@ -82,6 +94,7 @@ def assemble(
             tensors = parts.tensors(name, fold)
             network = build_network(configuration.network)
             network.load_state_dict(dict(tensors))
+            levels[name] = _leveled(network, stage, level.get(name) if isinstance(level, Mapping) else level)
             networks.append(network.to(device.device).eval())
         previous = configuration.previous_stage
         wanted = mirroring[name] if isinstance(mirroring, Mapping) else mirroring
@@ -94,8 +107,18 @@ def assemble(
         )
 
     members = [member(stage, is_last=True) for stage in description.members]
-    identity = parts.identity + _extensions_of(description)
+    pruned = "".join(f";{name} level {chosen}" for name, chosen in levels.items() if chosen)
+    identity = parts.identity + _extensions_of(description) + pruned
     return Model(description.plan, members, device, postprocessing=description.postprocessing, step=step, identity=identity)
+
+
+def _leveled(network: torch.nn.Module, stage: MemberDescription, wanted: int | None) -> int | None:
+    """Let the wanted level of a network predict, or the one that validation chose; it, where it is not the whole network."""
+    levels = levels_of(network)
+    level = chosen_level(levels, stage, wanted)
+    if level is not None:
+        set_level(network, level)
+    return level if levels and level != levels[-1] else None
 
 
 def _extensions_of(description: ModelDescription) -> str:

@@ -6,6 +6,7 @@ The command line predicts through this class as well, so that both give the same
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from medseg3d.data.dataset import Case
 from medseg3d.data.prediction_cases import prediction_cases
 from medseg3d.data.reading import RawCase, read_to_predict
-from medseg3d.devices import Device, is_out_of_memory, use_all_cores
+from medseg3d.devices import Device, is_out_of_memory, use_all_cores, wait_for
 from medseg3d.errors import ChannelCountError, InputError
 from medseg3d.fingerprint.familiarity import CHECK, REFUSED, doubts_about, in_words, look_of
 from medseg3d.frame import grid_of, orientation_in
@@ -26,6 +27,7 @@ from medseg3d.geometry import AS_STORED, Orientation, canonical_spacing, from_ca
 from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.images.image_objects import array_and_affine
 from medseg3d.labels import Labels
+from medseg3d.networks.levels import EveryLevel, Levelled, levels_of, set_level
 from medseg3d.networks.packed import can_pack, packed
 from medseg3d.plan import Configuration, Plan
 from medseg3d.precision import checked_precision, wrong_convolution
@@ -35,6 +37,7 @@ from medseg3d.prediction.predict_case import (
     PreparedCase,
     prepare_case,
     segment,
+    segment_every_level,
     segment_with_and_without_mirroring,
     with_networks,
 )
@@ -42,6 +45,8 @@ from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
 
 logger = logging.getLogger(__name__)
 
+TIMED_WINDOWS = 3
+"""After a first one, which sets up kernels; the fastest is what a window takes where nothing else runs."""
 MIN_VOLUME_OF_AXES = 0.1
 """Of the box of the three unit axes, as for files: a sheared grid has less than 1, two axes that point the same way 0."""
 
@@ -96,7 +101,7 @@ class Model:
 
     def survey_windows(self) -> Survey:
         """Count, from the first image on, which windows could have been left out."""
-        survey = Survey(is_regions=bool(self.plan.labels.regions))
+        survey = Survey(is_regions=bool(self.plan.labels.regions), num_outputs=self.plan.labels.num_outputs)
         self.members = self._used = tuple(replace(member, survey=survey) for member in self.members)
         return survey
 
@@ -202,6 +207,43 @@ class Model:
         (member,) = self._used
         return segment_with_and_without_mirroring(prepared, member, self.plan.labels, self.device, step=self.step)
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that the networks of a model of one configuration can predict with; none where there is nothing to choose."""
+        return levels_of(self.members[0].networks[0]) if len(self.members) == 1 else ()
+
+    def segment_every_level(self, prepared: PreparedCase, *, both_ways: bool) -> list[np.ndarray]:
+        """Label indices of every level, deepest first, of one pass; with ``both_ways`` those without mirroring behind them."""
+        self._check_precision(prepared)
+        (member,) = self._used
+        every = with_networks(member, _every_level)
+        return segment_every_level(
+            prepared, every, self.plan.labels, self.device, num_levels=len(self.levels), step=self.step, both_ways=both_ways
+        )
+
+    def seconds_per_window(self) -> dict[int, float]:
+        """By level, how long one window takes a network here: the fastest of some. For a model that has seen an image."""
+        (member,) = self._used
+        network, found = member.networks[0], {}
+        window = _noise(member.configuration).to(self.device.device)
+        try:
+            for level in self.levels:
+                set_level(network, level)
+                found[level] = self._seconds(network, window)
+        finally:
+            set_level(network, self.levels[-1])
+        return found
+
+    def _seconds(self, network: torch.nn.Module, window: torch.Tensor) -> float:
+        seconds = []
+        with torch.inference_mode(), self.device.autocast():
+            for _ in range(1 + TIMED_WINDOWS):
+                began = time.perf_counter()
+                network(window)
+                wait_for(self.device.device)
+                seconds.append(time.perf_counter() - began)
+        return min(seconds[1:])
+
     def finish(self, indices: np.ndarray, orientation: Orientation) -> np.ndarray:
         """Label indices ``(S, A, R)`` → postprocessed label values on the file's axes ``(x, y, z)``."""
         cleaned = apply_postprocessing(indices, self.postprocessing)
@@ -269,6 +311,10 @@ class Model:
                 f"{raw.name}: {raw.image.shape[0]} channels, but the model was trained on {len(self.plan.channels)} "
                 f"({', '.join(self.plan.channels)})."
             )
+
+
+def _every_level(network: torch.nn.Module) -> torch.nn.Module:
+    return EveryLevel(network) if isinstance(network, Levelled) else network
 
 
 def _stages(members: Sequence[Member]) -> list[Member]:

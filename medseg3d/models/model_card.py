@@ -144,7 +144,13 @@ def _use_of_networks(description: ModelDescription) -> str:
     folds = "The networks of a configuration are averaged as logits"
     configurations = ", the configurations as probabilities" if len(description.members) > 1 else ""
     stages = f"; {', '.join(m.configuration for m in description.previous)} only serves as an earlier stage" if description.previous else ""
-    return f"{folds}{configurations}{stages}. A spacing of two numbers is that of a 2D network, which sees the last two axes."
+    levels = "".join(
+        f" Of {stage.configuration} level {stage.levels.level} predicts, of {stage.levels.deepest} (`--level` names another): "
+        f"{stage.levels.reason}. {stage.levels.table()}."
+        for stage in description.stages
+        if stage.levels is not None
+    )
+    return f"{folds}{configurations}{stages}. A spacing of two numbers is that of a 2D network, which sees the last two axes.{levels}"
 
 
 def _measured(description: ModelDescription) -> str:

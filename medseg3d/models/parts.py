@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from medseg3d.models.checkpoints import check_fit
 from medseg3d.plan import Plan
+from medseg3d.records import Checked
 from medseg3d.validation.empty_window_record import EmptyWindows
+from medseg3d.validation.levels import LevelChoice
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
 
 DICE = "cross_validation_dice"
@@ -22,16 +25,20 @@ Facts = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberDescription:
+class MemberDescription(Checked):
     """A configuration of a model with its folds; ``mirroring`` says whether mirroring helps it at prediction.
 
-    ``empty_windows`` is what validation said of windows that may be left out.
+    ``empty_windows`` is what validation said of windows that may be left out, ``levels`` how much of a network that can be pruned
+    predicts, None where nothing is known.
     """
+
+    came_later: ClassVar[tuple[str, ...]] = ("levels",)
 
     configuration: str
     folds: tuple[str, ...]
     mirroring: bool = True
     empty_windows: EmptyWindows | None = None
+    levels: LevelChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

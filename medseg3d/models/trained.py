@@ -15,6 +15,7 @@ from medseg3d.plan import Plan
 from medseg3d.provenance import is_known, validation_changes, weights_digest
 from medseg3d.records import read_record
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS, EmptyWindows, combined
+from medseg3d.validation.levels import LEVELS, FoldLevels, LevelChoice, choose_level
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING
 from medseg3d.validation.selection import FoldMirroring, Selection, read_fold_mirroring, read_selection
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
@@ -79,8 +80,9 @@ def trained_parts(
                 MemberDescription(
                     configuration=name,
                     folds=used[name],
-                    mirroring=_is_mirrored(work, name, used[name], selection),
+                    mirroring=(is_mirrored := _is_mirrored(work, name, used[name], selection)),
                     empty_windows=empty_windows_of(work, name, used[name]),
+                    levels=levels_of(work, name, used[name], is_mirrored=is_mirrored),
                 )
                 for name in names
             ),
@@ -191,6 +193,19 @@ def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str])
             return None
 
     return combined([said(fold) for fold in folds])
+
+
+def levels_of(work: WorkFolder, configuration: str, folds: Sequence[str], *, is_mirrored: bool) -> LevelChoice | None:
+    """The level that the validations of these folds choose together; None where one has none, or was made with other weights or labels."""
+    files = {fold: work.validation(configuration, fold) / LEVELS for fold in folds}
+    if not all(file.exists() for file in files.values()) or any(validation_changes(work, configuration, fold) for fold in folds):
+        return None
+    try:
+        found = [read_record(file, FoldLevels, "levels") for file in files.values()]
+    except InputError as error:
+        logger.warning("%s The whole network predicts; medseg3d validate makes the file again.", error)
+        return None
+    return choose_level(found, is_mirrored=is_mirrored)
 
 
 def _trained(work: WorkFolder, name: str, folds: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -78,6 +78,11 @@ class Sharing:
         return [parameter for name, parameter in network.named_parameters() if self.domain_of(name) is None]
 
 
+def no_levels(plan: NetworkPlan) -> tuple[int, ...]:
+    """All of it predicts."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A family as its file describes it.
@@ -88,7 +93,9 @@ class Family:
     smallest patch that gives at least ``wanted``. ``problems(plan)`` says what this family cannot build, a sentence without its point each.
     With ``keeps_weights`` a network begins with the weights that ``build`` gives it, otherwise with those of
     :func:`~medseg3d.networks.blocks.initialize`. A family that ``has_style`` takes the shared options. ``pooling`` is what it
-    asks of strides and kernels. ``sharing`` is given where one network can serve several datasets.
+    asks of strides and kernels. ``sharing`` is given where one network can serve several datasets. Where a part of
+    a network can predict, ``levels(plan)`` are those parts, rising, and ``prune(plan, level)`` is the plan of one alone, whose tensors have
+    the names that they have in the whole network (:mod:`medseg3d.networks.levels`).
     """
 
     name: str
@@ -102,6 +109,8 @@ class Family:
     has_style: bool = True
     pooling: Pooling = Pooling()
     sharing: Sharing | None = None
+    levels: Callable[[NetworkPlan], Sequence[int]] = no_levels
+    prune: Callable[[NetworkPlan, int], NetworkPlan] | None = None
 
     def completed(self, plan: NetworkPlan) -> NetworkPlan:
         """The plan with every option filled in; raises as :meth:`completed_options`, and where the family has other problems with it."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medseg3d.networks.blocks import ConvStack
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family, too_few_stages
+from medseg3d.networks.levels import Levelled
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.resizing import pooled
 from medseg3d.networks.style import style_of
@@ -22,7 +23,7 @@ from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
 
 
-class UNetPlusPlus(nn.Module):
+class UNetPlusPlus(Levelled):
     """Convolutions and max pooling down, transposed convolutions up to every node, skips to all later nodes of a row.
 
     With ``skips`` ``dense`` a node sees all earlier nodes of its row (UNet++); with ``short`` the one before it (UNet+); with ``shared``
@@ -73,6 +74,11 @@ class UNetPlusPlus(nn.Module):
             return torch.stack([logits for _, logits in self._logits(x, every)]).mean(0)
         return dict(self._logits(x, [self.level]))[self.level]
 
+    def level_logits(self, x: Tensor) -> list[Tensor]:
+        """What each level predicts, of one pass, deepest first."""
+        heads = [logits for _, logits in self._logits(x, self.levels)]
+        return [torch.stack(heads[: n + 1]).mean(0) if self.ensembles else heads[n] for n in range(len(heads))][::-1]
+
     def _logits(self, x: Tensor, levels: Iterable[int]) -> Iterable[tuple[int, Tensor]]:
         """Diagonal after diagonal, each of which makes the next level; what no later node needs is let go."""
         wanted = set(levels)
@@ -105,6 +111,11 @@ def pruned_plan(plan: NetworkPlan, level: int) -> NetworkPlan:
     )
 
 
+def _levels(plan: NetworkPlan) -> tuple[int, ...]:
+    """Those with a head; a single one is no choice."""
+    return tuple(range(1, len(plan.features))) if plan.deep_supervision and len(plan.features) > 2 else ()
+
+
 def _problems(plan: NetworkPlan) -> Iterable[str]:
     yield from too_few_stages(plan, 2)
 
@@ -114,4 +125,12 @@ CHOICES: dict[str, tuple[Option, ...]] = {
     "skips": ("dense", "short", "shared"),
     "prediction": ("level", "mean"),  # mean: of all heads, the paper's accurate mode; level: of one, its fast mode
 }
-FAMILY = Family(name="unet_plus_plus", build=UNetPlusPlus, options=OPTIONS, choices=CHOICES, problems=_problems)
+FAMILY = Family(
+    name="unet_plus_plus",
+    build=UNetPlusPlus,
+    options=OPTIONS,
+    choices=CHOICES,
+    problems=_problems,
+    levels=_levels,
+    prune=pruned_plan,
+)

@@ -9,6 +9,7 @@ from medseg3d.options.planning import PlanningOptions, PlanOptions, PreprocessOp
 from medseg3d.options.prediction import (
     ExportOptions,
     FoldChoice,
+    LevelOptions,
     MemberOptions,
     MirroringOptions,
     ModelOptions,
@@ -28,6 +29,7 @@ __all__ = [
     "Field",
     "FindLrOptions",
     "FoldChoice",
+    "LevelOptions",
     "MemberOptions",
     "MirroringOptions",
     "ModelOptions",

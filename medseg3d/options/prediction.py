@@ -48,8 +48,39 @@ class MemberOptions(Options):
     folds: Annotated[FoldChoice, Option("--fold", "only these folds (default: all finished)", metavar="K", several="words")] = None
 
 
+FULL = "full"
+"""In the place of a level: the whole network."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(MirroringOptions, DeviceOptions, MemberOptions):
+class LevelOptions(Options):
+    """How much of a network that can be pruned predicts."""
+
+    level: Annotated[
+        str | None,
+        Option(
+            "--level",
+            "level of a UNet++ that predicts, 1 or more, or full (default: the smallest that validation found as good)",
+            metavar="N|full",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.wanted_level  # noqa: B018  # refuses what is no level
+
+    @property
+    def wanted_level(self) -> int | None:
+        """None where validation decides; 0 for the whole network."""
+        if self.level is None or self.level == FULL:
+            return None if self.level is None else 0
+        if not str(self.level).isdecimal():
+            raise InputError(f"--level {self.level}: expected a whole number of at least 1, or {FULL}.")
+        return int(self.level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LevelOptions, MirroringOptions, DeviceOptions, MemberOptions):
     """How a model is loaded, and how its networks go over an image."""
 
     step: Annotated[
@@ -109,7 +140,7 @@ class PredictOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(MemberOptions):
+class ExportOptions(LevelOptions, MemberOptions):
     """Options of ``export``."""
 
     format: Annotated[

@@ -28,10 +28,13 @@ def finds_something(logits: torch.Tensor, *, is_regions: bool) -> torch.Tensor:
 
 
 class Survey:
-    """Counts windows while cases are predicted; ``is_regions`` where each output is a region of its own."""
+    """Counts windows while cases are predicted; ``is_regions`` where each output is a region of its own.
 
-    def __init__(self, *, is_regions: bool) -> None:
-        self.is_regions = is_regions
+    Of logits that several levels of a network give behind each other the first ``num_outputs`` count.
+    """
+
+    def __init__(self, *, is_regions: bool, num_outputs: int | None = None) -> None:
+        self.is_regions, self.num_outputs = is_regions, num_outputs
         self._windows: dict[str, list[tuple[float, int, int]]] = {}
 
     def seen(self, brightest: Sequence[float], ways: Sequence[torch.Tensor]) -> list[tuple[float, int, int]]:
@@ -41,7 +44,8 @@ class Survey:
         """
         rows = []
         for value, *windows in zip(brightest, *ways, strict=True):
-            anything = torch.stack([finds_something(window, is_regions=self.is_regions) for window in windows]).any(0)
+            first = slice(self.num_outputs)
+            anything = torch.stack([finds_something(window[first], is_regions=self.is_regions) for window in windows]).any(0)
             rows.append((value, int(anything.sum()), anything.numel()))
         return rows
 

@@ -141,6 +141,27 @@ def segment_with_and_without_mirroring(
     return mirrored, plain
 
 
+def segment_every_level(
+    prepared: PreparedCase,
+    member: Member,
+    labels: Labels,
+    device: Device,
+    *,
+    num_levels: int,
+    step: float = 0.5,
+    both_ways: bool = False,
+    max_bytes: int | None = None,
+) -> list[np.ndarray]:
+    """A label map ``(S, A, R)`` for every level, deepest first, of one pass; with ``both_ways`` those without mirroring behind them.
+
+    The networks of ``member`` give the logits of all levels (:class:`~medseg3d.networks.levels.EveryLevel`).
+    """
+    case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
+    slabs = _slabs(prepared.name, case, member, device, step, max_bytes, with_unmirrored=both_ways)
+    num_maps = num_levels * (2 if both_ways else 1)
+    return restore_label_maps(slabs, labels.num_outputs, case.restoration, num_maps=num_maps, is_regions=bool(labels.regions))
+
+
 def _with_first_stage(
     prepared: PreparedCase, member: Member, labels: Labels, device: Device, step: float, max_bytes: int | None
 ) -> PreprocessedCase:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from medseg3d.errors import InputError
 from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
 from medseg3d.provenance import Origin, changes_since, is_outdated
-from medseg3d.records import read_record
+from medseg3d.records import Checked, read_record
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
@@ -83,10 +84,13 @@ class FoldMirroring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairMirroring:
-    """``mirroring.json`` of an ensemble's validation: whether each configuration was mirrored."""
+class PairMirroring(Checked):
+    """``mirroring.json`` of an ensemble's validation: whether each configuration was mirrored, and the level of those that have some."""
+
+    came_later: ClassVar[tuple[str, ...]] = ("levels",)
 
     is_used: dict[str, bool]
+    levels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,10 @@ from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing
 from medseg3d.models.bundle import write_bundle
 from medseg3d.models.model_file import ENDING, write_model_file
 from medseg3d.models.parts import ModelDescription, ModelParts
+from medseg3d.models.pruning import pruned_parts
 from medseg3d.models.sources import open_model
 from medseg3d.networks.build import build_network, output_size
-from medseg3d.options import FoldChoice
+from medseg3d.options import FoldChoice, LevelOptions
 from medseg3d.plan import Plan
 from medseg3d.records import to_plain, write_record
 from medseg3d.version import __version__
@@ -85,14 +86,17 @@ def export_model(
     format: Format | None = None,
     configuration: str | None = None,
     folds: FoldChoice = None,
+    level: str | int | None = None,
 ) -> ExportResult:
     """Export any model that ``load_model`` loads, atomically.
 
     ``format`` None takes the one that the output's name ends with. Of a work folder that is exported which ``load_model`` would load.
+    Of a network with levels, ONNX and MONAI get the one that predicts alone; a ``.medseg3d`` file holds all, unless ``level`` names one.
     A file that is there is replaced, a folder that holds something is not. Raises :class:`InputError`, and
     :class:`UnsupportedError` where a format cannot hold the model, or its ONNX does not compute the same.
     """
     chosen = format or _format_of(output)
+    wanted = LevelOptions(level=None if level is None else str(level)).wanted_level
     if chosen == "onnx":
         _check_onnx()
     if chosen == "medseg3d" and output.suffix != ENDING:
@@ -101,6 +105,8 @@ def export_model(
     _check_free(output, is_folder=is_folder)
     remove_leftovers(output.parent, name=output.name)
     parts = open_model(source, configuration=configuration, folds=folds)
+    if wanted is not None or chosen != "medseg3d":
+        parts = pruned_parts(parts, wanted)
     parity: tuple[Parity, ...] = ()
     if chosen == "medseg3d":
         files: tuple[Path, ...] = (write_model_file(output, parts),)

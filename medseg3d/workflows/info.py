@@ -15,6 +15,7 @@ from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.models.sources import kind_of, open_model
 from medseg3d.networks.build import checked_plan, family_of, lacks_extension
 from medseg3d.plan import NetworkPlan, Option, TrainingPlan
+from medseg3d.validation.levels import LevelChoice
 from medseg3d.wording import counted
 
 
@@ -24,6 +25,7 @@ class NetworkInfo:
 
     ``provider`` is the extension that the family is from, empty for one that is built in; ``parameters`` is None where that is not at
     hand. ``loss`` and ``augmentations`` (those beside the usual ones) are in words, None where the training was another program's.
+    ``levels`` is what validation chose of a network that can be pruned.
     """
 
     configuration: str
@@ -38,6 +40,7 @@ class NetworkInfo:
     provider: str
     loss: str | None
     augmentations: tuple[str, ...] | None
+    levels: LevelChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +143,17 @@ def _network_lines(network: NetworkInfo, axes: str) -> list[tuple[str, str]]:
         ("  spacing", f"{' × '.join(f'{value:g}' for value in network.spacing)} mm ({plane})"),
         ("  window", f"{' × '.join(map(str, network.window))} voxels"),
         ("  mirroring", "yes" if network.mirroring else "no"),
+        *_level_lines(network.levels),
         *([("  loss", network.loss)] if network.loss else []),
         *([("  augmented by", "; ".join(network.augmentations))] if network.augmentations else []),
     ]
+
+
+def _level_lines(levels: LevelChoice | None) -> list[tuple[str, str]]:
+    """Which level predicts, why, and what the others are like."""
+    if levels is None:
+        return []
+    return [("  level", f"{levels.level} of {levels.deepest}: {levels.reason}"), ("  levels", levels.table())]
 
 
 def _numbers(options: Mapping[str, Option]) -> str:
@@ -167,6 +178,7 @@ def _network_info(description: ModelDescription, member: MemberDescription, *, i
         parameters=None if lacks_extension(plan) else _num_parameters(plan),
         folds=member.folds,
         mirroring=member.mirroring and bool(configuration.mirror_axes),
+        levels=member.levels,
         is_previous_stage=is_previous_stage,
         options=dict(plan.options),
         provider=plan.provider,

@@ -20,6 +20,7 @@ def model_for(place: Path, options: ModelOptions) -> Model:
         mirroring=options.mirroring,
         step=options.step,
         skip_empty=options.skip_empty,
+        level=options.level,
     )
 
 

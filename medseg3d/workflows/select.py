@@ -21,10 +21,12 @@ from medseg3d.files import remove_file
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_models
+from medseg3d.models.trained import levels_of
 from medseg3d.options import SelectOptions
 from medseg3d.plan import Plan
 from medseg3d.provenance import METRICS, Origin, merged, read_origin, write_origin
 from medseg3d.records import read_record, write_record
+from medseg3d.validation.levels import MIRRORED, PLAIN, LevelChoice, level_folder
 from medseg3d.validation.postprocessing_choice import ValidatedCase, choose_postprocessing
 from medseg3d.validation.selection import (
     MIRRORING,
@@ -50,11 +52,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """A candidate's folds and their metrics."""
+    """A candidate's folds and their metrics, and where the label maps of each lie; ``levels`` is the level that was chosen, if any."""
 
     names: tuple[str, ...]
     folds: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
+    label_maps: tuple[Path, ...]
+    levels: LevelChoice | None = None
 
 
 @verb(SelectOptions)
@@ -105,6 +109,7 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
     )
     notes = (*selection.notes, *left_out, *(f"{name}: {choice.reason}." for name, choice in mirroring.items() if choice.gain is not None))
     origin = merged([_origin(root, folder, plan, m.names, fold) for m in measured for fold in m.folds])
+    notes += tuple(f"{m.names[0]}: L{m.levels.level} predicts: {m.levels.reason} ({m.levels.table()})." for m in measured if m.levels)
     selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes, origin=origin)
     write_record(folder.selection, selection, "selection")
     return selection
@@ -138,7 +143,7 @@ def _single(
         return None
     work = folder.root
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
-    return _Evaluated((name,), folds, evaluations)
+    return _Evaluated((name,), folds, evaluations, tuple(folder.validation(name, fold) for fold in folds))
 
 
 def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> bool:
@@ -170,14 +175,24 @@ def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> 
 
 
 def _evaluated_so(folder: WorkFolder, measured: _Evaluated, is_mirrored: bool) -> _Evaluated:
-    """The same folds with their label maps and metrics made the chosen way, where they were made both ways."""
+    """The same folds with their label maps and metrics made the chosen way, where they were made both ways, and by the chosen level."""
+    name = measured.names[0]
     for fold in measured.folds:
-        validation = folder.validation(measured.names[0], fold)
+        validation = folder.validation(name, fold)
         made = read_fold_mirroring(validation)
         if made is not None and made.has_other and made.is_used != is_mirrored:
             use_other_mirroring(validation)
-    evaluations = tuple(read_evaluation(folder.validation(measured.names[0], fold) / METRICS) for fold in measured.folds)
-    return replace(measured, evaluations=evaluations)
+    levels = levels_of(folder, name, measured.folds, is_mirrored=is_mirrored)
+    places = tuple(_label_maps(folder.validation(name, fold), levels, is_mirrored=is_mirrored) for fold in measured.folds)
+    return replace(measured, evaluations=tuple(read_evaluation(place / METRICS) for place in places), label_maps=places, levels=levels)
+
+
+def _label_maps(validation: Path, levels: LevelChoice | None, *, is_mirrored: bool) -> Path:
+    """Where the label maps and metrics of the chosen level lie; those of the whole network where it was not predicted this way."""
+    if levels is None or levels.level == levels.deepest:
+        return validation
+    place = level_folder(validation, levels.level, MIRRORED if is_mirrored else PLAIN)
+    return place if (place / METRICS).exists() else validation
 
 
 def _pair(
@@ -191,21 +206,23 @@ def _pair(
     on: Listener,
 ) -> _Evaluated:
     evaluations = []
+    chosen = {name: levels_of(folder, name, folds, is_mirrored=mirroring[name]) for name in names}
+    wanted = PairMirroring(is_used=mirroring, levels={name: levels.level for name, levels in chosen.items() if levels is not None})
     for fold in folds:
         target = folder.validation("+".join(names), fold)
         metrics, made = target / METRICS, target / MIRRORING
-        is_same = made.exists() and read_record(made, PairMirroring, "mirroring").is_used == mirroring
+        is_same = made.exists() and read_record(made, PairMirroring, "mirroring") == wanted
         if is_same and metrics.exists() and validation_age(root, folder, plan, names, fold) is None:
             evaluations.append(read_evaluation(metrics))
             continue
         on(Event(stage="select", message=f"Evaluating the ensemble {' + '.join(names)}, fold {fold}"))
-        model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring)
+        model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring, level=wanted.levels)
         remove_file(metrics)
         validation = read_split(folder, fold).validation
         write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
-        write_record(made, PairMirroring(is_used=mirroring), "mirroring")
+        write_record(made, wanted, "mirroring")
         evaluations.append(predict_and_evaluate(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
-    return _Evaluated(names, folds, tuple(evaluations))
+    return _Evaluated(names, folds, tuple(evaluations), tuple(folder.validation("+".join(names), fold) for fold in folds))
 
 
 def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str) -> Origin:
@@ -217,8 +234,7 @@ def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fo
 def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> Iterator[ValidatedCase]:
     """The validation cases of a candidate; each loads its predicted and reference indices when it is asked to."""
     cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
-    for fold in best.folds:
-        target = folder.validation("+".join(best.names), fold)
+    for fold, target in zip(best.folds, best.label_maps, strict=True):
         for name in read_split(folder, fold).validation:
             label = cases[name].label if name in cases else None
             if label is not None:

@@ -27,15 +27,19 @@ from medseg3d.records import write_record
 from medseg3d.training.domains import running_parts
 from medseg3d.training.state import check_same_parts
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS
+from medseg3d.validation.levels import LEVELS
 from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirroring, read_fold_mirroring
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.measure_levels import LevelMeasurement
 from medseg3d.workflows.origins import origin_of_validation, raw_cases, validation_age
 from medseg3d.workflows.splits import own_fold, plan_digest, read_split
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
+WHOLE_NETWORK = 0
+"""The level of a network that is measured: all of them then, of one pass."""
 
 
 @verb(ValidateOptions)
@@ -71,18 +75,21 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
         return kept
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to validate.")
-    model = load_models(folder, [chosen.name], folds=[fold], device=options.device, mirroring=tta != "off")
+    model = load_models(folder, [chosen.name], folds=[fold], device=options.device, mirroring=tta != "off", level=WHOLE_NETWORK)
     evaluate = evaluate_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_evaluate
     remove_tree(target)  # an evaluation that is stopped leaves none that belongs to other label maps
     write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
     if evaluate is predict_and_evaluate:
         write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
     survey = model.survey_windows()
+    both_ways = evaluate is evaluate_both_ways
+    levels = LevelMeasurement(model, target, both_ways=both_ways, is_mirrored=tta != "off") if model.levels else None
 
     def finish() -> None:
         write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
 
-    return evaluate(root, model, split.validation, target, tolerance_mm=work_tolerance_mm(folder), finish=finish, on=on)
+    tolerance_mm = work_tolerance_mm(folder)
+    return evaluate(root, model, split.validation, target, tolerance_mm=tolerance_mm, finish=finish, levels=levels, on=on)
 
 
 def _kept_evaluation(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
@@ -135,7 +142,9 @@ def use_other_mirroring(validation: Path) -> None:
 
 def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
     """Put all but the metrics of ``validation`` into ``own``, and those of ``other`` in their place."""
-    for file in sorted(file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, ORIGIN)):
+    for file in sorted(
+        file for file in validation.iterdir() if file.is_file() and file.name not in (MIRRORING, EMPTY_WINDOWS, LEVELS, ORIGIN)
+    ):
         storage().replace(file, own / file.name)
     for file in sorted(file for file in other.iterdir() if file.name != METRICS):
         storage().replace(file, validation / file.name)
@@ -163,6 +172,7 @@ def predict_and_evaluate(
     tolerance_mm: float | None,
     on: Listener,
     finish: Callable[[], None] = lambda: None,
+    levels: LevelMeasurement | None = None,
 ) -> Evaluation:
     """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
 
@@ -170,12 +180,20 @@ def predict_and_evaluate(
     """
 
     def predict(case: Case) -> None:
-        model.predict_case(case, target / f"{case.name}.nii.gz")
+        file = target / f"{case.name}.nii.gz"
+        if levels is None:
+            model.predict_case(case, file)
+            return
+        prepared = model.prepare(model.read(case), in_place=True)
+        (indices,) = levels.segment(prepared, case)
+        write_label_map(file, model.finish(indices, prepared.orientation), prepared.header)
 
     cases, failures = _predict_validation(root, model, names, predict, on)
     for name in set(names) - {case.name for case in cases}:
         remove_file(target / f"{name}.nii.gz")
     evaluation = _evaluated(cases, failures, model, target, tolerance_mm, on)
+    if levels is not None:
+        levels.finish([evaluation], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
     finish()
     write_evaluation(evaluation, target / METRICS)
     return evaluation
@@ -190,6 +208,7 @@ def evaluate_both_ways(
     tolerance_mm: float | None,
     on: Listener,
     finish: Callable[[], None] = lambda: None,
+    levels: LevelMeasurement | None = None,
 ) -> Evaluation:
     """:func:`predict_and_evaluate` with and without mirroring, of one pass over each image; what is better stays in ``target``.
 
@@ -200,13 +219,16 @@ def evaluate_both_ways(
 
     def predict(case: Case) -> None:
         prepared = model.prepare(model.read(case), in_place=True)
-        for folder, indices in zip((target, plain), model.segment_both(prepared), strict=True):
+        both = model.segment_both(prepared) if levels is None else levels.segment(prepared, case)
+        for folder, indices in zip((target, plain), both, strict=True):
             write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
 
     cases, failures = _predict_validation(root, model, names, predict, on)
     with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
     choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
     on(Event(stage="validate", message=f"Evaluated with and without mirroring: {choice.reason}."))
+    if levels is not None:
+        levels.finish([with_mirroring, without], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
     finish()
     used, other = with_mirroring, without
     if not choice.is_used:
