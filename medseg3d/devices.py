@@ -118,6 +118,29 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     return Device(device=device, precision="bfloat16" if _cpu_has_bf16_units() else "float32")
 
 
+def several_devices(text: str) -> tuple[str, ...]:
+    """The devices that ``--devices`` names, one a process; raises :class:`InputError` for what is not there.
+
+    >>> several_devices("cpu:2")
+    ('cpu', 'cpu')
+    """
+    kind, _, numbers = text.partition(":")
+    expected = "Say how many GPUs, which ones, as cuda:0,2, or how many processes on the CPU, as cpu:2."
+    if kind.isdigit() and not numbers:
+        kind, numbers = GPU_TYPES[0], ",".join(map(str, range(int(kind))))
+    chosen = numbers.split(",")
+    if kind not in (*GPU_TYPES, "cpu") or not all(number.isdigit() for number in chosen) or (kind == "cpu" and len(chosen) > 1):
+        raise InputError(f"--devices {text}: names no devices. {expected}")
+    if kind == "cpu":
+        chosen = [""] * int(numbers)
+    elif not torch.cuda.is_available() or max(map(int, chosen)) >= torch.cuda.device_count():
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise InputError(f"--devices {text}: this machine has {counted(there, 'CUDA device')} that PyTorch sees. {expected}")
+    if not chosen or (len(set(chosen)) < len(chosen) and kind != "cpu"):
+        raise InputError(f"--devices {text}: expected one device or more, and each of them once. {expected}")
+    return tuple(f"{kind}:{number}" if number else kind for number in chosen)
+
+
 WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni")
 """Instruction sets that oneDNN's own variable ONEDNN_MAX_CPU_ISA can name, in which bf16 is emulated, many times slower than float32."""
 

@@ -18,6 +18,7 @@ MedsegError                     exit code 2
 ├── StorageError                disk full, or a folder that cannot be written
 │   └── DamagedCaseError        a preprocessed case is not as it was written
 ├── DivergedError               training produced NaN or infinite losses again and again
+├── ProcessError                one of the processes that train together failed, and has said why
 ├── CasesFailedError            exit code 3: done, but some cases failed and are listed
 └── InterruptedBySignalError    exit code 128 + signal: stopped, the state is saved
 ```
@@ -93,6 +94,14 @@ class DamagedCaseError(StorageError):
 
 class DivergedError(MedsegError):
     """Training gave NaN or infinite losses again and again."""
+
+
+class ProcessError(MedsegError):
+    """One of the processes that train together failed, with this exit code; the message is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

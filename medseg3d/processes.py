@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,11 @@ def parse_process(text: str) -> Process | None:
     if match is None:
         return None
     return Process(host=match["host"], pid=int(match["pid"], 16), start=int(match["start"], 16))
+
+
+def is_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Whether this process was started to train with others, by ``torchrun`` for instance: the environment says so."""
+    return environment.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
 
 
 def this_process() -> Process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from medseg3d.commandline.verbs import COMMANDS
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
 from medseg3d.extensions import failure_of, use_extension
 from medseg3d.options import OutputOptions
+from medseg3d.processes import is_one_of_several
 from medseg3d.signals import STOPPED, Stopped, ending_on_signals
 
 logger = logging.getLogger(__name__)
@@ -31,14 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb is None:
         parser.print_help()
         return EXIT_DONE
+    is_several = verb == "train" and is_one_of_several(os.environ)
+    if is_several and os.environ["RANK"] != "0":  # the first one speaks
+        namespace.quiet, namespace.json = True, False
     output = taken(OutputOptions, namespace)
     _set_up_logging(output)
-    stopped = _Stopped(as_json=output.json)
+    stopped = _Stopped(as_json=output.json, is_several=is_several)
     with nullcontext() if verb == "serve" else ending_on_signals(stopped):  # a server lets the job at hand end
-        return _run_command(verb, namespace, stopped, as_json=output.json)
+        return _run_command(verb, namespace, stopped, as_json=output.json, is_several=is_several)
 
 
-def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *, as_json: bool) -> int:
+def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *, as_json: bool, is_several: bool) -> int:
     command = COMMANDS[verb]
     try:
         from medseg3d.commandline.console import Console
@@ -51,7 +56,8 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
         stopped(error.signal_number, str(error))
         return error.exit_code
     except MedsegError as error:
-        _print_error(error, as_json=as_json)
+        if not is_several or _speaks_first():
+            _print_error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt as error:
         number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
@@ -67,6 +73,8 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
     except Exception as error:  # the code of others may raise whatever it likes; what is ours is raised on, as a defect
         failure = failure_of(error)
         if failure is None:
+            if is_several and not _speaks_first():
+                return MedsegError.exit_code
             raise
         logger.info("The extension's error:", exc_info=error)
         _print_error(InputError(failure), as_json=as_json)
@@ -88,16 +96,25 @@ def _print_error(error: MedsegError, *, as_json: bool) -> None:
         print(f"medseg3d: {error}", file=sys.stderr)
 
 
+def _speaks_first() -> bool:
+    """Of several processes that train together the first that fails says why."""
+    from medseg3d.team import speaks_first
+
+    return speaks_first()
+
+
 class _Stopped:
     """Says once that a signal stopped the command, whichever thread ends it."""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json, self._is_said = as_json, False
+    def __init__(self, *, as_json: bool, is_several: bool) -> None:
+        self._as_json, self._is_said, self._is_several = as_json, False, is_several
 
     def __call__(self, number: int, message: str = f"\n{STOPPED}") -> None:
         if self._is_said:
             return
         self._is_said = True
+        if self._is_several and not _speaks_first():
+            return
         if self._as_json:
             _print_error(InterruptedBySignalError(number, message.strip()), as_json=True)
         else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from medseg3d.commandline import commands as c
 from medseg3d.commandline.arguments import Command
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
+from medseg3d.processes import is_one_of_several
 from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _preprocess(options: c.PreprocessCommand, console: Console) -> None:
 
 def _train(options: c.TrainCommand, console: Console) -> None:
     from medseg3d.workflows.add_domain import add_domain
+    from medseg3d.workflows.team_member import take_part
     from medseg3d.workflows.train import refuse_choice, train
 
     if options.validate:
@@ -65,7 +67,9 @@ def _train(options: c.TrainCommand, console: Console) -> None:
         _find_lr(c.FindLrCommand.of(options), console)
         return
     with console:
-        if options.add_domain is None:
+        if is_one_of_several(os.environ) and options.add_domain is None:
+            results = take_part(options.dataset, options.work, options, os.environ, console.listen)
+        elif options.add_domain is None:
             _tell_divided(options, console)
             results = train(options.dataset, options.work, options, console.listen)
         else:

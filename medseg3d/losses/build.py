@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from medseg3d.extensions import Registry
 from medseg3d.losses import regions, shapes, voxels
-from medseg3d.losses.loss import Loss, LossFunction, LossSettings, in_float32
+from medseg3d.losses.loss import Loss, LossFunction, LossSettings, in_float32, of_whole_batch
 from medseg3d.losses.monai_losses import is_monai_loss, monai_loss
 
 LOSSES = Registry("losses", Loss, {**regions.LOSSES, **voxels.LOSSES, **shapes.LOSSES})
@@ -43,4 +43,6 @@ def make_loss(
     loss = find_loss(name, provider)
     if class_voxels is not None and loss.weighs_classes:
         settings = replace(settings, class_voxels=class_voxels())
-    return in_float32(loss.make(replace(settings, options=loss.completed(name, settings.options))))
+    made = loss.make(replace(settings, options=loss.completed(name, settings.options)))
+    is_mean = loss.shares == "mean" and not settings.batch_dice
+    return in_float32(made if is_mean or loss.shares == "sums" else of_whole_batch(made))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medseg3d.number_options import NumberOption, completed_numbers
+from medseg3d.team import gathered, is_shared, whole_batch
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) → scalar."""
@@ -42,6 +44,10 @@ class Loss:
     ``meaning`` is a line for tables. ``make(settings)`` gets settings whose options are complete, and gives a function of float32 logits
     and int64 labels. A loss that ``weighs_classes`` is told the voxels of the classes; one that does not ``know_batches`` takes no notice
     of ``batch_dice``.
+
+    ``shares`` says what it needs where several processes have a part of the batch each: nothing, as it is the ``mean`` over the samples
+    where ``batch_dice`` is off; nothing, as it passes its ``sums`` through :func:`medseg3d.team.pooled`; or the whole batch, ``gathered``
+    in every process, which is always right and takes their memory for the logits.
     """
 
     meaning: str
@@ -49,6 +55,7 @@ class Loss:
     options: Mapping[str, NumberOption] = field(default_factory=dict)
     weighs_classes: bool = False
     knows_batches: bool = True
+    shares: Literal["gathered", "mean", "sums"] = "gathered"
 
     def completed(self, name: str, options: Mapping[str, float]) -> dict[str, float]:
         """All options: those given, and the defaults of the others; raises :class:`~medseg3d.errors.PlanError` for wrong ones."""
@@ -63,6 +70,19 @@ def in_float32(loss: LossFunction) -> LossFunction:
             return loss(logits.float(), labels.long())
 
     return of_float32
+
+
+def of_whole_batch(loss: LossFunction) -> LossFunction:
+    """The loss of the batch that this process has a part of; of a batch of its own as it is."""
+
+    def of_all(logits: Tensor, labels: Tensor) -> Tensor:
+        if not is_shared():
+            return loss(logits, labels)
+        logits, labels = gathered(logits), gathered(labels)
+        with whole_batch():
+            return loss(logits, labels)
+
+    return of_all
 
 
 def foreground(per_class: Tensor) -> Tensor:

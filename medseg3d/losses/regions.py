@@ -16,6 +16,7 @@ from medseg3d.losses.loss import (
     summed_axes,
 )
 from medseg3d.number_options import NumberOption
+from medseg3d.team import pooled
 
 
 def dice_ce(settings: LossSettings) -> LossFunction:
@@ -65,6 +66,8 @@ def generalized_dice(settings: LossSettings) -> LossFunction:
         predicted, reference = probabilities_and_labels(logits, labels)
         axes = summed_axes(logits, settings.batch_dice)
         overlap, total, present = (predicted * reference).sum(axes), (predicted + reference).sum(axes), reference.sum(axes)
+        if settings.batch_dice:
+            overlap, total, present = pooled(overlap), pooled(total), pooled(present)
         smallest = torch.where(present > 0, present, torch.inf).amin(-1, keepdim=True)
         weights = torch.where(present > 0, smallest / present.clamp_min(1), 1) ** 2
         score = (2 * (weights * overlap).sum(-1) + SMOOTH) / ((weights * total).sum(-1) + SMOOTH)
@@ -188,7 +191,7 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> 
         overlap = zeros.scatter_add(2, rows, true_log_probability.exp().reshape(rows.shape)).sum(1)
         present = _count_labels(index, num_classes)
         if batch_dice:
-            predicted, overlap, present = (sums.sum(0, keepdim=True) for sums in (predicted, overlap, present))
+            predicted, overlap, present = (pooled(sums.sum(0, keepdim=True)) for sums in (predicted, overlap, present))
         score = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH).clamp_min(1e-8)
         return -foreground(score).mean(), -true_log_probability.mean()
 
@@ -204,10 +207,10 @@ ALPHA = NumberOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of 
 BETA = NumberOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
 
 LOSSES = {
-    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce),
-    "dice": Loss(meaning="Dice alone", make=dice),
-    "dice_squared": Loss(meaning="Dice with squares in the denominator (V-Net)", make=dice_squared),
-    "generalized_dice": Loss(meaning="one Dice of all labels, each weighted by 1 / voxels²", make=generalized_dice),
+    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce, shares="sums"),
+    "dice": Loss(meaning="Dice alone", make=dice, shares="mean"),
+    "dice_squared": Loss(meaning="Dice with squares in the denominator (V-Net)", make=dice_squared, shares="mean"),
+    "generalized_dice": Loss(meaning="one Dice of all labels, each weighted by 1 / voxels²", make=generalized_dice, shares="sums"),
     "dice_focal": Loss(
         meaning="Dice plus cross-entropy that looks past easy voxels",
         make=dice_focal,
@@ -216,8 +219,14 @@ LOSSES = {
             "gamma": NumberOption(default=2.0, minimum=0.0, maximum=5.0, meaning="how much less a voxel counts that is nearly right"),
             "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
         },
+        shares="mean",
     ),
-    "tversky": Loss(meaning="Dice with separate weights for the two kinds of errors", make=tversky, options={"alpha": ALPHA, "beta": BETA}),
+    "tversky": Loss(
+        meaning="Dice with separate weights for the two kinds of errors",
+        make=tversky,
+        options={"alpha": ALPHA, "beta": BETA},
+        shares="mean",
+    ),
     "focal_tversky": Loss(
         meaning="Tversky that looks more at labels that are nearly right",
         make=focal_tversky,
@@ -227,6 +236,7 @@ LOSSES = {
             # Abraham 2019: 4/3 was best of 1 to 3
             "gamma": NumberOption(default=4 / 3, minimum=1.0, maximum=3.0, meaning="1/gamma is the exponent: more for labels nearly right"),
         },
+        shares="mean",
     ),
-    "lovasz": Loss(meaning="the Jaccard index, made smooth", make=lovasz),
+    "lovasz": Loss(meaning="the Jaccard index, made smooth", make=lovasz, shares="mean"),
 }

@@ -120,6 +120,7 @@ LOSSES = {
             # Kervadec 2019 starts here; distances are of the order of 100 voxels, so that 0.01 puts the term beside the Dice
             "weight": NumberOption(default=0.01, minimum=0.0, maximum=100.0, meaning="factor on the boundary term beside the Dice"),
         },
+        shares="mean",
     ),
     "cldice": Loss(
         meaning="`dice_ce` plus the overlap of skeletons, for vessels and other tubes",
@@ -132,6 +133,7 @@ LOSSES = {
                 default=3, minimum=1, maximum=50, meaning="erosions of the skeleton, at least the largest radius in voxels", is_whole=True
             ),
         },
+        shares="mean",
     ),
     "surface": Loss(
         meaning="`dice_ce` plus a distance term that is bounded",
@@ -141,5 +143,6 @@ LOSSES = {
             "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the surface term beside dice_ce"),
         },
         weighs_classes=True,
+        shares="mean",
     ),
 }

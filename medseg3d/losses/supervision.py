@@ -7,12 +7,13 @@ Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from medseg3d.losses.loss import LossFunction
+from medseg3d.team import Team
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,10 @@ class Counts:
             false_positives=self.false_positives + other.false_positives,
             false_negatives=self.false_negatives + other.false_negatives,
         )
+
+    def summed(self, team: Team) -> Counts:
+        """The counts of all processes."""
+        return replace(self, **{field.name: team.summed_tensor(getattr(self, field.name)) for field in fields(self)})
 
     def dice(self) -> Tensor:
         """Dice per class ``2 tp / (2 tp + fp + fn)``, float64 on the CPU; NaN for a class that is neither labelled nor predicted."""

@@ -19,7 +19,10 @@ class DeviceOptions(Options):
     device: Annotated[
         str,
         Option(
-            "--device", "where networks run, cuda:1 for the second GPU (default: a GPU if any)", metavar="auto|cpu|cuda|mps"
+            "--device",
+            "where networks run, cuda:1 for the second GPU (default: a GPU if any)",
+            metavar="auto|cpu|cuda|mps",
+            group="devices",
         ),
     ] = "auto"  # fmt: skip
 

@@ -27,6 +27,15 @@ class TrainingOptions(BatchOptions):
     hours: Annotated[
         float | None, Option("--hours", "train for this time; the learning rate follows it", metavar="H", unit="hours", above=0)
     ] = None
+    devices: Annotated[
+        str | None,
+        Option(
+            "--devices",
+            "train each network on several devices: the first N GPUs, cuda:0,2, or N processes on the CPU, cpu:N",
+            metavar="N|cuda:I,…|cpu:N",
+            group="devices",
+        ),
+    ] = None
     restart: Annotated[
         bool, Option("--restart", "begin anew instead of going on, also where the plan or the cases changed", group="goal")
     ] = False

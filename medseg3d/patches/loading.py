@@ -49,7 +49,8 @@ class PatchLoader:
     prefetching and where a run was resumed change nothing. ``margin`` voxels on either side of a patch, per axis of it, are
     context that the network gives no logits for: the patch is placed by what lies within them, and the volume goes on beyond its
     borders as its mirror image. ``stream`` keeps loaders of one run apart (0 training, 1
-    validation). With ``policy`` None there is no augmentation. The cases must allow slicing from ``num_threads`` threads.
+    validation). Of a batch that processes share, only ``samples`` are made; each is what it is in the whole batch.
+    With ``policy`` None there is no augmentation. The cases must allow slicing from ``num_threads`` threads.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class PatchLoader:
         prefetch: int = 3,
         num_threads: int = 1,
         pin_memory: bool = False,
+        samples: range | None = None,
     ) -> None:
         self.cases = tuple(cases)
         self.patch_size = tuple(patch_size)
@@ -77,6 +79,7 @@ class PatchLoader:
         self.policy = policy
         self.reader = BatchReader(prefetch=prefetch, num_threads=num_threads)
         self.pin_memory = pin_memory
+        self.samples = range(batch_size) if samples is None else samples
 
     def batches(self, epoch: int, num_iterations: int, *, first: int = 0) -> Generator[Batch, None, None]:
         """The batches ``first`` … ``num_iterations - 1`` of an epoch, in order.
@@ -91,7 +94,7 @@ class PatchLoader:
         draws: list[AugmentationDraw] = []
         crops: list[SpatialCrop | None] = []
         names: list[str] = []
-        for sample in range(self.batch_size):
+        for sample in self.samples:
             rng = generator(self.seed, self.stream, epoch, iteration, sample)
             case = self.cases[int(rng.integers(len(self.cases)))]
             forced = is_forced(sample, batch_size=self.batch_size, iteration=iteration, share=self.foreground_share)
@@ -115,8 +118,8 @@ class PatchLoader:
                 )
                 patches.append(None)
         num_channels = int(self.cases[0].image.shape[0])
-        image = np.zeros((self.batch_size, num_channels, *self.patch_size), np.float32)
-        labels = np.zeros((self.batch_size, *self.patch_size), np.int16)
+        image = np.zeros((len(self.samples), num_channels, *self.patch_size), np.float32)
+        labels = np.zeros((len(self.samples), *self.patch_size), np.int16)
         for sample, patch in enumerate(patches):
             if patch is not None:
                 image[sample] = self._in_patch_axes(patch.image)

@@ -6,7 +6,7 @@ A window is told by its brightest voxel. In: windows and the logits that network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Survey:
 
     def __init__(self, *, is_regions: bool, num_outputs: int | None = None) -> None:
         self.is_regions, self.num_outputs = is_regions, num_outputs
-        self._windows: dict[str, list[tuple[float, int, int]]] = {}
+        self.windows: dict[str, list[tuple[float, int, int]]] = {}
 
     def seen(self, brightest: Sequence[float], ways: Sequence[torch.Tensor]) -> list[tuple[float, int, int]]:
         """Of each window its brightest voxel, the voxels in which any of the ways found something, and all voxels of its output.
@@ -51,11 +51,16 @@ class Survey:
 
     def add(self, case: str, windows: Sequence[tuple[float, int, int]]) -> None:
         """Windows of a case as :meth:`seen`."""
-        self._windows.setdefault(case, []).extend(windows)
+        self.windows.setdefault(case, []).extend(windows)
+
+    def add_all(self, found: Iterable[Mapping[str, list[tuple[float, int, int]]]]) -> None:
+        """The windows of cases that other processes predicted."""
+        for windows in found:
+            self.windows.update(windows)
 
     def result(self) -> EmptyWindows:
         """The level of all cases; and what the levels without the case in question would have done to it."""
-        cases = [np.array(rows) for rows in self._windows.values()]
+        cases = [np.array(rows) for rows in self.windows.values()]
         darkest = [float(rows[rows[:, 1] > 0, 0].min(initial=np.inf)) for rows in cases]
         empty, voxels, wrong = 0, 0.0, 0.0
         for index, rows in enumerate(cases):

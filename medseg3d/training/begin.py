@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.devices import Device
+from medseg3d.devices import Device, Precision
 from medseg3d.errors import InputError
 from medseg3d.networks.family import Sharing
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import augment
+from medseg3d.team import Team
 from medseg3d.training.domains import TrainingDomain, patch_loader, running_parts
 from medseg3d.training.initial import InitialWeights, check_began_with, take_over
 from medseg3d.training.learner import in_trusted_precision
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def asked_state(
-    domains: Sequence[TrainingDomain], *, name: str, fold: str, device: Device, options: TrainingOptions, plan_digest: str
+    domains: Sequence[TrainingDomain], *, name: str, fold: str, device: Device, options: TrainingOptions, plan_digest: str, team: Team
 ) -> TrainingState:
     """The state before the first step, as the plan and the user ask for it; the training numbers are those of the first domain."""
     settings = domains[0].configuration.training
@@ -51,6 +52,7 @@ def asked_state(
         precision=device.precision,
         plan_digest=plan_digest,
         threads=torch.get_num_threads() if device.device.type == "cpu" else None,
+        processes=team.size,
         providers=running_parts(domain.configuration for domain in domains),
     )
 
@@ -65,12 +67,13 @@ def begin(
     init: InitialWeights | None,
     joins: Sharing | None,
     check: Callable[[], None],
+    team: Team,
 ) -> tuple[Learner, TrainingState]:
     """Continue the run in the folder if there is one; otherwise check the precision on first batches, and fit these to the hours.
 
     ``init`` is what to begin with: tensors of the same name and shape are taken, the others are listed. ``joins`` is given where a
     domain joins a trained network, of which only what is shared is taken then. Raises :class:`InputError` where the run in the folder
-    began with something else.
+    began with something else. Of a ``team`` only the first process deletes, tries and measures.
     """
     saved = None if options.restart else load_state(folder)
     if saved is not None:
@@ -82,14 +85,25 @@ def begin(
         return learner, done
     is_filled = init is not None and take_over(learner.network, init, only_shared=joins)
     if options.restart or read_summary(folder) is not None:  # weights alone were put there on purpose
-        check()
-        remove_run(folder)
-    learner = in_trusted_precision(learner, domains, asked.batch_sizes, seed=asked.seed, is_trained=is_filled)
+        team.wait()  # all have looked
+        if team.is_first:
+            check()
+            remove_run(folder)
+
+    def trusted() -> Precision:
+        return in_trusted_precision(learner, domains, asked.batch_sizes, seed=asked.seed, is_trained=is_filled).device.precision
+
+    learner = learner.on(replace(learner.device, precision=team.from_first(trusted)))
     state = replace(asked, precision=learner.device.precision, init=None if init is None else init.digest)
     if options.hours is None or options.batch_size is not None or options.iterations is not None:
         return learner, state
-    sizes = [_batch_for_hours(learner, *each, state.seed, options.hours) for each in zip(domains, state.batch_sizes, strict=True)]
-    return learner, replace(state, batch_sizes=tuple(sizes))
+    hours = options.hours
+
+    def sizes() -> tuple[int, ...]:
+        each = zip(domains, state.batch_sizes, strict=True)
+        return tuple(_batch_for_hours(learner, domain, size, state.seed, hours, team) for domain, size in each)
+
+    return learner, replace(state, batch_sizes=team.from_first(sizes))
 
 
 def _resumed(
@@ -112,13 +126,14 @@ def _resumed(
     check_same_parts(state.providers, asked.providers, folder, is_over=resumed.is_over)
     learner = learner.on(replace(learner.device, precision=state.precision))
     restore_state(folder, tensors, metadata, learner.network, learner.optimizer, learner.scaler)
-    if None not in (state.threads, asked.threads) and state.threads != asked.threads and not state.is_finished:
+    is_on_cpu = None not in (state.threads, asked.threads)
+    if not state.is_finished and (state.processes != asked.processes or (is_on_cpu and state.threads != asked.threads)):
         logger.warning(
-            "Fold %s was begun with %d threads and goes on with %d; its weights will differ in the last digits from those of a run "
+            "Fold %s was begun with %s and goes on with %s; its weights will differ in the last digits from those of a run "
             "that was never stopped.",
             state.fold,
-            state.threads,
-            asked.threads,
+            _workforce(state),
+            _workforce(asked),
         )
     logger.info("Continuing %s fold %s at epoch %d.", state.configuration, state.fold, state.epoch)
     return learner, resumed
@@ -133,7 +148,16 @@ def _with_length(state: TrainingState, asked: TrainingState, options: TrainingOp
         hours=length.hours,
         iterations_per_epoch=options.iterations or state.iterations_per_epoch,
         providers=state.providers or ({} if state.is_finished else asked.providers),
+        threads=state.threads if state.is_finished else asked.threads,
+        processes=state.processes if state.is_finished else asked.processes,
     )
+
+
+def _workforce(state: TrainingState) -> str:
+    """What sums are divided among."""
+    threads = "" if state.threads is None else f"{state.threads} threads"
+    processes = f"{state.processes} processes" if state.processes > 1 or not threads else ""
+    return " each in ".join(filter(None, [threads, processes]))
 
 
 def _finished_without_state(asked: TrainingState, folder: Path) -> TrainingState | None:
@@ -153,7 +177,7 @@ def _finished_without_state(asked: TrainingState, folder: Path) -> TrainingState
     )
 
 
-def _batch_for_hours(learner: Learner, domain: TrainingDomain, batch_size: int, seed: int, hours: float) -> int:
-    loader = patch_loader(domain, batch_size=batch_size, seed=seed, on_gpu=learner.device.is_gpu)
+def _batch_for_hours(learner: Learner, domain: TrainingDomain, batch_size: int, seed: int, hours: float, team: Team) -> int:
+    loader = patch_loader(domain, batch_size=batch_size, seed=seed, on_gpu=learner.device.is_gpu, team=team)
     image, labels = augment(loader.make_batch(0, 0), domain.policy, learner.device.device)
-    return batch_for_hours(learner, domain, image, labels, hours=hours)
+    return batch_for_hours(learner, domain, image, labels, hours=hours, planned=batch_size)

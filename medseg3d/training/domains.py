@@ -23,6 +23,7 @@ from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import StoredCase
+from medseg3d.team import ALONE, Team
 
 NO_NAME = ""
 """Of the only domain of a network that serves one dataset."""
@@ -116,9 +117,19 @@ def left_right_axis(plan: Plan, configuration: Configuration) -> int | None:
 
 
 def patch_loader(
-    domain: TrainingDomain, *, batch_size: int, seed: int, on_gpu: bool, is_augmented: bool = True, is_validation: bool = False
+    domain: TrainingDomain,
+    *,
+    batch_size: int,
+    seed: int,
+    on_gpu: bool,
+    is_augmented: bool = True,
+    is_validation: bool = False,
+    team: Team = ALONE,
 ) -> PatchLoader:
-    """The batches of a domain: of its training cases, to be augmented, or of its validation cases with random numbers of their own."""
+    """The batches of a domain: of its training cases, to be augmented, or of its validation cases with random numbers of their own.
+
+    Of each batch only the samples of this process of a ``team``.
+    """
     return PatchLoader(
         domain.validation if is_validation else domain.training,
         patch_size=domain.configuration.patch_size,
@@ -131,6 +142,7 @@ def patch_loader(
         prefetch=6 if on_gpu else 3,
         num_threads=min(4, available_cores()) if on_gpu else 1,  # a CPU needs its cores for the network
         pin_memory=on_gpu,
+        samples=team.part(batch_size),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from medseg3d.networks.family import Sharing
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import TrainingPlan
 from medseg3d.precision import checked_precision
+from medseg3d.team import Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.pooled_norm import pool_batch_norms
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.schedule import parameter_groups
-from medseg3d.training.step import Learner, scaler_for
+from medseg3d.training.step import Learner, Replica, scaler_for
 
 
 def make_learner(domains: Sequence[TrainingDomain], device: Device, *, seed: int, added: str | None = None) -> Learner:
@@ -60,6 +63,19 @@ def optimizer_of(network: nn.Module, settings: TrainingPlan) -> torch.optim.Opti
         weight_decay=settings.weight_decay,
         nesterov=settings.momentum > 0,
     )
+
+
+def replicated(learner: Learner, team: Team) -> Learner:
+    """The learner as one process of a team has it, with the weights of the first; as it is where it is alone."""
+    if team.size == 1:
+        return learner
+    pool_batch_norms(learner.network)
+    network = nn.parallel.DistributedDataParallel(
+        learner.network,
+        find_unused_parameters=True,  # the coarsest head of deep supervision has the weight 0, and a step is of one domain
+        gradient_as_bucket_view=True,
+    )
+    return replace(learner, replica=Replica(team=team, network=network))
 
 
 def in_trusted_precision(

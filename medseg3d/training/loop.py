@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.signals import StopRequest, last_words
+from medseg3d.team import ALONE, Team
 from medseg3d.training.begin import asked_state, begin
 from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader
 from medseg3d.training.initial import InitialWeights, read_initial
-from medseg3d.training.learner import make_learner, sharing_between
+from medseg3d.training.learner import make_learner, replicated, sharing_between
 from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, smoothed, validate_patches
 from medseg3d.training.schedule import learning_rate
 from medseg3d.training.state import BEST, LAST, EpochRecord, TrainingState, append_history, save_state, write_summary
@@ -64,6 +66,7 @@ def train_domains(
     init: Path | InitialWeights | None = None,
     added: str | None = None,
     check: Callable[[], None] = lambda: None,
+    team: Team = ALONE,
     on_step: Progress = _ignore,
     on_validation: Progress = _ignore,
 ) -> Iterator[EpochRecord]:
@@ -71,22 +74,26 @@ def train_domains(
 
     ``name`` is the configuration's; the training numbers are those of the first domain's plan. ``init`` is what to begin with, a weights
     file or tensors. With ``added``, everything but the parts of the domain of that name keeps its bits, and only that domain is drawn and
-    measured. ``check`` is called before anything is written, and raises where the folder belongs to another process by now.
+    measured. ``check`` is called before anything is written, and raises where the folder belongs to another process by now. A ``team`` of
+    processes calls this together: each has its samples of every batch, the numbers are those of whole batches, and the first one writes.
     ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
     that an epoch is measured on. Raises :class:`DivergedError` after ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their
     batches, and ``PlanMismatchError`` where ``folder`` holds a run with other settings.
     """
     use_all_cores()
     trained = [domain for domain in domains if added in (None, domain.name)]
-    state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest)
+    state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest, team=team)
     learner = make_learner(domains, device, seed=options.seed, added=added)
     torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
     plans = {domain.name: domain.plan for domain in domains}
     card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
     joins = None if added is None else sharing_between(domains)
     try:
-        learner, state = begin(learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check)
-        run = _Run(learner, state, trained, folder, card, options, check)
+        learner, state = begin(
+            learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check, team=team
+        )
+        _check_shares(state, team)
+        run = _Run(replicated(learner, team), state, trained, folder, card, options, check, team)
         with last_words(run.save):
             yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
@@ -122,9 +129,10 @@ class _Run:
         card: ModelCard,
         options: TrainingOptions,
         check: Callable[[], None],
+        team: Team,
     ) -> None:
         self.learner, self.state, self.domains = learner, state, domains
-        self.folder, self.card, self.options = folder, card, options
+        self.folder, self.card, self.options, self.team = folder, card, options, team
         self.settings = domains[0].configuration.training
         self._rate: float | None = None
         self._check = check
@@ -151,13 +159,14 @@ class _Run:
                 loss = self._gradients(batch, index)
                 with self._changing:
                     step = apply_gradients(self.learner, loss, running_norm=self.state.running_norm(index))
-                    seconds, waited = time.perf_counter() - start, reader.waited_seconds
-                    self.state = self.state.after_step(step, domain=index, cases=batch.names, began=began, seconds=seconds, waited=waited)
-                bad_in_a_row = [] if step.is_finite else [*bad_in_a_row, *batch.names]
+                    names = batch.names if step.is_finite else tuple(itertools.chain(*self.team.collected(batch.names)))
+                    seconds, waited, stops = self._agreed(time.perf_counter() - start, reader.waited_seconds, stop)
+                    self.state = self.state.after_step(step, domain=index, cases=names, began=began, seconds=seconds, waited=waited)
+                bad_in_a_row = [] if step.is_finite else [*bad_in_a_row, *names]
                 if not step.is_finite:
-                    _check_not_diverged(batch, bad_in_a_row)
+                    _check_not_diverged(names, bad_in_a_row)
                 on_step(self.state.epoch, self.state.iteration, planned)
-                if stop.is_set:
+                if stops:
                     return False
                 if self._is_epoch_over(planned):
                     break
@@ -166,9 +175,29 @@ class _Run:
     def _gradients(self, batch: Batch, index: int) -> float:
         """The gradients of a batch of a domain, and its loss; the weights stay."""
         state, learner, domain = self.state, self.learner, self.domains[index]
-        torch.manual_seed(_step_seed(state.seed, state.epoch, state.iteration))  # dropout draws the same after a resume
+        torch.manual_seed(_step_seed(state.seed, state.epoch, state.iteration, self.team.rank))  # dropout draws the same after a resume
         image, labels = augment(batch, domain.policy, learner.device.device)
-        return compute_gradients(learner.network, image, labels, domain.loss, learner.device, scaler=learner.scaler, domain=domain.name)
+        return compute_gradients(
+            learner.network,
+            image,
+            labels,
+            domain.loss,
+            learner.device,
+            scaler=learner.scaler,
+            domain=domain.name,
+            replica=learner.replica,
+            num_samples=state.batch_sizes[index],
+        )
+
+    def _agreed(self, seconds: float, waited: float, stop: StopRequest) -> tuple[float, float, bool]:
+        """Seconds of the first process, and whether any was told to stop: what decides about a step must be the same in all."""
+        if self.team.size == 1:
+            return seconds, waited, stop.is_set
+        own = (seconds, waited) if self.team.is_first else (0.0, 0.0)
+        seconds, waited, stops = self.team.summed([*own, stop.is_set])
+        if stops and not stop.is_set:
+            stop.set(signal.SIGTERM)
+        return seconds, waited, stops > 0
 
     def _is_epoch_over(self, planned: int) -> bool:
         state = self.state
@@ -188,7 +217,7 @@ class _Run:
         mean = mean_of_known([each.mean for each in found])
         smooth = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
         value = None if smooth is None else smooth.value
-        seconds = time.perf_counter() - began
+        seconds, _, _ = self._agreed(time.perf_counter() - began, 0.0, StopRequest())
         record = EpochRecord(
             epoch=state.epoch,
             train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
@@ -207,11 +236,12 @@ class _Run:
         )
         with self._changing:
             self.state = state.after_epoch(record, smooth)
-            self._check()
-            if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
-                self._save_best(record)
-            append_history(self.folder, record)
-            self.save()
+            if self.team.is_first:
+                self._check()
+                if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
+                    self._save_best(record)
+                append_history(self.folder, record)
+                self.save()
         return record
 
     def _validate(self, on_validation: Progress) -> list[PatchValidation]:
@@ -227,7 +257,9 @@ class _Run:
         tell()
         network, device = self.learner.network, self.learner.device
         return [
-            validate_patches(network, domain, self._loader(index, is_validation=True), device, num_batches=num_batches, on_batch=tell)
+            validate_patches(
+                network, domain, self._loader(index, is_validation=True), device, num_batches=num_batches, on_batch=tell, team=self.team
+            )
             for index, domain in enumerate(self.domains)
         ]
 
@@ -236,11 +268,13 @@ class _Run:
         if not self.state.is_finished:
             self.state = replace(self.state, is_finished=True)
             self.save()
-        elif (self.folder / LAST).exists():
+        elif self.team.is_first and (self.folder / LAST).exists():
             self._complete()
 
     def save(self) -> None:
         """Write the state; where there is no best model yet, the present weights are it."""
+        if not self.team.is_first:
+            return
         with self._changing:
             self._check()
             save_state(self.folder, self.state, self.learner.network, self.learner.optimizer, self.learner.scaler)
@@ -291,13 +325,23 @@ class _Run:
             seed=state.seed,
             on_gpu=device.is_gpu,
             is_validation=is_validation,
+            team=self.team,
         )
 
 
-def _check_not_diverged(batch: Batch, bad_in_a_row: Sequence[str]) -> None:
+def _check_shares(state: TrainingState, team: Team) -> None:
+    """Raise :class:`InputError` where a process would have nothing to do."""
+    if min(state.batch_sizes) < team.size:
+        raise InputError(
+            f"A batch of {min(state.batch_sizes)} cannot be shared by {team.size} processes. Give fewer --devices, or --batch-size "
+            f"{team.size} or more (with --restart where the fold is begun)."
+        )
+
+
+def _check_not_diverged(names: Sequence[str], bad_in_a_row: Sequence[str]) -> None:
     """Log a bad step; raise :class:`DivergedError` where it is one too many."""
-    logger.warning("Skipped a step with a NaN or infinite loss or gradient; cases of the batch: %s.", ", ".join(batch.names))
-    if len(bad_in_a_row) >= MAX_BAD_STEPS_IN_A_ROW * len(batch.names):
+    logger.warning("Skipped a step with a NaN or infinite loss or gradient; cases of the batch: %s.", ", ".join(names))
+    if len(bad_in_a_row) >= MAX_BAD_STEPS_IN_A_ROW * len(names):
         raise DivergedError(
             f"Training diverged: {MAX_BAD_STEPS_IN_A_ROW} steps in a row gave a NaN or infinite loss "
             f"(cases {', '.join(sorted(set(bad_in_a_row))[:10])}). The weights of the best epoch are kept. "
@@ -305,5 +349,7 @@ def _check_not_diverged(batch: Batch, bad_in_a_row: Sequence[str]) -> None:
         )
 
 
-def _step_seed(seed: int, epoch: int, iteration: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, iteration)).generate_state(1)[0])
+def _step_seed(seed: int, epoch: int, iteration: int, rank: int) -> int:
+    """Of each process another one, or their samples would lose the same voxels; of the first, what it is of one that trains alone."""
+    place = (seed, epoch, iteration) if rank == 0 else (seed, epoch, iteration, rank)
+    return int(np.random.SeedSequence(place).generate_state(1)[0])

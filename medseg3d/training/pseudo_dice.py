@@ -14,6 +14,7 @@ from medseg3d.devices import Device
 from medseg3d.losses import supervised_loss
 from medseg3d.losses.supervision import Counts
 from medseg3d.patches.loading import PatchLoader
+from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import TrainingDomain
 from medseg3d.training.step import outputs_of
 
@@ -40,10 +41,11 @@ def validate_patches(
     *,
     num_batches: int,
     on_batch: Callable[[], None] = lambda: None,
+    team: Team = ALONE,
 ) -> PatchValidation:
     """The same patches after every epoch, so that epochs can be compared; nothing is measured where there are no validation cases.
 
-    Pseudo-Dice sums the voxels of all patches before it divides (nnU-Net 2.8.1).
+    Pseudo-Dice sums the voxels of all patches before it divides (nnU-Net 2.8.1), also over the processes of a ``team``.
     """
     labels = domain.plan.labels
     losses: list[float] = []
@@ -53,13 +55,17 @@ def validate_patches(
         with torch.inference_mode(), closing(loader.batches(0, num_batches)) as batches:
             for batch in batches:
                 image, target = batch.image.to(device.device), batch.labels.to(device.device).long()
-                with device.autocast():
-                    logits = outputs_of(network, image, domain.name)
-                found = supervised_loss(logits, target, domain.loss, with_counts=True)
-                losses.append(float(found.total))
+                with team.sharing(loader.batch_size) as share:
+                    with device.autocast():
+                        logits = outputs_of(network, image, domain.name)
+                    found = supervised_loss(logits, target, domain.loss, with_counts=True)
+                losses.append(share * float(found.total))
                 if found.counts is not None:
                     counts = found.counts if counts is None else counts + found.counts
                 on_batch()
+        losses = team.summed(losses)
+        if counts is not None:
+            counts = counts.summed(team)
     finite = [value for value in losses if math.isfinite(value)]
     dice = counts.dice().tolist() if counts is not None else [math.nan] * labels.num_classes
     return PatchValidation(

@@ -53,7 +53,7 @@ class EpochRecord:
 class TrainingState:
     """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain,
     as have ``gradient_norms``, the running norms of gradient normalization. ``threads`` of
-    a CPU; with another number sums are rounded otherwise. None on a GPU."""
+    a CPU, and ``processes`` that share a batch; with another number sums are rounded otherwise. No threads are noted of a GPU."""
 
     configuration: str
     fold: str
@@ -76,6 +76,7 @@ class TrainingState:
     skipped_cases: dict[str, int] = field(default_factory=dict)
     gradient_norms: tuple[float, ...] = ()
     threads: int | None = None
+    processes: int = 1
     best: float | None = None
     best_epoch: int | None = None
     smoothed: float | None = None

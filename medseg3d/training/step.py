@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medseg3d.devices import Device
 from medseg3d.losses import LossFunction, supervised_loss
 from medseg3d.networks.class_memory import note_labels, remember
+from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME
 
 NORM_MEMORY = 0.95
@@ -24,11 +25,20 @@ LARGEST_RISE = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """The network as one process of a ``team`` has it: gradients are the mean over all of them after a backward pass of ``network``."""
+
+    team: Team
+    network: nn.Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
     """What a training step changes, and the rules that it follows.
 
     Gradients whose norm exceeds ``gradient_clip`` are scaled down to it; where they are normalized, they are divided by their running
-    norm before, which is that of ``shared``: the weights that all domains use, or else all.
+    norm before, which is that of ``shared``: the weights that all domains use, or else all. ``replica`` is given where a
+    team of processes trains.
     """
 
     network: nn.Module
@@ -38,6 +48,7 @@ class Learner:
     gradient_clip: float = math.inf
     normalizes_gradients: bool = False
     shared: tuple[nn.Parameter, ...] = ()
+    replica: Replica | None = None
 
     def on(self, device: Device) -> Learner:
         """The same in another precision, with a fresh scaler."""
@@ -74,18 +85,28 @@ def compute_gradients(
     *,
     scaler: torch.amp.GradScaler | None = None,
     domain: str = NO_NAME,
+    replica: Replica | None = None,
+    num_samples: int | None = None,
 ) -> float:
-    """The loss of a batch; its gradients, times the scale, replace those of before. There are none where the loss is not finite."""
+    """The loss of a batch; its gradients, times the scale, replace those of before. There are none where the loss is not finite.
+
+    With a ``replica`` the batch has ``num_samples``, of which ``image`` holds this process's; loss and gradients are those of the whole
+    batch in all processes.
+    """
+    team, forward = (ALONE, network) if replica is None else (replica.team, replica.network)
     network.zero_grad(set_to_none=True)
-    with device.autocast():
-        outputs = outputs_of(network, image, domain)
-    weights, targets = (None if isinstance(outputs, Tensor) else getattr(network, name, None) for name in ("head_weights", "head_targets"))
-    total = supervised_loss(outputs, labels, loss, weights=weights, targets=targets).total
-    if (own := getattr(network, "own_loss", None)) is not None and (further := own()) is not None:
-        total = total + further
+    with team.sharing(num_samples or len(image)) as share:
+        with device.autocast():
+            outputs = outputs_of(forward, image, domain)
+        is_single = isinstance(outputs, Tensor)
+        weights, targets = (None if is_single else getattr(network, name, None) for name in ("head_weights", "head_targets"))
+        total = supervised_loss(outputs, labels, loss, weights=weights, targets=targets).total
+        if (own := getattr(network, "own_loss", None)) is not None and (further := own()) is not None:
+            total = total + further
     note_labels(network, labels)
-    value = float(total.detach())
+    (value,) = team.summed([share * float(total.detach())])
     if math.isfinite(value):
+        total = total * (share * team.size)  # which the mean over the processes makes the share of each
         (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
     return value
 

@@ -21,9 +21,10 @@ MIN_BATCH = 2
 """The smallest batch of nnU-Net's plans."""
 
 
-def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, labels: Tensor, *, hours: float) -> int:
-    """The size of this batch, or a smaller one where it would leave too few steps: early on, steps count for more than their size."""
-    planned = len(image)
+def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, labels: Tensor, *, hours: float, planned: int) -> int:
+    """The ``planned`` size of a batch, or a smaller one where it would leave too few steps: early on, steps count for more than their
+    size. ``image`` and ``labels`` are a batch, or what one of several processes has of it.
+    """
     durations = []
     for _ in range(TIMED_STEPS):  # the weights stay as they are
         began = time.perf_counter()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg3d.data.dataset import Split
-from medseg3d.devices import choose_device
+from medseg3d.devices import choose_device, several_devices
 from medseg3d.domain import UNIVERSAL, Domain, domains_of
 from medseg3d.errors import InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
@@ -22,6 +23,7 @@ from medseg3d.networks.build import sharing_of
 from medseg3d.options import TrainOptions, ValidateOptions
 from medseg3d.records import read_record
 from medseg3d.signals import StopRequest, stop_on_signals
+from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
@@ -31,6 +33,7 @@ from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
+from medseg3d.workflows.processes import train_on_devices
 from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, refuse_cascade, stored_cases
@@ -69,16 +72,32 @@ def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) ->
     Raises :class:`InterruptedBySignalError` when SIGINT or SIGTERM came: the state is saved then, and the best weights so far can be used.
     Raises :class:`BusyError` where another process trains or validates the fold.
     """
+    network = network_fold(root, work, options)
+    if options.devices is not None:
+        places = several_devices(str(options.devices))
+        options = replace(options, devices=None, device=places[0])
+        if len(places) > 1:
+            train_on_devices(root, work, options, places, on)
+            return measured(network, options, on)
+    return train_in_team(network, options, ALONE, on)
+
+
+def network_fold(root: Path, work: Path | None, options: TrainOptions) -> NetworkFold:
+    """What the options train; raises :class:`InputError` for what is not there."""
     domains = _trained_together(root, work, options.configuration)
     check_fold(domains, options.fold)
     name = str(domains[0].configuration) if domains[0].name is None else UNIVERSAL
-    network = NetworkFold(name=name, fold=options.fold, folder=work_folder(root, work).fold(name, options.fold), domains=domains)
-    with fold_lock(network.folder, "is being trained") as lock:
+    return NetworkFold(name=name, fold=options.fold, folder=work_folder(root, work).fold(name, options.fold), domains=domains)
+
+
+def train_in_team(network: NetworkFold, options: TrainOptions, team: Team, on: Listener) -> dict[str | None, Evaluation | None]:
+    """:func:`train` in one process of a team, whose first one holds the fold and writes what all of them have made."""
+    with fold_lock(network.folder, "is being trained") if team.is_first else nullcontext() as lock:
         if not _others_joined(network, options):
             if options.restart:
-                remove_joined(network)
-            train_network(network, options, lock, on)
-        return measured(network, options, on)
+                team.in_turn(lambda: remove_joined(network) if team.is_first else None)
+            train_network(network, options, lock, on, team)
+        return measured(network, options, on, team)
 
 
 def _trained_together(root: Path, work: Path | None, configuration: str | None) -> tuple[Domain, ...]:
@@ -130,12 +149,13 @@ def is_finished(target: Path) -> bool:
     return (target / STATE).exists() and read_record(target / STATE, TrainingState, "training").is_finished
 
 
-def train_network(network: NetworkFold, options: TrainOptions, lock: Lock, on: Listener) -> None:
+def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None, on: Listener, team: Team = ALONE) -> None:
     """Train to the end or to a signal; either way each domain of a common network has its weights then."""
-    domains = [training_domain(domain, network.fold, on) for domain in network.domains]
+    domains = team.in_turn(lambda: [training_domain(domain, network.fold, on) for domain in network.domains])
     first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
-    data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
-    note_training_data(target, data, is_restart=options.restart)
+    if team.is_first:
+        data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
+        note_training_data(target, data, is_restart=options.restart)
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest
     try:
@@ -151,13 +171,17 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock, on: L
                 stop=stop,
                 init=_initial(network, first, options.init),
                 added=network.added,
-                check=lock.check,
+                check=(lambda: None) if lock is None else lock.check,
+                team=team,
                 on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
                 on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
             )
-            follow(epochs, f"{network.name}, fold {network.fold}" + (f", adding {network.added}" if network.added else ""), target, on)
+            if team.is_first:
+                follow(epochs, f"{network.name}, fold {network.fold}" + (f", adding {network.added}" if network.added else ""), target, on)
+            else:
+                deque(epochs, maxlen=0)
     finally:  # also where it was stopped or diverged: the best weights so far can be used
-        if first.name != NO_NAME:
+        if first.name != NO_NAME and team.is_first:
             with joining_lock(network.folder):  # several domains may be added at the same time
                 export_domains(network.domains, target, network.folder, network.fold, network.added)
     if stop.signal_number is not None:
@@ -209,7 +233,7 @@ def _digest(network: NetworkFold, domains: Sequence[TrainingDomain]) -> str:
     return digest.hexdigest()
 
 
-def measured(network: NetworkFold, options: TrainOptions, on: Listener) -> dict[str | None, Evaluation | None]:
+def measured(network: NetworkFold, options: TrainOptions, on: Listener, team: Team = ALONE) -> dict[str | None, Evaluation | None]:
     """Validate what was trained, where that is not done yet; by domain, None where there is nothing to validate on."""
     found: dict[str | None, Evaluation | None] = {}
     for domain in network.domains:
@@ -218,5 +242,5 @@ def measured(network: NetworkFold, options: TrainOptions, on: Listener) -> dict[
             on(Event(stage="validate", message=message))
             found[domain.name] = None
         else:
-            found[domain.name] = validate_domain(domain, ValidateOptions.of(options, keep_finished=True), on)
+            found[domain.name] = validate_domain(domain, ValidateOptions.of(options, keep_finished=True), on, team)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from medseg3d.options import ValidateOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.provenance import METRICS, ORIGIN, write_origin
 from medseg3d.records import write_record
+from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import running_parts
 from medseg3d.training.state import check_same_parts
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS
@@ -48,48 +49,59 @@ def validate(root: Path, work: Path | None, options: ValidateOptions, on: Listen
 
     Raises :class:`BusyError` where another process trains or validates the fold.
     """
+    return _validate_together(root, work, options, on, ALONE)
+
+
+def _validate_together(root: Path, work: Path | None, options: ValidateOptions, on: Listener, team: Team) -> Evaluation:
     folder = work_folder(root, work)
     chosen = folder.read_plan().configuration(options.configuration)
     read_split(folder, options.fold)
-    with fold_lock(folder.fold(chosen.name, options.fold), "is being validated"):
-        return _validate(root, folder, chosen, options, on)
+    with fold_lock(folder.fold(chosen.name, options.fold), "is being validated") if team.is_first else nullcontext():
+        return _validate(root, folder, chosen, options, on, team)
 
 
-def validate_domain(domain: Domain, options: ValidateOptions, on: Listener = silent) -> Evaluation | None:
-    """:func:`validate` for a domain and what it trains; None where it has no such fold of its own."""
+def validate_domain(domain: Domain, options: ValidateOptions, on: Listener = silent, team: Team = ALONE) -> Evaluation | None:
+    """:func:`validate` for a domain and what it trains; None where it has no such fold of its own. The processes of a ``team`` predict
+    some of the cases each."""
     if own_fold(domain, options.fold) != options.fold:
         on(Event(stage="validate", message=domain.named(f"has no fold {options.fold}; it took part in the training with another one.")))
         return None
     if domain.name is not None:
         on(Event(stage="validate", message=f"Measuring {domain.name}"))
     options = replace(options, configuration=options.configuration or domain.configuration)
-    return validate(domain.dataset, domain.folder.root, options, on)
+    return _validate_together(domain.dataset, domain.folder.root, options, on, team)
 
 
-def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: ValidateOptions, on: Listener) -> Evaluation:
+def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: ValidateOptions, on: Listener, team: Team) -> Evaluation:
     plan, fold, tta = folder.read_plan(), options.fold, options.tta
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder, chosen, fold, plan_digest(plan, chosen, split))
-    if options.keep_finished and (kept := _kept_evaluation(root, folder, plan, chosen.name, fold, tta)) is not None:
-        return kept
+    if options.keep_finished:
+        kept = team.from_first(lambda: _kept_evaluation(root, folder, plan, chosen.name, fold, tta))
+        if kept is not None:
+            return kept
     if not split.validation:
         raise InputError(f"Fold {fold} has no validation cases, so there is nothing to validate.")
     model = load_models(folder, [chosen.name], folds=[fold], device=options.device, mirroring=tta != "off", level=WHOLE_NETWORK)
     evaluate = evaluate_both_ways if tta == "auto" and chosen.mirror_axes else predict_and_evaluate
-    remove_tree(target)  # an evaluation that is stopped leaves none that belongs to other label maps
-    write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
-    if evaluate is predict_and_evaluate:
-        write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
+    if team.is_first:
+        remove_tree(target)  # an evaluation that is stopped leaves none that belongs to other label maps
+        write_origin(target, origin_of_validation(root, folder, plan, [chosen.name], fold, split.validation))
+        if evaluate is predict_and_evaluate:
+            write_record(target / MIRRORING, FoldMirroring(is_used=tta != "off", has_other=False), "mirroring")
+    team.wait()
     survey = model.survey_windows()
     both_ways = evaluate is evaluate_both_ways
     levels = LevelMeasurement(model, target, both_ways=both_ways, is_mirrored=tta != "off") if model.levels else None
 
     def finish() -> None:
-        write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
+        survey.add_all(team.collected(survey.windows))
+        if team.is_first:
+            write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
 
     tolerance_mm = work_tolerance_mm(folder)
-    return evaluate(root, model, split.validation, target, tolerance_mm=tolerance_mm, finish=finish, levels=levels, on=on)
+    return evaluate(root, model, split.validation, target, tolerance_mm=tolerance_mm, finish=finish, levels=levels, on=on, team=team)
 
 
 def _kept_evaluation(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
@@ -173,10 +185,12 @@ def predict_and_evaluate(
     on: Listener,
     finish: Callable[[], None] = lambda: None,
     levels: LevelMeasurement | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
 
-    The metrics are written last, after ``finish``: where they are, everything is.
+    The metrics are written last, after ``finish``: where they are, everything is. The processes of a ``team`` predict some of the cases
+    each, and the first one evaluates.
     """
 
     def predict(case: Case) -> None:
@@ -188,15 +202,19 @@ def predict_and_evaluate(
         (indices,) = levels.segment(prepared, case)
         write_label_map(file, model.finish(indices, prepared.orientation), prepared.header)
 
-    cases, failures = _predict_validation(root, model, names, predict, on)
-    for name in set(names) - {case.name for case in cases}:
-        remove_file(target / f"{name}.nii.gz")
-    evaluation = _evaluated(cases, failures, model, target, tolerance_mm, on)
-    if levels is not None:
-        levels.finish([evaluation], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+    cases, failures = _predict_validation(root, model, names, predict, on, team)
     finish()
-    write_evaluation(evaluation, target / METRICS)
-    return evaluation
+
+    def measure() -> Evaluation:
+        for name in set(names) - {case.name for case in cases}:
+            remove_file(target / f"{name}.nii.gz")
+        evaluation = _evaluated(cases, failures, model, target, tolerance_mm, on)
+        if levels is not None:
+            levels.finish([evaluation], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+        write_evaluation(evaluation, target / METRICS)
+        return evaluation
+
+    return team.from_first(measure)
 
 
 def evaluate_both_ways(
@@ -209,6 +227,7 @@ def evaluate_both_ways(
     on: Listener,
     finish: Callable[[], None] = lambda: None,
     levels: LevelMeasurement | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     """:func:`predict_and_evaluate` with and without mirroring, of one pass over each image; what is better stays in ``target``.
 
@@ -223,29 +242,33 @@ def evaluate_both_ways(
         for folder, indices in zip((target, plain), both, strict=True):
             write_label_map(folder / f"{case.name}.nii.gz", model.finish(indices, prepared.orientation), prepared.header)
 
-    cases, failures = _predict_validation(root, model, names, predict, on)
-    with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
-    choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
-    on(Event(stage="validate", message=f"Evaluated with and without mirroring: {choice.reason}."))
-    if levels is not None:
-        levels.finish([with_mirroring, without], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+    cases, failures = _predict_validation(root, model, names, predict, on, team)
     finish()
-    used, other = with_mirroring, without
-    if not choice.is_used:
-        used, other, record = without, with_mirroring, replace(record, is_used=False)
-        storage().make_folder(target / record.other)
-        _exchange_label_maps(target, plain, target / record.other)
-        remove_tree(plain)
-    write_record(target / MIRRORING, record, "mirroring")
-    write_evaluation(other, target / record.other / METRICS)
-    write_evaluation(used, target / METRICS)
-    return used
+
+    def choose() -> Evaluation:
+        with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
+        choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
+        on(Event(stage="validate", message=f"Evaluated with and without mirroring: {choice.reason}."))
+        if levels is not None:
+            levels.finish([with_mirroring, without], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+        used, other, made = with_mirroring, without, record
+        if not choice.is_used:
+            used, other, made = without, with_mirroring, replace(record, is_used=False)
+            storage().make_folder(target / made.other)
+            _exchange_label_maps(target, plain, target / made.other)
+            remove_tree(plain)
+        write_record(target / MIRRORING, made, "mirroring")
+        write_evaluation(other, target / made.other / METRICS)
+        write_evaluation(used, target / METRICS)
+        return used
+
+    return team.from_first(choose)
 
 
 def _predict_validation(
-    root: Path, model: Model, names: tuple[str, ...], predict: Callable[[Case], None], on: Listener
+    root: Path, model: Model, names: tuple[str, ...], predict: Callable[[Case], None], on: Listener, team: Team
 ) -> tuple[list[Case], list[CaseFailure]]:
-    """Predict training cases one by one; those that worked, and the failures."""
+    """Predict training cases one by one; those that worked, and the failures. Each process of a team predicts some of them."""
     dataset = open_dataset(root, channels=model.plan.channels)
     cases = {case.name: case for case in dataset.training}
     failures = [failure for failure in dataset.failures if failure.case in names]
@@ -253,19 +276,22 @@ def _predict_validation(
     missing = [name for name in names if name not in cases]
     if missing:
         raise PlanMismatchError(f"{root}: the splits name cases that the dataset does not have: {', '.join(missing[:5])}. Plan again.")
-    done: list[Case] = []
+    failed: list[CaseFailure] = []
     boundary = CaseBoundary("validate")
-    on(Event(stage="validate", total=len(names)))
-    for index, name in enumerate(names):
+    own = names[team.rank :: team.size]
+    on(Event(stage="validate", total=len(own)))
+    for index, name in enumerate(own):
         with boundary.around(name) as attempt:
             predict(cases[name])
         if attempt.failure is not None:
-            failures.append(attempt.failure)
+            failed.append(attempt.failure)
             continue
-        done.append(cases[name])
-        on(Event(stage="validate", done=index + 1, total=len(names)))
-    boundary.finish()
-    return done, failures
+        on(Event(stage="validate", done=index + 1, total=len(own)))
+    if own:
+        boundary.finish()
+    failures += [failure for found in team.collected(failed) for failure in found]
+    without = {failure.case for failure in failures}
+    return [cases[name] for name in names if name not in without], failures
 
 
 def _evaluated(
