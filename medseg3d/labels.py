@@ -4,26 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from medseg3d.errors import LabelValueError
+from medseg3d.records import Checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class Labels(Checked):
     """Names and file values, in the order of the indices that networks use; index 0 is the background.
 
     ``values[i]`` is what the label files hold for index ``i`` (any integers, gaps allowed); ``pairs`` are pairs of indices
     (left, right). A network of overlapping ``regions`` gives a logit for each of them and none for the background: region ``i`` is the
     union of the file values ``regions[i]``; where its logit is above 0 the voxel gets index ``i + 1``, later regions over
     earlier ones (region class order).
+
+    ``ignore`` is the file value of voxels that nobody has annotated; networks have no output for it. ``unannotated`` lists the sets of
+    indices that some cases were not annotated for: there the background may hide them. What is stored of a case are codes of all that
+    (:mod:`medseg3d.label_codes`).
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...] = ()
     regions: tuple[tuple[int, ...], ...] = ()
+    ignore: int | None = None
+    unannotated: tuple[tuple[int, ...], ...] = ()
+    came_later: ClassVar[tuple[str, ...]] = ("ignore", "unannotated")
+
+    @property
+    def annotated_values(self) -> tuple[int, ...]:
+        """What annotated voxels of label files hold: the values of the classes, or those of all members of regions, background first."""
+        if not self.regions:
+            return self.values
+        return (0, *sorted({value for members in self.regions for value in members} - {0}))
+
+    @property
+    def file_values(self) -> tuple[int, ...]:
+        """All that label files may hold, the ignore label too."""
+        return (*self.annotated_values, *(() if self.ignore is None else (self.ignore,)))
+
+    def members(self, index: int) -> tuple[int, ...]:
+        """The file values that make up a class or a region by its index."""
+        return self.regions[index - 1] if self.regions and index else (self.values[index],)
 
     @property
     def num_classes(self) -> int:
@@ -59,36 +84,7 @@ class Labels:
 
         Raises :class:`LabelValueError` for values that are not in the list.
         """
-        integers = as_integers(label_map, source)
-        found = unique_values(integers, source)
-        unknown = sorted(set(found) - set(self.values))
-        if unknown:
-            raise LabelValueError(
-                f"{source}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(self.values))}. "
-                "Correct the file, or add the labels to dataset.json and plan again."
-            )
-        if self.values == tuple(range(self.num_classes)):
-            return integers.astype(self.index_dtype)
-        low, high = min(found), max(found)
-        if high - low > MAX_TABLE:
-            return self._encode_sparse(integers)
-        table = np.zeros(high - low + 1, self.index_dtype)
-        for index, value in enumerate(self.values):
-            if low <= value <= high:
-                table[value - low] = index
-        indices = np.empty(integers.shape, self.index_dtype)
-        for values, target in zip(integers, indices, strict=True):  # NumPy turns an index into eight bytes: slice by slice
-            target[...] = table[values - low] if low else table[values]
-        return indices
-
-    def _encode_sparse(self, integers: np.ndarray) -> np.ndarray:
-        """Values that lie too far apart for a table are looked up in their sorted list; all of them are known to be in it."""
-        order = np.argsort(np.asarray(self.values, np.int64))
-        known, index = np.asarray(self.values, np.int64)[order], order.astype(self.index_dtype)
-        indices = np.empty(integers.shape, self.index_dtype)
-        for values, target in zip(integers, indices, strict=True):
-            target[...] = index[np.searchsorted(known, values.astype(np.int64, copy=False))]
-        return indices
+        return places_of(label_map, self.values, source, dtype=self.index_dtype)
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Indices → file values in the smallest NIfTI type; the indices themselves where they are the values."""
@@ -100,6 +96,41 @@ class Labels:
         for part, target in zip(indices, values, strict=True):
             target[...] = table[part]
         return values
+
+
+def places_of(label_map: np.ndarray, values: tuple[int, ...], source: str, *, dtype: np.dtype) -> np.ndarray:
+    """File values (integers, also stored as float) → their places in a list; raises :class:`LabelValueError` for others."""
+    integers = as_integers(label_map, source)
+    found = unique_values(integers, source)
+    unknown = sorted(set(found) - set(values))
+    if unknown:
+        raise LabelValueError(
+            f"{source}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(values))}. "
+            "Correct the file, or add the labels to dataset.json and plan again."
+        )
+    if values == tuple(range(len(values))):
+        return integers.astype(dtype)
+    low, high = min(found), max(found)
+    if high - low > MAX_TABLE:
+        return _sparse_places(integers, values, dtype)
+    table = np.zeros(high - low + 1, dtype)
+    for index, value in enumerate(values):
+        if low <= value <= high:
+            table[value - low] = index
+    indices = np.empty(integers.shape, dtype)
+    for part, target in zip(integers, indices, strict=True):  # NumPy turns an index into eight bytes: slice by slice
+        target[...] = table[part - low] if low else table[part]
+    return indices
+
+
+def _sparse_places(integers: np.ndarray, values: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Values that lie too far apart for a table are looked up in their sorted list; all of them are known to be in it."""
+    order = np.argsort(np.asarray(values, np.int64))
+    known, index = np.asarray(values, np.int64)[order], order.astype(dtype)
+    indices = np.empty(integers.shape, dtype)
+    for part, target in zip(integers, indices, strict=True):
+        target[...] = index[np.searchsorted(known, part.astype(np.int64, copy=False))]
+    return indices
 
 
 def as_integers(label_map: np.ndarray, source: str) -> np.ndarray:

@@ -342,6 +342,10 @@ def _problems_of_labels(labels: Labels) -> Iterator[str]:
         yield f"labels.pairs are {labels.pairs!r:.100}, expected pairs of two indices from 1 to {count - 1}"
     if labels.regions and (len(labels.regions) != count - 1 or not all(labels.regions)):
         yield f"labels.regions has {len(labels.regions)} entries, expected {count - 1}, each with a value at least"
+    elif labels.ignore in labels.annotated_values:
+        yield f"labels.ignore is {labels.ignore}, expected another value than those of the labels {labels.annotated_values!r:.100}"
+    if any(not lacking or not set(lacking) <= set(labels.foreground) for lacking in labels.unannotated):
+        yield f"labels.unannotated is {labels.unannotated!r:.100}, expected sets of indices from 1 to {count - 1}"
 
 
 def _problems_of_frame(frame: Frame) -> Iterator[str]:

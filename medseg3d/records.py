@@ -49,11 +49,13 @@ class Checked:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        schema = handler(source)
+        # the reference moves to what is made of it: where a record occurs twice in another, pydantic takes what has it
+        schema = dict(handler.resolve_ref_schema(handler(source)))
+        reference = schema.pop("ref", None)
         if not source.came_later:
-            return core_schema.no_info_after_validator_function(_checked, schema)
+            return core_schema.no_info_after_validator_function(_checked, schema, ref=reference)
         written = core_schema.wrap_serializer_function_ser_schema(partial(_without_empty, source.came_later), schema=schema)
-        return core_schema.no_info_after_validator_function(_checked, schema, serialization=written)
+        return core_schema.no_info_after_validator_function(_checked, schema, ref=reference, serialization=written)
 
 
 def _without_empty(names: tuple[str, ...], record: Any, write: Any) -> Any:

@@ -10,7 +10,7 @@ from medseg3d.data.checks import CheckedCase, Finding
 from medseg3d.data.dataset import Dataset
 from medseg3d.data.grouping import shared_patients
 from medseg3d.data.label_names import with_names
-from medseg3d.data.label_pairs import sides
+from medseg3d.data.label_pairs import by_region, sides
 from medseg3d.data.label_rules import (
     Filled,
     absent_background,
@@ -22,6 +22,7 @@ from medseg3d.data.label_rules import (
 )
 from medseg3d.data.plausible import LOST_INTERCEPT, lost_intercepts, spacing_doubt
 from medseg3d.labels import Labels
+from medseg3d.wording import listed
 
 SCALE_RATIO = 10.0
 """An intensity range, or a spacing, this many times larger or smaller than the dataset's median is pointed out."""
@@ -43,6 +44,7 @@ def compare_cases(dataset: Dataset, training: Sequence[CheckedCase], test: Seque
         *_names_alike(training),
         *_intensity_outliers(dataset, training),
         *(() if is_list_wrong else (*_labels_over_all(dataset, training), *_left_and_right(dataset, training))),
+        *_partly_annotated(dataset),
     )
 
 
@@ -168,19 +170,50 @@ def _labels_over_all(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator
             yield Finding(case=None, kind="label values", severity="error", message=reason)
         message = f"no dataset.json: the label values found are {there}"
         yield Finding(case=None, kind="label values", severity="note", message=message)
-        for case in cases:
-            markers = [value for value in marker_values(there) if value in case.values and value not in dataset.label_names]
-            if markers:
-                yield Finding(case=case.name, kind="label values", severity="error", message=marker_message(markers))
+        yield from _markers(dataset, cases, there)
         for warning in rare_labels({case.name: case.voxels for case in cases if case.values}):
             yield Finding(case=None, kind="rare label", severity="warning", message=warning)
         return
     for doubt in name_doubts(dict(zip(dataset.labels.values, dataset.labels.names, strict=True))):
         yield Finding(case=None, kind="label names", severity="warning", message=doubt)
-    for name, value in zip(dataset.labels.names[1:], dataset.labels.values[1:], strict=True):
-        if value not in there:
-            message = f"label {name} ({value}) is declared, but no case has it"
+    for index in dataset.labels.foreground:
+        name, members = dataset.labels.names[index], dataset.labels.members(index)
+        if not set(members) & set(there):
+            message = f"label {name} ({', '.join(map(str, members))}) is declared, but no case has it"
             yield Finding(case=None, kind="label values", severity="warning", message=message)
+
+
+def _markers(dataset: Dataset, cases: Sequence[CheckedCase], there: Sequence[int]) -> Iterator[Finding]:
+    """Values that mean "not annotated": one beside structures is taken for that, others cost their cases."""
+    markers = set(marker_values(there)) - set(dataset.label_names)
+    beside = {value for case in cases for value in markers & set(case.values) if set(case.values) - markers - {0}}
+    if len(markers) == len(beside) == 1:
+        (value,) = beside
+        holders = [case.name for case in cases if value in case.values and set(case.values) - markers - {0}]
+        message = (
+            f"the label value {value} of {listed(holders, most=5)} is taken for voxels that nobody has annotated; if it is a structure, "
+            f"name it (--labels {value}=NAME, or labels.csv beside the images)"
+        )
+        yield Finding(case=None, kind="label values", severity="warning", message=message)
+        cases = [case for case in cases if case.name not in holders]
+    for case in cases:
+        found = sorted(markers & set(case.values))
+        if found:
+            yield Finding(case=case.name, kind="label values", severity="error", message=marker_message(found))
+
+
+def _partly_annotated(dataset: Dataset) -> Iterator[Finding]:
+    """How many cases were annotated for each structure, where not all were."""
+    if dataset.labels is None or all(case.annotated is None for case in dataset.training):
+        return
+    names = dataset.labels.names[1:]
+    counts = {name: sum(case.annotated is None or name in case.annotated for case in dataset.training) for name in names}
+    listing = ", ".join(f"{name} {count}" for name, count in counts.items())
+    message = f"annotated.csv: of {len(dataset.training)} cases are annotated for {listing}"
+    yield Finding(case=None, kind="annotated", severity="note", message=message)
+    for name, count in counts.items():
+        if not count:
+            yield Finding(case=None, kind="annotated", severity="warning", message=f"no case was annotated for {name}")
 
 
 def _left_and_right(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[Finding]:
@@ -188,6 +221,6 @@ def _left_and_right(dataset: Dataset, cases: Sequence[CheckedCase]) -> Iterator[
     values = (0, *sorted({value for case in cases for value in case.values} - {0}))
     names = tuple(f"label_{value}" if value else "background" for value in values)
     labels = dataset.labels or with_names(Labels(names=names, values=values), dataset.label_names)
-    known = sides([case.places for case in cases if case.places is not None], labels)
+    known = sides(by_region([case.places for case in cases if case.places is not None], labels), labels)
     for message in (*known.warnings, *filter(None, [known.doubt])):
         yield Finding(case=None, kind="left and right", severity="warning", message=message.removesuffix("."))

@@ -17,6 +17,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe
 from medseg3d.data.label_pairs import Whereabouts, whereabouts
 from medseg3d.data.label_rules import (
+    ignore_hint,
     refuse_image,
 )
 from medseg3d.data.plausible import extreme_voxels
@@ -255,13 +256,23 @@ def _check_label(
         found("label values", "error", str(error))
         return _SeenLabel()
     if labels is not None:
-        unknown = sorted(set(values) - set(labels.values))
+        unknown = sorted(set(values) - set(labels.file_values))
         if unknown:
             found(
                 "label values",
                 "error",
-                f"label values {listed_values(unknown)} are not declared; the list is {listed_values(sorted(labels.values))}",
+                f"label values {listed_values(unknown)} are not declared; the list is {listed_values(sorted(labels.file_values))}"
+                + ignore_hint(unknown, labels),
             )
+    if labels is not None and labels.ignore in values:
+        known = integers != labels.ignore
+        found(
+            "ignored voxels", "note", f"{1 - known.mean():.1%} of the voxels are not annotated ({labels.ignore}); training leaves them out"
+        )
+        if not known.any():
+            found("ignored voxels", "error", f"no voxel of the label ({path.name}) is annotated; leave the case out")
+        integers = np.where(known, integers, 0)
+        values = tuple(value for value in values if value != labels.ignore)
     if not any(values):
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
     if header is not None:

@@ -24,11 +24,15 @@ class ChannelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """The files of one case; ``label`` is None where there is none."""
+    """The files of one case; ``label`` is None where there is none.
+
+    ``annotated`` are the names of the structures that it was annotated for, None for all of the dataset's.
+    """
 
     name: str
     channels: tuple[ChannelFile, ...]
     label: Path | None = None
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.data.label_rules import is_ignore_label, name_findings, repeated_keys
@@ -12,6 +13,7 @@ from medseg3d.errors import DatasetError, InputError
 from medseg3d.labels import Labels
 from medseg3d.parsing import read_table, read_text
 from medseg3d.records import read_json
+from medseg3d.wording import listed
 
 FILES = ("labels.csv", "labels.json")
 
@@ -49,12 +51,29 @@ def with_names(labels: Labels, names: Mapping[int, str]) -> Labels:
     """
     if not names:
         return labels
+    ignored = sorted(value for value, name in names.items() if is_ignore_label(name, value, (*labels.file_values, *names)))
+    if ignored and not labels.regions and labels.ignore is None:
+        labels = ignoring(labels, ignored[0])
     named = {value: names.get(value, name) for value, name in zip(labels.values, labels.names, strict=True)}
     findings = name_findings(named)
     if findings:
         raise DatasetError("The names given for labels do not fit together:", findings)
     ordered = tuple(named[value] for value in labels.values)
-    return Labels(names=ordered, values=labels.values, pairs=left_right_pairs(ordered), regions=labels.regions)
+    return replace(labels, names=ordered, pairs=left_right_pairs(ordered))
+
+
+def ignored_value(labels: Labels | None, names: Mapping[int, str]) -> int | None:
+    """The value of voxels that nobody has annotated: the list's, or the one that a telling name is given for; None where there is none."""
+    if labels is not None and labels.ignore is not None:
+        return labels.ignore
+    return next((value for value, name in sorted(names.items()) if is_ignore_label(name, value, names)), None)
+
+
+def ignoring(labels: Labels, value: int) -> Labels:
+    """The labels, one value of which is that of voxels that nobody has annotated."""
+    kept = [place for place, other in enumerate(labels.values) if other != value]
+    names = tuple(labels.names[place] for place in kept)
+    return replace(labels, names=names, values=tuple(labels.values[place] for place in kept), pairs=left_right_pairs(names), ignore=value)
 
 
 def _from_csv(path: Path) -> dict[int, str]:
@@ -93,10 +112,9 @@ def _checked(pairs: Iterable[tuple[int, str]], source: str) -> dict[int, str]:
         if named.setdefault(value, name) != name:
             raise InputError(f"{source}: the label value {value} has two names, {named[value]!r} and {name!r}.")
     findings = name_findings(named)
-    ignored = [
-        f"the value {v} is called {name!r}, and an ignore label is not supported" for v, name in named.items() if is_ignore_label(name, v)
-    ]
-    findings += ignored
+    ignored = [f"{name!r} ({value})" for value, name in named.items() if is_ignore_label(name, value)]
+    if len(ignored) > 1:
+        findings.append(f"{listed(ignored)} are ignore labels, and there can be one; give them one value in the files")
     if findings:
         raise InputError(f"{source}: {'; '.join(findings)}.")
     return named

@@ -81,6 +81,45 @@ class Sides:
     warnings: tuple[str, ...] = ()
 
 
+def by_region(cases: Sequence[PlacedCase], labels: Labels) -> Sequence[PlacedCase]:
+    """The cases with each region as a label of its own, under its value in predictions; the cases themselves without regions."""
+    return [RegionCase(case=case, all_labels=labels) for case in cases] if labels.regions else cases
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCase:
+    """A :class:`PlacedCase` whose labels are regions: the center is that of the parts, by their volumes."""
+
+    case: PlacedCase
+    all_labels: Labels
+
+    @property
+    def name(self) -> str:
+        """Of the case."""
+        return self.case.name
+
+    @property
+    def middle(self) -> tuple[float, float, float] | None:
+        """Of the case's body."""
+        return self.case.middle
+
+    @property
+    def labels(self) -> Mapping[int, Placed]:
+        """By the value of the region in predictions."""
+        found: dict[int, Placed] = {}
+        for index in self.all_labels.foreground:
+            parts = [self.case.labels[value] for value in self.all_labels.members(index) if value in self.case.labels]
+            if parts:
+                volume = sum(part.volume_mm3 for part in parts)
+                s, a, r = (sum(part.center[axis] * part.volume_mm3 for part in parts) / volume for axis in range(3))
+                found[self.all_labels.values[index]] = Center(center=(s, a, r), volume_mm3=volume)
+        return found
+
+    def world_position(self, center: Sequence[float]) -> np.ndarray:
+        """As the case's."""
+        return self.case.world_position(center)
+
+
 Both = list[tuple[PlacedCase, Placed, Placed]]
 """The cases that hold both labels of a pair, with what is known of either."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medseg3d.data.side_names import phrases
 from medseg3d.errors import LabelValueError
+from medseg3d.labels import Labels
 from medseg3d.wording import counted, listed
 
 BACKGROUND_NAMES = phrases(
@@ -70,9 +71,15 @@ def name_findings(named: Mapping[int, str]) -> list[str]:
     return findings
 
 
-def is_ignore_label(name: str, value: int) -> bool:
-    """Whether a label stands for voxels that nobody has annotated; value 0 is the background whatever it is called."""
-    return value != 0 and spoken(name) in IGNORE_NAMES
+def is_ignore_label(name: str, value: int, values: Collection[int] = ()) -> bool:
+    """Whether a label stands for voxels that nobody has annotated; value 0 is the background whatever it is called.
+
+    That is a telling name, or one that says no more than a value that is a marker among ``values``: ``"255": 255``.
+
+    >>> is_ignore_label("ignore", 3), is_ignore_label("255", 255, {0, 1, 255}), is_ignore_label("255", 255, {0, 255})
+    (True, True, False)
+    """
+    return value != 0 and (spoken(name) in IGNORE_NAMES or (name.strip() == str(value) and value in marker_values(values)))
 
 
 def name_doubts(named: Mapping[int, str]) -> list[str]:
@@ -127,6 +134,17 @@ def marker_values(values: Collection[int]) -> tuple[int, ...]:
     if not others or min(others) > LARGEST_FIRST_LABEL:
         return ()
     return tuple(sorted(value for value in values if value < 0 or (value in MARKERS and value > 2 * max(others) + 1)))
+
+
+def ignore_hint(unknown: Collection[int], labels: Labels) -> str:
+    """What to add to a message about values that are not listed, where they may be those of voxels that nobody has annotated.
+
+    >>> ignore_hint([255], Labels(names=("background", "liver"), values=(0, 1)))
+    '; if 255 marks voxels that nobody has annotated, list "ignore": 255'
+    """
+    markers = marker_values({*unknown, *labels.file_values})
+    is_one = labels.ignore is None and len(unknown) == 1 and set(unknown) <= set(markers)
+    return f'; if {markers[0]} marks voxels that nobody has annotated, list "ignore": {markers[0]}' if is_one else ""
 
 
 def marker_message(markers: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.case_files import Findings, composed, differs_in_case, image_files, is_unicode, listed_file, printable
 from medseg3d.data.channels import channels_of_file, grouped_by_case
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
@@ -28,7 +29,7 @@ from medseg3d.images import case_name
 from medseg3d.labels import Labels
 from medseg3d.parsing import read_text
 from medseg3d.records import read_json
-from medseg3d.wording import counted
+from medseg3d.wording import counted, listed
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def open_dataset(root: Path | str, *, channels: Sequence[str] | None = None) -> 
     """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``; a text is one name.
 
     Reads no voxels. Cases that cannot be used are in ``failures``. Raises :class:`DatasetError` with all findings at once where the
-    dataset as a whole cannot be used, and :class:`UnsupportedError` for regions or an ignore label.
+    dataset as a whole cannot be used.
     """
     root, channels = Path(root), (channels,) if isinstance(channels, str) else channels
     dataset, findings = find_dataset(root, channels=channels)
@@ -100,7 +101,7 @@ def _lists_its_files(root: Path, declared: Mapping[str, Any]) -> bool:
 
 
 def _open_decathlon(root: Path, declared: dict[str, Any], findings: Findings) -> Dataset:
-    names, labels = channel_names(declared, findings), declared_labels(root, declared, findings)
+    names, labels = channel_names(declared, findings), declared_labels(declared, findings)
     training = []
     for number, entry in enumerate(declared["training"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not isinstance(entry.get("label"), str):
@@ -143,7 +144,7 @@ def _is_missing(name: str, paths: Iterable[Path], findings: Findings) -> bool:
 
 def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: Findings) -> Dataset:
     names = channel_names(declared, findings) if declared is not None else None
-    labels = declared_labels(root, declared, findings) if declared is not None else None
+    labels = declared_labels(declared, findings) if declared is not None else None
     if declared is not None and "dataset" in declared:
         training = _explicit_cases(root, declared["dataset"], names or (), findings)
     else:
@@ -161,7 +162,7 @@ def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: Findings
 
 def _open_folders(root: Path, declared: dict[str, Any] | None, findings: Findings) -> Dataset:
     names = channel_names(declared, findings) if declared is not None else None
-    labels = declared_labels(root, declared, findings) if declared is not None else None
+    labels = declared_labels(declared, findings) if declared is not None else None
     label_files = _files_by_case(root / "labels", findings, is_required=True)
     grouped, names = grouped_by_case(root / "images", label_files, names, findings)
     training = _paired(grouped, label_files, root / "labels", findings)
@@ -191,14 +192,21 @@ def _dataset(
         announced = declared.get("numTraining")
         if isinstance(announced, int) and announced != len(training) and not failed:
             logger.warning("%s: numTraining in dataset.json is %d, found %d cases; all are used.", root, announced, len(training))
-    label_names = names_beside(root)
+    label_names, annotated = names_beside(root), read_annotated(root)
+    if labels is not None and not findings:
+        labels = with_names(labels, label_names)
+        if unknown := unknown_names(annotated, labels.names):
+            findings.append(
+                f"annotated.csv: {listed(unknown)} are no labels of the dataset; it has {listed(list(labels.names[1:]), most=20)}"
+            )
+    training, test = ([replace(case, annotated=annotated_for(case.name, annotated)) for case in cases] for cases in (training, test))
     return Dataset(
         root=root,
         name=str((declared or {}).get("name") or root.resolve().name),
         layout=layout,
         channel_names=names,
         has_named_channels=declared is not None,
-        labels=with_names(labels, label_names) if labels is not None and not findings else labels,
+        labels=labels,
         label_names=label_names,
         training=tuple(sorted(training, key=lambda case: case.name)),
         test=tuple(sorted(test, key=lambda case: case.name)),

@@ -45,6 +45,7 @@ class RawCase:
 
     ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
     ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
+    ``annotated`` are the structures that the labels were annotated for, None for all.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RawCase:
     spacing: tuple[float, float, float]
     orientation: Orientation
     header: ImageHeader
+    annotated: tuple[str, ...] | None = None
 
 
 def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME) -> RawCase:
@@ -90,6 +92,7 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
         spacing=canonical_spacing(geometry, orientation),
         orientation=orientation,
         header=first.header,
+        annotated=case.annotated,
     )
 
 

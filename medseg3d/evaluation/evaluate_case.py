@@ -14,6 +14,7 @@ import numpy as np
 
 from medseg3d.data.cropping import Box
 from medseg3d.errors import GeometryMismatchError, InputError
+from medseg3d.evaluation.label_masks import two_maps
 from medseg3d.evaluation.measures import LabelMasks, measured
 from medseg3d.evaluation.metrics import OWN_FIELDS, CaseMetrics, LabelMetrics, Presence, absent_label, mean_of
 from medseg3d.labels import Labels
@@ -33,12 +34,14 @@ def evaluate_case(
     tolerance_mm: float | None = None,
     name: str = "case",
     num_threads: int = 1,
+    annotated: Sequence[str] | None = None,
 ) -> CaseMetrics:
     """Compare two label maps of *file values*, three axes in any order but the same; ``spacing`` in mm in that order.
 
-    Both maps are read only. Without ``tolerance_mm`` it is :func:`default_tolerance_mm` of this case's spacing. Labels are
-    spread over ``num_threads``. Raises :class:`GeometryMismatchError` for different shapes, :class:`LabelValueError` for
-    values that are not in ``labels``.
+    Both maps are read only. Without ``tolerance_mm`` it is :func:`default_tolerance_mm` of this case's spacing. Labels are spread over
+    ``num_threads``. Regions are compared as the unions that they are; voxels whose reference is the ignore label count for nothing, and
+    labels that the case was not ``annotated`` for (names, None for all) are not compared. Raises :class:`GeometryMismatchError` for
+    different shapes, :class:`LabelValueError` for values that are not in ``labels``.
     """
     if prediction.shape != reference.shape or reference.ndim != 3:
         raise GeometryMismatchError(
@@ -50,23 +53,28 @@ def evaluate_case(
         raise InputError(f"{name}: the spacing {steps} must be three positive lengths in mm. Correct the file's header.")
     order = tuple(int(axis) for axis in np.argsort([-abs(s) for s in reference.strides], kind="stable"))  # memory order: fast crops
     steps = tuple(steps[axis] for axis in order)
-    predicted = labels.encode(prediction.transpose(order), f"{name} (prediction)")
-    referenced = labels.encode(reference.transpose(order), f"{name} (reference)")
+    maps = two_maps(prediction.transpose(order), reference.transpose(order), labels, name)
     tolerance = default_tolerance_mm(spacing, reference.shape) if tolerance_mm is None else float(tolerance_mm)
-    boxes = label_boxes(predicted, referenced, labels.num_classes)
+    boxes = maps.boxes()
 
     def evaluate(index: int) -> LabelMetrics:
-        box = boxes[index]
+        box, label = boxes[index], labels.names[index]
+        if annotated is not None and label not in annotated:
+            return absent_label(labels.values[index], label, presence="not_annotated")
         if box is None:
-            return absent_label(labels.values[index], labels.names[index])
+            return absent_label(labels.values[index], label)
+        predicted, referenced = maps.masks(index, box)
         masks = LabelMasks(
-            prediction=predicted[box] == index,
-            reference=referenced[box] == index,
+            prediction=predicted,
+            reference=referenced,
             spacing=steps,
             tolerance_mm=tolerance,
-            axes=tuple(axis for axis in range(3) if referenced.shape[axis] > 1) or (0, 1, 2),
+            axes=tuple(axis for axis in range(3) if maps.reference.shape[axis] > 1) or (0, 1, 2),
+            unknown=None if maps.unknown is None else maps.unknown[box],
         )
-        return _evaluate_label(masks, value=labels.values[index], name=labels.names[index])
+        if not (masks.num_predicted or masks.num_referenced):
+            return absent_label(labels.values[index], label)
+        return _evaluate_label(masks, value=labels.values[index], name=label)
 
     largest_first = sorted(labels.foreground, key=lambda index: -_num_voxels(boxes[index]))
     if num_threads > 1:
@@ -95,21 +103,6 @@ def default_tolerance_mm(spacing: Sequence[float], shape: Sequence[int] | None =
     extended = [s for s, n in zip(spacing, shape, strict=True) if n > 1] if shape is not None else []
     finest = float(min(extended or spacing))
     return round(min(max(TOLERANCE_MM, finest), MAX_TOLERANCE_VOXELS * finest), 6)
-
-
-def label_boxes(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> list[Box | None]:
-    """Per index the smallest box that holds its voxels in both index arrays; None where it has none."""
-    from scipy import ndimage
-
-    boxes: list[Box | None] = [None]
-    found = (ndimage.find_objects(array, max_label=max(1, num_classes - 1)) for array in (prediction, reference))
-    for first, second in zip(*found, strict=True):
-        if first is None or second is None:
-            boxes.append(first or second)
-        else:
-            both = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
-            boxes.append(tuple(both))  # type: ignore[arg-type]
-    return boxes
 
 
 def _evaluate_label(masks: LabelMasks, *, value: int, name: str) -> LabelMetrics:

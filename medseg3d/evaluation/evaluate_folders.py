@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.label_names import names_beside, with_names
+from medseg3d.data.label_rules import marker_values
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
@@ -18,17 +21,20 @@ from medseg3d.execution import run_cases, workers_for
 from medseg3d.labels import Labels, unique_values
 from medseg3d.records import read_json
 
+logger = logging.getLogger(__name__)
+
 BYTES_PER_VOXEL = 40
 """Both maps as read and as integers, masks, surfaces and float32 distances of a label as large as the image; most take a quarter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The two files of one case."""
+    """The two files of one case; ``annotated`` are the labels that the reference was annotated for, None for all."""
 
     case: str
     prediction: Path
     reference: Path
+    annotated: tuple[str, ...] | None = None
 
 
 def evaluate_folders(
@@ -51,10 +57,16 @@ def evaluate_folders(
     :class:`InputError` where no case has both files.
     """
     matched = match_files(predictions, references)
+    rows, names = annotated_beside(references), label_names_beside(references)
+    declared = labels or labels_beside(references)
+    if declared is not None and labels is None:
+        declared = with_names(declared, names)
+    if declared is not None and (unknown := unknown_names(rows, declared.names)):
+        raise InputError(f"annotated.csv beside {references}: {', '.join(unknown)}: no label is called so.")
     evaluation = evaluate_pairs(
-        matched.pairs,
-        labels=labels or labels_beside(references),
-        label_names=label_names_beside(references),
+        [replace(pair, annotated=annotated_for(pair.case, rows)) for pair in matched.pairs],
+        labels=declared,
+        label_names=names,
         tolerance_mm=tolerance_mm,
         num_workers=num_workers,
         max_bytes=max_bytes,
@@ -84,8 +96,45 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Measure pairs of files, side by side within ``max_bytes`` of memory; arguments as in :func:`evaluate_folders`.
 
-    ``labels`` None: all values that occur, under ``label_names`` where these have one. Cases are sorted by name, whatever finished first.
+    ``labels`` None: all values that occur, under ``label_names`` where these have one; a value of the references that marks voxels nobody
+    has annotated is left out then, and a warning says so. Cases are sorted by name, whatever finished first.
     """
+    found = _evaluated(pairs, labels, label_names, tolerance_mm, num_workers, max_bytes, seed, on)
+    if labels is not None or not (ignored := _undeclared_ignore(found, pairs, label_names or {})):
+        return found
+    logger.warning(
+        "The value %d of the references is taken for voxels that nobody has annotated, and is left out. If it is a structure, name it in "
+        "labels.csv beside the references (value,name).",
+        ignored,
+    )
+    names = dict(label_names or {}) | {ignored: IGNORE}
+    return _evaluated(pairs, labels, names, tolerance_mm, num_workers, max_bytes, seed, on)
+
+
+IGNORE = "ignore"
+
+
+def _undeclared_ignore(found: Evaluation, pairs: Sequence[Pair], label_names: Mapping[int, str]) -> int | None:
+    """The one value of the references that marks voxels nobody has annotated, without a name and never predicted."""
+    values = {label.value for label in found.labels}
+    markers = set(marker_values(values)) - set(label_names) - {label.value for label in found.labels if _is_predicted(found, label.value)}
+    return markers.pop() if len(markers) == 1 and len(pairs) > 0 else None
+
+
+def _is_predicted(found: Evaluation, value: int) -> bool:
+    return any(label.value == value and label.voxels_prediction for case in found.cases for label in case.labels)
+
+
+def _evaluated(
+    pairs: Sequence[Pair],
+    labels: Labels | None,
+    label_names: Mapping[int, str] | None,
+    tolerance_mm: float | None,
+    num_workers: int | None,
+    max_bytes: int | None,
+    seed: int,
+    on: Listener,
+) -> Evaluation:
     tolerance = tolerance_mm if tolerance_mm is not None else _common_tolerance(pairs)
     workers = workers_for(num_workers)
     threads = max(1, workers // max(1, len(pairs)))  # few cases: the labels of one case fill the cores
@@ -131,6 +180,7 @@ def evaluate_files(
         tolerance_mm=tolerance_mm,
         name=pair.case,
         num_threads=num_threads,
+        annotated=pair.annotated,
     )
 
 
@@ -175,7 +225,7 @@ def labels_beside(references: Path) -> Labels | None:
     """The labels of the ``dataset.json`` in the references' folder, or else in the folder above; None where
     there is none.
 
-    Raises :class:`InputError` for a file that lists no labels, :class:`UnsupportedError` for regions and ignore labels.
+    Raises :class:`InputError` for a file that lists no labels.
     """
     from medseg3d.data.dataset_json import declared_labels
 
@@ -186,11 +236,17 @@ def labels_beside(references: Path) -> Labels | None:
             declared, findings = read_json(file), list[str]()
             if not isinstance(declared, dict):
                 raise InputError(f"{file}: expected a JSON object with the dataset's labels.")
-            labels = declared_labels(place, declared, findings)
+            labels = declared_labels(declared, findings)
             if findings:
                 raise InputError(f"{file}: {'; '.join(findings)}.")
             return labels
     return None
+
+
+def annotated_beside(references: Path) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
+    """The rows of ``annotated.csv`` beside the references, or else in the folder above."""
+    folder = references.parent if references.is_file() else references
+    return read_annotated(folder) or read_annotated(folder.resolve().parent)
 
 
 def label_names_beside(references: Path) -> dict[int, str]:

@@ -19,6 +19,7 @@ class LabelMasks:
     """One label of one case: bool masks on one grid, cropped to the box of both; one of them may be empty, not both.
 
     ``spacing`` in mm in the order of the axes, which may be any; ``axes`` are those along which the image has more than a slice.
+    ``unknown`` are voxels that nobody has annotated, which belong to neither mask; None where there are none.
     """
 
     prediction: np.ndarray
@@ -26,6 +27,7 @@ class LabelMasks:
     spacing: tuple[float, ...]
     tolerance_mm: float
     axes: tuple[int, ...] = (0, 1, 2)
+    unknown: np.ndarray | None = None
 
     @cached_property
     def num_predicted(self) -> int:
@@ -49,10 +51,10 @@ class LabelMasks:
 
     @cached_property
     def distances(self) -> SurfaceDistances | None:
-        """Between the two surfaces; None where not both have voxels."""
+        """Between the two surfaces; None where not both have voxels, or unknown voxels are all around one of them."""
         if not (self.num_predicted and self.num_referenced):
             return None
-        return surface_distances(self.prediction, self.reference, spacing=self.spacing, axes=self.axes)
+        return surface_distances(self.prediction, self.reference, spacing=self.spacing, axes=self.axes, unknown=self.unknown)
 
     @cached_property
     def lesions(self) -> LesionCounts:
@@ -73,6 +75,12 @@ class Metric:
     digits: int = 3
 
 
+def _nsd(masks: LabelMasks) -> float | None:
+    if masks.distances is not None:
+        return masks.distances.nsd(masks.tolerance_mm)
+    return None if masks.num_predicted and masks.num_referenced else 0.0
+
+
 METRICS = Registry(
     "metrics",
     Metric,
@@ -90,7 +98,7 @@ METRICS = Registry(
         "nsd": Metric(
             title="NSD",
             definition="share of the surface voxels of P and R together that lie within the tolerance of the other surface",
-            measure=lambda masks: masks.distances.nsd(masks.tolerance_mm) if masks.distances else 0.0,
+            measure=lambda masks: _nsd(masks),
         ),
         "hd95_mm": Metric(
             title="HD95 mm",

@@ -21,8 +21,8 @@ from medseg3d.records import Checked, read_record, write_record
 
 RECORD_KIND = "metrics"
 
-Presence = Literal["both", "only_reference", "only_prediction", "neither"]
-"""Where a label has voxels; everything but ``both`` is an empty case of the written policy."""
+Presence = Literal["both", "only_reference", "only_prediction", "neither", "not_annotated"]
+"""Where a label has voxels; everything but ``both`` is an empty case of the written policy. ``not_annotated``: nobody has looked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,8 @@ class LabelSummary(Checked):
     """One label over all cases.
 
     ``missed_cases`` have the label in the reference only, ``false_positive_cases`` in the prediction only; both have no HD95
-    and ASSD. ``num_neither`` cases have it in neither and enter no mean. Lesions are summed over the cases. ``further`` as in
-    :class:`LabelMetrics`.
+    and ASSD. ``num_neither`` cases have it in neither and enter no mean, nor do ``num_not_annotated`` cases that were not annotated for
+    it. Lesions are summed over the cases. ``further`` as in :class:`LabelMetrics`.
     """
 
     value: int
@@ -116,7 +116,8 @@ class LabelSummary(Checked):
     lesion_false_positives: int
     lesion_false_negatives: int
     further: dict[str, Mean] = field(default_factory=dict)
-    came_later: ClassVar[tuple[str, ...]] = ("further",)
+    num_not_annotated: int = 0
+    came_later: ClassVar[tuple[str, ...]] = ("further", "num_not_annotated")
 
     def mean_of(self, name: str) -> Mean:
         """Of a metric by name."""
@@ -198,12 +199,12 @@ def mean_of(values: Iterable[float | None]) -> Mean:
     return Mean(mean=sum(defined) / len(defined) if defined else None, n=len(defined))
 
 
-def absent_label(value: int, name: str) -> LabelMetrics:
-    """A label that neither prediction nor reference has: nothing is defined, nothing is counted."""
+def absent_label(value: int, name: str, *, presence: Presence = "neither") -> LabelMetrics:
+    """A label that neither prediction nor reference has, or that was not annotated: nothing is defined, nothing is counted."""
     return LabelMetrics(
         value=value,
         name=name,
-        presence="neither",
+        presence=presence,
         dice=None,
         iou=None,
         nsd=None,
@@ -230,7 +231,8 @@ def _with_all_labels(case: CaseMetrics, names: dict[int, str]) -> CaseMetrics:
 def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary:
     rows = [(case.case, case.labels[place]) for case in cases]
     labels = [label for _, label in rows]
-    present = [label for label in labels if label.presence != "neither"]
+    absent = [label.presence for label in labels if label.presence in ("neither", "not_annotated")]
+    present = [label for label in labels if label.presence not in absent]
     means = {name: mean_of(label.value_of(name) for label in present) for name in (*OWN_FIELDS, *_further_names(labels))}
     own: dict[str, Any] = {name: means.pop(name) for name in OWN_FIELDS}
     return LabelSummary(
@@ -238,7 +240,8 @@ def _summarize_label(cases: tuple[CaseMetrics, ...], place: int) -> LabelSummary
         name=labels[0].name,
         **own,
         further=means,
-        num_neither=len(labels) - len(present),
+        num_neither=absent.count("neither"),
+        num_not_annotated=absent.count("not_annotated"),
         num_distances_undefined=sum(label.presence in ("only_reference", "only_prediction") for label in labels),
         missed_cases=tuple(case for case, label in rows if label.presence == "only_reference"),
         false_positive_cases=tuple(case for case, label in rows if label.presence == "only_prediction"),

@@ -50,31 +50,41 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, *, spacing: Sequence[float], axes: Sequence[int] = (0, 1, 2)
-) -> SurfaceDistances:
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    axes: Sequence[int] = (0, 1, 2),
+    unknown: np.ndarray | None = None,
+) -> SurfaceDistances | None:
     """Distances between the surfaces of two non-empty masks on one grid.
 
     Both are bool arrays of three axes that hold the two objects completely (a crop to their common box is exact, because
-    both surfaces lie inside it); ``spacing`` in mm in the order of the axes; ``axes`` as in :func:`surface`.
+    both surfaces lie inside it); ``spacing`` in mm in the order of the axes; ``axes`` and ``unknown`` as in :func:`surface`. None where
+    one of them has no surface, as all around it is unknown.
     """
-    surface_p, surface_r = surface(prediction, axes=axes), surface(reference, axes=axes)
+    surface_p, surface_r = surface(prediction, axes=axes, unknown=unknown), surface(reference, axes=axes, unknown=unknown)
+    if unknown is not None and not (surface_p.any() and surface_r.any()):
+        return None
     return SurfaceDistances(
         prediction_to_reference=_distances(surface_p, surface_r, spacing),
         reference_to_prediction=_distances(surface_r, surface_p, spacing),
     )
 
 
-def surface(mask: np.ndarray, *, axes: Sequence[int] = (0, 1, 2)) -> np.ndarray:
+def surface(mask: np.ndarray, *, axes: Sequence[int] = (0, 1, 2), unknown: np.ndarray | None = None) -> np.ndarray:
     """The voxels of a bool mask with a face neighbor outside it; beyond the array is outside.
 
-    ``axes`` are those along which neighbors count: a single slice leaves out the axis across it, or all its voxels were surface.
+    ``axes`` are those along which neighbors count: a single slice leaves out the axis across it, or all its voxels were surface. A
+    neighbor that is ``unknown`` (bool, no voxel of the mask) is not outside.
     """
     inside = mask.copy()
+    filled = mask if unknown is None else mask | unknown
     for axis in axes:
         here, there = [slice(None)] * 3, [slice(None)] * 3
         here[axis], there[axis] = slice(1, None), slice(None, -1)
-        inside[tuple(here)] &= mask[tuple(there)]
-        inside[tuple(there)] &= mask[tuple(here)]
+        inside[tuple(here)] &= filled[tuple(there)]
+        inside[tuple(there)] &= filled[tuple(here)]
         ends = [slice(None)] * 3
         for end in (0, -1):
             ends[axis] = slice(end, end + 1 or None)

@@ -23,21 +23,23 @@ if TYPE_CHECKING:
     from medseg3d.data.reading import RawCase
 
 
-def describe_case(raw: RawCase, digest: str, *, background: int = 0) -> CaseFingerprint:
+def describe_case(raw: RawCase, digest: str, *, background: int = 0, ignore: int | None = None) -> CaseFingerprint:
     """Describe one case; foreground is what has another label value than ``background``, inside the crop box as in nnU-Net.
 
-    Raises :class:`LabelValueError` for a label map that looks like an image.
+    Voxels of the value ``ignore`` belong to nothing that is described. Raises :class:`LabelValueError` for a label map that looks like an
+    image.
     """
     box = nonzero_box(raw.image)
     shape = raw.image.shape[1:]
     crop = tuple((s.start, s.stop) for s in box)
-    inside = None if raw.labels is None else raw.labels[box] != background
+    known = raw.labels if raw.labels is None or ignore is None else np.where(raw.labels == ignore, background, raw.labels)
+    inside = None if known is None else known[box] != background
     channels = tuple(_describe_channel(channel, channel[box], inside) for channel in raw.image)
     labels: dict[int, LabelStatistics] = {}
-    if raw.labels is not None:
-        values = unique_values(raw.labels)
-        refuse_image(raw.labels, raw.name, num_values=len(values))
-        labels = describe_labels(raw.labels, raw.spacing, background=background, values=values)
+    if known is not None:
+        values = unique_values(known)
+        refuse_image(known, raw.name, num_values=len(values))
+        labels = describe_labels(known, raw.spacing, background=background, values=values)
     return CaseFingerprint(
         name=raw.name,
         digest=digest,

@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medseg3d.data.digests import digest_of
+from medseg3d.data.label_names import ignored_value
+from medseg3d.data.label_rules import ignore_hint, marker_values
 from medseg3d.errors import CaseFailure, DatasetError, LabelValueError
 from medseg3d.execution import run_cases
 from medseg3d.fingerprint.describe_case import bytes_to_describe, describe_case
@@ -38,18 +40,15 @@ def make_fingerprint(
     ``failures``; raises :class:`DatasetError` where none can be read, or none has a labelled voxel.
     """
     background = dataset.labels.values[0] if dataset.labels else 0
-    usable = previous is not None and previous.background == background
+    ignore = ignored_value(dataset.labels, dataset.label_names)
+    usable = previous is not None and previous.background == background and previous.ignore == ignore
     known = {case.name: case for case in previous.cases} if previous and usable else {}
 
     def work(case: Case) -> CaseFingerprint:
-        from medseg3d.data.reading import read_case, refuse_copy
-
         digest = digest_of(case)
         found = known.get(case.name)
         if found is None or found.grid is None or found.digest != digest or len(found.channels) != len(case.channels):
-            raw = read_case(case)
-            found = describe_case(raw, digest, background=background)
-            refuse_copy(case, raw)
+            found = _described(case, digest, background, ignore)
         _check_values(found, dataset.labels)
         return found
 
@@ -75,17 +74,43 @@ def make_fingerprint(
             f"{dataset.root}: no training case could be read. Run medseg3d doctor to see what is wrong with the files.",
             [f"{failure.case}: {failure.reason}" for failure in sorted(failures, key=lambda failure: failure.case)],
         )
+    if ignore is None and (marker := undeclared_ignore(cases, dataset)) is not None:
+        ignore = marker
+        holders = {case.name for case in cases if set(case.labels) > {marker}}  # a mask of 0 and 255 is no case of it
+        again = {case.name: case for case in dataset.training if case.name in holders}
+        cases = [_described(again[case.name], case.digest, background, marker) if case.name in again else case for case in cases]
     merged = merge(cases, dataset=dataset.name, channel_names=dataset.channel_names, background=background, failures=failures)
-    return in_common_frame(merged, previous=previous.frame if previous else None)
+    return in_common_frame(replace(merged, ignore=ignore), previous=previous.frame if previous else None)
+
+
+def _described(case: Case, digest: str, background: int, ignore: int | None) -> CaseFingerprint:
+    from medseg3d.data.reading import read_case, refuse_copy
+
+    raw = read_case(case)
+    found = describe_case(raw, digest, background=background, ignore=ignore)
+    refuse_copy(case, raw)
+    return found
+
+
+def undeclared_ignore(cases: Sequence[CaseFingerprint], dataset: Dataset) -> int | None:
+    """The one value that marks voxels nobody has annotated, in a dataset that lists no labels and gives it no name; None otherwise.
+
+    It must occur beside structures in the same label map: what only stands alone is a mask of another value.
+    """
+    if dataset.labels is not None:
+        return None
+    markers = set(marker_values({value for case in cases for value in case.labels})) - set(dataset.label_names)
+    beside = {value for case in cases for value in markers & set(case.labels) if set(case.labels) - markers}
+    return beside.pop() if len(markers) == len(beside) == 1 else None
 
 
 def _check_values(case: CaseFingerprint, labels: Labels | None) -> None:
     """Raise :class:`LabelValueError` for values of a label file that the dataset does not list."""
-    unknown = sorted(set(case.labels) - set(labels.values)) if labels is not None else []
+    unknown = sorted(set(case.labels) - set(labels.file_values)) if labels is not None else []
     if labels is not None and unknown:
         raise LabelValueError(
-            f"{case.name}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(labels.values))}. Correct the "
-            "file, or add the labels to dataset.json."
+            f"{case.name}: label values {listed_values(unknown)} are not in the list {listed_values(sorted(labels.file_values))}. Correct "
+            f"the file, or add the labels to dataset.json{ignore_hint(unknown, labels)}."
         )
 
 

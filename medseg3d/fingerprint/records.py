@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from medseg3d.fingerprint.intensities import Histogram, IntensityStatistics
 from medseg3d.frame import CANONICAL_FRAME, Direction, Frame, Grid
 from medseg3d.geometry import Orientation
 from medseg3d.image_profile import SHARES
+from medseg3d.records import Checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +123,12 @@ class CaseFingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
+class Fingerprint(Checked):
     """A dataset: its cases by name, and per channel the intensities of all foreground voxels of all cases.
 
     ``failures`` are the cases that could not be read; they are tried again next time. ``background`` is the label value that is
-    not foreground. ``frame`` says which axes the lists of all cases follow.
+    not foreground, ``ignore`` that of voxels that nobody has annotated, which belong to nothing. ``frame`` says which axes the lists of
+    all cases follow.
     """
 
     dataset: str
@@ -135,6 +138,8 @@ class Fingerprint:
     intensities: tuple[IntensityStatistics, ...]
     failures: tuple[CaseFailure, ...] = ()
     frame: Frame = CANONICAL_FRAME
+    ignore: int | None = None
+    came_later: ClassVar[tuple[str, ...]] = ("ignore",)
 
     @property
     def median_relative_size(self) -> float:

@@ -44,5 +44,5 @@ def make_loss(
     if class_voxels is not None and loss.weighs_classes:
         settings = replace(settings, class_voxels=class_voxels())
     made = loss.make(replace(settings, options=loss.completed(name, settings.options)))
-    is_mean = loss.shares == "mean" and not settings.batch_dice
+    is_mean = loss.shares == "mean" and not settings.batch_dice and not settings.has_ignored
     return in_float32(made if is_mean or loss.shares == "sums" else of_whole_batch(made))

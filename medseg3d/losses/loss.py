@@ -1,7 +1,8 @@
 """What a loss is to the rest of the package: a line about it, its options, and how it is made.
 
 Logits are ``(batch, class, n0, n1[, n2])`` of any float type, labels ``(batch, n0, n1[, n2])`` of any integer type with values
-0 … num_classes - 1; the result is a float32 scalar that is lower for a better prediction.
+0 … num_classes - 1; the result is a float32 scalar that is lower for a better prediction. Regions, ignored voxels and cases that were
+annotated for some structures only are turned into that before a loss is asked (:mod:`medseg3d.losses.label_kinds`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from medseg3d.number_options import NumberOption, completed_numbers
-from medseg3d.team import gathered, is_shared, whole_batch
+from medseg3d.team import gathered, is_shared, pooled, whole_batch
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) → scalar."""
+IGNORED = -100
+"""The label of voxels that do not count, torch's. There the logits say background for sure, which adds nothing to sums over a class."""
 SMOOTH = 1e-5
 """Added to numerator and denominator of the Dice, so that an absent class that is not predicted counts as right."""
 
@@ -28,13 +31,14 @@ class LossSettings:
 
     ``batch_dice`` pools the voxels of all samples before dividing; otherwise every sample is measured by itself. ``options`` may
     leave out what has a default. ``class_voxels`` are the voxels of each class in the dataset, background first; None for equal
-    weights.
+    weights. ``has_ignored``: labels may be :data:`IGNORED`, for a loss that knows them.
     """
 
     num_classes: int
     batch_dice: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
     class_voxels: tuple[float, ...] | None = None
+    has_ignored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,8 @@ class Loss:
 
     ``meaning`` is a line for tables. ``make(settings)`` gets settings whose options are complete, and gives a function of float32 logits
     and int64 labels. A loss that ``weighs_classes`` is told the voxels of the classes; one that does not ``know_batches`` takes no notice
-    of ``batch_dice``.
+    of ``batch_dice``. One that ``knows_ignored`` leaves voxels of the label :data:`IGNORED` out of its means over voxels; to others
+    they are background, and the network is sure of it.
 
     ``shares`` says what it needs where several processes have a part of the batch each: nothing, as it is the ``mean`` over the samples
     where ``batch_dice`` is off; nothing, as it passes its ``sums`` through :func:`medseg3d.team.pooled`; or the whole batch, ``gathered``
@@ -56,6 +61,7 @@ class Loss:
     weighs_classes: bool = False
     knows_batches: bool = True
     shares: Literal["gathered", "mean", "sums"] = "gathered"
+    knows_ignored: bool = False
 
     def completed(self, name: str, options: Mapping[str, float]) -> dict[str, float]:
         """All options: those given, and the defaults of the others; raises :class:`~medseg3d.errors.PlanError` for wrong ones."""
@@ -83,6 +89,16 @@ def of_whole_batch(loss: LossFunction) -> LossFunction:
             return loss(logits, labels)
 
     return of_all
+
+
+def voxel_mean(values: Tensor, labels: Tensor, settings: LossSettings) -> Tensor:
+    """The mean over the voxels that count of one number each, which is 0 for the others; 0 where none counts."""
+    return known_mean(values.sum(), labels) if settings.has_ignored else values.mean()
+
+
+def known_mean(total: Tensor, labels: Tensor) -> Tensor:
+    """A sum over voxels by the number of those that count, of all processes that share the batch."""
+    return pooled(total) / pooled((labels != IGNORED).sum().float()).clamp_min(1)
 
 
 def foreground(per_class: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from medseg3d.losses.loss import (
     LossFunction,
     LossSettings,
     foreground,
+    known_mean,
     probabilities_and_labels,
     summed_axes,
+    voxel_mean,
 )
 from medseg3d.number_options import NumberOption
 from medseg3d.team import pooled
@@ -23,7 +25,7 @@ def dice_ce(settings: LossSettings) -> LossFunction:
     """Minus the mean Dice plus cross-entropy, nnU-Net 2.8.1's; from -1 up."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        dice, cross_entropy = dice_and_cross_entropy(logits, labels, settings.batch_dice)
+        dice, cross_entropy = dice_and_cross_entropy(logits, labels, settings.batch_dice, has_ignored=settings.has_ignored)
         return dice + cross_entropy
 
     return loss
@@ -88,7 +90,8 @@ def dice_focal(settings: LossSettings) -> LossFunction:
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         # bounded, as exponents below 1 have no finite slope at 0
         is_wrong = (-torch.expm1(-cross_entropy)).clamp_min(SMOOTH)
-        return region(logits, labels) + options["weight"] * (is_wrong ** options["gamma"] * cross_entropy).mean()
+        focal = voxel_mean(is_wrong ** options["gamma"] * cross_entropy, labels, settings)
+        return region(logits, labels) + options["weight"] * focal
 
     return loss
 
@@ -173,8 +176,11 @@ def _lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(values).mean()
 
 
-def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor]:
+def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool, *, has_ignored: bool = False) -> tuple[Tensor, Tensor]:
     """Minus the mean Dice of the foreground, and the cross-entropy, of one output; the labels are never expanded to one channel per class.
+
+    Ignored voxels are background of which the logits are sure: they add nothing to the sums of the foreground and to the cross-entropy,
+    which is divided by the voxels that count.
 
     Dice needs three sums per class: of the probabilities, of the labels, and of the probabilities where the label is the
     class. The last comes from the probability of the true class alone, one number per voxel, added up by label.
@@ -182,6 +188,8 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> 
     with torch.autocast(logits.device.type, enabled=False):
         batch, num_classes = logits.shape[:2]
         index = labels.reshape(batch, -1).long()
+        if has_ignored:
+            index = index.clamp_min(0)
         log_probabilities = F.log_softmax(logits.reshape(batch, num_classes, -1).float(), 1)
         true_log_probability = log_probabilities.gather(1, index[:, None])[:, 0]
         predicted = log_probabilities.exp().sum(2)
@@ -193,7 +201,8 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> 
         if batch_dice:
             predicted, overlap, present = (pooled(sums.sum(0, keepdim=True)) for sums in (predicted, overlap, present))
         score = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH).clamp_min(1e-8)
-        return -foreground(score).mean(), -true_log_probability.mean()
+        cross_entropy = known_mean(-true_log_probability.sum(), labels) if has_ignored else -true_log_probability.mean()
+        return -foreground(score).mean(), cross_entropy
 
 
 def _count_labels(index: Tensor, num_classes: int) -> Tensor:
@@ -207,7 +216,7 @@ ALPHA = NumberOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of 
 BETA = NumberOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
 
 LOSSES = {
-    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce, shares="sums"),
+    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce, shares="sums", knows_ignored=True),
     "dice": Loss(meaning="Dice alone", make=dice, shares="mean"),
     "dice_squared": Loss(meaning="Dice with squares in the denominator (V-Net)", make=dice_squared, shares="mean"),
     "generalized_dice": Loss(meaning="one Dice of all labels, each weighted by 1 / voxels²", make=generalized_dice, shares="sums"),
@@ -220,6 +229,7 @@ LOSSES = {
             "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
         },
         shares="mean",
+        knows_ignored=True,
     ),
     "tversky": Loss(
         meaning="Dice with separate weights for the two kinds of errors",

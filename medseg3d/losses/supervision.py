@@ -31,14 +31,15 @@ def supervised_loss(
     *,
     weights: Sequence[float] | None = None,
     targets: Sequence[str] | None = None,
-    with_counts: bool = False,
+    count: Callable[[Tensor, Tensor], Counts] | None = None,
 ) -> LossValue:
-    """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does."""
+    """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does; ``count`` is asked for the
+    counts of the finest one."""
     heads = supervise(outputs, labels, weights, targets)
     total = torch.zeros((), device=labels.device)
     for head in heads:
         total = total + head.weight * loss(head.logits, head.labels)
-    return LossValue(total=total, counts=count_voxels(heads[0].logits, heads[0].labels) if with_counts else None)
+    return LossValue(total=total, counts=count(heads[0].logits, heads[0].labels) if count else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg3d.losses.loss import Loss, LossFunction, LossSettings, rarity
+from medseg3d.losses.loss import IGNORED, Loss, LossFunction, LossSettings, rarity
 from medseg3d.number_options import NumberOption
 
 
@@ -15,7 +16,11 @@ def weighted_ce(settings: LossSettings) -> LossFunction:
     weights = rarity(settings) ** options["power"]
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, weight=weights.to(logits.device))
+        per_class = weights.to(logits.device)
+        if not settings.has_ignored:
+            return F.cross_entropy(logits, labels, weight=per_class)
+        counted = per_class[labels.clamp_min(0)].masked_fill(labels == IGNORED, 0).sum()
+        return F.cross_entropy(logits, labels, weight=per_class, reduction="sum") / torch.where(counted > 0, counted, 1)
 
     return loss
 
@@ -29,6 +34,9 @@ def ohem(settings: LossSettings) -> LossFunction:
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels, reduction="none").flatten()
+        if settings.has_ignored:
+            loss = loss[labels.flatten() != IGNORED]
+            loss = loss if len(loss) else logits.flatten()[:1] * 0
         num_hard = max(1, round(options["share"] * len(loss)))
         return loss.topk(num_hard, sorted=False).values.mean()
 
@@ -45,6 +53,7 @@ LOSSES = {
         },
         weighs_classes=True,
         knows_batches=False,
+        knows_ignored=True,
     ),
     "ohem": Loss(
         meaning="cross-entropy of the hardest voxels",
@@ -54,5 +63,6 @@ LOSSES = {
             "share": NumberOption(default=0.1, minimum=0.001, maximum=1.0, meaning="share of the voxels, the hardest ones, that count"),
         },
         knows_batches=False,
+        knows_ignored=True,
     ),
 }

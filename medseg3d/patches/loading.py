@@ -99,7 +99,8 @@ class PatchLoader:
             case = self.cases[int(rng.integers(len(self.cases)))]
             forced = is_forced(sample, batch_size=self.batch_size, iteration=iteration, share=self.foreground_share)
             shape = tuple(case.labels.shape)
-            box = self._place(shape, case.foreground if forced else None, rng)
+            annotated = {} if case.annotated is None else {0: case.annotated}
+            box = self._place(shape, (forced and case.foreground) or annotated, rng)
             draw = draw_augmentation(self.policy, rng) if self.policy else AugmentationDraw()
             names.append(case.name)
             draws.append(draw)

@@ -37,6 +37,10 @@ class PatchSource(Protocol):
     def foreground(self) -> Mapping[int, np.ndarray]:
         """Voxel coordinates ``(n, 3)`` of (a sample of) each label that is present."""
 
+    @property
+    def annotated(self) -> np.ndarray | None:
+        """Voxel coordinates ``(n, 3)`` of (a sample of) what somebody has annotated; None where all is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchBox:

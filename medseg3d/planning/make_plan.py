@@ -12,6 +12,7 @@ import numpy as np
 
 from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
+from medseg3d.label_codes import LabelCodes
 from medseg3d.plan import Configuration, Normalization, Plan
 from medseg3d.planning.loss_rules import check_extensions, planned_loss
 from medseg3d.planning.lowres import planned_lowres
@@ -155,7 +156,7 @@ def _data_name(
         to_plain(planner.resampling),
         summary.orientation,
         list(order),
-        list(summary.labels.values),
+        list(summary.labels.values) if LabelCodes(summary.labels).are_indices else to_plain(summary.labels),
         *([] if summary.frame.is_canonical else [to_plain(summary.frame)]),
     ]
     return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"

@@ -19,9 +19,6 @@ from medseg3d.ranges import Counted, Dimension, Millimeters, NotNegative
 from medseg3d.records import Checked, from_plain, read_json
 from medseg3d.wording import listed
 
-IGNORE = "ignore"
-"""nnU-Net's name for voxels that nobody has annotated; the label counts when it predicts memory."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Intensities(Checked):
@@ -62,7 +59,7 @@ class _Description:
 def read_nnunet_fingerprint(path: Path) -> DatasetSummary:
     """The file, or the folder that holds it; axes (z, y, x).
 
-    Raises :class:`InputError` where a file or a key is missing or wrong, :class:`UnsupportedError` for labels that are regions.
+    Raises :class:`InputError` where a file or a key is missing or wrong.
     """
     if path.is_dir():
         path = path / "dataset_fingerprint.json"
@@ -71,7 +68,6 @@ def read_nnunet_fingerprint(path: Path) -> DatasetSummary:
     declared = read_json(description_path)
     description = from_plain(declared, _Description, str(description_path))
     channels, labels, num_entries = _channels_and_labels(declared, description_path)
-    has_ignore = num_entries > len(labels.values)
     return DatasetSummary(
         dataset=description.name or path.resolve().parent.name,
         num_cases=description.numTraining,
@@ -86,23 +82,20 @@ def read_nnunet_fingerprint(path: Path) -> DatasetSummary:
         digest=summary_digest([document, declared.get("labels"), channels]),
         modality_reason=f"The channels are named in {description_path.name}.",
         left_right_doubt=_doubt_without_places(labels),
-        notes=("The dataset has an ignore label, which cannot be trained with yet; the memory estimate counts it.",) if has_ignore else (),
     )
 
 
 def _channels_and_labels(declared: dict[str, Any], path: Path) -> tuple[tuple[str, ...], Labels, int]:
-    """Channels, labels without an ignore label, and the number of labels with it."""
+    """Channels, labels, and the number of entries in their list, the ignore label too: nnU-Net counts it when it predicts memory."""
     findings: list[str] = []
     channels = channel_names(declared, findings)
     entries = declared.get("labels")
     entries = entries if isinstance(entries, dict) else {}
-    plain = {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for name, value in entries.items()
-        if IGNORE not in (name, value)
-    }
-    labels = declared_labels(path.parent, {"labels": plain}, findings)
-    if "0" not in {*map(str, plain), *map(str, plain.values())}:
+    labels = declared_labels(declared, findings)
+    if "0" not in {
+        *map(str, entries),
+        *(str(value[0] if isinstance(value, list) and len(value) == 1 else value) for value in entries.values()),
+    }:
         findings.append('dataset.json: no label has the value 0; the background must be listed, for instance "background": 0')
     if findings or labels is None:
         raise InputError(f"{path}: {'; '.join(finding.removeprefix('dataset.json: ') for finding in findings)}.")

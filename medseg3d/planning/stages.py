@@ -18,7 +18,7 @@ from medseg3d.wording import counted
 
 def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Topology, dimensions: Literal[2, 3]) -> Decided[NetworkPlan]:
     """The network of a configuration, with as many outputs as the dataset has classes."""
-    network = network_plan_of(rule, summary, topology=topology, dimensions=dimensions, num_classes=summary.labels.num_classes)
+    network = network_plan_of(rule, summary, topology=topology, dimensions=dimensions, num_classes=summary.labels.num_outputs)
     stages, most = len(network.features), rule.max_features_3d if dimensions == 3 else rule.max_features_2d
     options = ", ".join(f"{name} {value}" for name, value in network.options.items())
     of_a_file = f" of {source_text(network.provider)}" if network.provider else ""
@@ -36,7 +36,8 @@ def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Top
             f"{' '.join(map(str, network.decoder_blocks)) or 'none'}" + (f", {options}" if options else ""),
             rule=(
                 "The planner's family and its numbers of blocks per stage, the last one repeated; "
-                f"{counted(network.in_channels, 'input channel')}, {network.num_classes} classes with background; deep supervision "
+                f"{counted(network.in_channels, 'input channel')}, {network.num_classes} "
+                f"{'overlapping regions' if summary.labels.regions else 'classes with background'}; deep supervision "
                 f"{'on' if network.deep_supervision else 'off'}."
             ),
             inputs=f"Channels {', '.join(summary.channel_names)}; {stages} stages.",

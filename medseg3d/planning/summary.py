@@ -15,8 +15,10 @@ from medseg3d.axes import CANONICAL, Triple, triple
 from medseg3d.errors import InputError
 from medseg3d.fingerprint.intensities import IntensityStatistics
 from medseg3d.frame import CANONICAL_FRAME, Frame, dissenters
+from medseg3d.label_codes import LabelCodes
 from medseg3d.labels import Labels
 from medseg3d.planning.loss_rules import LossFacts
+from medseg3d.records import to_plain
 from medseg3d.wording import listed
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ def summarize(
     if not cases:
         raise InputError(f"{fingerprint.dataset}: the fingerprint has no cases, so there is nothing to plan from.")
     identity = [sorted((case.name, case.digest) for case in cases), list(fingerprint.channel_names), list(labels.values)]
+    if not LabelCodes(labels).are_indices:
+        identity.append(to_plain(labels))
     placed = [(place, case.grid) for place, case in enumerate(cases) if case.grid is not None]
     dissenting = tuple(placed[k][0] for k in dissenters(fingerprint.frame, [grid for _, grid in placed]))
     return DatasetSummary(
@@ -80,7 +84,7 @@ def summarize(
         intensities=tuple(fingerprint.intensities),
         channel_names=tuple(fingerprint.channel_names),
         labels=labels,
-        num_label_entries=labels.num_classes,
+        num_label_entries=labels.num_classes + (labels.ignore is not None),
         orientation="canonical",
         digest=summary_digest(identity),
         modality_reason=modality_reason or "The channels are named by the dataset.",
@@ -113,17 +117,26 @@ def _loss_facts(cases: Sequence[CaseFingerprint], labels: Labels) -> LossFacts |
     A label that no case has is left out: no loss could teach it. Volumes and elongations are medians over the cases that have the
     label.
     """
-    entries = [[case.labels[value] for case in cases if value in case.labels] for value in labels.values[1:]]
+    entries = [[volume for case in cases if (volume := _volume_mm3(case, labels, index))] for index in labels.foreground]
     present = [of_label for of_label in entries if of_label]
     if not present:
         return None
-    volumes = [float(np.median([entry.volume_mm3 for entry in of_label])) for of_label in present]
+    volumes = [float(np.median(of_label)) for of_label in present]
     return LossFacts(
-        foreground_share=float(np.median([sum(_shares(case, labels)) for case in cases])),
+        foreground_share=float(np.median([_foreground_share(case, labels) for case in cases])),
         label_volume_ratio=max(volumes) / min(volumes),
         absent_share=1 - min(map(len, present)) / len(cases),
-        elongation=max(filter(None, (_median_elongation(cases, value) for value in labels.values[1:])), default=None),
+        elongation=max(filter(None, (_median_elongation(cases, value) for value in labels.annotated_values[1:])), default=None),
     )
+
+
+def _volume_mm3(case: CaseFingerprint, labels: Labels, index: int) -> float:
+    """Of a label, or of all parts of a region."""
+    return sum(case.labels[value].volume_mm3 for value in labels.members(index) if value in case.labels)
+
+
+def _foreground_share(case: CaseFingerprint, labels: Labels) -> float:
+    return _share(case, labels.annotated_values[1:]) if labels.regions else sum(_shares(case, labels))
 
 
 def _median_elongation(cases: Sequence[CaseFingerprint], value: int) -> float | None:
@@ -136,14 +149,21 @@ def _median_elongation(cases: Sequence[CaseFingerprint], value: int) -> float | 
 def _class_shares(cases: Sequence[CaseFingerprint], labels: Labels) -> tuple[float, ...] | None:
     """The mean over cases of each class's share of the voxels, background first; None where no case has a label."""
     shares = np.mean([_shares(case, labels) for case in cases], axis=0)
+    if labels.regions:  # they overlap: the background is what no part of them fills
+        background = 1 - sum(float(np.mean([_share(case, (value,)) for case in cases])) for value in labels.annotated_values[1:])
+        return (max(0.0, background), *map(float, shares)) if shares.any() else None
     return (max(0.0, float(1 - shares.sum())), *map(float, shares)) if shares.any() else None
 
 
 def _shares(case: CaseFingerprint, labels: Labels) -> list[float]:
     """The share of each foreground label in the voxels of the cropped case, in the order of the labels."""
-    voxels = [case.labels[value].voxels if value in case.labels else 0 for value in labels.values[1:]]
-    total = max(math.prod(case.cropped_shape), sum(voxels))  # labels may lie outside the crop box, where the image is zero
-    return [count / total for count in voxels]
+    return [_share(case, labels.members(index)) for index in labels.foreground]
+
+
+def _share(case: CaseFingerprint, values: Sequence[int]) -> float:
+    labelled = sum(label.voxels for label in case.labels.values())
+    total = max(math.prod(case.cropped_shape), labelled)  # labels may lie outside the crop box, where the image is zero
+    return sum(case.labels[value].voxels for value in values if value in case.labels) / total
 
 
 def summary_digest(identity: object) -> str:

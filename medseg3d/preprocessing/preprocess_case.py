@@ -20,6 +20,7 @@ from medseg3d.data.reading import RawCase
 from medseg3d.errors import ChannelCountError
 from medseg3d.execution import free_memory
 from medseg3d.geometry import resampled_shape
+from medseg3d.label_codes import LabelCodes
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, Normalization, Plan, Resampling
 from medseg3d.preprocessing.normalization import normalize
@@ -56,8 +57,10 @@ class Restoration:
 class PreprocessedCase:
     """A case as networks see it, all arrays in network order.
 
-    ``image`` float32 (channel, n0, n1, n2), contiguous; ``labels`` indices of the smallest unsigned type, or None. ``outside`` (bool) is
-    where neither the non-zero region nor a label is; kept only with labels and where a channel is normalized inside the mask.
+    ``image`` float32 (channel, n0, n1, n2), contiguous; ``labels`` codes of the smallest unsigned type, which are the label indices but
+    for incomplete annotations and regions (:mod:`medseg3d.label_codes`), or None. ``outside`` (bool) is
+    where neither the non-zero region nor a label is; kept only with labels and where a channel is normalized inside the mask. ``codes``
+    says what the labels mean.
     """
 
     name: str
@@ -65,6 +68,7 @@ class PreprocessedCase:
     labels: np.ndarray | None
     restoration: Restoration
     outside: np.ndarray | None = None
+    codes: LabelCodes | None = None
 
 
 def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration, in_place: bool = False) -> PreprocessedCase:
@@ -92,8 +96,9 @@ def preprocess_for(
     image = np.ascontiguousarray(image[(slice(None), *box)])
     labels = None
     if raw.labels is not None:
-        labels = plan.labels.encode(np.ascontiguousarray(to_network_order(raw.labels, plan.axis_order)[box]), raw.name)
-    inside = _inside(image, labels) if labels is not None or _needs_mask(configurations) else None
+        cropped = np.ascontiguousarray(to_network_order(raw.labels, plan.axis_order)[box])
+        labels = LabelCodes(plan.labels).encode(cropped, raw.name, raw.annotated)
+    inside = _inside(image, labels, plan.labels) if labels is not None or _needs_mask(configurations) else None
     spacing = permute(raw.spacing, plan.axis_order)
     normalized: tuple[tuple[Normalization, ...], np.ndarray] | None = None
     for configuration in configurations:
@@ -116,6 +121,7 @@ def preprocess_for(
             image=resampled,
             labels=resampled_labels,
             outside=outside if _needs_mask((configuration,)) else None,
+            codes=LabelCodes(plan.labels),
             restoration=Restoration(
                 original_shape=raw.image.shape[1:],
                 axis_order=plan.axis_order,
@@ -185,9 +191,9 @@ def _needs_mask(configurations: Sequence[Configuration]) -> bool:
     return any(rule.use_mask for configuration in configurations for rule in configuration.normalization)
 
 
-def _inside(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def _inside(image: np.ndarray, labels: np.ndarray | None, known: Labels) -> np.ndarray:
     mask = nonzero_mask(image)
-    return mask if labels is None else mask | (labels > 0)
+    return mask if labels is None else mask | ~LabelCodes(known).is_background(labels)
 
 
 def _resample_with_outside(

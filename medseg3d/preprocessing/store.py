@@ -2,9 +2,9 @@
 
 ```
 <folder>/<case>/image.b2nd       (channel, n0, n1, n2) float16, or float32 where float16 would lose too much
-                labels.b2nd      (n0, n1, n2) the smallest unsigned integer type
+                labels.b2nd      (n0, n1, n2) codes of the smallest unsigned integer type, label indices in most datasets
                 outside.b2nd     (n0, n1, n2) bool, only where a channel is normalized inside a mask
-                foreground.npz   per label index an array (n, 3) of voxels that hold it
+                foreground.npz   per label or region index an array (n, 3) of voxels that hold it; with an ignore label, annotated voxels
                 case.json        what is needed to go back, the digest of what it was made from, and checksums of the other files
 ```
 A case is written in a hidden folder and renamed when it is whole. All arrays are in network order. Checksums are compared when a case
@@ -19,7 +19,7 @@ import math
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +30,7 @@ import numpy as np
 
 from medseg3d.errors import DamagedCaseError, InputError, StorageError
 from medseg3d.files import abandoned, remove_leftovers, storage, storage_errors, temporary_for
+from medseg3d.label_codes import LabelCodes
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
 from medseg3d.records import read_record, write_record
 
@@ -55,6 +56,8 @@ FOREGROUND_SHARE = 0.01
 """Per label ``max(10000, 1 %)`` voxels are kept to sample patches from (nnU-Net 2.8.1), fewer where there are fewer."""
 
 FOREGROUND_SEED = 1234
+ANNOTATED = "annotated"
+"""Beside the labels in ``foreground.npz``."""
 
 
 class Store:
@@ -96,8 +99,8 @@ class Store:
         foreground: dict[str, np.ndarray] = {}
         if case.labels is not None:
             _save(folder / "labels.b2nd", case.labels, self.patch_size)
-            found = foreground_index(case.labels, np.random.default_rng([FOREGROUND_SEED, zlib.crc32(case.name.encode())]))
-            foreground = {str(label): voxels for label, voxels in found.items()}
+            found = foreground_index(case.labels, np.random.default_rng([FOREGROUND_SEED, zlib.crc32(case.name.encode())]), case.codes)
+            foreground = {ANNOTATED if label == 0 else str(label): voxels for label, voxels in found.items()}
         if case.outside is not None:
             _save(folder / "outside.b2nd", case.outside, self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
@@ -287,12 +290,21 @@ class StoredCase:
         """Bytes of the arrays when they are decoded."""
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in (self.image, self.labels, self.outside) if a is not None)
 
-    @cached_property
+    @property
     def foreground(self) -> dict[int, np.ndarray]:
-        """Per label index that occurs (background apart) voxels ``(n, 3)`` that hold it, int16 or int32."""
+        """Per label or region index that occurs (background apart) voxels ``(n, 3)`` that hold it, int16 or int32."""
+        return {index: voxels for index, voxels in self._sampled.items() if index}
+
+    @property
+    def annotated(self) -> np.ndarray | None:
+        """Voxels ``(n, 3)`` that somebody has annotated; None in a dataset without an ignore label."""
+        return self._sampled.get(0)
+
+    @cached_property
+    def _sampled(self) -> dict[int, np.ndarray]:
         try:
             with np.load(self.folder / "foreground.npz", allow_pickle=False) as archive:
-                return {int(label): archive[label] for label in archive.files}
+                return {0 if label == ANNOTATED else int(label): archive[label] for label in archive.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise StorageError(
                 f"{self.folder}: foreground.npz cannot be read ({error}). Delete the folder and preprocess again."
@@ -373,9 +385,15 @@ def compact(image: np.ndarray) -> np.ndarray:
     return half
 
 
-def foreground_index(labels: np.ndarray, generator: np.random.Generator) -> dict[int, np.ndarray]:
-    """Per label index that occurs (background apart) a random sample of its voxels ``(n, 3)``, without replacement."""
+def foreground_index(labels: np.ndarray, generator: np.random.Generator, codes: LabelCodes | None = None) -> dict[int, np.ndarray]:
+    """Per label index that occurs (background apart) a random sample of its voxels ``(n, 3)``, without replacement.
+
+    With ``codes`` that are no indices, the labels or regions that they stand for, and under 0 the voxels that somebody has annotated
+    where others are not. Structures that a case was not annotated for are left out.
+    """
     dtype = np.int16 if max(labels.shape) <= np.iinfo(np.int16).max else np.int32
+    if codes is not None and not codes.are_indices:
+        return {index: _sample(places, labels.shape, generator, dtype) for index, places in _places(labels, codes)}
     places = np.flatnonzero(labels)
     values = labels.ravel()[places]
     counts = np.bincount(values)
@@ -384,10 +402,25 @@ def foreground_index(labels: np.ndarray, generator: np.random.Generator) -> dict
     result = {}
     for label in np.flatnonzero(counts):
         total = int(counts[label])
-        wanted = max(min(MIN_FOREGROUND_VOXELS, total), math.ceil(total * FOREGROUND_SHARE))
-        chosen = np.sort(generator.choice(total, wanted, replace=False, shuffle=False)) + (ends[label] - total)
-        result[int(label)] = np.stack(np.unravel_index(places[chosen], labels.shape), 1).astype(dtype)
+        result[int(label)] = _sample(places[ends[label] - total : ends[label]], labels.shape, generator, dtype)
     return result
+
+
+def _places(labels: np.ndarray, codes: LabelCodes) -> Iterator[tuple[int, np.ndarray]]:
+    """By index the flat places of a label or region, where there are any."""
+    lacking, contents = codes.lacking_in(labels), codes.contents()
+    if codes.ignored is not None and (annotated := np.flatnonzero(labels != codes.ignored)).size:
+        yield 0, annotated
+    for index in codes.labels.foreground:
+        if index not in lacking and (places := np.flatnonzero(contents[index][labels])).size:
+            yield index, places
+
+
+def _sample(places: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator, dtype: type[np.integer]) -> np.ndarray:
+    total = len(places)
+    wanted = max(min(MIN_FOREGROUND_VOXELS, total), math.ceil(total * FOREGROUND_SHARE))
+    chosen = np.sort(generator.choice(total, wanted, replace=False, shuffle=False))
+    return np.stack(np.unravel_index(places[chosen], shape), 1).astype(dtype)
 
 
 def _save(path: Path, array: np.ndarray, patch_size: tuple[int, ...] | None) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 
 from medseg3d.execution import available_cores
 from medseg3d.extensions import Registry
-from medseg3d.losses import LOSSES, LossFunction, LossSettings, make_loss
+from medseg3d.label_codes import LabelCodes
+from medseg3d.losses import LOSSES, LossFunction, LossSettings, find_loss, make_loss
+from medseg3d.losses.label_kinds import CountVoxels, counter_of, loss_of_codes
 from medseg3d.networks.build import NETWORKS, output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
 from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
@@ -50,6 +52,11 @@ class TrainingDomain:
         return f"{self.name}/{label}" if self.name else label
 
     @cached_property
+    def codes(self) -> LabelCodes:
+        """What the numbers of its stored label maps mean."""
+        return LabelCodes(self.plan.labels)
+
+    @cached_property
     def policy(self) -> AugmentationPolicy:
         """What augmentation may do to its patches."""
         configuration = self.configuration
@@ -59,7 +66,7 @@ class TrainingDomain:
             mirror_axes=configuration.mirror_axes,
             masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
             left_right_axis=left_right_axis(self.plan, configuration),
-            label_pairs=self.plan.labels.pairs,
+            label_pairs=self.codes.pairs(),
             further=further_augmentations(configuration.training.augmentations, configuration.training.providers),
         )
 
@@ -71,22 +78,39 @@ class TrainingDomain:
 
     @cached_property
     def loss(self) -> LossFunction:
-        """The plan's loss for one output."""
-        training = self.configuration.training
-        settings = LossSettings(
-            num_classes=self.plan.labels.num_classes,
-            batch_dice=self.configuration.batch_dice,
-            options=training.loss_options,
-        )
+        """The plan's loss of the codes of its label maps, for one output."""
+        training, labels = self.configuration.training, self.plan.labels
         provider = training.providers.get(training.loss, "")
-        return make_loss(training.loss, settings, provider=provider, class_voxels=self._class_voxels)
+        knows_ignored = find_loss(training.loss, provider).knows_ignored
 
-    def _class_voxels(self) -> tuple[float, ...]:
-        counts = np.zeros(self.plan.labels.num_classes)
+        def make(region: int | None) -> LossFunction:
+            settings = LossSettings(
+                num_classes=labels.num_classes if region is None else 2,
+                batch_dice=self.configuration.batch_dice,
+                options=training.loss_options,
+                has_ignored=knows_ignored and (labels.ignore is not None or bool(labels.regions and labels.unannotated)),
+            )
+            return make_loss(training.loss, settings, provider=provider, class_voxels=lambda: self._class_voxels(region))
+
+        return loss_of_codes(labels, make, knows_ignored=knows_ignored)
+
+    @cached_property
+    def count(self) -> CountVoxels:
+        """The counts behind its pseudo-Dice."""
+        return counter_of(self.plan.labels)
+
+    def _class_voxels(self, region: int | None = None) -> tuple[float, ...]:
+        """Of all classes, or outside and inside of a region."""
+        counts = np.zeros(self.codes.num_codes)
         for case in self.training[:CASES_COUNTED]:
             labels: Any = case.labels
             counts += np.bincount(np.asarray(labels[:]).ravel(), minlength=len(counts))
-        return tuple(float(count) for count in counts)
+        contents = self.codes.contents()
+        if region is None:
+            return tuple(float(count) for count in contents @ counts)
+        annotated = counts[: self.codes.ignored].sum()
+        inside = float(contents[region] @ counts)
+        return (float(annotated - inside), inside)
 
 
 def running_parts(configurations: Iterable[Configuration]) -> dict[str, str]:

@@ -58,7 +58,7 @@ def validate_patches(
                 with team.sharing(loader.batch_size) as share:
                     with device.autocast():
                         logits = outputs_of(network, image, domain.name)
-                    found = supervised_loss(logits, target, domain.loss, with_counts=True)
+                    found = supervised_loss(logits, target, domain.loss, count=domain.count)
                 losses.append(share * float(found.total))
                 if found.counts is not None:
                     counts = found.counts if counts is None else counts + found.counts

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from medseg3d.data.cropping import Box
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.lesions import components
+from medseg3d.records import Checked
 
 Operation = Literal["keep_largest_foreground", "keep_largest", "fill_holes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One operation; ``index`` is the label's index, None for the whole foreground."""
+class Step(Checked):
+    """One operation; ``index`` is the label's or region's index, None for the whole foreground.
+
+    ``parts`` are the indices that make up a region; empty for a label, which is its own.
+    """
 
     operation: Operation
     index: int | None = None
+    parts: tuple[int, ...] = ()
+    came_later: ClassVar[tuple[str, ...]] = ("parts",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,7 @@ def apply_postprocessing(indices: np.ndarray, postprocessing: Postprocessing) ->
         if step.operation == "keep_largest_foreground":
             keep_largest_foreground(result)
         elif step.index is not None:
-            OPERATIONS[step.operation](result, step.index)
+            OPERATIONS[step.operation](result, step.index, step.parts)
     return result
 
 
@@ -76,27 +82,30 @@ def keep_largest_foreground(indices: np.ndarray) -> None:
         crop[outside_largest(crop > 0)] = 0
 
 
-def keep_largest(indices: np.ndarray, index: int) -> None:
-    """Set to background, in place, all objects of a label but the largest; of equal ones the first in array order stays."""
-    mask = indices == index
+def keep_largest(indices: np.ndarray, index: int, parts: Sequence[int] = ()) -> None:
+    """Set to background, in place, all objects of a label but the largest; of equal ones the first in array order stays.
+
+    A region is the union of its ``parts``.
+    """
+    mask = np.isin(indices, parts) if parts else indices == index
     box = _box_of(mask)
     if box is not None:
         indices[box][outside_largest(mask[box])] = 0
 
 
-def fill_holes(indices: np.ndarray, index: int) -> None:
-    """Give, in place, to a label the background voxels that it encloses; other labels inside it stay.
+def fill_holes(indices: np.ndarray, index: int, parts: Sequence[int] = ()) -> None:
+    """Give, in place, to a label the background voxels that it, or a region of ``parts``, encloses; other labels inside it stay.
 
     A hole is a part of the complement that cannot be left through faces of voxels; the image's border is not a wall, except
     across a single slice.
     """
-    mask = indices == index
+    mask = np.isin(indices, parts) if parts else indices == index
     box = _box_of(mask)
     if box is not None:
         indices[box][holes(mask[box], extended_axes(indices)) & (indices[box] == 0)] = index
 
 
-OPERATIONS: dict[str, Callable[[np.ndarray, int], None]] = {"keep_largest": keep_largest, "fill_holes": fill_holes}
+OPERATIONS: dict[str, Callable[[np.ndarray, int, Sequence[int]], None]] = {"keep_largest": keep_largest, "fill_holes": fill_holes}
 
 
 def outside_largest(mask: np.ndarray) -> np.ndarray:

@@ -7,18 +7,14 @@ and references that do not contradict it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
-from medseg3d.errors import CaseFailure, GeometryMismatchError
-from medseg3d.evaluation.compare import paired_difference
-from medseg3d.evaluation.evaluate_case import label_boxes
-from medseg3d.evaluation.lesions import components
-from medseg3d.evaluation.metrics import mean_of
-from medseg3d.execution import run_cases
+from medseg3d.data.cropping import Box
+from medseg3d.evaluation.label_masks import label_boxes
+from medseg3d.label_codes import LabelCodes
 from medseg3d.labels import Labels
 from medseg3d.validation.postprocessing import (
     Decision,
@@ -30,25 +26,21 @@ from medseg3d.validation.postprocessing import (
     keep_largest_foreground,
     outside_largest,
 )
-from medseg3d.wording import counted
+from medseg3d.validation.postprocessing_evidence import (
+    Counts,
+    DiceTable,
+    ValidatedCase,
+    count_cases,
+    decide_foreground,
+    decide_label,
+    dice_table,
+    fallen_labels,
+    is_split,
+    overlap_of,
+)
+from medseg3d.validation.region_postprocessing import choose_for_regions
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-MIN_GAIN = 1e-4
-"""A mean Dice must rise by more than this: smaller changes are a few voxels, not a habit of the network."""
-ROUNDING = 1e-9
-"""A label's mean Dice may fall by no more than floating point does."""
-MIN_CASES = 5
-"""Of validation with the label: with fewer an interval says little, and a step could remove what only other patients have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidatedCase:
-    """A case whose ``load`` gives (predicted, reference) index arrays of one shape; loaded up to three times, never kept."""
-
-    name: str
-    load: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 def choose_postprocessing(
@@ -76,18 +68,20 @@ def choose_postprocessing(
     2 is nnU-Net 2.8.1's, with a least gain.
     """
     remaining = list(cases)
-    objects, failures = _count(remaining, lambda p, r: _count_objects(p, r, labels), num_workers, max_bytes_per_case)
+    if labels.regions:
+        return choose_for_regions(remaining, labels, num_workers=num_workers, max_bytes_per_case=max_bytes_per_case)
+    objects, failures = count_cases(remaining, lambda p, r: _count_objects(p, r, labels), num_workers, max_bytes_per_case)
     remaining = [case for case in remaining if case.name in objects]
     if not remaining:
         return Postprocessing(failures=tuple(failures))
     removals = _decide_removals(list(objects.values()), labels, num_split or {})
     so_far = Postprocessing(steps=tuple(decision.step for decision in removals if decision.accepted))
-    filled, more_failures = _count(remaining, lambda p, r: _count_filled(p, r, so_far, labels), num_workers, max_bytes_per_case)
-    before = _table([c.before for c in filled.values()])
+    filled, more_failures = count_cases(remaining, lambda p, r: _count_filled(p, r, so_far, labels), num_workers, max_bytes_per_case)
+    before = dice_table([c.before for c in filled.values()])
     fillings: list[Decision] = []
     for index in labels.foreground:
-        after = _table([c.after[index - 1] for c in filled.values()])
-        fillings.append(_decide_label(Step(operation="fill_holes", index=index), before, after, labels))
+        after = dice_table([c.after[index - 1] for c in filled.values()])
+        fillings.append(decide_label(Step(operation="fill_holes", index=index), before, after, labels))
     fillings = _check_together(fillings, remaining, so_far, before, labels, num_workers, max_bytes_per_case)
     decisions = (*removals, *fillings)
     for decision in decisions:
@@ -98,22 +92,18 @@ def choose_postprocessing(
 
 def _decide_removals(counts: Sequence[_ObjectCounts], labels: Labels, in_dataset: Mapping[int, int]) -> list[Decision]:
     """Steps 1 and 2."""
-    raw, merged = _table([c.raw for c in counts]), _table([c.merged for c in counts])
+    raw, merged = dice_table([c.raw for c in counts]), dice_table([c.merged for c in counts])
     num_split = max(sum(c.split_foreground for c in counts), in_dataset.get(1, 0) if labels.num_classes == 2 else 0)
-    first = _decide_foreground(raw, merged, labels, num_split=num_split)
+    first = decide_foreground(raw, merged, labels, num_split=num_split)
     decisions = [first]
     current, kept = (merged, [c.merged_kept for c in counts]) if first.accepted else (raw, [c.raw_kept for c in counts])
     if labels.num_classes > 2:  # with one label this is the same step again
-        cleaned = _table(kept)
+        cleaned = dice_table(kept)
         for index in labels.foreground:
             step = Step(operation="keep_largest", index=index)
             num_split = max(sum(c.split_labels[index - 1] for c in counts), in_dataset.get(index, 0))
-            decisions.append(_decide_label(step, current, cleaned, labels, num_split=num_split))
+            decisions.append(decide_label(step, current, cleaned, labels, num_split=num_split))
     return decisions
-
-
-Counts = np.ndarray
-"""(labels without background, 3): voxels in both, voxels predicted, voxels in the reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,224 +127,115 @@ class _FilledCounts:
     after: tuple[Counts, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """A reference as label indices; ``known`` is where somebody has annotated, None for everywhere; ``lacking`` are indices that nobody has
+    looked for, which are nowhere in it and are not counted."""
+
+    indices: np.ndarray
+    known: np.ndarray | None = None
+    lacking: tuple[int, ...] = ()
+
+    def overlap(self, mask: np.ndarray, index: int, box: Box) -> tuple[int, int, int]:
+        """The counts of a predicted mask of a label in a box."""
+        if index in self.lacking:
+            return (0, 0, 0)
+        truth = self.indices[box] == index
+        return overlap_of(mask if self.known is None else mask & self.known[box], truth)
+
+    def is_split(self, index: int | None) -> bool:
+        """Whether a label, or all of them, has several objects for sure: what nobody has annotated may join them."""
+        mask = self.indices > 0 if index is None else self.indices == index
+        return is_split(mask, self.known)
+
+
+def truth_of(codes: np.ndarray, labels: Labels) -> _Truth:
+    """The codes of a reference, read (no regions)."""
+    meaning = LabelCodes(labels)
+    if meaning.are_indices:
+        return _Truth(codes)
+    known = None if meaning.ignored is None else codes != meaning.ignored
+    indices = codes % meaning.num_values
+    if known is not None:
+        indices[~known] = 0
+    return _Truth(indices, known if known is not None and not known.all() else None, meaning.lacking_in(codes))
+
+
 def _count_objects(prediction: np.ndarray, reference: np.ndarray, labels: Labels) -> _ObjectCounts:
-    merged = prediction.copy()
+    merged, truth = prediction.copy(), truth_of(reference, labels)
     keep_largest_foreground(merged)
-    raw, raw_kept = _count_kept(prediction, reference, labels)
-    merged_counts, merged_kept = _count_kept(merged, reference, labels)
+    raw, raw_kept = _count_kept(prediction, truth, labels)
+    merged_counts, merged_kept = _count_kept(merged, truth, labels)
     return _ObjectCounts(
         raw=raw,
         raw_kept=raw_kept,
         merged=merged_counts,
         merged_kept=merged_kept,
-        split_foreground=_is_split(reference > 0),
-        split_labels=_split_labels(reference, labels),
+        split_foreground=truth.is_split(None),
+        split_labels=_split_labels(truth, labels),
     )
 
 
-def _split_labels(reference: np.ndarray, labels: Labels) -> tuple[bool, ...]:
-    boxes = label_boxes(reference, reference, labels.num_classes)
-    return tuple((box := boxes[index]) is not None and _is_split(reference[box] == index) for index in labels.foreground)
+def _split_labels(truth: _Truth, labels: Labels) -> tuple[bool, ...]:
+    if truth.known is not None:
+        return tuple(truth.is_split(index) for index in labels.foreground)
+    boxes = label_boxes(truth.indices, truth.indices, labels.num_classes)
+    return tuple((box := boxes[index]) is not None and is_split(truth.indices[box] == index) for index in labels.foreground)
 
 
-def _is_split(mask: np.ndarray) -> bool:
-    return components(mask)[1] > 1
-
-
-def _count_kept(prediction: np.ndarray, reference: np.ndarray, labels: Labels) -> tuple[Counts, Counts]:
+def _count_kept(prediction: np.ndarray, truth: _Truth, labels: Labels) -> tuple[Counts, Counts]:
     """Counts as they are and with each label's largest object only; removing one label's voxels leaves the others' counts
     alone."""
     counts = np.zeros((len(labels.foreground), 3), np.int64)
     kept = counts.copy()
-    boxes = label_boxes(prediction, reference, labels.num_classes)
+    boxes = label_boxes(prediction, truth.indices, labels.num_classes)
     for place, index in enumerate(labels.foreground):
         box = boxes[index]
         if box is not None:
-            mask, truth = prediction[box] == index, reference[box] == index
-            counts[place] = _overlap(mask, truth)
+            mask = prediction[box] == index
+            counts[place] = truth.overlap(mask, index, box)
             mask[outside_largest(mask)] = False
-            kept[place] = _overlap(mask, truth)
+            kept[place] = truth.overlap(mask, index, box)
     return counts, kept
 
 
 def _count_filled(prediction: np.ndarray, reference: np.ndarray, so_far: Postprocessing, labels: Labels) -> _FilledCounts:
-    current = apply_postprocessing(prediction, so_far)
-    boxes = label_boxes(current, reference, labels.num_classes)
+    current, truth = apply_postprocessing(prediction, so_far), truth_of(reference, labels)
+    boxes = label_boxes(current, truth.indices, labels.num_classes)
     before = np.zeros((len(labels.foreground), 3), np.int64)
     after = []
     for place, index in enumerate(labels.foreground):
         box = boxes[index]
         if box is not None:
-            before[place] = _overlap(current[box] == index, reference[box] == index)
+            before[place] = truth.overlap(current[box] == index, index, box)
     for place, index in enumerate(labels.foreground):
         counts = before.copy()
         box = boxes[index]
         if box is not None:
-            mask, truth = current[box] == index, reference[box] == index
+            mask = current[box] == index
             # filling takes background only, so that the other labels' counts stay
             mask |= holes(mask, extended_axes(current)) & (current[box] == 0)
-            counts[place] = _overlap(mask, truth)
+            counts[place] = truth.overlap(mask, index, box)
         after.append(counts)
     return _FilledCounts(before=before, after=tuple(after))
 
 
 def _count_applied(prediction: np.ndarray, reference: np.ndarray, postprocessing: Postprocessing, labels: Labels) -> Counts:
-    result = apply_postprocessing(prediction, postprocessing)
-    boxes = label_boxes(result, reference, labels.num_classes)
+    result, truth = apply_postprocessing(prediction, postprocessing), truth_of(reference, labels)
+    boxes = label_boxes(result, truth.indices, labels.num_classes)
     counts = np.zeros((len(labels.foreground), 3), np.int64)
     for place, index in enumerate(labels.foreground):
         box = boxes[index]
         if box is not None:
-            counts[place] = _overlap(result[box] == index, reference[box] == index)
+            counts[place] = truth.overlap(result[box] == index, index, box)
     return counts
-
-
-def _overlap(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
-    return int(np.count_nonzero(mask & truth)), int(np.count_nonzero(mask)), int(np.count_nonzero(truth))
-
-
-def _count(
-    cases: Sequence[ValidatedCase],
-    count: Callable[[np.ndarray, np.ndarray], Result],
-    num_workers: int | None,
-    bytes_per_case: int,
-) -> tuple[dict[str, Result], list[CaseFailure]]:
-    """One pass over the cases; results by name in the given order, whatever finished first."""
-
-    def work(case: ValidatedCase) -> Result:
-        prediction, reference = case.load()
-        if prediction.shape != reference.shape:
-            raise GeometryMismatchError(
-                f"{case.name}: the prediction has shape {prediction.shape}, the reference {reference.shape}. Predict this case again."
-            )
-        return count(prediction, reference)
-
-    results: dict[str, Result] = {}
-    failures: list[CaseFailure] = []
-    for done in run_cases(
-        work,
-        cases,
-        name_of=lambda case: case.name,
-        stage="postprocessing",
-        bytes_of=lambda _: bytes_per_case,
-        num_workers=num_workers,
-    ):
-        if done.result is not None:
-            results[done.item.name] = done.result
-        elif done.failure is not None:
-            failures.append(done.failure)
-    return {case.name: results[case.name] for case in cases if case.name in results}, failures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Dice:
-    """Dice per case and label (NaN inside where neither has the label), whether the reference has it, and the means."""
-
-    per_case: np.ndarray
-    is_there: np.ndarray
-
-    def label(self, place: int) -> tuple[float | None, int]:
-        mean = mean_of(float(d) for d in self.per_case[:, place] if not np.isnan(d))
-        return mean.mean, mean.n
-
-    def foreground(self) -> tuple[float | None, int]:
-        mean = mean_of(self.of_cases())
-        return mean.mean, mean.n
-
-    def of_cases(self) -> list[float | None]:
-        return [mean_of(float(d) for d in row if not np.isnan(d)).mean for row in self.per_case]
-
-    def of_label(self, place: int) -> list[float | None]:
-        return [None if np.isnan(d) else float(d) for d in self.per_case[:, place]]
-
-
-def _table(counts: Sequence[Counts]) -> _Dice:
-    common, predicted, truth = np.moveaxis(np.array(counts, np.float64).reshape(len(counts), -1, 3), -1, 0)
-    total = predicted + truth
-    return _Dice(per_case=np.where(total > 0, 2 * common / np.maximum(total, 1), np.nan), is_there=truth > 0)
-
-
-def _decide_foreground(before: _Dice, after: _Dice, labels: Labels, *, num_split: int) -> Decision:
-    (dice_before, _), (dice_after, num_cases) = before.foreground(), after.foreground()
-    accepted, reason = _verdict(dice_before, dice_after)
-    fallen = _fallen(before, after, labels)
-    if fallen:
-        accepted, reason = False, f"{reason.partition(':')[0]}, but {', '.join(fallen)} would fall"
-    if accepted:
-        num_there = int(before.is_there.any(1).sum())
-        accepted, reason = _with_evidence(reason, before.of_cases(), after.of_cases(), num_there, num_split)
-    return Decision(
-        step=Step(operation="keep_largest_foreground"),
-        label="foreground",
-        dice_before=dice_before,
-        dice_after=dice_after,
-        num_cases=num_cases,
-        accepted=accepted,
-        reason=reason,
-    )
-
-
-def _decide_label(step: Step, before: _Dice, after: _Dice, labels: Labels, *, num_split: int = 0) -> Decision:
-    index = step.index or 0
-    place = index - 1
-    (dice_before, _), (dice_after, num_cases) = before.label(place), after.label(place)
-    accepted, reason = _verdict(dice_before, dice_after)
-    if accepted:
-        num_there = int(before.is_there[:, place].sum())
-        accepted, reason = _with_evidence(reason, before.of_label(place), after.of_label(place), num_there, num_split)
-    return Decision(
-        step=step,
-        label=labels.names[index],
-        dice_before=dice_before,
-        dice_after=dice_after,
-        num_cases=num_cases,
-        accepted=accepted,
-        reason=reason,
-    )
-
-
-def _verdict(before: float | None, after: float | None) -> tuple[bool, str]:
-    """By the means alone."""
-    if before is None:
-        return False, "no case has it"
-    if after is None:
-        return True, "everything predicted was false, and is removed"
-    change = f"mean Dice {before:.4f} → {after:.4f}"
-    if after - before > MIN_GAIN:
-        return True, change
-    return False, f"{change}: no gain above {MIN_GAIN:g}"
-
-
-def _with_evidence(
-    change: str, before: Sequence[float | None], after: Sequence[float | None], num_there: int, num_split: int
-) -> tuple[bool, str]:
-    """Whether a gain of the means is enough to change every later prediction."""
-    if num_split:
-        return False, f"{change}, but {counted(num_split, 'reference')} has several objects".replace("references has", "references have")
-    if num_there < MIN_CASES:
-        return False, f"{change}, but only {counted(num_there, 'case')} with it in the reference, and {MIN_CASES} are needed"
-    pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    gain = paired_difference([a for _, a in pairs], [b for b, _ in pairs])
-    if gain.low is None or gain.high is None:
-        return False, f"{change}, but too few cases can be compared"
-    interval = f"95 % interval of the gain {gain.low:+.4f} to {gain.high:+.4f}, {counted(gain.n, 'case')}"
-    return (True, f"{change} ({interval})") if gain.low > 0 else (False, f"{change}, but not clearly ({interval})")
-
-
-def _fallen(before: _Dice, after: _Dice, labels: Labels) -> list[str]:
-    fallen = []
-    for place, index in enumerate(labels.foreground):
-        first, second = before.label(place)[0], after.label(place)[0]
-        if first is not None and second is not None and second < first - ROUNDING:
-            fallen.append(labels.names[index])
-    return fallen
 
 
 def _check_together(
     fillings: list[Decision],
     cases: Sequence[ValidatedCase],
     so_far: Postprocessing,
-    before: _Dice,
+    before: DiceTable,
     labels: Labels,
     num_workers: int | None,
     bytes_per_case: int,
@@ -364,8 +245,8 @@ def _check_together(
     if len(accepted) < 2:
         return fillings
     together = Postprocessing(steps=(*so_far.steps, *accepted))
-    counted, _ = _count(cases, lambda p, r: _count_applied(p, r, together, labels), num_workers, bytes_per_case)
-    fallen = _fallen(before, _table(list(counted.values())), labels)
+    counted, _ = count_cases(cases, lambda p, r: _count_applied(p, r, together, labels), num_workers, bytes_per_case)
+    fallen = fallen_labels(before, dice_table(list(counted.values())), labels)
     if not fallen:
         return fillings
     why = f"together with the other labels' fillings {', '.join(fallen)} would fall"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg3d.data.dataset import Dataset
-from medseg3d.data.label_names import with_names
+from medseg3d.data.label_names import ignored_value, with_names
 from medseg3d.data.label_pairs import sides
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import CaseFailure, InputError
@@ -83,6 +83,7 @@ def plan_by(
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
     dataset = open_dataset(root, channels=channels)
+    dataset = replace(dataset, label_names={**dataset.label_names, **label_names})
     for failure in dataset.failures:
         logger.error("%s", failure)
     folder = work_folder(root, work)
@@ -146,7 +147,7 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
     document = read_json(file)
     if isinstance(document, dict) and document.get("format") == "medseg3d/fingerprint":
         fingerprint = read_record(file, Fingerprint, "fingerprint")
-        labels = with_names(infer_labels(fingerprint), options.label_names or {})
+        labels = replace(with_names(infer_labels(fingerprint), options.label_names or {}), ignore=fingerprint.ignore)
         found = sides(fingerprint.cases, labels)
         summary = summarize(fingerprint, replace(labels, pairs=found.pairs), left_right_doubt=found.doubt)
         images = profile_of(fingerprint)
@@ -197,7 +198,12 @@ def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Li
             cases = (older | {case.name: case for case in measured}).values()
             background = dataset.labels.values[0] if dataset.labels else 0
             partial = Fingerprint(
-                dataset=dataset.name, channel_names=dataset.channel_names, background=background, cases=tuple(cases), intensities=()
+                dataset=dataset.name,
+                channel_names=dataset.channel_names,
+                background=background,
+                cases=tuple(cases),
+                intensities=(),
+                ignore=ignored_value(dataset.labels, dataset.label_names),
             )
             write_record(folder.fingerprint, partial, "fingerprint")
             saved = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medseg3d.data.dataset import Dataset
 from medseg3d.data.label_names import with_names
-from medseg3d.data.label_pairs import Sides, sides
+from medseg3d.data.label_pairs import Sides, by_region, sides
 from medseg3d.data.label_rules import Filled, absent_background, background_doubts, marker_message, marker_values, name_doubts, rare_labels
 from medseg3d.data.plausible import CT_WITHOUT_AIR, LOST_INTERCEPT, is_ct_without_air, is_far_beyond, lost_intercepts, spacing_doubt
 from medseg3d.errors import CaseFailure, DatasetError
@@ -18,6 +18,7 @@ from medseg3d.fingerprint.familiarity import profile_of
 from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.make_fingerprint import merge
 from medseg3d.fingerprint.records import Fingerprint
+from medseg3d.label_codes import with_annotated
 from medseg3d.labels import Labels
 from medseg3d.options import PlanningOptions
 from medseg3d.plan import Plan
@@ -114,7 +115,7 @@ def _without_markers(fingerprint: Fingerprint, names: Mapping[int, str]) -> Fing
 
     Raises :class:`DatasetError` where that is half of them or more.
     """
-    markers = set(marker_values(fingerprint.label_values)) - set(names)
+    markers = set(marker_values({*fingerprint.label_values, *_ignored(fingerprint)})) - set(names)
     reasons = {case.name: marker_message(found) for case in fingerprint.cases if (found := sorted(markers & set(case.labels)))}
     if not reasons:
         return fingerprint
@@ -131,15 +132,19 @@ def _without_markers(fingerprint: Fingerprint, names: Mapping[int, str]) -> Fing
     return replace(rest, frame=fingerprint.frame)
 
 
+def _ignored(fingerprint: Fingerprint) -> tuple[int, ...]:
+    return () if fingerprint.ignore is None else (fingerprint.ignore,)
+
+
 def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[Labels, Sides, tuple[str, ...]]:
     """The declared labels, checked against what the files hold, inferred where nothing is declared; what is known of left and right."""
-    labels = dataset.labels or infer_labels(fingerprint)
-    unknown_names = sorted(set(names) - set(labels.values))
+    labels = dataset.labels or replace(infer_labels(fingerprint), ignore=fingerprint.ignore)
     labels = with_names(labels, names)
+    unknown_names = sorted(set(names) - set(labels.file_values))
     findings = [
-        f"{case.name}: label values {unknown} are not in the list {sorted(labels.values)}"
+        f"{case.name}: label values {unknown} are not in the list {sorted(labels.file_values)}"
         for case in fingerprint.cases
-        if (unknown := sorted(set(case.labels) - set(labels.values)))
+        if (unknown := sorted(set(case.labels) - set(labels.file_values)))
     ]
     if findings:
         raise DatasetError(
@@ -147,7 +152,7 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]
             "dataset.json:",
             findings,
         )
-    found = sides(fingerprint.cases, labels)
+    found = sides(by_region(fingerprint.cases, labels), labels)
     warnings = (*found.warnings, *name_doubts(dict(zip(labels.values, labels.names, strict=True))))
     if unknown_names:
         values = ", ".join(map(str, unknown_names))
@@ -165,8 +170,33 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]
     if dataset.labels is None:
         voxels = {case.name: {value: label.voxels for value, label in case.labels.items()} for case in fingerprint.cases}
         warnings = (*warnings, *rare_labels(voxels))
-    absent = [name for name, value in zip(labels.names, labels.values, strict=True) if value not in fingerprint.label_values]
-    absent = [name for name in absent if name != labels.names[0]]
+    absent = [labels.names[index] for index in labels.foreground if not set(labels.members(index)) & set(fingerprint.label_values)]
     if absent:
         warnings = (*warnings, f"No training case holds {', '.join(absent)}; the network cannot learn it.")
-    return replace(labels, pairs=found.pairs), found, tuple(warnings)
+    labels = with_annotated(replace(labels, pairs=found.pairs), {case.name: case.annotated for case in dataset.training})
+    return labels, found, (*warnings, *_about_kinds(dataset, fingerprint, labels))
+
+
+def _about_kinds(dataset: Dataset, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
+    """What was found of annotations that are not complete, where the files alone say so or something does not fit."""
+    if labels.ignore is not None and dataset.labels is None and labels.ignore not in dataset.label_names:
+        yield (
+            f"The label value {labels.ignore} is taken for voxels that nobody has annotated: they are left out of training and evaluation. "
+            f"If it is a structure, name it (--labels {labels.ignore}=NAME, or labels.csv beside the images)."
+        )
+    if dataset.labels is None and (unknown := sorted({n for c in dataset.training for n in c.annotated or ()} - set(labels.names))):
+        raise DatasetError(
+            f"{dataset.root}: annotated.csv names labels that the dataset does not have. Give the label values names, in labels.csv:",
+            [f"{listed(unknown)}; the labels are {listed(list(labels.names[1:]), most=20)}"],
+        )
+    held = {case.name: set(case.labels) for case in fingerprint.cases}
+    for index in labels.foreground:
+        lacking = [case.name for case in dataset.training if case.annotated is not None and labels.names[index] not in case.annotated]
+        holders = [name for name in lacking if held.get(name, set()) & set(labels.members(index))]
+        if holders and not labels.regions:
+            yield (
+                f"{labels.names[index]} is not among what {listed(holders, most=5)} were annotated for, by annotated.csv, but the files "
+                "hold it: it is not used there."
+            )
+        if len(lacking) == len(dataset.training):
+            yield f"No training case was annotated for {labels.names[index]}; the network cannot learn it."

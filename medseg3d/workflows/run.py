@@ -162,7 +162,7 @@ def predict_test_set(root: Path, folder: WorkFolder, device: str, on: Listener) 
     result = predict(opened.test, folder.predictions, PredictOptions(device=device, overwrite=True), dataset=root, work=folder.root, on=on)
     failed = {failure.case for failure in result.failures}
     pairs = [
-        Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label)
+        Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label, annotated=case.annotated)
         for case in opened.test
         if case.label is not None and case.name not in failed
     ]

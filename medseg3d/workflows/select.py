@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg3d.data.dataset import Case
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError
@@ -19,6 +20,7 @@ from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener
 from medseg3d.files import remove_file
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
+from medseg3d.label_codes import LabelCodes
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_models
 from medseg3d.models.trained import levels_of
@@ -27,7 +29,8 @@ from medseg3d.plan import Plan
 from medseg3d.provenance import METRICS, Origin, merged, read_origin, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.validation.levels import MIRRORED, PLAIN, LevelChoice, level_folder
-from medseg3d.validation.postprocessing_choice import ValidatedCase, choose_postprocessing
+from medseg3d.validation.postprocessing_choice import choose_postprocessing
+from medseg3d.validation.postprocessing_evidence import ValidatedCase
 from medseg3d.validation.selection import (
     MIRRORING,
     Candidate,
@@ -124,8 +127,9 @@ def _measured_cases(folder: WorkFolder) -> tuple[CaseFingerprint, ...]:
 
 
 def _num_split(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[int, int]:
-    """By label index, in how many cases of the dataset the label has several objects; regions are not measured by the fingerprint."""
-    if labels.regions:
+    """By label index, in how many cases of the dataset the label has several objects; the fingerprint does not know it of regions, nor
+    where parts of a case are not annotated."""
+    if labels.regions or labels.ignore is not None:
         return {}
     found: dict[int, int] = {}
     for index in labels.foreground:
@@ -238,10 +242,11 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> 
         for name in read_split(folder, fold).validation:
             label = cases[name].label if name in cases else None
             if label is not None:
-                yield ValidatedCase(name=name, load=partial(_load, plan, name, target / f"{name}.nii.gz", label))
+                load = partial(_load, plan, cases[name], target / f"{name}.nii.gz", label)
+                yield ValidatedCase(name=name, load=load)
 
 
-def _load(plan: Plan, name: str, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Both as label indices in canonical axes; the label may be stored with other axes than the image."""
-    prediction, reference, _ = read_label_maps(predicted, label, name)
-    return plan.labels.encode(prediction, str(predicted)), plan.labels.encode(reference, str(label))
+def _load(plan: Plan, case: Case, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Label indices and the codes of the reference, in canonical axes; the label may be stored with other axes than the image."""
+    prediction, reference, _ = read_label_maps(predicted, label, case.name)
+    return plan.labels.encode(prediction, str(predicted)), LabelCodes(plan.labels).encode(reference, str(label), case.annotated)

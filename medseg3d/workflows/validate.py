@@ -297,7 +297,10 @@ def _predict_validation(
 def _evaluated(
     cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None, on: Listener
 ) -> Evaluation:
-    pairs = [Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case)) for case in cases]
+    pairs = [
+        Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case), annotated=case.annotated)
+        for case in cases
+    ]
     evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, on=on)
     return replace(evaluation, failures=(*failures, *evaluation.failures))
 

@@ -11,7 +11,7 @@ import pytest
 
 from medseg3d.data.label_rules import equal_neighbors, marker_values, name_doubts, name_findings, rare_labels, refuse_image
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.errors import DatasetError, LabelValueError, MedsegError, UnsupportedError
+from medseg3d.errors import DatasetError, LabelValueError
 from medseg3d.workflows.doctor import doctor
 from medseg3d.workflows.plan import plan
 
@@ -87,11 +87,17 @@ def test_lists_that_contradict_themselves_are_refused(balls: Path, labels: objec
         open_dataset(declare(balls, labels))
 
 
-@pytest.mark.fault("A6", "a label for voxels that nobody annotated (void, unlabeled, …)", "refused like ignore")
-@pytest.mark.parametrize("name", ["ignore", "Ignore", "void", "unlabeled", "not_annotated", "unannotated", "don't care"])
-def test_labels_of_what_nobody_annotated_are_refused(balls: Path, name: str) -> None:
-    with pytest.raises(UnsupportedError, match="ignore label"):
-        open_dataset(declare(balls, {"background": 0, "ball": 1, name: 255}))
+@pytest.mark.fault("A6", "a label for voxels that nobody annotated (void, unlabeled, …)", "taken for the ignore label")
+@pytest.mark.parametrize("name", ["ignore", "Ignore", "void", "unlabeled", "not_annotated", "unannotated", "don't care", "255"])
+def test_labels_of_what_nobody_annotated_are_ignore_labels(balls: Path, name: str) -> None:
+    labels = open_dataset(declare(balls, {"background": 0, "ball": 1, name: 255})).labels
+    assert labels is not None
+    assert (labels.values, labels.ignore) == ((0, 1), 255)
+
+
+def test_two_ignore_labels_are_refused(balls: Path) -> None:
+    with pytest.raises(DatasetError, match="void, ignore are ignore labels, and there can be one"):
+        open_dataset(declare(balls, {"background": 0, "ball": 1, "void": 2, "ignore": 3}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_images_are_told_from_label_maps(kind: str) -> None:
 @pytest.mark.fault(
     "A6",
     "255 or a negative value beside small ones, without a list of labels",
-    "refused, or costs the few cases that have it, until it has a name",
+    "taken for voxels that nobody annotated, with a warning, until it has a name",
 )
 @pytest.mark.parametrize("value", [255, -1])
 def test_a_value_for_what_nobody_annotated_is_no_class(balls: Path, value: int) -> None:
@@ -179,15 +185,26 @@ def test_a_value_for_what_nobody_annotated_is_no_class(balls: Path, value: int) 
         put(balls / "labels" / f"c{number}.nii.gz", labels)
 
     mark(2)
+    for numbers in ((2,), range(6)):
+        for number in numbers:
+            mark(number)
+        made = plan(balls)
+        assert (made.plan.labels.values, made.plan.labels.ignore, made.failures) == ((0, 1, 2), value, ())
+        assert any(f"The label value {value} is taken for voxels that nobody has annotated" in warning for warning in made.warnings)
+        assert made.plan == plan(balls).plan
+        told = [finding for finding in doctor(balls, fix=False).findings if "nobody has annotated" in finding.message]
+        assert [finding.severity for finding in told] == ["warning"]
+    made = plan(balls, label_names={value: "table"})
+    assert (made.plan.labels.names[-1 if value > 0 else 1], made.plan.labels.ignore) == ("table", None)
+    assert plan(balls, label_names={value: "ignore"}).plan.labels.ignore == value
+
+
+def test_a_mask_of_255_among_masks_of_1_costs_its_case(balls: Path) -> None:
+    put(balls / "labels" / "c2.nii.gz", np.where(ball(2) > 0, 255, 0).astype(np.uint8))
     made = plan(balls)
-    assert made.plan.labels.values == (0, 1, 2)
-    assert [(failure.case, f"label value {value}" in failure.reason) for failure in made.failures] == [("c2", True)]
+    assert [(failure.case, "label value 255" in failure.reason) for failure in made.failures] == [("c2", True)]
+    assert made.plan.labels.ignore is None
     assert [f.case for f in doctor(balls, fix=False).findings if f.severity == "error"] == ["c2"]
-    for number in range(6):
-        mark(number)
-    with pytest.raises(MedsegError, match=f"--labels {value}=NAME"):
-        plan(balls)
-    assert plan(balls, label_names={value: "table"}).plan.labels.names[-1 if value > 0 else 1] == "table"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from medseg3d.errors import (
     InputError,
     LabelValueError,
     NotFiniteError,
-    UnsupportedError,
 )
 from medseg3d.geometry import AS_STORED
 from medseg3d.images import write_image
@@ -191,12 +191,57 @@ def test_another_number_of_cases_than_announced_is_only_a_warning(tmp_path, capl
     assert "numTraining" in caplog.text
 
 
-@pytest.mark.parametrize("labels", [{"background": 0, "whole": [1, 2], "core": 2}, {"background": 0, "a": 1, "ignore": 2}])
-def test_regions_and_ignore_labels_are_refused_as_unsupported(tmp_path, labels) -> None:
+def test_regions_and_an_ignore_label_are_read_as_nnunet_means_them(tmp_path) -> None:
     root = nnunet(tmp_path)
-    describe_dataset(root, labels=labels)
-    with pytest.raises(UnsupportedError, match="not supported yet"):
+    describe_dataset(
+        root, labels={"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edge": 3, "ignore": 4}, regions_class_order=[1, 2, 3]
+    )
+    labels = open_dataset(root).labels
+    assert labels is not None
+    assert labels.names == ("background", "whole", "core", "edge")
+    assert (labels.values, labels.regions, labels.ignore) == ((0, 1, 2, 3), ((1, 2, 3), (2, 3), (3,)), 4)
+    assert (labels.num_outputs, labels.file_values) == (3, (0, 1, 2, 3, 4))
+
+
+def test_lists_of_one_value_are_labels(tmp_path) -> None:
+    root = nnunet(tmp_path)
+    describe_dataset(root, labels={"background": [0], "a": [1], "b": 2})
+    labels = open_dataset(root).labels
+    assert labels is not None
+    assert (labels.values, labels.regions) == ((0, 1, 2), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"regions_class_order": None}, "regions_class_order is None, expected a label value for each of the 2 regions"),
+        ({"regions_class_order": [1]}, "expected a label value for each of the 2 regions"),
+        ({"regions_class_order": [1, 1]}, "expected other values than 0, each once"),
+        ({"regions_class_order": [1, 7]}, r"has \[7\], which no region is made of"),
+        ({"labels": {"background": 0, "whole": [0, 1, 2], "core": 2}}, "the value 0 is always the background"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 2}}, "'ignore' has the value 2, which another label has too"),
+        ({"labels": {"background": 0, "whole": [1, "x"], "core": 2}}, "not integers: whole"),
+    ],
+)
+def test_wrong_regions_are_explained(tmp_path, changes, part) -> None:
+    root = nnunet(tmp_path)
+    declared = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    describe_dataset(root, **{**declared, **changes})
+    with pytest.raises(DatasetError) as error:
         open_dataset(root)
+    assert any(re.search(part, finding) for finding in error.value.findings)
+
+
+def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path) -> None:
+    root = nnunet(tmp_path)
+    describe_dataset(root, labels={"background": 0, "liver": 1, "spleen": 2})
+    names = [case.name for case in open_dataset(root).training]
+    (root / "annotated.csv").write_text(f"case,labels\n*,liver\n{names[0]},liver;spleen\n", encoding="utf-8")
+    assert [case.annotated for case in open_dataset(root).training] == [("liver", "spleen"), *[("liver",)] * (len(names) - 1)]
+    (root / "annotated.csv").write_text(f"{names[0]},kidney\n", encoding="utf-8")
+    with pytest.raises(DatasetError) as error:
+        open_dataset(root)
+    assert "annotated.csv: kidney are no labels of the dataset" in error.value.findings[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from medseg3d.errors import PlanError
 from medseg3d.losses import LOSSES, LossSettings, check_loss, make_loss, supervised_loss
 from medseg3d.losses.regions import dice_and_cross_entropy
 from medseg3d.losses.shapes import signed_distances
-from medseg3d.losses.supervision import center_crop, deep_supervision_weights, downsample_labels
+from medseg3d.losses.supervision import center_crop, count_voxels, deep_supervision_weights, downsample_labels
 
 NAMES = tuple(LOSSES.built_in)
 PER_SAMPLE = [name for name in NAMES if LOSSES[name].knows_batches]
@@ -455,7 +455,7 @@ def test_heads_are_weighted_against_labels_of_their_size():
 @pytest.mark.parametrize("finest", [8, 6])
 def test_voxels_are_counted_where_the_finest_output_lies(finest):
     heads = [torch.randn(2, 3, n, n) for n in (finest, finest // 2)]
-    counts = supervised_loss(heads, blocks(2), make("dice_ce"), with_counts=True).counts
+    counts = supervised_loss(heads, blocks(2), make("dice_ce"), count=count_voxels).counts
     assert int((counts.true_positives + counts.false_negatives).sum()) == 2 * finest**2
 
 
@@ -466,7 +466,7 @@ def test_an_output_of_valid_convolutions_is_compared_with_the_middle_of_the_labe
     middle = labels[:, 1:7, 2:10]
     expected = supervised_loss(heads, middle, make("dice"))
     assert float(supervised_loss(heads, labels, make("dice")).total) == float(expected.total)
-    counts = supervised_loss(heads, labels, make("dice"), with_counts=True).counts
+    counts = supervised_loss(heads, labels, make("dice"), count=count_voxels).counts
     assert int(counts.true_positives.sum()) == int((heads[0].argmax(1) == middle).sum())
 
 

@@ -11,9 +11,9 @@ from medseg3d.losses.regions import dice_and_cross_entropy
 from medseg3d.losses.supervision import count_voxels, deep_supervision_weights, downsample_labels
 
 
-def dice_cross_entropy(outputs, labels, *, batch_dice, with_counts=False):
+def dice_cross_entropy(outputs, labels, *, batch_dice, count=None):
     loss = make_loss("dice_ce", LossSettings(num_classes=4, batch_dice=batch_dice))
-    return supervised_loss(outputs, labels, loss, with_counts=with_counts)
+    return supervised_loss(outputs, labels, loss, count=count)
 
 
 def plain_loss(logits, labels, *, batch_dice):
@@ -89,7 +89,7 @@ def test_counts_are_those_of_the_arg_max():
     labels = torch.randint(0, 4, (2, 5, 6, 7), dtype=torch.uint8)
     logits = torch.randn(2, 4, 5, 6, 7)
     predicted = logits.argmax(1)
-    counts = dice_cross_entropy([logits], labels, batch_dice=True, with_counts=True).counts
+    counts = dice_cross_entropy([logits], labels, batch_dice=True, count=count_voxels).counts
     for label in range(4):
         assert counts.true_positives[label] == ((predicted == label) & (labels == label)).sum()
         assert counts.false_positives[label] == ((predicted == label) & (labels != label)).sum()

@@ -23,7 +23,9 @@ def make_cases(count=4, shape=(10, 12, 9)):
         labels = (rng.random(shape) < 0.02).astype(np.uint8)
         image = (rng.normal(size=(1, *shape)) + 10 * number).astype(np.float16)
         cases.append(
-            SimpleNamespace(name=f"case{number}", image=image, labels=labels, outside=None, foreground={1: np.argwhere(labels == 1)})
+            SimpleNamespace(
+                name=f"case{number}", image=image, labels=labels, outside=None, foreground={1: np.argwhere(labels == 1)}, annotated=None
+            )
         )
     return cases
 

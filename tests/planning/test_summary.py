@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.errors import InputError
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint, LabelStatistics
 from medseg3d.labels import Labels
 from medseg3d.planning import load_planner, make_plan, read_nnunet_fingerprint, summarize
@@ -70,7 +70,7 @@ def test_nnunets_files_are_read(tmp_path: Path) -> None:
     assert (summary.num_cases, summary.channel_names, summary.orientation) == (8, ("CT", "T1"), "as_stored")
     assert summary.labels.names == ("background", "a")
     assert summary.num_label_entries == 3
-    assert "ignore label" in summary.notes[0]
+    assert summary.labels.ignore is not None
     plan = make_plan(summary, load_planner("nnunet_plain"))
     assert plan.configurations["3d_fullres"].network.in_channels == 2
     assert plan.configurations["3d_fullres"].normalization[1].use_mask
@@ -88,7 +88,7 @@ def test_nnunets_files_are_read(tmp_path: Path) -> None:
             InputError,
             r"foreground_intensity_properties_per_channel\.0\.mean: Field required",
         ),
-        ({"dataset": {"labels": {"background": 0, "whole": [1, 2]}}}, UnsupportedError, "'whole' is a region"),
+        ({"dataset": {"labels": {"background": 0, "whole": [1, 2]}}}, InputError, "regions_class_order is None"),
         ({"dataset": {"labels": {"a": 1}}}, InputError, "background must be listed"),
         ({"dataset": {"channel_names": None}}, InputError, "channel_names"),
         ({"dataset": {"numTraining": "many"}}, InputError, r"dataset\.json: numTraining: expected a valid integer.*found 'many'"),

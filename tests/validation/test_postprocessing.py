@@ -17,7 +17,8 @@ from medseg3d.validation.postprocessing import (
     Step,
     apply_postprocessing,
 )
-from medseg3d.validation.postprocessing_choice import ValidatedCase, choose_postprocessing
+from medseg3d.validation.postprocessing_choice import choose_postprocessing
+from medseg3d.validation.postprocessing_evidence import ValidatedCase
 
 LABELS = Labels(names=("background", "organ", "tumor"), values=(0, 1, 2))
 
