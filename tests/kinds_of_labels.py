@@ -24,7 +24,10 @@ def make_balls(root: Path, *, num_cases: int = 4, num_test: int = 1, change: Cal
         labels = np.where(distance < 3, CORE, np.where(distance < 6, SHELL, 0)).astype(np.uint8)
         image = (labels * 60 + rng.normal(100, 10, labels.shape)).astype(np.int16)
         name, side = f"ball_{number}", "Ts" if number >= num_cases else "Tr"
-        for folder, file, array in (("images", f"{name}_0000", image), ("labels", name, labels if change is None else change(name, labels))):
+        for folder, file, array in (
+            ("images", f"{name}_0000", image),
+            ("labels", name, labels if change is None else change(name, labels)),
+        ):
             place = root / f"{folder}{side}"
             place.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 1.5, 1.0])), place / f"{file}.nii.gz")

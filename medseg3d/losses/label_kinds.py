@@ -46,6 +46,11 @@ def loss_of_codes(labels: Labels, make: MakeLoss, *, knows_ignored: bool) -> Los
     return loss
 
 
+def has_ignored(labels: Labels) -> bool:
+    """Whether a loss can meet voxels that do not count: ignored ones, and of regions all of a case that was not annotated for them."""
+    return labels.ignore is not None or bool(labels.regions and labels.unannotated)
+
+
 def _of_regions(codes: LabelCodes, losses: Sequence[LossFunction], knows_ignored: bool) -> LossFunction:
     meaning = _Meaning(codes)
 

@@ -17,7 +17,7 @@ from medseg3d.execution import available_cores
 from medseg3d.extensions import Registry
 from medseg3d.label_codes import LabelCodes
 from medseg3d.losses import LOSSES, LossFunction, LossSettings, find_loss, make_loss
-from medseg3d.losses.label_kinds import CountVoxels, counter_of, loss_of_codes
+from medseg3d.losses.label_kinds import CountVoxels, counter_of, has_ignored, loss_of_codes
 from medseg3d.networks.build import NETWORKS, output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
 from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
@@ -88,7 +88,7 @@ class TrainingDomain:
                 num_classes=labels.num_classes if region is None else 2,
                 batch_dice=self.configuration.batch_dice,
                 options=training.loss_options,
-                has_ignored=knows_ignored and (labels.ignore is not None or bool(labels.regions and labels.unannotated)),
+                has_ignored=knows_ignored and has_ignored(labels),
             )
             return make_loss(training.loss, settings, provider=provider, class_voxels=lambda: self._class_voxels(region))
 
