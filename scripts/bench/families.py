@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from contenders import Ours, case_names, link_dataset
-from dice import dice_of_folders
+from dice import DiceTable, dice_of_folders
 from family_settings import SETTINGS, Setting
 from family_tables import tables, write_docs
 from measuring import CommandFailedError, machine, run_measured, write_json
@@ -44,7 +44,7 @@ PREDICTED_CASES = 6
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a family reached; ``dice`` is the mean over labels and cases, seconds are those of a core."""
+    """What a family reached; ``dice`` is the mean over labels and cases, seconds are those of a core. ``levels`` are those of a UNet++."""
 
     dataset: str
     preset: str
@@ -64,6 +64,7 @@ class Outcome:
     minutes: float = 0.0
     case_seconds: float = 0.0
     peak_mib: float | None = None
+    levels: list[dict[str, float]] = field(default_factory=list)
     clock: str = "cpu"
     problem: str = ""
     machine: dict[str, object] = field(default_factory=machine)
@@ -242,9 +243,19 @@ class Chain:
         found = json.loads(self.child("predict", self.work, self.name, predictions, *self.dataset.images))
         outcome.case_seconds = found["case_seconds"]
         measured = fold / "validation" if self.dataset.is_validation else predictions
-        table = dice_of_folders(measured, self.dataset.references, cases=self.dataset.cases, labels=list(self.dataset.labels))
+        table = self.dice(measured)
         outcome.dice = table.mean
         outcome.per_label = {self.dataset.labels[label]: value for label, value in table.per_label.items()}
+        outcome.levels = []
+        for level, seconds in found.get("levels", {}).items():
+            place = measured / "levels" / f"{level}_plain" if self.dataset.is_validation else predictions / f"level_{level}"
+            is_deepest = int(level) == max(map(int, found["levels"]))
+            dice = outcome.dice if is_deepest else self.dice(place).mean
+            outcome.levels.append({"level": int(level), "dice": dice, "case_seconds": seconds, "window_seconds": windows(fold)[int(level)]})
+
+    def dice(self, folder: Path) -> DiceTable:
+        """Of the label maps in a folder."""
+        return dice_of_folders(folder, self.dataset.references, cases=self.dataset.cases, labels=list(self.dataset.labels))
 
     @property
     def fold(self) -> tuple[str, ...]:
@@ -266,6 +277,12 @@ class Chain:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(text)
         return next(line for line in reversed(text.splitlines()) if line.startswith("{"))
+
+
+def windows(fold: Path) -> dict[int, float]:
+    """By level, the seconds of a window by the clock on the wall, as validation measured them."""
+    scores = json.loads((fold / "validation" / "levels.json").read_text(encoding="utf-8"))["scores"]
+    return {score["level"]: score["seconds_per_window"] for score in scores}
 
 
 def costs(configuration: dict[str, object]) -> tuple[int, int]:

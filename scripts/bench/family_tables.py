@@ -15,7 +15,31 @@ PAGE = Path(__file__).parents[2] / "docs/benchmarks.md"
 def tables(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """A table per dataset."""
     names = dict.fromkeys(str(row["dataset"]) for row in outcomes)
-    return {f"families {name}": table([row for row in outcomes if row["dataset"] == name]) for name in names}
+    found = {f"families {name}": table([row for row in outcomes if row["dataset"] == name]) for name in names}
+    with_levels = [row for row in outcomes if row.get("levels")]
+    return found | ({"families levels": levels_table(with_levels)} if with_levels else {})
+
+
+def levels_table(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """One row per level of a network that can be pruned; times as fast as the whole network, by window and by case."""
+    header = ("dataset", "preset", "level", "Dice", "s per window", "times as fast", "s per case", "times as fast")
+    rows = []
+    for outcome in outcomes:
+        whole = outcome["levels"][-1]
+        for level in outcome["levels"]:
+            rows.append(
+                (
+                    outcome["dataset"],
+                    f"`{outcome['preset']}`",
+                    f"L{level['level']}",
+                    f"{level['dice']:.3f}",
+                    f"{level['window_seconds']:.3f}",
+                    f"{whole['window_seconds'] / level['window_seconds']:.1f}",
+                    f"{level['case_seconds']:.2f}",
+                    f"{whole['case_seconds'] / level['case_seconds']:.1f}",
+                )
+            )
+    return markdown_table(header, rows)
 
 
 def table(outcomes: Sequence[Mapping[str, Any]]) -> str:

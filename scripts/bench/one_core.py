@@ -15,6 +15,10 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medseg3d.models.model import Model
 
 WARM_UP = 3
 """The first steps set up memory and kernels."""
@@ -81,17 +85,31 @@ def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float
 
 
 def predict(work: Path, configuration: str, output: Path, images: list[Path]) -> dict[str, object]:
-    """Predict single-channel images with fold 0, without mirroring; CPU seconds of each, loading left out, the first one too."""
+    """Predict single-channel images with fold 0, without mirroring; CPU seconds of a case, and by level of a network that can be pruned.
+
+    Loading is left out. Label maps of the lower levels lie in folders below the output.
+    """
     from medseg3d import load_model
 
-    model = load_model(work, configuration=configuration, folds=["0"], device="cpu", mirroring=False)
+    def load(level: int | str) -> Model:
+        return load_model(work, configuration=configuration, folds=["0"], device="cpu", mirroring=False, level=level)
+
+    whole = load("full")
+    found: dict[str, object] = {"case_seconds": case_seconds(whole, output, images)}
+    if whole.levels:
+        found["levels"] = {level: case_seconds(load(level), output / f"level_{level}", images) for level in whole.levels}
+    return found
+
+
+def case_seconds(model: Model, output: Path, images: list[Path]) -> float:
+    """The mean over all images; the first one is predicted twice and counts once, as it sets up kernels."""
     output.mkdir(parents=True, exist_ok=True)
     seconds = {}
     for image in (images[0], *images):  # the first one sets up kernels
         began = time.process_time()
         model.predict_file(image, output / image.name.replace("_0000.nii.gz", ".nii.gz"))
         seconds[image.name] = time.process_time() - began
-    return {"case_seconds": sum(seconds.values()) / len(seconds)}
+    return sum(seconds.values()) / len(seconds)
 
 
 if __name__ == "__main__":
