@@ -27,6 +27,7 @@ NAVIGATION = {
         "docs/how-to/predict",
         "docs/how-to/nnunet-models",
         "docs/how-to/share",
+        "docs/how-to/compare-networks",
         "docs/how-to/serve",
         "docs/how-to/resume",
         "docs/how-to/bad-data",

@@ -26,6 +26,7 @@ __all__ = [
     "Store",
     "__version__",
     "build_network",
+    "compare",
     "demo",
     "evaluate",
     "load_model",
@@ -49,6 +50,7 @@ HOMES = {
     "SlidingWindow": "prediction.sliding_window",
     "Store": "preprocessing.store",
     "build_network": "networks.build",
+    "compare": "workflows.compare",
     "demo": "workflows.demo",
     "evaluate": "workflows.evaluate",
     "load_model": "models.loading",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from medseg3d.preprocessing.store import Store
     from medseg3d.training.training_patches import training_patches
     from medseg3d.work_folder import read_plan
+    from medseg3d.workflows.compare import compare
     from medseg3d.workflows.demo import demo
     from medseg3d.workflows.evaluate import evaluate
     from medseg3d.workflows.plan_dataset import plan_dataset

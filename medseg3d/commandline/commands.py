@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from medseg3d.options import (
+    CompareOptions,
     ExportOptions,
     FindLrOptions,
     MemberOptions,
@@ -120,6 +121,16 @@ class FindLrCommand(OutputOptions, FindLrOptions, OnDomain):
 @dataclass(frozen=True, kw_only=True)
 class SelectCommand(OutputOptions, SelectOptions, OnDomain):
     """``medseg3d select``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(OutputOptions, CompareOptions):
+    """``medseg3d compare``."""
+
+    dataset: Annotated[Path, Option("-d --dataset", "the dataset's folder (default: here)", metavar="DATASET")] = Path()
+    work: Annotated[Path | None, Option("-w --work", "folder of the comparison (default: DATASET/medseg3d-compare)", metavar="FOLDER")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

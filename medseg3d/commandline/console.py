@@ -21,6 +21,7 @@ from medseg3d.wording import counted
 if TYPE_CHECKING:
     from medseg3d.data.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.validation.preset_comparison import Comparison
     from medseg3d.validation.selection import Selection
     from medseg3d.workflows.export import ExportResult
     from medseg3d.workflows.find_lr import LearningRateResult
@@ -216,6 +217,18 @@ class Console:
             self._lines(
                 [f"Postprocessing {decision.step.operation} of {decision.label}: {'yes' if decision.accepted else 'no'}, {decision.reason}"]
             )
+
+    def show_comparison(self, comparison: Comparison) -> None:
+        """A row per preset, what is unsure, and which presets are left out."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json(to_plain(comparison))
+            return
+        header, rows = comparison.table()
+        title = f"Fold {comparison.fold}, {counted(len(comparison.cases), 'case')}, {comparison.length}"
+        self._out.print(table_of_names(title, header, rows))
+        self._lines([*comparison.notes, *(f"{name} is left out: {problem}" for name, problem in comparison.problems.items())])
 
     def show_predicted(self, result: PredictResult) -> None:
         """How many files were written and kept, and where; when verbose, the seconds of each stage."""

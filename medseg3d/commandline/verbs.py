@@ -121,6 +121,14 @@ def _select(options: c.SelectCommand, console: Console) -> None:
     console.show(results, console.show_selection)
 
 
+def _compare(options: c.CompareCommand, console: Console) -> None:
+    from medseg3d.workflows.compare import compare
+
+    with console:
+        comparison = compare(options.dataset, options.work, options, console.listen)
+    console.show_comparison(comparison)
+
+
 def _predict(options: c.PredictCommand, console: Console) -> None:
     from medseg3d.domain import domain_of
     from medseg3d.workflows.predict import predict
@@ -258,6 +266,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "validate": Command("predict and evaluate a trained fold's validation cases again", c.ValidateCommand, _validate),
     "find-lr": Command("try learning rates from small to large on a fold and suggest one", c.FindLrCommand, _find_lr),
     "select": Command("choose the best configuration or ensemble of two, and the postprocessing", c.SelectCommand, _select),
+    "compare": Command("train several presets alike on one fold, and compare them case by case", c.CompareCommand, _compare),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
     "evaluate": Command("evaluate label maps against references", c.EvaluateCommand, _evaluate),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),

@@ -4,8 +4,9 @@ A record is put together from parts: a ``RunOptions`` is a ``PlanningOptions`` a
 here, and the code that obeys it: the parser, the keywords in Python and ``docs/reference/command-line.md`` follow.
 """
 
+from medseg3d.options.comparing import CompareOptions
 from medseg3d.options.option import Field, Option, Options, fields_of
-from medseg3d.options.planning import PlanningOptions, PlanOptions, PreprocessOptions
+from medseg3d.options.planning import DatasetOptions, PlanningOptions, PlanOptions, PreprocessOptions
 from medseg3d.options.prediction import (
     ExportOptions,
     FoldChoice,
@@ -24,6 +25,8 @@ from medseg3d.options.training import BatchOptions, FindLrOptions, TrainingOptio
 __all__ = [
     "BatchOptions",
     "CasesOptions",
+    "CompareOptions",
+    "DatasetOptions",
     "DeviceOptions",
     "ExportOptions",
     "Field",

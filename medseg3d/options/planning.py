@@ -14,12 +14,9 @@ from medseg3d.options.resources import CasesOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanningOptions(Options):
-    """What the numbers of a plan depend on beside the images, and which cases belong together."""
+class DatasetOptions(Options):
+    """What a user says of a dataset, and of the memory that there is; which cases belong together."""
 
-    planner: Annotated[
-        str | Path | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
-    ] = None
     gpu_memory_gb: Annotated[
         float | None, Option("--gpu-memory", "memory that a training step may take", metavar="GB", unit="GB", above=0)
     ] = None
@@ -47,6 +44,15 @@ class PlanningOptions(Options):
         names = {} if self.label_names is None else self.label_names
         if not isinstance(names, Mapping) or not all(isinstance(v, Integral) and isinstance(name, str) for v, name in names.items()):
             raise InputError(f"--labels {names}: expected names by label value, such as 2=left_kidney.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningOptions(DatasetOptions):
+    """What the numbers of a plan depend on beside the images, and which cases belong together."""
+
+    planner: Annotated[
+        str | Path | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,205 @@
+"""Compare: several presets planned, trained alike and validated on one fold; a paired table comes out. A second call goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.devices import choose_device
+from medseg3d.errors import DivergedError, InputError, PlanError, PlanMismatchError, UnsupportedError
+from medseg3d.evaluation.metrics import Evaluation
+from medseg3d.events import Event, Listener
+from medseg3d.files import check_writable, write_text
+from medseg3d.models.loading import load_models
+from medseg3d.options import CompareOptions, PlanOptions, PreprocessOptions, TrainOptions
+from medseg3d.plan import Configuration, Plan
+from medseg3d.provenance import weights_digest
+from medseg3d.records import read_record, write_record
+from medseg3d.reporting.comparison_page import write_comparison_page
+from medseg3d.training.state import read_history, read_summary
+from medseg3d.validation.preset_comparison import Comparison, Trained, compared
+from medseg3d.wording import counted
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.plan import plan
+from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.splits import read_split
+from medseg3d.workflows.train import train
+from medseg3d.workflows.verb import verb
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDER = "medseg3d-compare"
+"""In the dataset's folder, where no other is named."""
+TIMED_CASES = 3
+"""Validation cases that are predicted once more for the seconds of one."""
+RECORD, PAGE, TRAINED = "comparison.json", "comparison.html", "trained.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A preset or a planner file as it was named, with the configuration that it shall train, and the name of its folder."""
+
+    preset: str
+    configuration: str | None
+    name: str
+
+
+@verb(CompareOptions)
+def compare(root: Path, work: Path | None, options: CompareOptions, on: Listener) -> Comparison:
+    """Plan, preprocess, train and validate each preset on the same fold, for the same length, and compare their Dice case by case.
+
+    ``work`` is the folder of the comparison (``DATASET/medseg3d-compare``): a work folder for each preset, ``comparison.json`` and
+    ``comparison.html``. What is done there is not done again. A preset that cannot be planned or diverges is left out, with its reason;
+    raises :class:`InputError` where fewer than two are named, or one twice.
+    """
+    contenders = contenders_of(options.presets)
+    if options.fold == "all":
+        raise InputError("--fold all: has no validation cases to compare on. Name a fold, such as 0.")
+    open_dataset(root)  # says what is wrong with the folder before anything is written
+    choose_device(options.device)
+    folder = WorkFolder(root / DEFAULT_FOLDER if work is None else work)
+    check_writable(folder.root)
+    trained, problems = [], {}
+    for number, contender in enumerate(contenders, 1):
+        on(Event(stage="compare", message=f"— {contender.name} ({number} of {len(contenders)}) —"))
+        try:
+            trained.append(_trained(root, folder, contender, options, on))
+        except (PlanError, PlanMismatchError, DivergedError, UnsupportedError) as error:
+            problems[contender.name] = str(error)
+            on(Event(stage="compare", message=f"{contender.name}: {error}"))
+        if trained:
+            comparison = _written(folder.root, root, trained, problems, options)
+    if not trained:
+        raise PlanError(" ".join(f"{name}: {problem}" for name, problem in problems.items()))
+    return comparison
+
+
+def contenders_of(presets: str | Sequence[str]) -> tuple[Contender, ...]:
+    """What was named; raises :class:`InputError` for fewer than two, and for two of one name.
+
+    >>> [contender.name for contender in contenders_of(["default", "unet_wide@2d", "mine/small.toml"])]
+    ['default', 'unet_wide@2d', 'small']
+    """
+    names = [presets] if isinstance(presets, str) else list(presets)
+    found = []
+    for each in names:
+        preset, _, configuration = str(each).partition("@")
+        name = Path(preset).stem + (f"@{configuration}" if configuration else "")
+        found.append(Contender(preset=preset, configuration=configuration or None, name=name))
+    twice = sorted({each.name for each in found if [other.name for other in found].count(each.name) > 1})
+    if len(found) < 2:
+        raise InputError(f"compare: {counted(len(found), 'preset')} named, expected two or more, such as compare default unet_plus_plus.")
+    if twice:
+        raise InputError(f"compare: {', '.join(twice)} is named twice. Name each preset once; planner files need different names.")
+    return tuple(found)
+
+
+def _written(target: Path, root: Path, trained: Sequence[Trained], problems: dict[str, str], options: CompareOptions) -> Comparison:
+    """After every preset, so that what is known can be read while the others train."""
+    comparison = compared(
+        trained, dataset=root.resolve().name, fold=options.fold, length=_length_in_words(options), problems=problems, seed=options.seed
+    )
+    write_record(target / RECORD, comparison, "comparison")
+    write_comparison_page(comparison, target / PAGE)
+    return comparison
+
+
+def _length_in_words(options: CompareOptions) -> str:
+    length = options.length
+    if length["hours"] is not None:
+        return f"{length['hours']:g} hours each"
+    epochs = "the plan's epochs" if length["epochs"] is None else counted(int(length["epochs"]), "epoch")
+    steps = "" if length["iterations"] is None else f" of {counted(int(length['iterations']), 'step')}"
+    return f"{epochs}{steps} each"
+
+
+def _trained(root: Path, folder: WorkFolder, contender: Contender, options: CompareOptions, on: Listener) -> Trained:
+    """One preset, from plan to validation."""
+    own = WorkFolder(folder.root / contender.name)
+    made = _planned(root, folder, own, contender, options, on)
+    configuration = made.configuration(contender.configuration)
+    cases = PreprocessOptions(configurations=[configuration.name], jobs=options.jobs, max_ram_gb=options.max_ram_gb)
+    preprocess(root, own.root, cases, on)
+    training = TrainOptions.of(options, configuration=configuration.name, fold=options.fold, **options.length)
+    evaluation = train(root, own.root, training, on)[None]
+    if evaluation is None:
+        raise PlanError(f"fold {options.fold} has no validation cases, so there is nothing to compare.")
+    return _described(root, own, contender, configuration, evaluation, options)
+
+
+def _planned(root: Path, folder: WorkFolder, own: WorkFolder, contender: Contender, options: CompareOptions, on: Listener) -> Plan:
+    """The plan of a preset, whose folds and measured images are those of the first one that was planned."""
+    for shared, wanted in ((folder.splits, own.splits), (folder.fingerprint, own.fingerprint)):
+        if shared.exists():
+            text = shared.read_text(encoding="utf-8")
+            if not wanted.exists() or (shared is folder.splits and wanted.read_text(encoding="utf-8") != text):
+                write_text(wanted, text)
+    groups = {"group_pattern": None, "groups": None, "no_groups": False} if folder.splits.exists() else {}
+    result = plan(root, own.root, PlanOptions.of(options, planner=contender.preset, **groups), on)
+    for made, shared in ((own.splits, folder.splits), (own.fingerprint, folder.fingerprint)):
+        if not shared.exists():
+            write_text(shared, made.read_text(encoding="utf-8"))
+    return result.plan
+
+
+def _described(
+    root: Path, own: WorkFolder, contender: Contender, configuration: Configuration, evaluation: Evaluation, options: CompareOptions
+) -> Trained:
+    """What a network is and took, and its Dice; what was measured of these weights before is kept."""
+    from medseg3d.networks.cost import step_cost
+
+    fold = own.fold(configuration.name, options.fold)
+    weights = weights_digest(own.weights(configuration.name, options.fold))
+    known = _known(fold / TRAINED, weights)
+    state = read_summary(fold)
+    if state is None:
+        raise InputError(f"{fold}: has no training.json, which says how long it was trained. Train it with --restart.")
+    cost = step_cost(configuration.network, configuration.patch_size, 1)
+    found = Trained(
+        name=contender.name,
+        preset=contender.preset,
+        configuration=configuration.name,
+        family=configuration.network.family,
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        patch=configuration.patch_size,
+        batch=state.batch_sizes[0],
+        steps=sum(int(str(epoch["iterations"])) for epoch in read_history(fold)),
+        training_seconds=state.elapsed_seconds,
+        seconds_per_case=known if known is not None else _seconds_per_case(root, own, configuration, options),
+        dice=dict(evaluation.dice_per_case()),
+        labels={label.name: label.dice.mean for label in evaluation.labels},
+        weights=weights,
+    )
+    write_record(fold / TRAINED, found, "trained")
+    return found
+
+
+def _known(file: Path, weights: str) -> float | None:
+    """The seconds of a case that were measured for these weights before; None where none were."""
+    if not file.exists():
+        return None
+    try:
+        found = read_record(file, Trained, "trained")
+    except InputError as error:
+        logger.info("%s It is measured anew.", error)
+        return None
+    return found.seconds_per_case if found.weights == weights else None
+
+
+def _seconds_per_case(root: Path, own: WorkFolder, configuration: Configuration, options: CompareOptions) -> float:
+    """The mean over some validation cases, without reading and preprocessing them; the first one, which sets up kernels, does not count."""
+    model = load_models(own, [configuration.name], folds=[options.fold], device=options.device)
+    wanted = read_split(own, options.fold).validation[:TIMED_CASES]
+    cases = [case for case in open_dataset(root, channels=model.plan.channels).training if case.name in wanted]
+    seconds = []
+    for case in (*cases[:1], *cases):
+        prepared = model.prepare(model.read(case), in_place=True)
+        began = time.perf_counter()
+        model.segment(prepared)
+        seconds.append(time.perf_counter() - began)
+    return sum(seconds[1:]) / max(1, len(seconds) - 1)

@@ -1,0 +1,107 @@
+"""``compare`` trains presets alike on one fold, goes on where it stopped, and leaves out what cannot be planned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medseg3d import compare
+from medseg3d.commandline.cli import main
+from medseg3d.errors import InputError, PlanError
+from medseg3d.records import read_record
+from medseg3d.training.state import read_history
+from medseg3d.validation.preset_comparison import Comparison
+from medseg3d.workflows.compare import contenders_of
+from tests.tiny_planner import tiny_planner
+
+CANNOT_BE = '\n[network]\nfamily = "icnet"\nmax_stages = 1\n'
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset with planner files for two networks and for one that no patch allows."""
+    root = Path(shutil.copytree(tiny_source, tmp_path_factory.mktemp("compared") / "Balls"))
+    for name, features in (("narrow", (4, 8)), ("wide", (6, 12))):
+        (root / f"{name}.toml").write_text(tiny_planner(features=features), encoding="utf-8")
+    (root / "hopeless.toml").write_text(f'extends = "default"\ndescription = "No such plan."\n{CANNOT_BE}', encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def presets(dataset: Path) -> list[str]:
+    return [str(dataset / f"{name}.toml") for name in ("narrow", "wide", "hopeless")]
+
+
+@pytest.fixture(scope="module")
+def first(dataset: Path, presets: list[str]) -> Comparison:
+    return compare(dataset, presets=presets, steps=3, device="cpu", tta="off")
+
+
+def test_all_are_trained_for_the_same_steps_on_the_same_fold(dataset: Path, first: Comparison) -> None:
+    folder = dataset / "medseg3d-compare"
+    assert [row.trained.name for row in first.rows] == ["narrow", "wide"]
+    assert {row.trained.steps for row in first.rows} == {3}
+    assert len({(folder / name / "splits.json").read_bytes() for name in ("narrow", "wide")}) == 1
+    assert all(tuple(sorted(row.trained.dice)) == first.cases for row in first.rows)
+    assert first.rows[1].trained.parameters > first.rows[0].trained.parameters
+    assert all(row.trained.seconds_per_case > 0 for row in first.rows)
+
+
+def test_what_cannot_be_planned_is_left_out_with_its_reason(first: Comparison, dataset: Path) -> None:
+    assert list(first.problems) == ["hopeless"]
+    page = (dataset / "medseg3d-compare" / "comparison.html").read_text(encoding="utf-8")
+    assert "<b>hopeless</b> is left out" in page
+    assert "<script" not in page
+
+
+def test_a_second_call_trains_nothing_again(
+    dataset: Path, presets: list[str], first: Comparison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [dataset / "medseg3d-compare" / name / "models" / "3d_fullres" / "fold_0" for name in ("narrow", "wide")]
+    before = [(fold / "weights.safetensors").stat().st_mtime_ns for fold in folds]
+    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "3", "--device", "cpu", "--tta", "off", "--json"]) == 0
+    assert [(fold / "weights.safetensors").stat().st_mtime_ns for fold in folds] == before
+    assert all(sum(int(str(epoch["iterations"])) for epoch in read_history(fold)) == 3 for fold in folds)
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["trained"]["name"] for row in shown["rows"]] == ["narrow", "wide"]
+    assert read_record(dataset / "medseg3d-compare" / "comparison.json", Comparison, "comparison").rows == first.rows
+
+
+def test_the_table_is_printed(dataset: Path, presets: list[str], first: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "3", "--device", "cpu", "--tta", "off"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{first.rows[0].trained.name}" in shown
+    assert "− narrow" in shown
+
+
+def test_where_nothing_can_be_planned_that_is_an_error(dataset: Path, presets: list[str], tmp_path: Path) -> None:
+    other = Path(shutil.copy(presets[2], tmp_path / "another.toml"))
+    with pytest.raises(PlanError, match=r"^hopeless: .* another: "):
+        compare(dataset, tmp_path / "work", presets=[presets[2], str(other)], steps=3, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["default"], "1 preset named, expected two or more"),
+        (["default", "default"], "default is named twice"),
+        (["a/x.toml", "b/x.toml"], "x is named twice"),
+    ],
+)
+def test_presets_that_cannot_be_compared_are_refused(named: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        contenders_of(named)
+
+
+def test_a_configuration_may_be_named_behind_a_preset() -> None:
+    one, other = contenders_of(["default@2d", "default"])
+    assert (one.preset, one.configuration, one.name) == ("default", "2d", "default@2d")
+    assert other.configuration is None
+
+
+def test_steps_exclude_hours() -> None:
+    with pytest.raises(InputError, match="either steps, or hours"):
+        compare(".", presets=["a", "b"], steps=3, hours=1.0)
