@@ -37,13 +37,13 @@ def presets(dataset: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def first(dataset: Path, presets: list[str]) -> Comparison:
-    return compare(dataset, presets=presets, steps=3, device="cpu", tta="off")
+    return compare(dataset, presets=presets, steps=1, device="cpu", tta="off")
 
 
 def test_all_are_trained_for_the_same_steps_on_the_same_fold(dataset: Path, first: Comparison) -> None:
     folder = dataset / "medseg3d-compare"
     assert [row.trained.name for row in first.rows] == ["narrow", "wide"]
-    assert {row.trained.steps for row in first.rows} == {3}
+    assert {row.trained.steps for row in first.rows} == {1}
     assert len({(folder / name / "splits.json").read_bytes() for name in ("narrow", "wide")}) == 1
     assert all(tuple(sorted(row.trained.dice)) == first.cases for row in first.rows)
     assert first.rows[1].trained.parameters > first.rows[0].trained.parameters
@@ -62,16 +62,16 @@ def test_a_second_call_trains_nothing_again(
 ) -> None:
     folds = [dataset / "medseg3d-compare" / name / "models" / "3d_fullres" / "fold_0" for name in ("narrow", "wide")]
     before = [(fold / "weights.safetensors").stat().st_mtime_ns for fold in folds]
-    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "3", "--device", "cpu", "--tta", "off", "--json"]) == 0
+    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "1", "--device", "cpu", "--tta", "off", "--json"]) == 0
     assert [(fold / "weights.safetensors").stat().st_mtime_ns for fold in folds] == before
-    assert all(sum(int(str(epoch["iterations"])) for epoch in read_history(fold)) == 3 for fold in folds)
+    assert all(sum(int(str(epoch["iterations"])) for epoch in read_history(fold)) == 1 for fold in folds)
     shown = json.loads(capsys.readouterr().out)
     assert [row["trained"]["name"] for row in shown["rows"]] == ["narrow", "wide"]
     assert read_record(dataset / "medseg3d-compare" / "comparison.json", Comparison, "comparison").rows == first.rows
 
 
 def test_the_table_is_printed(dataset: Path, presets: list[str], first: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "3", "--device", "cpu", "--tta", "off"]) == 0
+    assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "1", "--device", "cpu", "--tta", "off"]) == 0
     shown = capsys.readouterr().out
     assert f"{first.rows[0].trained.name}" in shown
     assert "− narrow" in shown
@@ -80,7 +80,7 @@ def test_the_table_is_printed(dataset: Path, presets: list[str], first: Comparis
 def test_where_nothing_can_be_planned_that_is_an_error(dataset: Path, presets: list[str], tmp_path: Path) -> None:
     other = Path(shutil.copy(presets[2], tmp_path / "another.toml"))
     with pytest.raises(PlanError, match=r"^hopeless: .* another: "):
-        compare(dataset, tmp_path / "work", presets=[presets[2], str(other)], steps=3, device="cpu")
+        compare(dataset, tmp_path / "work", presets=[presets[2], str(other)], steps=1, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_a_configuration_may_be_named_behind_a_preset() -> None:
 
 def test_steps_exclude_hours() -> None:
     with pytest.raises(InputError, match="either steps, or hours"):
-        compare(".", presets=["a", "b"], steps=3, hours=1.0)
+        compare(".", presets=["a", "b"], steps=1, hours=1.0)
