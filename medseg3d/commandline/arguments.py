@@ -125,6 +125,14 @@ def _label_names(text: str) -> dict[int, str]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _rates(text: str) -> dict[str, float]:
+    pairs = [each.partition("=") for each in text.split(",")]
+    try:
+        return {name: float(number) for name, _, number in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected names with numbers, such as encoder=0.1,decoder=1") from None
+
+
 def _part(text: str) -> tuple[int, int]:
     number, _, total = text.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
@@ -138,6 +146,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
     int: _whole_number,
     float: _number,
     Mapping[int, str]: _label_names,
+    Mapping[str, float]: _rates,
     tuple[int, int]: _part,
 }
 """By the type of a field; text that is no such value stays text, and the field says what it expected."""

@@ -20,7 +20,7 @@ from medseg3d.options.prediction import (
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
 from medseg3d.options.run import RunOptions
 from medseg3d.options.serving import ServeOptions, ServerOptions
-from medseg3d.options.training import BatchOptions, FindLrOptions, TrainingOptions, TrainOptions, ValidateOptions
+from medseg3d.options.training import BatchOptions, FindLrOptions, TrainingOptions, TrainOptions, TuningOptions, ValidateOptions
 
 __all__ = [
     "BatchOptions",
@@ -50,6 +50,7 @@ __all__ = [
     "ServerOptions",
     "TrainOptions",
     "TrainingOptions",
+    "TuningOptions",
     "ValidateOptions",
     "fields_of",
 ]

@@ -10,11 +10,11 @@ from medseg3d.options.option import Option
 from medseg3d.options.planning import PlanningOptions
 from medseg3d.options.prediction import FoldChoice
 from medseg3d.options.resources import CasesOptions, DeviceOptions
-from medseg3d.options.training import TrainingOptions
+from medseg3d.options.training import TrainingOptions, TuningOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(TrainingOptions, CasesOptions, DeviceOptions, PlanningOptions):
+class RunOptions(TuningOptions, TrainingOptions, CasesOptions, DeviceOptions, PlanningOptions):
     """Options of ``run``. ``hours`` is the time of all training together, shared equally by the folds."""
 
     configurations: Annotated[

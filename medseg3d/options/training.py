@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Annotated
 
-from medseg3d.options.option import Option
+from medseg3d.errors import InputError
+from medseg3d.options.option import Option, Options
 from medseg3d.options.prediction import MirroringOptions
 from medseg3d.options.resources import DeviceOptions, SeedOptions
 
@@ -42,6 +46,39 @@ class TrainingOptions(BatchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningOptions(Options):
+    """What a training begins with, and what of it learns how fast."""
+
+    init: Annotated[
+        Path | None,
+        Option(
+            "--init", "start from the weights of another model of any kind, or of another library (.safetensors, .pth)", metavar="MODEL"
+        ),
+    ] = None
+    freeze: Annotated[
+        str | Sequence[str] | None,
+        Option("--freeze", "parameters that keep their weights, by name: 'encoder.*'", metavar="PATTERN", several="words"),
+    ] = None
+    layer_rates: Annotated[
+        Mapping[str, float] | None,
+        Option("--layer-rates", "factors on the learning rate of parts of the network", metavar="encoder=0.1,…"),
+    ] = None
+    learning_rate: Annotated[
+        float | None, Option("--learning-rate", "the highest learning rate (default: the plan's)", metavar="LR", above=0)
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rates = {} if self.layer_rates is None else self.layer_rates
+        if not isinstance(rates, Mapping) or not all(isinstance(name, str) and _is_factor(rate) for name, rate in rates.items()):
+            raise InputError(f"--layer-rates {rates}: expected factors of at least 0 by the beginning of names, such as encoder=0.1.")
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldOptions(DeviceOptions):
     """Which fold of which configuration, and where its network runs."""
 
@@ -56,10 +93,8 @@ class FoldOptions(DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainingOptions, MirroringOptions, FoldOptions):
+class TrainOptions(TuningOptions, TrainingOptions, MirroringOptions, FoldOptions):
     """Options of ``train``."""
-
-    init: Annotated[Path | None, Option("--init", "start from the weights of another model (of any kind)", metavar="MODEL")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

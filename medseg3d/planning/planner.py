@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from annotated_types import Len
 
@@ -91,6 +91,10 @@ class NetworkRule(Checked):
     """Losses at every decoder stage."""
     options: dict[str, Option] = field(default_factory=dict)
     """Further options of the family, handed on as they are."""
+    features: tuple[Features, ...] = field(default_factory=tuple)
+    """Channels of every stage, finest first, the last number repeats, instead of doubling `base_features`: for the weights of another
+    library, whose widths are given."""
+    came_later: ClassVar[tuple[str, ...]] = ("features",)
 
     def problems(self) -> Iterator[str]:
         """What a range cannot say."""

@@ -26,9 +26,17 @@ def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Top
         Explanation(
             quantity="features",
             value=" ".join(map(str, network.features)),
-            rule=f"{rule.base_features} in the first stage, doubled in each further one, at most {most}.",
+            rule=(
+                "The planner's own for every stage, the last number repeats."
+                if rule.features
+                else f"{rule.base_features} in the first stage, doubled in each further one, at most {most}."
+            ),
             inputs=f"{stages} stages.",
-            changes_it="The number of stages; network.base_features and network.max_features_2d or _3d of the planner.",
+            changes_it=(
+                "The number of stages; network.features of the planner."
+                if rule.features
+                else "The number of stages; network.base_features and network.max_features_2d or _3d of the planner."
+            ),
         ),
         Explanation(
             quantity="network",
@@ -87,12 +95,14 @@ def _provider_of(family: str) -> str:
 
 
 def stages_of(network: NetworkRule, num_stages: int, *, is_3d: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Features (doubling up to the maximum, times alpha), encoder blocks and decoder blocks; the last number of blocks repeats.
+    """Features (doubling up to the maximum, or as named, times alpha), encoder and decoder blocks; the last number of blocks repeats.
 
     Decoder blocks are listed coarsest first; a shallower network lacks the coarsest stages, in a deeper one they repeat.
     """
     most = network.max_features_3d if is_3d else network.max_features_2d
-    features = tuple(max(1, int(network.width_multiplier * min(most, network.base_features * 2**stage))) for stage in range(num_stages))
+    doubled = (min(most, network.base_features * 2**stage) for stage in range(num_stages))
+    widths = _repeated(network.features, num_stages) if network.features else doubled
+    features = tuple(max(1, int(network.width_multiplier * width)) for width in widths)
     return features, _repeated(network.encoder_blocks, num_stages), _decoder_blocks(network.decoder_blocks, num_stages - 1)
 
 

@@ -32,12 +32,21 @@ from medseg3d.training.state import (
 )
 from medseg3d.training.step import Learner
 from medseg3d.training.time_budget import batch_for_hours
+from medseg3d.training.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
 
 def asked_state(
-    domains: Sequence[TrainingDomain], *, name: str, fold: str, device: Device, options: TrainingOptions, plan_digest: str, team: Team
+    domains: Sequence[TrainingDomain],
+    *,
+    name: str,
+    fold: str,
+    device: Device,
+    options: TrainingOptions,
+    plan_digest: str,
+    tuning: Tuning,
+    team: Team,
 ) -> TrainingState:
     """The state before the first step, as the plan and the user ask for it; the training numbers are those of the first domain."""
     settings = domains[0].configuration.training
@@ -54,6 +63,7 @@ def asked_state(
         threads=torch.get_num_threads() if device.device.type == "cpu" else None,
         processes=team.size,
         providers=running_parts(domain.configuration for domain in domains),
+        tuning=None if tuning == Tuning() else tuning,
     )
 
 
@@ -83,7 +93,12 @@ def begin(
         check_began_with(done.init, init, folder)
         check_same_parts(done.providers, asked.providers, folder, is_over=True)
         return learner, done
-    is_filled = init is not None and take_over(learner.network, init, only_shared=joins)
+    if init is None and asked.tuning is not None and asked.tuning.freeze:
+        raise InputError(
+            f"--freeze {' '.join(asked.tuning.freeze)}: fresh weights would never learn. Name a model to begin with: --init MODEL."
+        )
+    taken = None if init is None else take_over(learner.network, init, domains, only_shared=joins)
+    is_filled = taken is not None and not taken.fresh
     if options.restart or read_summary(folder) is not None:  # weights alone were put there on purpose
         team.wait()  # all have looked
         if team.is_first:
@@ -94,7 +109,7 @@ def begin(
         return in_trusted_precision(learner, domains, asked.batch_sizes, seed=asked.seed, is_trained=is_filled).device.precision
 
     learner = learner.on(replace(learner.device, precision=team.from_first(trusted)))
-    state = replace(asked, precision=learner.device.precision, init=None if init is None else init.digest)
+    state = replace(asked, precision=learner.device.precision, init=None if init is None else init.digest, taken=taken)
     if options.hours is None or options.batch_size is not None or options.iterations is not None:
         return learner, state
     hours = options.hours

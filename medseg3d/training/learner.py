@@ -20,16 +20,21 @@ from medseg3d.training.pooled_norm import pool_batch_norms
 from medseg3d.training.probe import trusted_precision
 from medseg3d.training.schedule import parameter_groups
 from medseg3d.training.step import Learner, Replica, scaler_for
+from medseg3d.training.tuning import freeze, frozen_norms
 
 
-def make_learner(domains: Sequence[TrainingDomain], device: Device, *, seed: int, added: str | None = None) -> Learner:
-    """Fresh weights, by the training numbers of the first domain; with ``added`` only the parts of that domain are trainable."""
+def make_learner(
+    domains: Sequence[TrainingDomain], device: Device, *, seed: int, added: str | None = None, frozen: Sequence[str] = ()
+) -> Learner:
+    """Fresh weights, by the training numbers of the first domain; with ``added`` only the parts of that domain are trainable, and
+    without those that ``frozen`` names."""
     settings, sharing = domains[0].configuration.training, sharing_between(domains)
     torch.manual_seed(seed)
     network = _build(domains).to(device.device)
     if added is not None and sharing is not None:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(sharing.domain_of(name) == added)
+    norms = freeze(network, frozen)
     return Learner(
         network=network,
         optimizer=optimizer_of(network, settings),
@@ -38,6 +43,7 @@ def make_learner(domains: Sequence[TrainingDomain], device: Device, *, seed: int
         gradient_clip=settings.gradient_clip,
         normalizes_gradients=settings.unit_gradients,
         shared=() if sharing is None else tuple(sharing.shared_parameters(network)),
+        frozen_norms=norms,
     )
 
 
@@ -75,7 +81,8 @@ def replicated(learner: Learner, team: Team) -> Learner:
         find_unused_parameters=True,  # the coarsest head of deep supervision has the weight 0, and a step is of one domain
         gradient_as_bucket_view=True,
     )
-    return replace(learner, replica=Replica(team=team, network=network))
+    norms = tuple(frozen_norms(learner.network)) if learner.frozen_norms else ()
+    return replace(learner, replica=Replica(team=team, network=network), frozen_norms=norms)
 
 
 def in_trusted_precision(

@@ -36,6 +36,7 @@ from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, smooth
 from medseg3d.training.schedule import learning_rate
 from medseg3d.training.state import BEST, LAST, EpochRecord, TrainingState, append_history, save_state, write_summary
 from medseg3d.training.step import Learner, apply_gradients, compute_gradients
+from medseg3d.training.tuning import Tuning, tuned
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def train_domains(
     stop: StopRequest,
     init: Path | InitialWeights | None = None,
     added: str | None = None,
+    tuning: Tuning | None = None,
     check: Callable[[], None] = lambda: None,
     team: Team = ALONE,
     on_step: Progress = _ignore,
@@ -74,16 +76,19 @@ def train_domains(
 
     ``name`` is the configuration's; the training numbers are those of the first domain's plan. ``init`` is what to begin with, a weights
     file or tensors. With ``added``, everything but the parts of the domain of that name keeps its bits, and only that domain is drawn and
-    measured. ``check`` is called before anything is written, and raises where the folder belongs to another process by now. A ``team`` of
+    measured. ``tuning`` changes learning rates and freezes parts. ``check`` is called before anything is written, and raises where the
+    folder belongs to another process by now. A ``team`` of
     processes calls this together: each has its samples of every batch, the numbers are those of whole batches, and the first one writes.
     ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
     that an epoch is measured on. Raises :class:`DivergedError` after ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their
     batches, and ``PlanMismatchError`` where ``folder`` holds a run with other settings.
     """
     use_all_cores()
+    tuning = Tuning() if tuning is None else tuning
+    domains = tuned(domains, tuning)
     trained = [domain for domain in domains if added in (None, domain.name)]
-    state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest, team=team)
-    learner = make_learner(domains, device, seed=options.seed, added=added)
+    state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest, tuning=tuning, team=team)
+    learner = make_learner(domains, device, seed=options.seed, added=added, frozen=tuning.freeze)
     torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
     plans = {domain.name: domain.plan for domain in domains}
     card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
@@ -150,7 +155,7 @@ class _Run:
         def make(iteration: int) -> Batch:
             return loaders[self._domain_of(iteration)].make_batch(began.epoch, iteration)
 
-        self.learner.network.train()
+        self.learner.begin_training()
         # closing: leaving the loop early must end the reading threads at once, not when the generator is collected
         with closing(reader.read(make, began.iteration, planned)) as batches:
             for batch in batches:

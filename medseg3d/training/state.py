@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -20,9 +21,12 @@ from medseg3d.extensions import version_of
 from medseg3d.files import remove_file, write_text
 from medseg3d.models.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.parsing import parse_json
-from medseg3d.records import from_plain, read_record, to_plain, write_record
+from medseg3d.records import Checked, from_plain, read_record, to_plain, write_record
+from medseg3d.training.initial import TakenOver
 from medseg3d.training.pseudo_dice import Smoothed
 from medseg3d.training.step import Step
+from medseg3d.training.tuning import Tuning
+from medseg3d.weights_header import METADATA_KEY, weights_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingState:
+class TrainingState(Checked):
     """Where a run stands: the next step to take is ``iteration`` of ``epoch``. ``batch_sizes`` has one entry per domain,
     as have ``gradient_norms``, the running norms of gradient normalization. ``threads`` of
     a CPU, and ``processes`` that share a batch; with another number sums are rounded otherwise. No threads are noted of a GPU."""
@@ -86,6 +90,11 @@ class TrainingState:
     """The digest of the weights that the run began with; None for fresh ones."""
     providers: dict[str, str] = field(default_factory=dict)
     """Which extensions the network, the loss and the augmentations were from; without those that are built in."""
+    taken: TakenOver | None = None
+    """What it took of the weights that it began with."""
+    tuning: Tuning | None = None
+    """What was changed of the plan's training; None for nothing."""
+    came_later: ClassVar[tuple[str, ...]] = ("taken", "tuning")
 
     @property
     def is_over(self) -> bool:
@@ -193,6 +202,16 @@ def read_summary(folder: Path) -> TrainingState | None:
         return read_record(folder / STATE, TrainingState, "training")
     except InputError:
         return None
+
+
+def saved_tuning(folder: Path) -> Tuning | None:
+    """What was changed of the plan's training in the run of a folder, without its tensors; None where there is no run."""
+    path = folder / LAST
+    if not path.exists():
+        return None
+    metadata = parse_json(weights_metadata(path).get(METADATA_KEY, "{}"), str(path))
+    said = metadata.get("state", {}) if isinstance(metadata, dict) else {}
+    return from_plain(said.get("tuning") or {}, Tuning, str(path)) if isinstance(said, dict) else None
 
 
 def remove_run(folder: Path) -> None:

@@ -49,6 +49,13 @@ class Learner:
     normalizes_gradients: bool = False
     shared: tuple[nn.Parameter, ...] = ()
     replica: Replica | None = None
+    frozen_norms: tuple[nn.Module, ...] = ()
+
+    def begin_training(self) -> None:
+        """Let dropout and norms work as in training, but for the norms that keep what they know."""
+        self.network.train()
+        for norm in self.frozen_norms:
+            norm.eval()
 
     def on(self, device: Device) -> Learner:
         """The same in another precision, with a fresh scaler."""

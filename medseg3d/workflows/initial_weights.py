@@ -1,4 +1,4 @@
-"""What ``train --init`` names, a model of any kind → the tensors to begin with."""
+"""What ``train --init`` names, a model of any kind or a file of another library's weights → the tensors to begin with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 
 from medseg3d.errors import InputError
-from medseg3d.models.checkpoints import load_tensors
+from medseg3d.models.checkpoints import load_tensors, read_card
+from medseg3d.models.pretrained import NAMINGS, is_foreign, read_foreign
 from medseg3d.models.sources import source_of, what_to_name
 from medseg3d.models.trained import common_network
 from medseg3d.plan import Plan
-from medseg3d.training.initial import InitialWeights
+from medseg3d.training.domains import NO_NAME
+from medseg3d.training.initial import InitialWeights, Meanings, meanings_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +23,12 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     With ``plan``, that of the training, there is a warning where the weights may have seen the validation cases. Raises
     :class:`InputError` where there is no model.
     """
+    if is_foreign(place):
+        return InitialWeights(source=str(place), tensors=read_foreign(place), is_foreign=True)
     try:
         source = source_of(place)
     except InputError as error:
-        raise InputError(f"--init {error}") from None
+        raise InputError(f"--init {error}{_or_others(place)}") from None
     held = source.held(place)
     if not held:
         raise InputError(f"--init {place}: nothing is trained there. Name {what_to_name()}.")
@@ -34,10 +38,17 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
         logger.warning("%s has no %s, fold %s; beginning with %s, fold %s.", place, configuration, fold, name, chosen)
     common = common_network(place, chosen)
     if common is not None:
-        return InitialWeights(source=str(common), tensors=load_tensors(common)[0])
+        return InitialWeights(source=str(common), tensors=load_tensors(common)[0], meanings=meanings_of(read_card(common)))
     parts = source.open(place, name, (chosen,))
-    _warn_about_cases(parts.description.plan, chosen, fold, plan, place)
-    return InitialWeights(source=f"{place} ({name}, fold {chosen})", tensors=parts.read(name, chosen))
+    theirs = parts.description.plan
+    _warn_about_cases(theirs, chosen, fold, plan, place)
+    meanings = {NO_NAME: Meanings.of(theirs, theirs.configuration(name).network)}
+    return InitialWeights(source=f"{place} ({name}, fold {chosen})", tensors=parts.read(name, chosen), meanings=meanings)
+
+
+def _or_others(place: Path) -> str:
+    """What else a file may be."""
+    return f" Or weights of another library ({', '.join(NAMINGS)}) as .safetensors, .pth or .pt." if place.is_file() else ""
 
 
 def _warn_about_cases(theirs: Plan, their_fold: str, fold: str, plan: Plan | None, source: Path) -> None:

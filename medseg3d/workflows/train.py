@@ -27,7 +27,8 @@ from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
-from medseg3d.training.state import BEST, STATE, TrainingState
+from medseg3d.training.state import BEST, STATE, TrainingState, saved_tuning
+from medseg3d.training.tuning import tuning_for
 from medseg3d.wording import counted
 from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
@@ -171,6 +172,7 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
                 stop=stop,
                 init=_initial(network, first, options.init),
                 added=network.added,
+                tuning=tuning_for(options, None if options.restart else saved_tuning(target), target),
                 check=(lambda: None) if lock is None else lock.check,
                 team=team,
                 on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),

@@ -23,13 +23,14 @@ from medseg3d.models.checkpoints import load_tensors, save_tensors
 from medseg3d.options import TrainingOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
-from medseg3d.records import to_plain
+from medseg3d.records import read_record, to_plain
 from medseg3d.signals import StopRequest
 from medseg3d.training import loop, probe, step
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
-from medseg3d.training.state import EpochRecord, read_history
+from medseg3d.training.state import EpochRecord, TrainingState, read_history, saved_tuning
+from medseg3d.training.tuning import Tuning
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.splits import plan_digest
 
@@ -52,6 +53,7 @@ def train(
     device: Device = FLOAT32,
     stop: StopRequest | None = None,
     init: Path | InitialWeights | None = None,
+    tuning: Tuning | None = None,
     on_step: Callable[[int, int, int], None] = lambda *_: None,
     **options: object,
 ) -> list[EpochRecord]:
@@ -68,6 +70,7 @@ def train(
         plan_digest="x",
         stop=stop or StopRequest(),
         init=init,
+        tuning=tuning,
         on_step=on_step,
     )
     return list(epochs)
@@ -286,3 +289,26 @@ def test_a_finished_fold_without_its_state_is_not_begun_anew(
         run(material, tmp_path, epochs=2)
     assert (tmp_path / "weights.safetensors").read_bytes() == weights
     assert len(run(material, tmp_path, epochs=2, restart=True)) == 2
+
+
+def test_a_frozen_part_keeps_its_bits_and_a_continued_run_is_the_uninterrupted_one(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
+) -> None:
+    run(material, tmp_path / "first", epochs=1, iterations=1)
+    tensors, _ = load_tensors(tmp_path / "first/weights.safetensors")
+    initial = InitialWeights(source="first", tensors=tensors)
+    tuning = Tuning(freeze=("encoder.*",), layer_rates={"decoder.up": 0.1})
+    for folder, stops in (("whole", (None,)), ("parts", (3, None))):
+        for stop_after in stops:
+            run(material, tmp_path / folder, stop_after=stop_after, epochs=2, iterations=2, init=initial, tuning=tuning)
+    ends = [load_tensors(tmp_path / folder / "last.safetensors")[0] for folder in ("whole", "parts")]
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+    kept = {name for name, tensor in tensors.items() if tensor.equal(ends[0][f"network.{name}"])}
+    assert {name for name in tensors if name.startswith("encoder.")} <= kept
+    assert not {name for name in tensors if name.startswith(("decoder.stages.", "decoder.up.")) and name.endswith("weight")} & kept
+    assert saved_tuning(tmp_path / "whole") == tuning
+    taken = read_record(tmp_path / "whole/training.json", TrainingState, "training").taken
+    assert taken is not None
+    assert (taken.num_used, taken.fresh) == (len(tensors), ())
+    with pytest.raises(InputError, match=r"fresh weights would never learn.*--init MODEL"):
+        run(material, tmp_path / "fresh", epochs=1, tuning=tuning)
