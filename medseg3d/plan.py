@@ -319,6 +319,13 @@ class Plan(Checked):
             raise PlanMismatchError(f"The plan has no configuration {wanted!r}; it has {', '.join(self.configurations)}.")
         return self.configurations[wanted]
 
+    def stages_of(self, name: str) -> tuple[str, ...]:
+        """A configuration and the earlier stages that it needs, the last stage first."""
+        stages = [name]
+        while (previous := self.configuration(stages[-1]).previous_stage) is not None:
+            stages.append(previous)
+        return tuple(stages)
+
 
 def total_stride(strides: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """The product of the strides of all stages, per axis: a patch must be divisible by it.

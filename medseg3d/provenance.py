@@ -97,7 +97,7 @@ def changes_since(origin: Origin, work: WorkFolder) -> str | None:
     weights = [
         key for key, digest in origin.weights.items() if (file := weights_file(work, key)).exists() and digest != weights_digest(file)
     ]
-    found = [f"other weights of {listed([f'{name} fold {fold}' for name, fold in map(_split_key, weights)])}"] if weights else []
+    found = [f"other weights of {listed([f'{name} fold {fold}' for name, fold in map(split_key, weights)])}"] if weights else []
     labels = [name for name, mark in origin.labels.items() if is_changed(mark, work.root)]
     if labels:
         found.append(f"{'another label map' if len(labels) == 1 else 'other label maps'} of {listed(sorted(labels), most=5)}")
@@ -117,6 +117,13 @@ def validation_changes(work: WorkFolder, configuration: str, fold: str) -> str |
     return f"other weights of {configuration} fold {fold}" if is_older else None
 
 
+def changed_first_stage(work: WorkFolder, configuration: str, fold: str) -> list[str]:
+    """Of a cascade's trained fold: the folds of its first stage (``CONFIGURATION/FOLD``) that have other weights now."""
+    origin = read_origin(work.fold(configuration, fold))
+    known = {} if origin is None else origin.weights
+    return sorted(key for key, digest in known.items() if (file := weights_file(work, key)).exists() and digest != weights_digest(file))
+
+
 def is_outdated(file: Path, weights: Path) -> bool:
     """For a file that names no sources, as older versions wrote them: its weights name their digest and are younger."""
     try:
@@ -132,11 +139,12 @@ def is_known(work: WorkFolder, configuration: str, fold: str) -> bool:
 
 def weights_file(work: WorkFolder, key: str) -> Path:
     """The file that ``CONFIGURATION/FOLD`` stands for."""
-    name, fold = _split_key(key)
+    name, fold = split_key(key)
     return work.weights(name, fold)
 
 
-def _split_key(key: str) -> tuple[str, str]:
+def split_key(key: str) -> tuple[str, str]:
+    """The configuration and the fold of ``CONFIGURATION/FOLD``."""
     name, _, fold = key.rpartition("/")
     return name, fold
 

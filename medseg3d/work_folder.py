@@ -79,6 +79,10 @@ class WorkFolder:
         """The preprocessed cases of the configurations that share ``data``."""
         return self.root / "preprocessed" / data
 
+    def previous_maps(self, configuration: str) -> Path:
+        """The label maps of an earlier stage that a configuration learns from, on the grid of its preprocessed cases."""
+        return self.root / "previous_stage" / configuration
+
     def fold(self, configuration: str, fold: str) -> Path:
         """A trained fold; ``fold`` is a number or ``all``."""
         return self.root / "models" / configuration / f"fold_{fold}"

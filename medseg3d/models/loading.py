@@ -97,6 +97,11 @@ def assemble(
             levels[name] = _leveled(network, stage, level.get(name) if isinstance(level, Mapping) else level)
             networks.append(network.to(device.device).eval())
         previous = configuration.previous_stage
+        if previous is not None and previous not in stages:
+            raise InputError(
+                f"{parts.path}: {name} is the second stage of a cascade, and its first stage {previous} is not there. Name the work folder, "
+                "or a model file with both."
+            )
         wanted = mirroring[name] if isinstance(mirroring, Mapping) else mirroring
         return Member(
             configuration=configuration,

@@ -12,17 +12,20 @@ from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.models.parts import DICE, DICE_CASES, Facts, MemberDescription, ModelDescription, ModelParts, Source, facts_of
 from medseg3d.plan import Plan
-from medseg3d.provenance import is_known, validation_changes, weights_digest
+from medseg3d.provenance import changed_first_stage, is_known, split_key, validation_changes, weights_digest
 from medseg3d.records import read_record
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.validation.levels import LEVELS, FoldLevels, LevelChoice, choose_level
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING
 from medseg3d.validation.selection import FoldMirroring, Selection, read_fold_mirroring, read_selection
+from medseg3d.wording import listed
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
+ALL = "all"
+"""The fold that trains on every case."""
 
 
 def open_work(path: Path, configuration: str | None, folds: tuple[str, ...] | None) -> ModelParts:
@@ -63,6 +66,8 @@ def trained_parts(
     used = {name: _trained(work, name, folds) for name in names}
     files = [work.weights(name, fold) for name in names for fold in used[name]]
     plan = _common_plan({file: read_card(file).plan for file in files}, names)
+    earlier = _earlier_stages(work, plan, used)
+    _warn_of_first_stages(work, {**earlier, **used})
     if not _fits(plan, work.read_plan(), names):
         logger.warning(
             "%s was changed since %s was trained: the plan of the training is used. Train again with --restart to follow the new one.",
@@ -71,21 +76,25 @@ def trained_parts(
         )
     is_selected = selection is not None and list(names) == list(selection.configurations)
     postprocessing = selection.postprocessing if selection is not None and is_selected else NO_POSTPROCESSING
-    identity = [f"{name}/{fold}/{weights_digest(work.weights(name, fold))}" for name in names for fold in used[name]]
+    networks = [(name, fold) for stages in (used, earlier) for name, chosen in stages.items() for fold in chosen]
+    identity = [f"{name}/{fold}/{weights_digest(work.weights(name, fold))}" for name, fold in networks]
+
+    def member(name: str, chosen: tuple[str, ...]) -> MemberDescription:
+        is_mirrored = _is_mirrored(work, name, chosen, selection)
+        return MemberDescription(
+            configuration=name,
+            folds=chosen,
+            mirroring=is_mirrored,
+            empty_windows=empty_windows_of(work, name, chosen),
+            levels=levels_of(work, name, chosen, is_mirrored=is_mirrored),
+        )
+
     return ModelParts(
         path=work.root,
         description=ModelDescription(
             plan=plan,
-            members=tuple(
-                MemberDescription(
-                    configuration=name,
-                    folds=used[name],
-                    mirroring=(is_mirrored := _is_mirrored(work, name, used[name], selection)),
-                    empty_windows=empty_windows_of(work, name, used[name]),
-                    levels=levels_of(work, name, used[name], is_mirrored=is_mirrored),
-                )
-                for name in names
-            ),
+            members=tuple(member(name, used[name]) for name in names),
+            previous=tuple(member(name, chosen) for name, chosen in earlier.items()),
             postprocessing=replace(postprocessing, failures=()),  # they name cases
             facts={**facts_of(plan), **_measures(selection, used)},
         ),
@@ -173,7 +182,7 @@ def _usual_folds(work: WorkFolder, configuration: str) -> tuple[str, ...]:
         found = work.trained_folds(configuration)
         if found:
             logger.warning("%s: training of fold %s is not finished; its best weights so far are used.", configuration, ", ".join(found))
-    return tuple(fold for fold in found if fold != "all") or found
+    return tuple(fold for fold in found if fold != ALL) or found
 
 
 def empty_windows_of(work: WorkFolder, configuration: str, folds: Sequence[str]) -> EmptyWindows | None:
@@ -217,6 +226,46 @@ def _trained(work: WorkFolder, name: str, folds: tuple[str, ...] | None) -> tupl
             f"{work.root}: {name} has no finished fold {', '.join(missing) or 'at all'}; trained: {', '.join(available) or 'none'}."
         )
     return wanted
+
+
+def _earlier_stages(work: WorkFolder, plan: Plan, used: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The earlier stages of cascades that are no members themselves, with the folds of the stage after them where those are trained.
+
+    The network of all cases comes after the first stage's network of all cases, after the mean of its folds where there is none. Raises
+    :class:`InputError` where a fold is not trained, :class:`PlanMismatchError` where it was trained with another plan.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, folds in used.items():
+        for stage in plan.stages_of(name)[1:]:
+            if stage not in used:
+                is_whole = folds == (ALL,) and ALL not in work.trained_folds(stage)
+                found[stage] = _trained(work, stage, None if is_whole else folds)
+    for stage, folds in found.items():
+        for fold in folds:
+            file = work.weights(stage, fold)
+            if not _fits(plan, read_card(file).plan, [stage]):
+                raise PlanMismatchError(
+                    f"{file}: was trained with another plan than {' and '.join(used)}, whose first stage it is. Train it again with "
+                    "--restart, and the stage after it then."
+                )
+    return found
+
+
+def _warn_of_first_stages(work: WorkFolder, used: Mapping[str, tuple[str, ...]]) -> None:
+    """Say where the second stage of a cascade was trained after other weights of the first one than predict now."""
+    for name, folds in used.items():
+        for fold in folds:
+            changed = changed_first_stage(work, name, fold)
+            if changed:
+                logger.warning(
+                    "%s fold %s was trained on label maps of other weights of %s, which was trained again since. Train it anew with "
+                    "medseg3d train -c %s --fold %s --restart.",
+                    name,
+                    fold,
+                    listed([f"{stage} fold {number}" for stage, number in map(split_key, changed)]),
+                    name,
+                    fold,
+                )
 
 
 def _is_mirrored(work: WorkFolder, name: str, folds: Sequence[str], selection: Selection | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from medseg3d.devices import wait_for
 from medseg3d.patches.further_augmentations import FurtherAugmentation
+from medseg3d.patches.previous_stage import PreviousDraw, change_previous, draw_previous, one_hot
 from medseg3d.patches.sampling import OUTSIDE, PatchBox
 
 ANISOTROPY_THRESHOLD = 3
@@ -57,6 +58,8 @@ class AugmentationPolicy:
     left_right_axis: int | None = None
     label_pairs: tuple[tuple[int, int], ...] = ()
     further: tuple[FurtherAugmentation, ...] = ()
+    previous_labels: tuple[int, ...] = ()
+    """Of a cascade: the labels of the first stage that become a channel each, behind those of the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +81,21 @@ class AugmentationDraw:
     gamma: tuple[float, ...] = ()
     mirror: tuple[int, ...] = ()
     further: tuple[object, ...] = ()
+    previous: PreviousDraw | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpatialCrop:
     """The voxels that a rotated or scaled patch is interpolated from.
 
-    ``image`` ``(channel, …)``, ``labels`` ``(…)``; ``center`` is where the middle of the patch lies, in voxels of the crop, for
-    the axes that are resampled.
+    ``image`` ``(channel, …)``, ``labels`` and ``previous`` ``(…)``; ``center`` is where the middle of the patch lies, in voxels of the
+    crop, for the axes that are resampled.
     """
 
     image: Tensor
     labels: Tensor
     center: tuple[float, ...]
+    previous: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +103,7 @@ class Batch:
     """What a loader yields: float32 ``image`` ``(batch, channel, …)``, int16 ``labels`` ``(batch, …)``, on the CPU.
 
     A sample with a ``crop`` is still empty in ``image`` and ``labels``; :func:`augment` fills it. Labels may be ``OUTSIDE``
-    until then.
+    until then. ``previous``, like ``labels``, is the label map of a cascade's first stage; None for a single stage.
     """
 
     image: Tensor
@@ -106,6 +111,7 @@ class Batch:
     names: tuple[str, ...]
     draws: tuple[AugmentationDraw, ...] = ()
     crops: tuple[SpatialCrop | None, ...] = ()
+    previous: Tensor | None = None
 
 
 def augmentation_policy(
@@ -117,6 +123,7 @@ def augmentation_policy(
     left_right_axis: int | None = None,
     label_pairs: Sequence[tuple[int, int]] = (),
     further: Sequence[FurtherAugmentation] = (),
+    previous_labels: Sequence[int] = (),
 ) -> AugmentationPolicy:
     """The policy for a patch: slice by slice where it is flat, angles by its dimensions and shape.
 
@@ -138,6 +145,7 @@ def augmentation_policy(
         left_right_axis=left_right_axis,
         label_pairs=tuple(label_pairs),
         further=tuple(further),
+        previous_labels=tuple(previous_labels),
     )
 
 
@@ -160,6 +168,7 @@ def draw_augmentation(policy: AugmentationPolicy, rng: np.random.Generator) -> A
         gamma=_draw_factors(rng, P_GAMMA, GAMMA_RANGE, policy.num_channels),
         mirror=tuple(axis for axis in policy.mirror_axes if rng.random() < P_MIRROR),
         further=tuple(each.augmentation.draw(rng, each.options) for each in policy.further),
+        previous=draw_previous(len(policy.previous_labels), rng) if policy.previous_labels else None,
     )
 
 
@@ -217,27 +226,46 @@ def crop_box(box: PatchBox, matrix: Sequence[Sequence[float]], shape: Sequence[i
 def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
     """Apply a batch's draws on a device: float32 image ``(batch, channel, …)`` and int64 labels ``(batch, …)`` ready for a loss.
 
-    The same batch gives the same result on the same kind of device; noise differs between kinds.
+    The same batch gives the same result on the same kind of device; noise differs between kinds. The label map of a cascade's first
+    stage moves with the image and comes as further channels of it, whose values nothing else changes.
     """
     image = batch.image.to(device, non_blocking=True, copy=True)
     labels = batch.labels.to(device, non_blocking=True, copy=True)
+    previous = None if batch.previous is None else batch.previous.to(device, non_blocking=True, copy=True)
     beyond = OUTSIDE if policy.masked_channels else 0
     for sample, draw in enumerate(batch.draws):
         crop = batch.crops[sample] if batch.crops else None
         if crop is not None and draw.matrix is not None:
             image[sample], labels[sample] = resample_crop(crop, draw.matrix, policy.patch_size, device=device, beyond=beyond)
+            if previous is not None and crop.previous is not None:
+                first = replace(crop, labels=crop.previous)
+                previous[sample] = resample_labels(first, draw.matrix, policy.patch_size, device=device, beyond=0)
         change_intensities(image[sample], draw, slicewise=policy.is_slicewise)
         if draw.mirror:
             image[sample] = image[sample].flip([1 + axis for axis in draw.mirror])
             labels[sample] = mirror_labels(labels[sample], draw.mirror, policy)
+            if previous is not None:
+                previous[sample] = mirror_labels(previous[sample], draw.mirror, policy)
         for each, drawn in zip(policy.further, draw.further, strict=False):
             if drawn is not None:
+                if previous is not None:  # where it moves voxels, those of the first stage move along
+                    _, previous[sample] = each.augmentation.apply(image[sample].clone(), previous[sample], drawn)
                 image[sample], labels[sample] = each.augmentation.apply(image[sample], labels[sample], drawn)
     if policy.masked_channels:
         outside = labels < 0
         for channel in policy.masked_channels:
             image[:, channel].masked_fill_(outside, 0)
+    if previous is not None:
+        image = torch.cat((image, _previous_channels(previous, batch.draws, policy)), 1)
     return image, labels.clamp_(min=0).long()
+
+
+def _previous_channels(previous: Tensor, draws: Sequence[AugmentationDraw], policy: AugmentationPolicy) -> Tensor:
+    channels = one_hot(previous, policy.previous_labels)
+    for sample, draw in zip(channels, draws, strict=False):
+        if draw.previous is not None:
+            change_previous(sample, draw.previous)
+    return channels
 
 
 def change_intensities(image: Tensor, draw: AugmentationDraw, *, slicewise: bool) -> None:
@@ -273,18 +301,30 @@ def resample_crop(
     The label of a voxel is the one whose one-hot map, interpolated linearly, is largest there, which is what nnU-Net
     computes. Only voxels whose neighbors disagree need the vote, so the cost does not grow with the number of labels.
     """
-    dimensions = len(matrix)
-    image, labels = crop.image.to(device, non_blocking=True), crop.labels.to(device, non_blocking=True)
-    sizes, target = image.shape[-dimensions:], tuple(patch_size)[-dimensions:]
-    axes = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in target]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    turn = torch.tensor(matrix, device=device, dtype=torch.float32)
-    position = offsets @ turn.T + torch.tensor(crop.center, device=device, dtype=torch.float32)
+    image, position = crop.image.to(device, non_blocking=True), _positions(crop, matrix, patch_size, device)
+    sizes = image.shape[-len(matrix) :]
     edges = torch.tensor(sizes, device=device, dtype=torch.float32)
     grid = ((2 * position + 1) / edges - 1).flip(-1)
     resampled = F.grid_sample(image.reshape(1, -1, *sizes), grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-    voted = _vote(labels.reshape(-1, *sizes), position.reshape(-1, dimensions), beyond)
-    return resampled.reshape(image.shape[0], *patch_size), voted.reshape(tuple(patch_size))
+    labels = resample_labels(crop, matrix, patch_size, device=device, beyond=beyond)
+    return resampled.reshape(image.shape[0], *patch_size), labels
+
+
+def resample_labels(
+    crop: SpatialCrop, matrix: Sequence[Sequence[float]], patch_size: Sequence[int], *, device: torch.device, beyond: int
+) -> Tensor:
+    """The labels of :func:`resample_crop`."""
+    labels, position = crop.labels.to(device, non_blocking=True), _positions(crop, matrix, patch_size, device)
+    sizes = labels.shape[-len(matrix) :]
+    return _vote(labels.reshape(-1, *sizes), position.reshape(-1, len(matrix)), beyond).reshape(tuple(patch_size))
+
+
+def _positions(crop: SpatialCrop, matrix: Sequence[Sequence[float]], patch_size: Sequence[int], device: torch.device) -> Tensor:
+    """Where each voxel of the patch lies in the crop, ``(n0, …, axis)``."""
+    axes = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in tuple(patch_size)[-len(matrix) :]]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    turn = torch.tensor(matrix, device=device, dtype=torch.float32)
+    return offsets @ turn.T + torch.tensor(crop.center, device=device, dtype=torch.float32)
 
 
 def _vote(labels: Tensor, position: Tensor, beyond: int) -> Tensor:

@@ -6,12 +6,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, crop_box, draw_augmentation
-from medseg3d.patches.sampling import Patch, PatchBox, PatchSource, generator, is_forced, place_patch, read_patch
+from medseg3d.patches.sampling import Patch, PatchBox, PatchSource, generator, is_forced, place_patch, read_labels, read_patch
 
 
 class BatchReader:
@@ -50,7 +51,8 @@ class PatchLoader:
     context that the network gives no logits for: the patch is placed by what lies within them, and the volume goes on beyond its
     borders as its mirror image. ``stream`` keeps loaders of one run apart (0 training, 1
     validation). Of a batch that processes share, only ``samples`` are made; each is what it is in the whole batch.
-    With ``policy`` None there is no augmentation. The cases must allow slicing from ``num_threads`` threads.
+    With ``policy`` None there is no augmentation. ``previous`` holds, by case, the label map of a cascade's first stage on
+    the grid of the case. The cases must allow slicing from ``num_threads`` threads.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class PatchLoader:
         foreground_share: float = 0.33,
         margin: Sequence[int] = (),
         policy: AugmentationPolicy | None = None,
+        previous: Mapping[str, Any] | None = None,
         prefetch: int = 3,
         num_threads: int = 1,
         pin_memory: bool = False,
@@ -77,6 +80,7 @@ class PatchLoader:
         self.foreground_share = foreground_share
         self.margin = (*(0,) * (3 - len(margin)), *margin)
         self.policy = policy
+        self.previous = previous
         self.reader = BatchReader(prefetch=prefetch, num_threads=num_threads)
         self.pin_memory = pin_memory
         self.samples = range(batch_size) if samples is None else samples
@@ -91,6 +95,7 @@ class PatchLoader:
     def make_batch(self, epoch: int, iteration: int) -> Batch:
         """One batch, made on the calling thread."""
         patches: list[Patch | None] = []
+        firsts: list[np.ndarray | None] = []
         draws: list[AugmentationDraw] = []
         crops: list[SpatialCrop | None] = []
         names: list[str] = []
@@ -106,18 +111,21 @@ class PatchLoader:
             draws.append(draw)
             if draw.matrix is None:
                 patches.append(self._read(case, box))
+                firsts.append(self._read_previous(case, box))
                 crops.append(None)
             else:
                 larger, center = crop_box(box, draw.matrix, None if any(self.margin) else shape)
-                crop = self._read(case, larger)
+                crop, first = self._read(case, larger), self._read_previous(case, larger)
                 crops.append(
                     SpatialCrop(
                         image=self._tensor(self._in_patch_axes(crop.image)),
                         labels=self._tensor(self._in_patch_axes(crop.labels)),
                         center=center,
+                        previous=None if first is None else self._tensor(self._in_patch_axes(first)),
                     )
                 )
                 patches.append(None)
+                firsts.append(None)
         num_channels = int(self.cases[0].image.shape[0])
         image = np.zeros((len(self.samples), num_channels, *self.patch_size), np.float32)
         labels = np.zeros((len(self.samples), *self.patch_size), np.int16)
@@ -131,7 +139,18 @@ class PatchLoader:
             names=tuple(names),
             draws=tuple(draws) if self.policy else (),
             crops=tuple(crops) if self.policy else (),
+            previous=self._joined(firsts),
         )
+
+    def _joined(self, firsts: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+        """The first stage's label maps of a batch; empty where a crop holds them."""
+        if self.previous is None:
+            return None
+        previous = np.zeros((len(self.samples), *self.patch_size), np.int16)
+        for sample, first in enumerate(firsts):
+            if first is not None:
+                previous[sample] = self._in_patch_axes(first)
+        return self._tensor(previous)
 
     def _place(self, shape: tuple[int, ...], foreground: Mapping[int, np.ndarray] | None, rng: np.random.Generator) -> PatchBox:
         """A box for a patch; its inner part, within the margin, lies as if the margin were not there."""
@@ -143,6 +162,9 @@ class PatchLoader:
     def _read(self, case: PatchSource, box: PatchBox) -> Patch:
         is_masked = self.policy is not None and bool(self.policy.masked_channels)
         return read_patch(case.image, case.labels, box, outside=case.outside, mark_outside=is_masked, is_reflected=any(self.margin))
+
+    def _read_previous(self, case: PatchSource, box: PatchBox) -> np.ndarray | None:
+        return None if self.previous is None else read_labels(self.previous[case.name], box, is_reflected=any(self.margin))
 
     def _in_patch_axes(self, array: np.ndarray) -> np.ndarray:
         """Without the slice axis where the patch is 2D."""

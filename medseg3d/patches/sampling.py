@@ -137,6 +137,21 @@ def _read_reflected(image: Any, labels: Any, box: PatchBox, outside: Any, mark_o
     return Patch(image=np.stack([channel[take] for channel in some_image]).astype(np.float32), labels=patch_labels[take])
 
 
+def read_labels(labels: Any, box: PatchBox, *, is_reflected: bool = False) -> np.ndarray:
+    """The label map of :func:`read_patch` alone, int16, background beyond the volume."""
+    if is_reflected:
+        places = [reflected(start, size, n) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)]
+        inside = tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
+        taken: np.ndarray = np.asarray(labels[inside]).astype(np.int16)[np.ix_(*(place - place.min() for place in places))]
+        return taken
+    inside = tuple(
+        slice(min(max(0, start), n), min(max(0, start + size), n)) for start, size, n in zip(box.start, box.size, labels.shape, strict=True)
+    )
+    patch = np.zeros(box.size, np.int16)
+    patch[tuple(slice(cut.start - start, cut.stop - start) for cut, start in zip(inside, box.start, strict=True))] = labels[inside]
+    return patch
+
+
 def read_patch(
     image: Any, labels: Any, box: PatchBox, *, outside: Any = None, mark_outside: bool = False, is_reflected: bool = False
 ) -> Patch:

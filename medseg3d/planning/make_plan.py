@@ -40,7 +40,9 @@ def explain(plan: Plan, summary: DatasetSummary, planner: Planner) -> tuple[Expl
     """
     check_extensions(plan)
     again = explained_plan(summary, planner, gpu_memory_gb=plan.gpu_memory_gb)
-    if again.value.configurations != plan.configurations:
+    single = {name: configuration for name, configuration in plan.configurations.items() if configuration.previous_stage is None}
+    # a cascade's numbers are those of 3d_fullres; older plans count its channels otherwise
+    if any(again.value.configurations.get(name) != configuration for name, configuration in single.items()):
         raise PlanError(
             f"the planner {planner.name} now gives {summary.dataset} other numbers than those of the plan. Plan again to see the reasons."
         )
@@ -76,7 +78,7 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
         for name, design in designs.items()
     }
     if "3d_lowres" in configurations:
-        configurations["3d_cascade_fullres"] = _cascade(configurations["3d_fullres"].value)
+        configurations["3d_cascade_fullres"] = _cascade(configurations["3d_fullres"].value, num_labels=len(summary.labels.foreground))
     recommended = _recommended({name: design.value for name, design in designs.items()}, planner)
     plan = _plan(summary, planner, gpu_memory_gb, order.value, {name: each.value for name, each in configurations.items()}, recommended)
     of_dataset = (target, order, left_right_labels(summary), lowres, planned_loss(planner.training, summary.loss_facts), recommended)
@@ -162,15 +164,18 @@ def _data_name(
     return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
 
 
-def _cascade(fullres: Configuration) -> Decided[Configuration]:
+def _cascade(fullres: Configuration, *, num_labels: int) -> Decided[Configuration]:
+    """As 3d_fullres, with one channel more for each label of the first stage."""
+    network = replace(fullres.network, in_channels=fullres.network.in_channels + num_labels)
     reason = Explanation(
         quantity="all numbers",
         value="as 3d_fullres, after 3d_lowres",
-        rule="The cascade refines the low-resolution label map at full resolution, so its numbers are those of 3d_fullres.",
+        rule="The cascade refines the low-resolution label map at full resolution, so its numbers are those of 3d_fullres; its network "
+        "sees a channel more for each label of the first stage.",
         inputs="3d_lowres is planned.",
         changes_it="Whatever changes 3d_fullres; without 3d_lowres there is no cascade.",
     )
-    return Decided(replace(fullres, name="3d_cascade_fullres", previous_stage="3d_lowres"), (reason,))
+    return Decided(replace(fullres, name="3d_cascade_fullres", previous_stage="3d_lowres", network=network), (reason,))
 
 
 RECOMMENDED = "recommended configuration"

@@ -148,18 +148,29 @@ def _check_memory(name: str, needed: int, spacing: Sequence[float], target: Sequ
 def previous_stage_channels(indices: np.ndarray, inside: np.ndarray, case: PreprocessedCase, labels: Labels) -> np.ndarray:
     """The label map of a cascade's first stage as further channels ``(label, n0, n1, n2)`` float32 of a case: one per label, 0 or 1.
 
-    ``indices`` ``(S, A, R)`` on the raw grid; ``inside`` is the non-zero region of the crop in network order. Resampled as label maps
-    of training are (nnU-Net 2.8.1 resamples the stored label map of the first stage in the same way). Labels come in the order of
-    their values.
+    Arguments as for :func:`previous_stage_labels`. Labels come in the order of their values.
     """
-    restoration = case.restoration
+    resampled = previous_stage_labels(indices, inside, case.restoration)
+    return np.stack([resampled == index for index in in_order_of_values(labels)]).astype(np.float32)
+
+
+def in_order_of_values(labels: Labels) -> tuple[int, ...]:
+    """The foreground's indices by their values in files, as nnU-Net orders the channels of a first stage."""
+    return tuple(sorted(labels.foreground, key=lambda index: labels.values[index]))
+
+
+def previous_stage_labels(indices: np.ndarray, inside: np.ndarray, restoration: Restoration) -> np.ndarray:
+    """The label map of a cascade's first stage on the grid of a preprocessed case, indices ``(n0, n1, n2)``.
+
+    ``indices`` ``(S, A, R)`` on the raw grid; ``inside`` is the non-zero region of the crop in network order. Resampled as label maps
+    of training are (nnU-Net 2.8.1 resamples the stored label map of the first stage in the same way).
+    """
     box = tuple(slice(start, stop) for start, stop in restoration.box)
     crop = np.ascontiguousarray(to_network_order(indices, restoration.axis_order)[box])
     resampled, _ = _resample_with_outside(
         crop, inside | (crop > 0), restoration.resampled_shape, restoration.spacing, restoration.resampled_spacing, restoration.resampling
     )
-    order = sorted(labels.foreground, key=lambda index: labels.values[index])
-    return np.stack([resampled == index for index in order]).astype(np.float32)
+    return resampled
 
 
 def resampled_spacing(spacing: Sequence[float], configuration: Configuration) -> Triple:

@@ -95,14 +95,14 @@ class Store:
                     raise
 
     def _write_files(self, folder: Path, case: PreprocessedCase, digest: str, stamp: str) -> None:
-        _save(folder / "image.b2nd", compact(case.image), self.patch_size)
+        save_array(folder / "image.b2nd", compact(case.image), self.patch_size)
         foreground: dict[str, np.ndarray] = {}
         if case.labels is not None:
-            _save(folder / "labels.b2nd", case.labels, self.patch_size)
+            save_array(folder / "labels.b2nd", case.labels, self.patch_size)
             found = foreground_index(case.labels, np.random.default_rng([FOREGROUND_SEED, zlib.crc32(case.name.encode())]), case.codes)
             foreground = {ANNOTATED if label == 0 else str(label): voxels for label, voxels in found.items()}
         if case.outside is not None:
-            _save(folder / "outside.b2nd", case.outside, self.patch_size)
+            save_array(folder / "outside.b2nd", case.outside, self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
         storage().finish(folder / "foreground.npz")
         written = sorted(folder.iterdir())
@@ -423,7 +423,8 @@ def _sample(places: np.ndarray, shape: tuple[int, ...], generator: np.random.Gen
     return np.stack(np.unravel_index(places[chosen], shape), 1).astype(dtype)
 
 
-def _save(path: Path, array: np.ndarray, patch_size: tuple[int, ...] | None) -> None:
+def save_array(path: Path, array: np.ndarray, patch_size: tuple[int, ...] | None) -> None:
+    """Write an array as a :class:`ChunkedArray` reads it; not atomically."""
     import blosc2
 
     chunks, blocks = chunk_shapes(array.shape, array.dtype.itemsize, patch_size)

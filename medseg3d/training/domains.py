@@ -6,8 +6,8 @@ A dataset of its own is a single domain without a name; everything then is as if
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmen
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.team import ALONE, Team
 
@@ -45,6 +46,10 @@ class TrainingDomain:
     configuration: Configuration
     training: Sequence[StoredCase]
     validation: Sequence[StoredCase]
+    previous: Mapping[str, Any] | None = None
+    """By case the label map of the earlier stage of a cascade, indices on the grid of the stored case."""
+    previous_weights: Mapping[str, str] = field(default_factory=dict)
+    """By ``CONFIGURATION/FOLD`` the digests of the weights that made those label maps."""
 
     def label(self, index: int) -> str:
         """The name of a label in lines and files; with the domain where there are several."""
@@ -62,12 +67,13 @@ class TrainingDomain:
         configuration = self.configuration
         return augmentation_policy(
             configuration.patch_size,
-            num_channels=configuration.network.in_channels,
+            num_channels=len(self.plan.channels),
             mirror_axes=configuration.mirror_axes,
             masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
             left_right_axis=left_right_axis(self.plan, configuration),
             label_pairs=self.codes.pairs(),
             further=further_augmentations(configuration.training.augmentations, configuration.training.providers),
+            previous_labels=() if self.previous is None else in_order_of_values(self.plan.labels),
         )
 
     def margin(self) -> tuple[int, ...]:
@@ -163,6 +169,7 @@ def patch_loader(
         foreground_share=domain.configuration.training.foreground_oversampling,
         margin=domain.margin(),
         policy=domain.policy if is_augmented and not is_validation else None,
+        previous=domain.previous,
         prefetch=6 if on_gpu else 3,
         num_threads=min(4, available_cores()) if on_gpu else 1,  # a CPU needs its cores for the network
         pin_memory=on_gpu,

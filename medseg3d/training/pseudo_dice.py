@@ -13,6 +13,7 @@ import torch
 from medseg3d.devices import Device
 from medseg3d.losses import supervised_loss
 from medseg3d.losses.supervision import Counts
+from medseg3d.patches.augmentation import augment
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import TrainingDomain
@@ -54,7 +55,7 @@ def validate_patches(
         network.eval()
         with torch.inference_mode(), closing(loader.batches(0, num_batches)) as batches:
             for batch in batches:
-                image, target = batch.image.to(device.device), batch.labels.to(device.device).long()
+                image, target = augment(batch, domain.policy, device.device)  # without draws: as they were read
                 with team.sharing(loader.batch_size) as share:
                     with device.autocast():
                         logits = outputs_of(network, image, domain.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg3d.devices import choose_device, use_all_cores
+from medseg3d.domain import domain_of
 from medseg3d.errors import InputError
 from medseg3d.events import Event, Listener
 from medseg3d.options import FindLrOptions
@@ -20,7 +21,8 @@ from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
 from medseg3d.training.learner import in_trusted_precision, make_learner
 from medseg3d.training.learning_rate_search import LearningRateCurve, find_learning_rate
 from medseg3d.work_folder import WorkFolder, work_folder
-from medseg3d.workflows.splits import read_split, refuse_cascade
+from medseg3d.workflows.first_stage import first_stage
+from medseg3d.workflows.splits import read_split
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
@@ -45,18 +47,20 @@ def find_lr(root: Path, work: Path | None, options: FindLrOptions, on: Listener)
 
     A trained fold stays as it is. Optimizer, gradient clip, augmentation and, unless it is given, the batch size are those of the
     plan, and the precision is checked as in training. Raises :class:`InputError` where no case of the fold is preprocessed,
-    :class:`UnsupportedError` for a cascade's second stage, and what :func:`find_learning_rate` raises.
+    and what :func:`find_learning_rate` raises.
     """
     folder, fold, num_steps, seed = work_folder(root, work), options.fold, options.num_steps, options.seed
     plan = folder.read_plan()
     chosen = plan.configuration(options.configuration)
-    refuse_cascade(chosen)
     cases = _training_cases(folder, chosen, fold)
+    first = first_stage(domain_of(root, work), chosen, [case.name for case in cases], device=options.device, on=on)
+    cases = cases if first is None else [case for case in cases if case.name in first.maps]
     target = folder.fold(chosen.name, fold)
     use_all_cores()
     run_on = choose_device(options.device)
     samples = options.batch_size or chosen.batch_size
-    domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=())
+    previous = None if first is None else first.maps
+    domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=cases, validation=(), previous=previous)
     learner = make_learner([domain], run_on, seed=seed)
     learner = in_trusted_precision(learner, [domain], [samples], seed=seed, is_trained=False)
     loader = patch_loader(domain, batch_size=samples, seed=seed, on_gpu=run_on.is_gpu)

@@ -10,7 +10,7 @@ from pathlib import Path
 from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of, stamp_of
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.errors import DamagedCaseError, InputError, MedsegError
+from medseg3d.errors import DamagedCaseError, InputError, MedsegError, PlanMismatchError
 from medseg3d.plan import Plan
 from medseg3d.preprocessing.store import Store
 from medseg3d.provenance import (
@@ -18,10 +18,12 @@ from medseg3d.provenance import (
     CaseMark,
     Origin,
     changed_cases,
+    changed_first_stage,
     changes_since,
     mark_file,
     names_digest,
     read_origin,
+    split_key,
     weights_digest,
     write_origin,
 )
@@ -35,8 +37,9 @@ logger = logging.getLogger(__name__)
 def origin_of_validation(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fold: str, cases: Sequence[str]) -> Origin:
     """What the validation of configurations on the cases of a fold is made from, now."""
     raw = {name: case for name, case in raw_cases(root, plan).items() if name in cases}
+    stages = dict.fromkeys(stage for name in names for stage in plan.stages_of(name))
     return Origin(
-        weights={f"{name}/{fold}": weights_digest(folder.weights(name, fold)) for name in names},
+        weights={f"{name}/{fold}": weights_digest(folder.weights(name, fold)) for name in stages},
         folds={fold: names_digest(cases)},
         labels={name: mark_file(case.label, folder) for name, case in raw.items() if case.label is not None and case.label.is_file()},
         cases=marks_of(raw, _stored_marks(folder, plan, names[0], raw)),
@@ -96,13 +99,34 @@ def marks_of(cases: Mapping[str, Case], known: Mapping[str, CaseMark]) -> dict[s
     return marks
 
 
-def note_training_data(target: Path, digests: Mapping[str, str], *, is_restart: bool) -> None:
-    """Write down what a run is trained with, when it begins; later say what has changed since. ``digests`` are those of stored cases."""
+def stale_second_stage(target: Path, keys: Sequence[str]) -> str:
+    """What to say of a trained fold whose first stage has other weights (``CONFIGURATION/FOLD``) now."""
+    stages = listed([f"{name} fold {fold}" for name, fold in map(split_key, keys)])
+    return (
+        f"{target}: was trained on label maps of other weights of {stages}, which was trained again since. Give --restart to train it anew."
+    )
+
+
+def check_first_stage(folder: WorkFolder, configuration: str, fold: str) -> None:
+    """Raise :class:`PlanMismatchError` where a fold of a cascade was trained on label maps of other weights than its first stage has."""
+    keys = changed_first_stage(folder, configuration, fold)
+    if keys:
+        raise PlanMismatchError(stale_second_stage(folder.fold(configuration, fold), keys))
+
+
+def note_training_data(target: Path, digests: Mapping[str, str], *, is_restart: bool, weights: Mapping[str, str] | None = None) -> None:
+    """Write down what a run is trained with, when it begins; later say what has changed since. ``digests`` are those of stored cases.
+
+    ``weights`` are those of the first stage of a cascade. Raises :class:`PlanMismatchError` where a run was begun with others.
+    """
     now = {name: CaseMark(digest=digest.partition("-")[0]) for name, digest in digests.items()}
     if is_restart or not (target / LAST).exists():
-        write_origin(target, Origin(cases=now))
+        write_origin(target, Origin(cases=now, weights=dict(weights or {})))
         return
     before = read_origin(target)
+    others = [] if before is None else sorted(key for key, digest in before.weights.items() if (weights or {}).get(key) != digest)
+    if others:
+        raise PlanMismatchError(stale_second_stage(target, others))
     changed = changed_cases(before.cases, now) if before is not None else []
     if changed:
         logger.warning(

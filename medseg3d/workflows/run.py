@@ -30,7 +30,7 @@ from medseg3d.workflows.plan_domains import plan_domains, share_a_network
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.splits import all_folds, check_fold, refuse_cascade
+from medseg3d.workflows.splits import all_folds, check_fold
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
 
@@ -82,7 +82,7 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
     with clock.stage("plan"):
         planned = plan_domains(datasets, work, PlanOptions.of(options), on)
     chains = [_Chain(domain, planned[domain.name], clock, options.device, on) for domain in domains_of(root, work) if not domain.is_added]
-    wanted = list(_wanted(chains, configurations, folds))
+    wanted = _wanted(chains, configurations, folds)
     names = tuple(dict.fromkeys(name for name, _ in wanted))
     with clock.stage("preprocess"):
         for chain in chains:
@@ -98,15 +98,21 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
     return {chain.domain.name: chain.finish(is_validated=is_validated) for chain in chains}
 
 
-def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> Iterator[tuple[str, str]]:
-    """Each configuration, the recommended one where none is named, with each fold; raises :class:`InputError` for what is not there."""
+def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Each configuration, the recommended one where none is named, with each fold; raises :class:`InputError` for what is not there.
+
+    The earlier stages of a cascade come before it, with all their folds: it learns from label maps of cases that they have not seen.
+    """
+    domains = [chain.domain for chain in chains]
+    wanted: list[tuple[str, str]] = []
     for name in configurations or [chains[0].planned.plan.recommended]:
-        chosen = [chain.planned.plan.configuration(name) for chain in chains]
-        for configuration in chosen:
-            refuse_cascade(configuration)
-        for fold in folds or all_folds([chain.domain for chain in chains]):
-            check_fold([chain.domain for chain in chains], fold)
-            yield chosen[0].name, fold
+        chosen, *_ = [chain.planned.plan.configuration(name).name for chain in chains]  # all of them must have it
+        for stage in reversed(chains[0].planned.plan.stages_of(chosen)[1:]):
+            wanted += [(stage, fold) for fold in all_folds(domains)]
+        for fold in folds or all_folds(domains):
+            check_fold(domains, fold)
+            wanted.append((chosen, fold))
+    return tuple(dict.fromkeys(wanted))
 
 
 class _Chain:

@@ -15,7 +15,7 @@ import numpy as np
 from medseg3d.data.dataset import Case
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
-from medseg3d.errors import BusyError, InputError
+from medseg3d.errors import BusyError, InputError, PlanMismatchError
 from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener
 from medseg3d.files import remove_file
@@ -44,7 +44,7 @@ from medseg3d.validation.selection import (
 from medseg3d.validation.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
-from medseg3d.workflows.origins import origin_of_validation, validation_age
+from medseg3d.workflows.origins import check_first_stage, origin_of_validation, validation_age
 from medseg3d.workflows.splits import read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
 from medseg3d.workflows.validate import predict_and_evaluate, use_other_mirroring, validate
@@ -142,12 +142,24 @@ def _single(
     root: Path, folder: WorkFolder, name: str, held: ExitStack, left_out: list[str], device: str, on: Listener
 ) -> _Evaluated | None:
     finished = (fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
-    folds = tuple(fold for fold in finished if _is_free(folder.fold(name, fold), held, left_out, on))
+    current = (fold for fold in finished if _is_current(folder, name, fold, left_out, on))
+    folds = tuple(fold for fold in current if _is_free(folder.fold(name, fold), held, left_out, on))
     if not folds:
         return None
     work = folder.root
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
     return _Evaluated((name,), folds, evaluations, tuple(folder.validation(name, fold) for fold in folds))
+
+
+def _is_current(folder: WorkFolder, name: str, fold: str, left_out: list[str], on: Listener) -> bool:
+    """False, and a note, for a fold of a cascade whose first stage was trained again since."""
+    try:
+        check_first_stage(folder, name, fold)
+    except PlanMismatchError as error:
+        left_out.append(f"Left out: {error}")
+        on(Event(stage="select", message=left_out[-1]))
+        return False
+    return True
 
 
 def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> bool:

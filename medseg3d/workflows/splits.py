@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from medseg3d.data.dataset import Split
 from medseg3d.domain import Domain
-from medseg3d.errors import DamagedCaseError, InputError, UnsupportedError
+from medseg3d.errors import DamagedCaseError, InputError
 from medseg3d.execution import memory_budget
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
@@ -113,11 +113,3 @@ def _undamaged(store: Store, names: Sequence[str]) -> list[StoredCase]:
         except DamagedCaseError as error:
             logger.error("%s Until then the training goes on without it.", error)
     return cases
-
-
-def refuse_cascade(configuration: Configuration) -> None:
-    """Raise :class:`UnsupportedError` for the second stage of a cascade, whose first stage's output no network here reads yet."""
-    if configuration.previous_stage is not None:
-        raise UnsupportedError(
-            f"{configuration.name}: training the cascade is not supported yet. Train 3d_fullres, {configuration.previous_stage} or 2d."
-        )

@@ -32,12 +32,13 @@ from medseg3d.training.tuning import tuning_for
 from medseg3d.wording import counted
 from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
+from medseg3d.workflows.first_stage import first_stage
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.processes import train_on_devices
 from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
-from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, refuse_cascade, stored_cases
+from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, stored_cases
 from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
 from medseg3d.workflows.validate import validate_domain
 from medseg3d.workflows.verb import verb
@@ -106,14 +107,11 @@ def _trained_together(root: Path, work: Path | None, configuration: str | None) 
     domains = domains_of(root, work)
     if domains[0].name is not None:
         refuse_choice(root, configuration)
-    chosen = [
+    return tuple(
         replace(domain, configuration=domain.folder.read_plan().configuration(domain.configuration or configuration).name)
         for domain in domains
         if not domain.is_added
-    ]
-    for domain in chosen:
-        refuse_cascade(domain.folder.read_plan().configuration(domain.configuration))
-    return tuple(chosen)
+    )
 
 
 def refuse_choice(root: Path, configuration: str | None) -> None:
@@ -152,11 +150,11 @@ def is_finished(target: Path) -> bool:
 
 def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None, on: Listener, team: Team = ALONE) -> None:
     """Train to the end or to a signal; either way each domain of a common network has its weights then."""
-    domains = team.in_turn(lambda: [training_domain(domain, network.fold, on) for domain in network.domains])
+    domains = team.in_turn(lambda: [training_domain(domain, network.fold, on, device=options.device) for domain in network.domains])
     first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
     if team.is_first:
         data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
-        note_training_data(target, data, is_restart=options.restart)
+        note_training_data(target, data, is_restart=options.restart, weights=first.previous_weights)
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest
     try:
@@ -200,16 +198,31 @@ def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> 
     return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan)
 
 
-def training_domain(domain: Domain, fold: str, on: Listener = silent) -> TrainingDomain:
-    """A domain as training sees it; stored cases that are damaged or out of date are made again before."""
+def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device: str = "auto") -> TrainingDomain:
+    """A domain as training sees it; stored cases that are damaged or out of date are made again before.
+
+    So are the label maps of the first stage of a cascade; cases without one are left out.
+    """
     plan, split = domain.folder.read_plan(), _split_of(domain, fold)
     configuration = plan.configuration(domain.configuration)
     renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
+    first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
+    if first is not None:
+        kept = [tuple(name for name in names if name in first.maps) for names in (split.train, split.validation)]
+        split = Split(train=kept[0], validation=kept[1])
     training, validation = stored_cases(domain.folder, configuration, split)
     if len(training) < 3:
         few = counted(len(training), "training case")
         logger.warning("%s", domain.named(f"Only {few}: expect a network that knows what it was shown and little else."))
-    return TrainingDomain(name=domain.name or NO_NAME, plan=plan, configuration=configuration, training=training, validation=validation)
+    return TrainingDomain(
+        name=domain.name or NO_NAME,
+        plan=plan,
+        configuration=configuration,
+        training=training,
+        validation=validation,
+        previous=None if first is None else first.maps,
+        previous_weights={} if first is None else first.weights,
+    )
 
 
 def _split_of(domain: Domain, fold: str) -> Split:

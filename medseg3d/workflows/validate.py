@@ -33,7 +33,7 @@ from medseg3d.validation.selection import MIRRORING, FoldMirroring, choose_mirro
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.measure_levels import LevelMeasurement
-from medseg3d.workflows.origins import origin_of_validation, raw_cases, validation_age
+from medseg3d.workflows.origins import check_first_stage, origin_of_validation, raw_cases, validation_age
 from medseg3d.workflows.splits import own_fold, plan_digest, read_split
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.verb import verb
@@ -77,6 +77,7 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
     _check_trained_on(folder, chosen, fold, plan_digest(plan, chosen, split))
+    check_first_stage(folder, chosen.name, fold)
     if options.keep_finished:
         kept = team.from_first(lambda: _kept_evaluation(root, folder, plan, chosen.name, fold, tta))
         if kept is not None:

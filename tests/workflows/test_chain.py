@@ -234,17 +234,6 @@ def test_a_validation_case_that_cannot_be_read_does_not_stop_the_others(
     assert [case["case"] for case in metrics["cases"]] == sorted([bad, *others])
 
 
-def test_the_second_stage_of_a_cascade_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = retrained(trained, tmp_path)
-    file = root / "medseg3d-work/plan.json"
-    plan = json.loads(file.read_text(encoding="utf-8"))
-    cascade = plan["configurations"]["3d_fullres"] | {"name": "3d_cascade_fullres", "previous_stage": "3d_lowres"}
-    plan["configurations"]["3d_cascade_fullres"] = cascade
-    file.write_text(json.dumps(plan), encoding="utf-8")
-    assert main(["train", str(root), "-c", "3d_cascade_fullres", "--fold", "0"]) == 2
-    assert "not supported" in capsys.readouterr().err
-
-
 def test_single_outputs_in_one_folder_are_told_apart_by_their_file(trained: Path, tmp_path: Path) -> None:
     images = sorted((trained / "imagesTs").iterdir())
     for folder, image in zip(("A", "B"), images, strict=True):
