@@ -99,10 +99,10 @@ def assemble(
         previous = configuration.previous_stage
         if previous is not None and previous not in stages:
             raise InputError(
-                f"{parts.path}: {name} is the second stage of a cascade, and its first stage {previous} is not there. Name the work folder, "
-                "or a model file with both."
+                f"{parts.path}: {name} is the second stage of a cascade, and its first stage {previous} is not there. Name the work "
+                "folder, or a model file with both."
             )
-        wanted = mirroring[name] if isinstance(mirroring, Mapping) else mirroring
+        wanted = mirroring.get(name) if isinstance(mirroring, Mapping) else mirroring  # a first stage is not among them
         return Member(
             configuration=configuration,
             networks=tuple(networks),

@@ -145,10 +145,19 @@ def test_large_cases_get_a_low_resolution_and_a_cascade_that_shares_data() -> No
     assert set(plan.configurations) == {"2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"}
     cascade, fullres = plan.configurations["3d_cascade_fullres"], plan.configurations["3d_fullres"]
     assert cascade.previous_stage == "3d_lowres"
+    assert cascade.network.in_channels == fullres.network.in_channels + len(plan.labels.foreground)
+    assert plan.stages_of("3d_cascade_fullres") == ("3d_cascade_fullres", "3d_lowres")
     assert cascade.data == fullres.data != plan.configurations["3d_lowres"].data
     assert fullres.data.startswith("3d-")
     assert plan.configurations["2d"].data.startswith("2d-")
     assert "3d_lowres" in plan.recommended_reason
+
+
+def test_the_plan_of_a_version_that_could_not_train_cascades_is_explained() -> None:
+    summary = summary_of((1.0, 0.77, 0.77), (432, 512, 512), num_cases=131)
+    plan = make_plan(summary, DEFAULT)
+    old = replace(plan.configurations["3d_cascade_fullres"], network=plan.configurations["3d_fullres"].network)
+    assert explain(replace(plan, configurations={**plan.configurations, "3d_cascade_fullres": old}), summary, DEFAULT)
 
 
 def test_left_and_right_labels_are_never_mirrored_into_each_other() -> None:

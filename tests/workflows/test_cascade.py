@@ -37,10 +37,14 @@ def in_float32() -> Iterator[None]:
 def cascade(in_float32: None, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny dataset in two folds, planned with a patch that covers half of a case, and run as a cascade for fold 0."""
     root = Path(shutil.copytree(tiny_source, tmp_path_factory.mktemp("cascade") / "Balls"))
-    names = [f"ball_{number}" for number in range(6)]
-    folds = [{"train": names[3:], "val": names[:3]}, {"train": names[:3], "val": names[3:]}]
+    for name in ("ball_4", "ball_5", "ball_7"):  # four training cases and a test case are enough
+        for file in root.rglob(f"{name}*"):
+            file.unlink()
+    names = [f"ball_{number}" for number in range(4)]
+    folds = [{"train": names[2:], "val": names[:2]}, {"train": names[:2], "val": names[2:]}]
     (root / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
-    planner = tiny_planner(epochs=1, iterations=2, validations=1) + "[patch]\ninitial_edge_3d = 13\n[lowres]\npatch_share = 0.9\nmin_volume_ratio = 1.2\n"
+    lowres = "[patch]\ninitial_edge_3d = 13\n[lowres]\npatch_share = 0.9\nmin_volume_ratio = 1.2\n"
+    planner = tiny_planner(epochs=1, iterations=2, validations=1) + lowres
     (root / "tiny.toml").write_text(planner, encoding="utf-8")
     command = ["run", str(root), "--planner", str(root / "tiny.toml"), "-c", NAME, "--folds", "0", "--device", "cpu", "-q"]
     assert main(command) == 0
@@ -57,7 +61,7 @@ def test_run_trains_all_folds_of_the_first_stage_before_the_second(cascade: Path
     assert work.finished_folds(NAME) == ("0",)
     selection = json.loads(work.selection.read_text(encoding="utf-8"))
     assert {tuple(found["configurations"]) for found in selection["candidates"]} >= {("3d_lowres",), (NAME,)}
-    assert sorted(file.name for file in work.predictions.glob("*.nii.gz")) == ["ball_6.nii.gz", "ball_7.nii.gz"]
+    assert sorted(file.name for file in work.predictions.glob("*.nii.gz")) == ["ball_6.nii.gz"]
     assert f"{NAME}" in work.report.read_text(encoding="utf-8")
 
 
@@ -66,7 +70,7 @@ def test_each_case_is_seen_through_a_network_that_has_not_seen_it(cascade: Path)
     work = WorkFolder(cascade / "medseg3d-work")
     plan = work.read_plan()
     store, maps = Store(work.store(plan.configuration(NAME).data)), PreviousMaps(work.previous_maps(NAME), patch_size=(8, 8, 8))
-    for name, fold in [("ball_0", "0"), ("ball_4", "1")]:
+    for name, fold in [("ball_0", "0"), ("ball_3", "1")]:
         stored, learned = store.read(name), maps.read(name)[:]
         box = tuple(slice(*edge) for edge in stored.restoration.box)
         candidates = []
@@ -88,9 +92,8 @@ def test_what_predicts_is_both_stages(cascade: Path, tmp_path: Path) -> None:
     images = str(cascade / "imagesTs")
     for source, out in ((["-m", str(file)], "file"), ([str(cascade), "-c", NAME], "folder")):
         assert main(["predict", *source, "-i", images, "-o", str(tmp_path / out), "--device", "cpu", "-q"]) == 0
-    for name in ("ball_6.nii.gz", "ball_7.nii.gz"):
-        first, second = (np.asarray(nibabel.load(tmp_path / out / name).dataobj) for out in ("file", "folder"))
-        assert np.array_equal(first, second)
+    first, second = (np.asarray(nibabel.load(tmp_path / out / "ball_6.nii.gz").dataobj) for out in ("file", "folder"))
+    assert np.array_equal(first, second)
 
 
 def test_a_first_stage_that_is_trained_again_makes_the_second_out_of_date(
@@ -135,4 +138,3 @@ def test_the_plan_of_an_older_version_is_planned_again(cascade: Path, tmp_path: 
     file.write_text(json.dumps(plan), encoding="utf-8")
     assert main(["train", str(root), "-c", NAME, "--fold", "0", "--device", "cpu", "-q"]) == 2
     assert "plan again" in capsys.readouterr().err
-    assert main(["plan", str(root), "--explain", "-q"]) == 0
