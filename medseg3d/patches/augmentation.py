@@ -60,6 +60,8 @@ class AugmentationPolicy:
     further: tuple[FurtherAugmentation, ...] = ()
     previous_labels: tuple[int, ...] = ()
     """Of a cascade: the labels of the first stage that become a channel each, behind those of the image."""
+    previous_pairs: tuple[tuple[int, int], ...] = ()
+    """Its pairs of left and right labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ def augmentation_policy(
     label_pairs: Sequence[tuple[int, int]] = (),
     further: Sequence[FurtherAugmentation] = (),
     previous_labels: Sequence[int] = (),
+    previous_pairs: Sequence[tuple[int, int]] = (),
 ) -> AugmentationPolicy:
     """The policy for a patch: slice by slice where it is flat, angles by its dimensions and shape.
 
@@ -146,6 +149,7 @@ def augmentation_policy(
         label_pairs=tuple(label_pairs),
         further=tuple(further),
         previous_labels=tuple(previous_labels),
+        previous_pairs=tuple(previous_pairs),
     )
 
 
@@ -245,7 +249,7 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
             image[sample] = image[sample].flip([1 + axis for axis in draw.mirror])
             labels[sample] = mirror_labels(labels[sample], draw.mirror, policy)
             if previous is not None:
-                previous[sample] = mirror_labels(previous[sample], draw.mirror, policy)
+                previous[sample] = mirror_labels(previous[sample], draw.mirror, replace(policy, label_pairs=policy.previous_pairs))
         for each, drawn in zip(policy.further, draw.further, strict=False):
             if drawn is not None:
                 if previous is not None:  # where it moves voxels, those of the first stage move along

@@ -74,6 +74,7 @@ class TrainingDomain:
             label_pairs=self.codes.pairs(),
             further=further_augmentations(configuration.training.augmentations, configuration.training.providers),
             previous_labels=() if self.previous is None else in_order_of_values(self.plan.labels),
+            previous_pairs=self.plan.labels.pairs,
         )
 
     def margin(self) -> tuple[int, ...]:

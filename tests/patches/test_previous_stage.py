@@ -100,6 +100,7 @@ class FakeCase:
     image: np.ndarray
     labels: np.ndarray
     outside: None = None
+    annotated: None = None
     foreground: dict[int, np.ndarray] = field(default_factory=dict)
 
 
