@@ -143,6 +143,21 @@ class LabelCodes:
         return [other if result[other] == place else place for place, other in enumerate(result)]
 
 
+def as_predicted(labels: Labels, label_map: np.ndarray) -> np.ndarray:
+    """A reference as a prediction would hold it, in file values: regions in their class order, what nobody has annotated as background.
+
+    Values that are not listed stay.
+    """
+    if not labels.regions and labels.ignore is None:
+        return label_map
+    result = label_map.copy()
+    if labels.ignore is not None:
+        result[label_map == labels.ignore] = 0
+    for index in labels.foreground if labels.regions else ():
+        result[np.isin(label_map, labels.members(index))] = labels.values[index]
+    return result
+
+
 def mirrored_index(labels: Labels) -> dict[int, int]:
     """Each index of a left-right pair, and its other one."""
     return {one: other for pair in labels.pairs for one, other in (pair, pair[::-1])}

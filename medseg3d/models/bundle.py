@@ -347,12 +347,17 @@ def _postprocessing(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _step(step: Step) -> dict[str, Any]:
+    if step.operation == "fill_holes" and step.parts:
+        function = {"_target_": "medseg3d.validation.postprocessing.RegionHoles", "index": step.index, "parts": list(step.parts)}
+        return {"_target_": "Lambdad", "keys": "pred", "func": function}
     if step.operation == "fill_holes":
         return {"_target_": "FillHolesd", "keys": "pred", "applied_labels": [step.index], "connectivity": 1}
     largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "is_onehot": False, "connectivity": 3}
     if step.operation == "keep_largest_foreground":
         return {**largest, "independent": False}
-    return {**largest, "applied_labels": [step.index]}
+    return (
+        {**largest, "applied_labels": list(step.parts), "independent": False} if step.parts else {**largest, "applied_labels": [step.index]}
+    )
 
 
 def _metadata(description: ModelDescription, configuration: Configuration) -> dict[str, Any]:

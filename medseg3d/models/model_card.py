@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from medseg3d.axes import CANONICAL
 from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.image_profile import ImageProfile, Range
+from medseg3d.labels import Labels
 from medseg3d.models.parts import DICE, DICE_CASES, MemberDescription, ModelDescription
 from medseg3d.plan import Configuration, Plan
 from medseg3d.validation.postprocessing import Step
@@ -28,6 +29,7 @@ def model_card(description: ModelDescription) -> str:
         sections.append(
             "The network was trained on overlapping regions; where they overlap, the label that stands lower in the table wins."
         )
+    sections += list(_incomplete_annotations(plan.labels))
     sections += [
         "## Input",
         _table(("channel", "expected"), list(enumerate(plan.channels))),
@@ -52,6 +54,16 @@ def model_card(description: ModelDescription) -> str:
         *_run(providers_of(description)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _incomplete_annotations(labels: Labels) -> Iterator[str]:
+    """What the label maps that it learned from did not say."""
+    if labels.ignore is not None:
+        yield f"Its training images were annotated in parts: voxels of the value {labels.ignore} were left out, and it never gives that value."
+    if labels.unannotated:
+        lacking = {labels.names[index] for indices in labels.unannotated for index in indices}
+        names = ", ".join(_cell(name) for name in labels.names if name in lacking)
+        yield f"Not all of its training images were annotated for {names}; where one was not, the structure was left open in training."
 
 
 def providers_of(description: ModelDescription) -> tuple[str, ...]:

@@ -148,14 +148,16 @@ def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int 
         orientations[case.orientation] = orientations.get(case.orientation, 0) + 1
     labels = []
     for value in values:
-        mine = [case.labels[value] for case in fingerprint.cases if value in case.labels]
+        parts = plan.labels.members(plan.labels.values.index(value)) if plan else (value,)
+        found = ([case.labels[part] for part in parts if part in case.labels] for case in fingerprint.cases)
+        mine = [labels_of_case for labels_of_case in found if labels_of_case]
         labels.append(
             LabelFacts(
                 name=names.get(value, f"label {value}"),
                 value=value,
                 num_cases=len(mine),
-                volumes_ml=tuple(label.volume_mm3 / 1000 for label in mine),
-                components=tuple(label.components for label in mine),
+                volumes_ml=tuple(sum(label.volume_mm3 for label in own) / 1000 for own in mine),
+                components=tuple(own[0].components for own in mine) if len(parts) == 1 else (),  # parts of a region may touch
             )
         )
     return DatasetFacts(
@@ -212,6 +214,7 @@ def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> b
     from medseg3d.data.reading import read_case
     from medseg3d.geometry import to_canonical
     from medseg3d.images import read_image
+    from medseg3d.label_codes import as_predicted
     from medseg3d.labels import as_integers
     from medseg3d.reporting.figures import case_figure
 
@@ -223,7 +226,8 @@ def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> b
     prediction = as_integers(to_canonical(read_image(path).array, raw.orientation), str(path))
     labels = plan.labels if plan else dataset.labels
     values = dict(zip(labels.values[1:], labels.names[1:], strict=True)) if labels else {}
-    return case_figure(raw.image[0], raw.labels, prediction, spacing=raw.spacing, labels=values)
+    reference = raw.labels if raw.labels is None or labels is None else as_predicted(labels, raw.labels)
+    return case_figure(raw.image[0], reference, prediction, spacing=raw.spacing, labels=values)
 
 
 def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult, ...], list[Evaluation]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -103,6 +103,24 @@ def fill_holes(indices: np.ndarray, index: int, parts: Sequence[int] = ()) -> No
     box = _box_of(mask)
     if box is not None:
         indices[box][holes(mask[box], extended_axes(indices)) & (indices[box] == 0)] = index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionHoles:
+    """:func:`fill_holes` of a region as a function of a label map ``(1, …)``, a tensor or an array, which exported MONAI bundles name."""
+
+    index: int
+    parts: Sequence[int]
+
+    def __call__(self, indices: Any) -> Any:
+        """The same type, with its holes filled."""
+        array = np.array(indices if isinstance(indices, np.ndarray) else indices.numpy())
+        fill_holes(array[0], self.index, self.parts)
+        if isinstance(indices, np.ndarray):
+            return array
+        filled = indices.clone()
+        filled[array != indices.numpy()] = self.index
+        return filled
 
 
 OPERATIONS: dict[str, Callable[[np.ndarray, int, Sequence[int]], None]] = {"keep_largest": keep_largest, "fill_holes": fill_holes}

@@ -55,6 +55,8 @@ class Info:
     channels: tuple[str, ...]
     labels: dict[str, int]
     has_regions: bool
+    ignored: int | None
+    partly_annotated: tuple[str, ...]
     axes: str
     networks: tuple[NetworkInfo, ...]
     postprocessing: tuple[str, ...]
@@ -88,6 +90,10 @@ def _info(path: Path, kind: str, description: ModelDescription, size: int) -> In
         channels=plan.channels,
         labels=dict(zip(plan.labels.names, plan.labels.values, strict=True)),
         has_regions=bool(plan.labels.regions),
+        ignored=plan.labels.ignore,
+        partly_annotated=tuple(
+            name for index, name in enumerate(plan.labels.names) if any(index in lacking for lacking in plan.labels.unannotated)
+        ),
         axes=axes_text(plan),
         networks=tuple(
             _network_info(description, member, is_previous_stage=member in description.previous) for member in description.stages
@@ -107,6 +113,12 @@ def info_lines(found: Info) -> list[str]:
         ("Dataset", f"{found.dataset}, {counted(found.num_training, 'training case')}"),
         ("Channels", ", ".join(found.channels)),
         ("Labels", labels + (", from overlapping regions" if found.has_regions else "")),
+        *([("Ignored", f"voxels of the value {found.ignored} in the training label maps")] if found.ignored is not None else []),
+        *(
+            [("In part", f"{', '.join(found.partly_annotated)}: some training images were not annotated for it")]
+            if found.partly_annotated
+            else []
+        ),
         *(line for network in found.networks for line in _network_lines(network, found.axes)),
         ("Planner", found.planner),
         *(

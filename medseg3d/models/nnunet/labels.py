@@ -53,6 +53,8 @@ def labels_of(description: Description, source: Path) -> Labels:
     cannot have trained, and for a ``regions_class_order`` that does not fit.
     """
     entries = list(_without_ignore(description))
+    ignored = description.labels.get(IGNORE)
+    ignore = ignored[0] if isinstance(ignored, tuple) else ignored
     if all(len(members) == 1 for _, members in entries):
         names: dict[int, str] = {}
         for name, members in entries:
@@ -61,13 +63,16 @@ def labels_of(description: Description, source: Path) -> Labels:
         if values != tuple(range(len(values))):
             raise InputError(f"{source}: the label values are {values}; nnU-Net needs 0, 1, 2 … without gaps.")
         ordered = tuple(names[value] for value in values)
-        return Labels(names=ordered, values=values, pairs=left_right_pairs(ordered))
+        return Labels(names=ordered, values=values, pairs=left_right_pairs(ordered), ignore=ignore)
     regions = [(name, members) for name, members in entries if set(members) != {0}]
     order = description.regions_class_order or ()
     if len(order) != len(regions) or 0 in order:
         raise InputError(f"{source}: regions_class_order is {order}; expected a label value for each of the {len(regions)} regions.")
     return Labels(
-        names=("background", *(name for name, _ in regions)), values=(0, *order), regions=tuple(members for _, members in regions)
+        names=("background", *(name for name, _ in regions)),
+        values=(0, *order),
+        regions=tuple(members for _, members in regions),
+        ignore=ignore,
     )
 
 

@@ -68,7 +68,15 @@ def _step(function: str, keywords: dict[str, Any], labels: Labels) -> Step | Non
         return None
     if len(indices) == len(labels.foreground):
         return Step(operation="keep_largest_foreground")
-    return Step(operation="keep_largest", index=indices[0]) if len(indices) == 1 else None
+    if len(indices) == 1:
+        return Step(operation="keep_largest", index=indices[0])
+    return Step(operation="keep_largest", index=_region_of(indices, labels), parts=tuple(indices))
+
+
+def _region_of(indices: Sequence[int], labels: Labels) -> int:
+    """The region that is made up of these indices, or else the first of them, for the name of a step."""
+    values = {labels.values[index] for index in indices}
+    return next((index for index in labels.foreground if set(labels.members(index)) & set(labels.values) == values), indices[0])
 
 
 def _values(entry: Any) -> set[int]:

@@ -48,7 +48,9 @@ def test_regions_keep_the_class_order_of_the_file(tmp_path: Path, dataset: Json)
         "regions_class_order": [1, 2, 3],
     }
     _, labels = read(tmp_path, dataset)
-    assert labels == Labels(names=("background", "whole", "core", "enhancing"), values=(0, 1, 2, 3), regions=((1, 2, 3), (2, 3), (3,)))
+    assert labels == Labels(
+        names=("background", "whole", "core", "enhancing"), values=(0, 1, 2, 3), regions=((1, 2, 3), (2, 3), (3,)), ignore=4
+    )
     assert labels.num_outputs == 3
 
 

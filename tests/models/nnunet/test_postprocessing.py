@@ -40,10 +40,16 @@ def test_regions_count_by_the_values_that_are_painted(given: list[Any], step: tu
     assert read_postprocessing(tmp_path, ("0", "1"), REGIONS).steps == (Step(operation=step[0], index=step[1]),)
 
 
+def test_several_labels_are_kept_together(tmp_path: Path) -> None:
+    write(tmp_path, (KEEP_LARGEST, {"labels_or_regions": [[2, 3]]}))
+    assert read_postprocessing(tmp_path, ("0", "1"), LABELS).steps == (Step(operation="keep_largest", index=2, parts=(2, 3)),)
+    labels = Labels(names=("background", "whole", "core", "edge"), values=(0, 1, 2, 3), regions=((1, 2, 3), (2, 3), (3,)))
+    assert read_postprocessing(tmp_path, ("0", "1"), labels).steps == (Step(operation="keep_largest", index=2, parts=(2, 3)),)
+
+
 @pytest.mark.parametrize(
     ("function", "keywords"),
     [
-        (KEEP_LARGEST, {"labels_or_regions": [1, 2]}),
         (KEEP_LARGEST, {"labels_or_regions": 1, "background_label": 2}),
         (KEEP_LARGEST, {"labels_or_regions": 9}),
         (KEEP_LARGEST, {"labels_or_regions": [0, 1]}),
