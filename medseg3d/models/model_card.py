@@ -59,7 +59,7 @@ def model_card(description: ModelDescription) -> str:
 def _incomplete_annotations(labels: Labels) -> Iterator[str]:
     """What the label maps that it learned from did not say."""
     if labels.ignore is not None:
-        yield f"Its training images were annotated in parts: voxels of the value {labels.ignore} were left out, and it never gives that value."
+        yield f"Its training images were annotated in parts; voxels of the value {labels.ignore} were left out, and it never gives it."
     if labels.unannotated:
         lacking = {labels.names[index] for indices in labels.unannotated for index in indices}
         names = ", ".join(_cell(name) for name in labels.names if name in lacking)
