@@ -24,6 +24,7 @@ from network_examples import (
 
 from medseg3d.errors import PlanError
 from medseg3d.networks.build import NETWORKS, checked_plan, family_of, output_size
+from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.u2net import SHARING
 from medseg3d.plan import NetworkPlan, Option
 from medseg3d.planning import load_planner
@@ -103,6 +104,8 @@ def options_table() -> str:
         ("none", {}),
         ("`separable = true`", {"separable": True}),
         ("`squeeze_excitation = 16`", {"squeeze_excitation": 16}),
+        ("`attention_gates = 1`", {"attention_gates": 1}),
+        *((f'`encoder = "{kind}"`', {"encoder": kind}) for kind in STAGES if kind != "plain"),
         ('`upsampling = "linear"`', {"upsampling": "linear"}),
         ('`upsampling = "pixel_shuffle"`', {"upsampling": "pixel_shuffle"}),
         ('`upsampling = "carafe"`', {"upsampling": "carafe"}),
@@ -124,11 +127,16 @@ def effects_table() -> str:
         "separable": (False, True),
         "squeeze_excitation": (0, 4),
         "upsampling": ("transposed", "linear"),
+        "attention_gates": (0, 1),
+        "encoder": ("residual", "dla"),
     }
     rows = []
     for family in (name for name, known in NETWORKS.built_in.items() if known.has_style):
         marks = []
         for option, values in options.items():
+            if option not in NETWORKS[family].completed_options({}):
+                marks.append("no effect")
+                continue
             try:
                 first, second = (_modules(family, {option: value}) for value in values)
             except PlanError:

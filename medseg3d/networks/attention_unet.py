@@ -7,15 +7,16 @@ brought to full size and merged by a last pointwise convolution.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg3d.networks.attention_gates import GatedSkip
 from medseg3d.networks.blocks import ConvBlock, ConvStack
-from medseg3d.networks.convolutions import Sizes, convolution
+from medseg3d.networks.convolutions import convolution
+from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.family import Family
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.resizing import pooled, resized
-from medseg3d.networks.style import Style, norm_layer, style_of
+from medseg3d.networks.style import style_of
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -32,8 +33,9 @@ class AttentionUNet(nn.Module):
         features, depth = plan.features, len(plan.features) - 1
         num_gates, self.is_merged = GATES.index(plan.options["gates"]), plan.options["heads"] == "merged" and depth > 0
         self.deep_supervision, self.strides = plan.deep_supervision, plan.strides
+        stage_of = STAGES[str(plan.options["encoder"])]
         self.encoder = nn.ModuleList(
-            ConvStack(features[stage - 1] if stage else plan.in_channels, features[stage], plan.kernel_sizes[stage], unit, num, style)
+            stage_of(features[stage - 1] if stage else plan.in_channels, features[stage], plan.kernel_sizes[stage], unit, num, style)
             for stage, num in enumerate(plan.encoder_blocks)
         )
         coarse_to_fine = tuple(reversed(range(depth)))
@@ -77,44 +79,10 @@ class AttentionUNet(nn.Module):
         return [finest, *logits[1:]] if self.training and self.deep_supervision else finest
 
 
-class GatedSkip(nn.Module):
-    """One or two gates on a skip, and a pointwise convolution that merges what they let through."""
-
-    def __init__(self, channels: int, signal_channels: int, stride: Sizes, num_gates: int, style: Style) -> None:
-        super().__init__()
-        unit = (1,) * len(stride)
-        self.gates = nn.ModuleList(GridGate(channels, signal_channels, stride, style) for _ in range(num_gates))
-        self.merge = ConvBlock(num_gates * channels, channels, unit, unit, style)
-
-    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
-        """``skip`` ``(batch, channels, …)``, ``signal`` a stage coarser; the result as ``skip``."""
-        merged: Tensor = self.merge(torch.cat([gate(skip, signal) for gate in self.gates], 1))
-        return merged
-
-
-class GridGate(nn.Module):
-    """Additive attention: where the skip and the coarser signal agree on something, the skip passes."""
-
-    def __init__(self, channels: int, signal_channels: int, stride: Sizes, style: Style) -> None:
-        super().__init__()
-        unit = (1,) * len(stride)
-        kind = nn.Conv2d if len(stride) == 2 else nn.Conv3d
-        self.of_skip = kind(channels, channels, tuple(stride), tuple(stride), bias=False)  # type: ignore[arg-type]
-        self.of_signal = convolution(signal_channels, channels, unit, unit)
-        self.strength = convolution(channels, 1, unit, unit)
-        self.out = nn.Sequential(convolution(channels, channels, unit, unit), norm_layer(style, channels, len(stride)))
-
-    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
-        """``skip`` times a number between 0 and 1 per voxel, then convolved."""
-        reduced = self.of_skip(skip)
-        strength = torch.sigmoid(self.strength(F.relu(reduced + resized(self.of_signal(signal), reduced.shape[2:]))))
-        passed: Tensor = self.out(resized(strength, skip.shape[2:]) * skip)
-        return passed
-
-
 GATES: tuple[Option, ...] = (0, 1, 2)
-OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "gates": 1, "heads": "merged"}
+OPTIONS: dict[str, Option] = {"norm": "batch", "activation": "relu", "encoder": "plain", "gates": 1, "heads": "merged"}
 CHOICES: dict[str, tuple[Option, ...]] = {
+    "encoder": tuple(STAGES),  # of what its stages are made; plain as published
     "gates": GATES,  # per skip: none, one, or two side by side, as in the authors' three networks
     "heads": ("merged", "finest"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
@@ -31,7 +31,7 @@ class BiSeNet(nn.Module):
         super().__init__()
         style, unit, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
-        self.context = resnet.ResNet(plan)
+        self.context = encoders.encoder_of(plan)
         width, inner = whole(plan.options, "context_features"), plan.features[1]
         fine = min(SPATIAL_STAGES, len(plan.features) - 1)
         wide = tuple(resnet.STEM_KERNEL if kernel > 1 else 1 for kernel in kernels[1])
@@ -121,5 +121,5 @@ def _head(before: int, width: int, kernel: Sizes, num_classes: int, style: Style
     return nn.Sequential(ConvBlock(before, width, kernel, unit, style, bias=False), convolution(width, num_classes, unit, unit))
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "block": "basic", "stem": "deep", "output_stride": 32, "context_features": 128}
-FAMILY = Family(name="bisenet", build=BiSeNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "block": "basic", "stem": "deep", "output_stride": 32, "context_features": 128}
+FAMILY = Family(name="bisenet", build=BiSeNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

@@ -1,4 +1,4 @@
-"""The parts that U-Nets are made of, in 2D and 3D: convolution blocks, the decoder, and how weights begin.
+"""The parts that U-Nets are made of, in 2D and 3D: convolution blocks, and how weights begin.
 
 All tensors are ``(batch, channel, n0, n1[, n2])``. In the plain style the arithmetic is that of nnU-Net 2.8.1's networks:
 convolution with bias, instance norm (eps 1e-5, affine), leaky ReLU with slope 0.01, He initialization.
@@ -7,7 +7,6 @@ convolution with bias, instance norm (eps 1e-5, affine), leaky ReLU with slope 0
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.style import NEGATIVE_SLOPE, Style, activation_layer, dropout_layer, gate_layer, norm_layer
-from medseg3d.networks.upsampling import UPSAMPLING
 
 PLAIN = Style()
 """Instance norm and leaky ReLU, nothing else."""
@@ -166,49 +164,6 @@ class ResidualStack(nn.Sequential):
                 for i in range(num_blocks)
             )
         )
-
-
-class Decoder(nn.Module):
-    """From the deepest features back to the finest: a way up, the skip beside it, convolutions, a head per stage.
-
-    All arguments list the stages finest first, as the plan does, except ``num_blocks``, which runs coarse to fine. A stage
-    convolves with the kernel of the encoder stage that its skip comes from. Heads exist for every stage whether or not deep
-    supervision is used, so that weights fit either way. A network of one stage has no decoder, only a head on its encoder.
-    """
-
-    def __init__(
-        self,
-        features: Sizes,
-        kernel_sizes: Sequence[Sizes],
-        strides: Sequence[Sizes],
-        num_blocks: Sizes,
-        num_classes: int,
-        style: Style = PLAIN,
-    ) -> None:
-        super().__init__()
-        depth = len(features) - 1
-        unit = (1,) * len(kernel_sizes[0])
-        self.up = nn.ModuleList(
-            UPSAMPLING[style.upsampling](features[fine + 1], features[fine], strides[fine + 1]) for fine in reversed(range(depth))
-        )
-        self.stages = nn.ModuleList(
-            ConvStack(2 * features[fine], features[fine], kernel_sizes[fine], unit, num_blocks[depth - 1 - fine], style)
-            for fine in reversed(range(depth))
-        )
-        heads = list(reversed(range(depth))) or [0]
-        self.heads = nn.ModuleList(convolution(features[fine], num_classes, unit, unit) for fine in heads)
-
-    def forward(self, skips: Sequence[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Features of all encoder stages, finest first → logits, finest first: of every stage, or of the finest alone."""
-        x = skips[-1]
-        if not len(self.stages):
-            return [self.heads[0](x)]
-        logits: list[Tensor] = []
-        for place, (up, stage, head) in enumerate(zip(self.up, self.stages, self.heads, strict=True)):
-            x = stage(torch.cat((up(x), skips[-2 - place]), 1))
-            if all_heads or place == len(self.stages) - 1:
-                logits.append(head(x))
-        return logits[::-1]
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:

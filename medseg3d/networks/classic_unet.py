@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.errors import PlanError
+from medseg3d.networks.attention_gates import GatedSkip
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution, transposed_convolution
 from medseg3d.networks.family import Family, Size
@@ -39,6 +40,11 @@ class ClassicUNet(nn.Module):
             raise PlanError(
                 "network.deep_supervision: the coarse stages of a network without padding see other parts of the patch than the "
                 'finest. Set deep_supervision = false, or options.padding = "same".'
+            )
+        if style.attention_gates and not is_padded:
+            raise PlanError(
+                "network.options: attention_gates lay coarse features over fine ones, which without padding show other parts of the patch. "
+                'Set attention_gates = 0, or padding = "same".'
             )
         self.deep_supervision = plan.deep_supervision
         self.strides = plan.strides
@@ -72,6 +78,10 @@ class ClassicUNet(nn.Module):
             stack(fine, fine_to_up[fine] + features[fine], plan.decoder_blocks[depth - 1 - fine], features[fine])
             for fine in reversed(range(depth))
         )
+        self.gates = nn.ModuleList(
+            GatedSkip(features[fine], features[fine + 1], plan.strides[fine + 1], style.attention_gates, style) if fine else nn.Identity()
+            for fine in reversed(range(depth if style.attention_gates else 0))
+        )
         unit = (1,) * plan.dimensions
         heads = [fine for fine in reversed(range(depth)) if plan.deep_supervision or fine == 0] or [0]
         self.heads = nn.ModuleList(convolution(features[fine], plan.num_classes, unit, unit) for fine in heads)
@@ -86,8 +96,10 @@ class ClassicUNet(nn.Module):
             skips.append(x)
         decoded = [] if len(self.decoder) else [x]
         for place, (up, convs) in enumerate(zip(self.up, self.decoder, strict=True)):
+            skip, gate = skips[-2 - place], self.gates[place] if len(self.gates) else None
+            skip = gate(skip, x) if isinstance(gate, GatedSkip) else skip
             x = up(x)
-            x = convs(torch.cat((center_crop(skips[-2 - place], x.shape[2:]), x), 1))
+            x = convs(torch.cat((center_crop(skip, x.shape[2:]), x), 1))
             decoded.append(x)
         if self.training and self.deep_supervision:
             return [head(features) for head, features in zip(self.heads, decoded, strict=True)][::-1]

@@ -91,7 +91,8 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, channels, n0, n1, n2)`` → ``(batch, channels, n0 / stride, …)``."""
-        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        is_dilated = any(d != 1 for d in self.dilation)
+        if x.device.type != "cpu" or is_dilated or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return convolve(x, self.weight, self.bias, self.stride, _numbers(self.padding), self.dilation, self.groups)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import AtrousPyramid, auxiliary_head
 from medseg3d.networks.convolutions import convolution
@@ -27,7 +27,7 @@ class DeepLabV3(nn.Module):
         super().__init__()
         style, unit, kernel = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes[-1]
         self.deep_supervision = plan.deep_supervision
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         width, rates = whole(plan.options, "head_features"), tuple(rate * 16 // whole(plan.options, "output_stride") for rate in RATES)
         before = self.encoder.widths[-1]
         self.pyramid = AtrousPyramid(before, width, kernel, rates, style, dropout=share(plan.options, "head_dropout"))
@@ -49,5 +49,5 @@ class DeepLabV3(nn.Module):
         return [logits, self.auxiliary(features[-2])]
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "head_features": 256, "head_dropout": 0.5}
-FAMILY = Family(name="deeplab_v3", build=DeepLabV3, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "head_features": 256, "head_dropout": 0.5}
+FAMILY = Family(name="deeplab_v3", build=DeepLabV3, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

@@ -17,7 +17,7 @@ from medseg3d.networks.context_heads import auxiliary_head, of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family, too_few_stages
 from medseg3d.networks.resizing import resized
-from medseg3d.networks.style import Style, norm_layer, style_of, whole
+from medseg3d.networks.style import Style, gate_layer, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 ENCODERS = 3
@@ -108,6 +108,7 @@ class XceptionBlock(nn.Module):
         unit, inner = (1,) * len(kernel), max(1, width // 4)
         steps = ((before, inner, unit), (inner, inner, unit), (inner, width, stride))
         self.convs = nn.Sequential(*(part for come, go, step in steps for part in _separable(come, go, kernel, step, style)))
+        self.gate = gate_layer(style, width, len(kernel))
         is_same = before == width and all(s == 1 for s in stride)
         self.skip = None if is_same else ConvBlock(before, width, unit, stride, style, bias=False, is_activated=False)
 
@@ -117,7 +118,9 @@ class XceptionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, before, …)`` → ``(batch, width, … / stride)``."""
-        summed: Tensor = self.convs(x) + (x if self.skip is None else self.skip(x))
+        skip = x if self.skip is None else self.skip(x)
+        x = self.convs(x)
+        summed: Tensor = (x if self.gate is None else self.gate(x)) + skip
         return summed
 
 

@@ -17,7 +17,7 @@ from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family, deep_supervision
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.resizing import bilinear_up, fill, pooled, upsampled
-from medseg3d.networks.style import Style, activation_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, gate_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_KERNEL = 7
@@ -35,7 +35,7 @@ class DeepLayerAggregation(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         style, unit = style_of(plan.options), (1,) * plan.dimensions
-        kind = _Kind(is_bottleneck=plan.options["block"] == "bottleneck", adds_child=bool(plan.options["residual_root"]), style=style)
+        kind = Kind(is_bottleneck=plan.options["block"] == "bottleneck", adds_child=bool(plan.options["residual_root"]), style=style)
         features, kernels = plan.features, plan.kernel_sizes
         self.first = min(int(plan.options["head_stage"] == 1), len(features) - 1)
         self.strides = tuple(tuple(stride) for stride in plan.strides)
@@ -85,7 +85,7 @@ class DeepLayerAggregation(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
+class Kind:
     """How the blocks and roots of a network are made."""
 
     is_bottleneck: bool
@@ -100,7 +100,7 @@ class Tree(nn.Module):
     """
 
     def __init__(
-        self, depth: int, before: int, width: int, kernel: Sizes, stride: Sizes, kind: _Kind, *, sees_input: bool = False, seen: int = 0
+        self, depth: int, before: int, width: int, kernel: Sizes, stride: Sizes, kind: Kind, *, sees_input: bool = False, seen: int = 0
     ) -> None:
         super().__init__()
         unit = (1,) * len(kernel)
@@ -120,7 +120,7 @@ class Tree(nn.Module):
 
     def forward(self, x: Tensor, seen: Sequence[Tensor] = ()) -> Tensor:
         """``seen`` are the features that the root sees as well."""
-        bottom = x if all(s == 1 for s in self.stride) else pooled(x, self.stride)
+        bottom = x if all(s == 1 for s in self.stride) else pooled(x, self.stride, is_whole=False)
         children = [*seen, bottom] if self.sees_input else list(seen)
         if self.root is None:
             first = self.first(x)
@@ -135,7 +135,7 @@ class Tree(nn.Module):
 class Block(nn.Module):
     """Two convolutions, or a bottleneck of three, beside a skip that is given."""
 
-    def __init__(self, before: int, width: int, kernel: Sizes, stride: Sizes, kind: _Kind) -> None:
+    def __init__(self, before: int, width: int, kernel: Sizes, stride: Sizes, kind: Kind) -> None:
         super().__init__()
         unit, style = (1,) * len(kernel), kind.style
         inner = width // 2 if kind.is_bottleneck else width
@@ -145,18 +145,20 @@ class Block(nn.Module):
         self.convs = nn.Sequential(
             *(ConvBlock(*layer, style, bias=False, is_activated=i < len(layers) - 1) for i, layer in enumerate(layers))
         )
+        self.gate = gate_layer(style, width, len(kernel))
         self.activation = activation_layer(style, width)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """``skip`` has the size and the features of the result."""
-        summed: Tensor = self.activation(self.convs(x) + skip)
+        x = self.convs(x)
+        summed: Tensor = self.activation((x if self.gate is None else self.gate(x)) + skip)
         return summed
 
 
 class Root(nn.Module):
     """A pointwise convolution over all children; with ``adds_child`` the first of them is added."""
 
-    def __init__(self, before: int, width: int, dimensions: int, kind: _Kind) -> None:
+    def __init__(self, before: int, width: int, dimensions: int, kind: Kind) -> None:
         super().__init__()
         unit = (1,) * dimensions
         self.conv = ConvBlock(before, width, unit, unit, kind.style, bias=False, is_activated=False)

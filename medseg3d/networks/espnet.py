@@ -18,7 +18,7 @@ from medseg3d.networks.convolutions import Sizes, convolution, transposed_convol
 from medseg3d.networks.family import Family, deep_supervision, too_few_stages
 from medseg3d.networks.resizing import resized
 from medseg3d.networks.resnet import spread
-from medseg3d.networks.style import Style, activation_layer, norm_layer, style_of
+from medseg3d.networks.style import Style, activation_layer, gate_layer, norm_layer, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 RATES = (1, 2, 4, 8, 16)
@@ -141,6 +141,7 @@ class Pyramid(nn.Module):
             branch = convolution(narrow, own, kernel, unit, bias=False)
             spread(branch, tuple(rate if k > 1 else 1 for k in kernel))
             self.branches.append(branch)
+        self.gate = gate_layer(style, width, len(kernel))
         self.end = NormActivation(width, len(kernel), style)
         self.adds_input = adds_input
 
@@ -151,6 +152,7 @@ class Pyramid(nn.Module):
         for place in range(2, len(parts)):
             parts[place] = parts[place] + parts[place - 1]
         merged = torch.cat(parts, 1)
+        merged = merged if self.gate is None else self.gate(merged)
         result: Tensor = self.end(x + merged if self.adds_input else merged)
         return result
 

@@ -18,7 +18,7 @@ from medseg3d.networks.context_heads import PyramidPooling, auxiliary_head
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family, too_few_stages
 from medseg3d.networks.resizing import resized
-from medseg3d.networks.style import Style, norm_layer, style_of, whole
+from medseg3d.networks.style import Style, gates, norm_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_STAGES, EXPANSION, BINS = 3, 6, (1, 2, 3, 6)
@@ -91,6 +91,7 @@ class InvertedBottleneck(nn.Module):
         self.convs = nn.Sequential(
             ConvBlock(before, wide, unit, unit, style, bias=False),
             depthwise(wide, kernel, stride, style),
+            *gates(style, wide, len(kernel)),
             ConvBlock(wide, width, unit, unit, style, bias=False, is_activated=False),
         )
         self.has_skip = before == width and all(s == 1 for s in stride)

@@ -1,7 +1,8 @@
 """Fully convolutional networks: FCN-32s, 16s and 8s (Long, Shelhamer, Darrell 2015), in 2D and 3D.
 
 A classifier's convolutions (VGG's), its fully connected layers as convolutions, and scores that are brought back by fixed bilinear
-transposed convolutions; finer scores are **added** on the way.
+transposed convolutions; finer scores are **added** on the way. With another ``encoder`` than ``vgg`` it is torchvision's network of that
+name: a dilated encoder and a convolution.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
+from medseg3d.networks.context_heads import auxiliary_head
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family, deep_supervision, too_few_stages
-from medseg3d.networks.resizing import upsampled
-from medseg3d.networks.style import dropout_layer, style_of, whole
+from medseg3d.networks.resizing import resized, upsampled
+from medseg3d.networks.style import dropout_layer, gates, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -43,7 +46,8 @@ class FCN(nn.Module):
                     for before, after in pairwise(
                         (features[stage - 1] if stage else plan.in_channels, *(features[stage],) * plan.encoder_blocks[stage])
                     )
-                )
+                ),
+                *gates(style, features[stage], plan.dimensions),
             )
             for stage in range(depth)
         )
@@ -74,6 +78,40 @@ class FCN(nn.Module):
         return cropped(upsampled(logits, factors), sizes[0])
 
 
+class DilatedFCN(nn.Module):
+    """A dilated encoder, a convolution to a fourth of its features and one to the logits, brought to the size of the input.
+
+    With ``deep_supervision`` the logits of the last stage but one follow.
+    """
+
+    head_weights = (1.0, 0.4)
+    """As in the reference implementation of torchvision."""
+
+    def __init__(self, plan: NetworkPlan) -> None:
+        super().__init__()
+        style = style_of(plan.options)
+        self.deep_supervision = plan.deep_supervision
+        self.encoder = encoders.encoder_of(plan)
+        stages = (-1, -2) if plan.deep_supervision else (-1,)
+        self.heads = nn.ModuleList(
+            auxiliary_head(width, max(1, width // 4), plan.kernel_sizes[stage], plan.num_classes, style)
+            for stage in stages
+            for width in (self.encoder.widths[stage],)
+        )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """``(batch, num_classes, …)`` of the input's size."""
+        features = self.encoder(x)
+        logits = resized(self.heads[0](features[-1]), x.shape[2:])
+        if not (self.training and self.deep_supervision):
+            return logits
+        return [logits, self.heads[1](features[-2])]
+
+
+def _build(plan: NetworkPlan) -> nn.Module:
+    return FCN(plan) if plan.options["encoder"] == "vgg" else DilatedFCN(plan)
+
+
 def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first ``size`` voxels along each axis."""
     for axis, length in enumerate(size, start=2):
@@ -86,11 +124,26 @@ def _skips(plan: NetworkPlan) -> int:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    yield from too_few_stages(plan, 2)
-    yield from deep_supervision(plan)
+    if plan.options["encoder"] == "vgg":
+        yield from too_few_stages(plan, 2)
+        yield from deep_supervision(plan)
+    else:
+        yield from resnet.problems(plan)
 
 
 SKIPS: tuple[Option, ...] = (0, 1, 2, 3, 4)
-OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "skips": 2, "classifier_kernel": 7, "classifier_dropout": 0.5}
-CHOICES: dict[str, tuple[Option, ...]] = {"skips": SKIPS, "classifier_kernel": (1, 3, 5, 7)}
-FAMILY = Family(name="fcn", build=FCN, options=OPTIONS, choices=CHOICES, problems=_problems)
+OPTIONS: dict[str, Option] = {
+    **encoders.OPTIONS,
+    "encoder": "vgg",
+    "norm": "none",
+    "skips": 2,
+    "classifier_kernel": 7,
+    "classifier_dropout": 0.5,
+}
+CHOICES: dict[str, tuple[Option, ...]] = {
+    **encoders.CHOICES,
+    "encoder": ("vgg", *encoders.STAGES),  # the next two and the classifier are those of vgg, the others' those of encoders
+    "skips": SKIPS,
+    "classifier_kernel": (1, 3, 5, 7),
+}
+FAMILY = Family(name="fcn", build=_build, options=OPTIONS, choices=CHOICES, problems=_problems)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling
 from medseg3d.networks.convolutions import Sizes, convolution
@@ -41,7 +41,7 @@ class ICNet(nn.Module):
                 for stage in range(1, fine + 1)
             )
         )
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         widths = self.encoder.widths
         self.num_shared = min(SHARED_STAGES, len(widths) - 2)
         inner = max(1, widths[-1] // len(BINS))
@@ -93,5 +93,5 @@ def _scaled(x: Tensor, scale: tuple[float, ...]) -> Tensor:
     return resized(x, tuple(max(1, round(length * share)) for length, share in zip(x.shape[2:], scale, strict=True)))
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "stem": "deep", "context_features": 128}
-FAMILY = Family(name="icnet", build=ICNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "stem": "deep", "context_features": 128}
+FAMILY = Family(name="icnet", build=ICNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import auxiliary_head
 from medseg3d.networks.convolutions import Sizes, convolution
@@ -37,7 +37,7 @@ class ISNet(nn.Module):
         super().__init__()
         style, unit, kernel = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes[-1]
         self.deep_supervision = plan.deep_supervision
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         width, inner = whole(plan.options, "head_features"), whole(plan.options, "attention_features")
         self.narrow = ConvBlock(self.encoder.widths[-1], width, kernel, unit, style, bias=False)
         self.of_image = ImageContext(width, inner, kernel, style)
@@ -116,5 +116,5 @@ def channel_dropout(dimensions: int) -> nn.Module:
     return nn.Dropout2d(DROPOUT) if dimensions == 2 else nn.Dropout3d(DROPOUT)
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "stem": "deep", "head_features": 512, "attention_features": 256}
-FAMILY = Family(name="isnet", build=ISNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "stem": "deep", "head_features": 512, "attention_features": 256}
+FAMILY = Family(name="isnet", build=ISNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

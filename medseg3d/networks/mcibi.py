@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.class_memory import ClassMemory
 from medseg3d.networks.context_heads import AtrousPyramid, PyramidPooling, auxiliary_head
@@ -39,7 +39,7 @@ class MCIBI(nn.Module):
         super().__init__()
         style, unit, kernel = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes[-1]
         self.deep_supervision, self.dimensions = plan.deep_supervision, plan.dimensions
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         width, inner, before = whole(plan.options, "head_features"), whole(plan.options, "attention_features"), self.encoder.widths[-1]
         self.context = _context(plan, before, width, kernel, style)
         self.narrow = ConvBlock(before, width, kernel, unit, style, bias=False)
@@ -97,6 +97,6 @@ def _context(plan: NetworkPlan, before: int, width: int, kernel: Sizes, style: S
     return None
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "stem": "deep", "head_features": 512, "attention_features": 256, "context": "atrous"}
-CHOICES: dict[str, tuple[Option, ...]] = {**resnet.CHOICES, "context": ("atrous", "pooling", "none")}
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "stem": "deep", "head_features": 512, "attention_features": 256, "context": "atrous"}
+CHOICES: dict[str, tuple[Option, ...]] = {**encoders.CHOICES, "context": ("atrous", "pooling", "none")}
 FAMILY = Family(name="mcibi", build=MCIBI, options=OPTIONS, choices=CHOICES, problems=resnet.problems)

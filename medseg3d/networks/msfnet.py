@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
@@ -38,7 +38,7 @@ class MSFNet(nn.Module):
         super().__init__()
         style = style_of(plan.options)
         self.deep_supervision = plan.deep_supervision
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         width, widths = whole(plan.options, "decoder_features"), self.encoder.widths[1:]
         self.finest = min(FINEST, len(widths) - 1)
         kernels = plan.kernel_sizes[2:]
@@ -92,5 +92,5 @@ class Stream(nn.Module):
         return logits
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "block": "basic", "output_stride": 32, "decoder_features": 128}
-FAMILY = Family(name="msfnet", build=MSFNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "block": "basic", "output_stride": 32, "decoder_features": 128}
+FAMILY = Family(name="msfnet", build=MSFNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medseg3d.networks.blocks import ConvStack, Decoder
+from medseg3d.networks.decoder import Decoder
+from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.family import Family
 from medseg3d.networks.style import style_of
-from medseg3d.plan import NetworkPlan
+from medseg3d.plan import NetworkPlan, Option
 
 
 class PlainUNet(nn.Module):
     """nnU-Net's plain U-Net in 2D or 3D, with any number of stages, kernels and strides per axis.
 
     Input ``(batch, in_channels, …)`` with sizes divisible by the total stride. Output ``(batch, num_classes, …)``; while
-    training with ``deep_supervision`` a list of logits at the decoder stages' own sizes, finest first.
+    training with ``deep_supervision`` a list of logits at the decoder stages' own sizes, finest first. ``encoder`` is of what its stages
+    are made, see :data:`~medseg3d.networks.encoders.STAGES`; all but ``plain`` are not nnU-Net's.
     """
 
     def __init__(self, plan: NetworkPlan) -> None:
@@ -22,7 +24,7 @@ class PlainUNet(nn.Module):
         self.deep_supervision = plan.deep_supervision
         style = style_of(plan.options)
         self.encoder = nn.ModuleList(
-            ConvStack(in_channels, out_channels, kernel_size, stride, num_blocks, style)
+            STAGES[str(plan.options["encoder"])](in_channels, out_channels, kernel_size, stride, num_blocks, style)
             for in_channels, out_channels, kernel_size, stride, num_blocks in zip(
                 (plan.in_channels, *plan.features[:-1]),
                 plan.features,
@@ -45,4 +47,6 @@ class PlainUNet(nn.Module):
         return logits if all_heads else logits[0]
 
 
-FAMILY = Family(name="plain_unet", build=PlainUNet)
+OPTIONS: dict[str, Option] = {"encoder": "plain"}
+CHOICES: dict[str, tuple[Option, ...]] = {"encoder": tuple(STAGES)}
+FAMILY = Family(name="plain_unet", build=PlainUNet, options=OPTIONS, choices=CHOICES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.context_heads import PyramidPooling, auxiliary_head
 from medseg3d.networks.convolutions import convolution
@@ -26,7 +26,7 @@ class PSPNet(nn.Module):
         super().__init__()
         style, unit, kernel = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes[-1]
         self.deep_supervision = plan.deep_supervision
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         before = self.encoder.widths[-1]
         width = max(1, before // len(BINS))
         self.pyramid = PyramidPooling(before, width, BINS, plan.dimensions, style)
@@ -50,5 +50,5 @@ class PSPNet(nn.Module):
         return [logits, self.auxiliary(features[-2])]
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "stem": "deep"}
-FAMILY = Family(name="pspnet", build=PSPNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "stem": "deep"}
+FAMILY = Family(name="pspnet", build=PSPNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

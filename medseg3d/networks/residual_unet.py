@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medseg3d.networks.blocks import ConvBlock, Decoder, ResidualStack
+from medseg3d.networks.blocks import ConvBlock, ResidualStack
+from medseg3d.networks.decoder import Decoder
 from medseg3d.networks.family import Family
 from medseg3d.networks.style import style_of
 from medseg3d.plan import NetworkPlan

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def pooled(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """The maxima of windows that are as large as the stride."""
+def pooled(x: Tensor, stride: Sequence[int], *, is_whole: bool = True) -> Tensor:
+    """The maxima of windows that are as large as the stride; unless ``is_whole`` also of an incomplete window at the end."""
     pool = F.max_pool2d if len(stride) == 2 else F.max_pool3d
-    return pool(x, tuple(stride))
+    return pool(x, tuple(stride), ceil_mode=not is_whole)
 
 
 def overlapping_pooled(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from medseg3d.networks.blocks import ConvBlock, SeparableConv
 from medseg3d.networks.convolutions import Sizes
 from medseg3d.networks.family import too_few_stages
 from medseg3d.networks.resizing import overlapping_pooled
-from medseg3d.networks.style import Style, activation_layer, style_of, whole
+from medseg3d.networks.style import Style, activation_layer, gate_layer, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_KERNEL, EXPANSION = 7, 4
@@ -103,6 +103,7 @@ class DilatedBlock(nn.Module):
         self.convs = nn.Sequential(*convs)
         is_same = before == width and all(s == 1 for s in stride)
         self.projection = None if is_same else ConvBlock(before, width, unit, stride, style, bias=False, is_activated=False)
+        self.gate = gate_layer(style, width, len(kernel))
         self.activation = activation_layer(style, width)
 
     def begins_at_zero(self) -> tuple[nn.Module, ...]:
@@ -112,7 +113,8 @@ class DilatedBlock(nn.Module):
     def summed(self, x: Tensor) -> Tensor:
         """The sum before the activation."""
         skip = x if self.projection is None else self.projection(x)
-        before: Tensor = self.convs(x) + skip
+        x = self.convs(x)
+        before: Tensor = (x if self.gate is None else self.gate(x)) + skip
         return before
 
     def forward(self, x: Tensor) -> Tensor:

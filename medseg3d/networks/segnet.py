@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import convolution
 from medseg3d.networks.family import Family, deep_supervision, too_few_stages
-from medseg3d.networks.style import Style, style_of
+from medseg3d.networks.style import Style, gates, style_of
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -67,7 +67,8 @@ class SegNet(nn.Module):
 
 def _stack(widths: Sequence[int], kernel_size: Sequence[int], style: Style) -> nn.Sequential:
     unit = (1,) * len(kernel_size)
-    return nn.Sequential(*(ConvBlock(before, after, kernel_size, unit, style) for before, after in pairwise(widths)))
+    convs = (ConvBlock(before, after, kernel_size, unit, style) for before, after in pairwise(widths))
+    return nn.Sequential(*convs, *gates(style, widths[-1], len(kernel_size)))
 
 
 def _pooled_with_indices(x: Tensor, stride: tuple[int, ...]) -> tuple[Tensor, Tensor]:

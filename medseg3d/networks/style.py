@@ -34,7 +34,8 @@ class Style:
     al. 2017). ``dropout``: share of what a convolution gives that is zeroed, and ``dropout_of``: whole channels, or single voxels of
     channels. ``squeeze_excitation``: reduction of the
     channel gate at the end of every block, 0 for none (Hu et al. 2018). ``upsampling``: the way from a decoder stage to the next finer
-    one, see :mod:`~medseg3d.networks.upsampling`; families that interpolate have their own.
+    one, see :mod:`~medseg3d.networks.upsampling`; families that interpolate have their own. ``attention_gates``: how many stand on each
+    skip of a U-Net but the finest, 0, 1 or 2 (Oktay et al. 2018).
     """
 
     norm: NormName = "instance"
@@ -44,6 +45,7 @@ class Style:
     separable: bool = False
     squeeze_excitation: int = 0
     upsampling: UpsamplingName = "transposed"
+    attention_gates: int = 0
 
 
 STYLE_OPTIONS: dict[str, Option] = {field.name: cast(Option, field.default) for field in fields(Style)}
@@ -69,6 +71,8 @@ def style_of(options: Mapping[str, Option]) -> Style:
         wrong.append(f"separable is {chosen['separable']!r}, expected true or false")
     if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 0:
         wrong.append(f"squeeze_excitation is {reduction!r}, expected a whole number, 0 for none")
+    if isinstance(chosen["attention_gates"], bool) or chosen["attention_gates"] not in (0, 1, 2):
+        wrong.append(f"attention_gates is {chosen['attention_gates']!r}, expected 0, 1 or 2")
     if wrong:
         raise PlanError(f"network.options: {'; '.join(wrong)}. Correct the planner file, or plan again.")
     return Style(**chosen)  # type: ignore[arg-type]
@@ -134,3 +138,9 @@ def gate_layer(style: Style, channels: int, dimensions: int) -> nn.Module | None
     from monai.networks.blocks import ChannelSELayer
 
     return ChannelSELayer(dimensions, channels, r=min(style.squeeze_excitation, channels))
+
+
+def gates(style: Style, channels: int, dimensions: int) -> tuple[nn.Module, ...]:
+    """:func:`gate_layer` as part of a row of modules, in which there may be none."""
+    gate = gate_layer(style, channels, dimensions)
+    return () if gate is None else (gate,)

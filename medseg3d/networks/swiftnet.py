@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medseg3d.networks import resnet
+from medseg3d.networks import encoders, resnet
 from medseg3d.networks.context_heads import auxiliary_head, averaged, of_one_voxel
 from medseg3d.networks.convolutions import Sizes, convolution
 from medseg3d.networks.family import Family
@@ -31,7 +31,7 @@ class SwiftNet(nn.Module):
         super().__init__()
         style, unit, kernels = style_of(plan.options), (1,) * plan.dimensions, plan.kernel_sizes
         self.deep_supervision = plan.deep_supervision
-        self.encoder = resnet.ResNet(plan)
+        self.encoder = encoders.encoder_of(plan)
         width, widths = whole(plan.options, "decoder_features"), self.encoder.widths[1:]
         self.pyramid = NarrowPyramid(widths[-1], width, plan.dimensions, style)
         coarse_to_fine = list(reversed(range(len(widths) - 1)))
@@ -93,5 +93,5 @@ class NarrowPyramid(nn.Module):
         return fused
 
 
-OPTIONS: dict[str, Option] = {**resnet.OPTIONS, "block": "basic", "output_stride": 32, "decoder_features": 128}
-FAMILY = Family(name="swiftnet", build=SwiftNet, options=OPTIONS, choices=resnet.CHOICES, problems=resnet.problems)
+OPTIONS: dict[str, Option] = {**encoders.OPTIONS, "block": "basic", "output_stride": 32, "decoder_features": 128}
+FAMILY = Family(name="swiftnet", build=SwiftNet, options=OPTIONS, choices=encoders.CHOICES, problems=resnet.problems)

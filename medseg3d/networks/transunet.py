@@ -18,7 +18,7 @@ from medseg3d.networks.blocks import ConvBlock
 from medseg3d.networks.convolutions import Sizes, convolution, convolve
 from medseg3d.networks.family import Family, deep_supervision, too_few_stages
 from medseg3d.networks.resizing import overlapping_pooled, resized
-from medseg3d.networks.style import Style, share, style_of, whole
+from medseg3d.networks.style import Style, gates, share, style_of, whole
 from medseg3d.plan import NetworkPlan, Option
 
 STEM_KERNEL, EXPANSION, GROUPS = 7, 4, 32
@@ -169,7 +169,8 @@ class Bottleneck(nn.Module):
 
 def _stack(before: int, width: int, kernel: Sizes, num_convs: int, style: Style) -> nn.Sequential:
     unit = (1,) * len(kernel)
-    return nn.Sequential(*(ConvBlock(width if i else before, width, kernel, unit, style, bias=False) for i in range(num_convs)))
+    convs = (ConvBlock(width if i else before, width, kernel, unit, style, bias=False) for i in range(num_convs))
+    return nn.Sequential(*convs, *gates(style, width, len(kernel)))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvStack
 from medseg3d.networks.convolutions import convolution
+from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.family import Family, too_few_stages
 from medseg3d.networks.levels import Levelled
 from medseg3d.networks.normalization import channels_last
@@ -40,10 +41,11 @@ class UNetPlusPlus(Levelled):
         self.deep_supervision = plan.deep_supervision
         self.skips = str(plan.options["skips"])
         self.ensembles = plan.options["prediction"] == "mean"
+        stage_of = STAGES[str(plan.options["encoder"])]
         self.nodes, self.up, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for row in range(depth + 1):
             before = features[row - 1] if row else plan.in_channels
-            self.nodes[f"{row}_0"] = ConvStack(before, features[row], plan.kernel_sizes[row], unit, plan.encoder_blocks[row], style)
+            self.nodes[f"{row}_0"] = stage_of(before, features[row], plan.kernel_sizes[row], unit, plan.encoder_blocks[row], style)
             for column in range(1, depth - row + 1):
                 num_skips = column if self.skips == "dense" else 1
                 blocks = plan.decoder_blocks[depth - 1 - row]
@@ -120,8 +122,9 @@ def _problems(plan: NetworkPlan) -> Iterable[str]:
     yield from too_few_stages(plan, 2)
 
 
-OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "skips": "dense", "prediction": "level"}
+OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "encoder": "plain", "skips": "dense", "prediction": "level"}
 CHOICES: dict[str, tuple[Option, ...]] = {
+    "encoder": tuple(STAGES),  # of what the first column is made; plain as published
     "skips": ("dense", "short", "shared"),
     "prediction": ("level", "mean"),  # mean: of all heads, the paper's accurate mode; level: of one, its fast mode
 }
