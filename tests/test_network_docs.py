@@ -12,8 +12,8 @@ import pytest
 
 from medseg3d.networks.build import checked_plan
 from medseg3d.planning import load_planner, make_plan
-from medseg3d.planning.candidates import FEW_CASES
 from medseg3d.planning.planner import planner_names
+from medseg3d.planning.proposals import FEW_CASES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/concepts/networks.md").read_text(encoding="utf-8")

@@ -161,7 +161,8 @@ class Console:
         table = Table(title="Networks for this dataset (→ worth training; seconds per epoch as this machine would take them)")
         for column in ("", "planner", "configuration", "parameters", "memory of a step", "G multiply-adds", "s per epoch", "disk", "why"):
             table.add_column(column, overflow="fold")
-        for c in result.candidates:
+        shown = [c for c in result.candidates if c.is_proposed or c.parameters or c.problem]
+        for c in shown:
             numbers = ("–",) * 5
             if not c.problem:
                 seconds = "–" if c.seconds_per_epoch is None else f"{c.seconds_per_epoch:,.0f}"
@@ -169,6 +170,12 @@ class Console:
                 numbers = (f"{c.parameters / 1e6:.1f} M", f"{c.memory_gb:.1f} GB", work, seconds, f"{c.disk_gb:.2f} GB")
             table.add_row("→" if c.is_proposed else "", c.planner, c.configuration, *numbers, _escape(c.problem or c.reason))
         self._out.print(table)
+        others: dict[str, list[str]] = {}
+        for c in result.candidates:
+            if c not in shown:
+                others.setdefault(c.reason, []).append(c.planner)
+        self._lines(["Not proposed:", *(f"  {', '.join(names)}: {reason}." for reason, names in others.items())])
+        self._lines(["Rules of thumb; medseg3d compare PRESET PRESET trains some of them alike on one fold."])
 
     def show_preprocessed(self, result: PreprocessResult) -> None:
         """How many cases were made and kept."""

@@ -59,7 +59,10 @@ class PlanningOptions(DatasetOptions):
 class PlanOptions(CasesOptions, PlanningOptions):
     """Options of ``plan``."""
 
-    with_candidates: Annotated[bool, Option("--explain", "for every number: the rule, its inputs, what would change it")] = False
+    with_candidates: Annotated[
+        bool, Option("--explain", "for every number: the rule, its inputs, what would change it; and which networks suit the dataset")
+    ] = False
+    real_time: Annotated[bool, Option("--real-time", "with --explain, propose networks that predict quickly")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Which networks are worth training on a dataset, and what each would cost: a summary goes in, a list of candidates comes out.
 
-Every candidate is planned by its own preset and its real network is traced (:mod:`medseg3d.networks.cost`); seconds follow from
-three speeds of the device, which are measured.
+:mod:`medseg3d.planning.proposals` judges every preset. The proposed ones are planned, and their real networks traced
+(:mod:`medseg3d.networks.cost`); seconds follow from three speeds of the device, which are measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.budget import GIB
 from medseg3d.planning.make_plan import make_plan
 from medseg3d.planning.planner import Planner, load_planner
+from medseg3d.planning.proposals import THICK, facts_of, opinions
 from medseg3d.planning.summary import DatasetSummary
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ BACKWARD = 2
 """The backward pass computes the gradients of inputs and of weights: two products for one."""
 PASSES = 3
 """Saved activations are written once and read twice: by the next layer and by the backward pass."""
-FEW_CASES = 20
-"""With fewer training cases a large network can learn them by heart; our judgment, for cross-validation to confirm."""
-MANY_CASES = 100
-"""Residual encoders gained on the larger sets of nnU-Net's comparison (Isensee et al. 2024), hardly on ACDC; the border is our judgment."""
 IMAGE_BYTES, LABEL_BYTES = 2, 1
 """Of a stored voxel, per channel and once; the store compresses them to less."""
 
@@ -46,7 +43,8 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A network with what a training of it takes; ``problem`` says why it cannot be planned, and the numbers are then 0.
+    """A network with what a training of it takes; ``problem`` says why it cannot be planned. The numbers are 0 then, and where a network
+    is not proposed, as counting takes seconds.
 
     ``memory_gb`` is of one training step in bf16, without what the GPU keeps for itself; ``disk_gb`` holds the preprocessed
     cases, weights and state of one fold; ``seconds_per_epoch`` is of 250 steps on the measured device, None where no speed is
@@ -66,35 +64,55 @@ class Candidate:
 
 
 def candidates(
-    summary: DatasetSummary, *, gpu_memory_gb: float, speed: Speed | None, num_datasets: int = 1, own: Plan | None = None
+    summary: DatasetSummary,
+    *,
+    gpu_memory_gb: float,
+    speed: Speed | None,
+    num_datasets: int = 1,
+    own: Plan | None = None,
+    real_time: bool = False,
 ) -> tuple[Candidate, ...]:
-    """The families for a dataset, the proposed ones first; ``num_datasets`` of them would share a universal network.
+    """Every preset for a dataset, the proposed ones first; ``num_datasets`` of them would share a universal network.
 
-    ``own`` is the plan that was made: its network stands among them where it is of an extension.
+    Only the proposed ones and the default are planned and counted, which takes seconds each. ``own`` is the plan that was made: its
+    network stands among them where it is of an extension. With ``real_time`` prediction has to be quick.
     """
-    found = list(_candidates(summary, gpu_memory_gb, speed, num_datasets))
+    found = list(_candidates(summary, gpu_memory_gb, speed, num_datasets, real_time=real_time))
     if own is not None and (provider := own.configuration(own.recommended).network.provider):
         reason = f"the plan's own, of {source_text(provider)}"
         found.insert(0, _costed(own, own.planner, own.recommended, True, reason, speed))
     return tuple(sorted(found, key=lambda candidate: not candidate.is_proposed))
 
 
-def _candidates(summary: DatasetSummary, gpu_memory_gb: float, speed: Speed | None, num_datasets: int) -> Iterator[Candidate]:
-    for name in ("default", "residual_m", "vnet_batch_norm", "u2net"):
-        try:
-            plan = make_plan(summary, _rules(name), gpu_memory_gb=gpu_memory_gb)
-        except PlanError as error:
-            yield Candidate(planner=name, configuration="3d_fullres", is_proposed=False, reason="cannot be planned", problem=str(error))
-            continue
-        shown = ("2d", "3d_fullres", "3d_lowres") if name == "default" else (plan.recommended,)
-        for configuration in shown:
-            if configuration in plan.configurations:
-                is_proposed, reason = _opinion(name, configuration, plan, num_datasets)
-                yield _costed(plan, name, configuration, is_proposed, reason, speed)
+def _candidates(
+    summary: DatasetSummary, gpu_memory_gb: float, speed: Speed | None, num_datasets: int, *, real_time: bool
+) -> Iterator[Candidate]:
+    plan = make_plan(summary, _rules("default"), gpu_memory_gb=gpu_memory_gb)
+    for configuration in ("2d", "3d_fullres", "3d_lowres"):
+        if configuration in plan.configurations:
+            is_proposed, reason = _of_default(configuration, plan)
+            yield _costed(plan, "default", configuration, is_proposed, reason, speed)
+    on_gpu = None if speed is None else not speed.device.startswith("cpu")
+    for name, opinion in opinions(facts_of(summary, plan, gpu_memory_gb=gpu_memory_gb, on_gpu=on_gpu, real_time=real_time)).items():
+        if opinion.is_proposed and (num_datasets == 1 or name != "u2net"):
+            yield _planned(name, opinion.reason, summary, gpu_memory_gb, speed)
+        else:
+            yield Candidate(planner=name, configuration=plan.recommended, is_proposed=False, reason=opinion.reason)
     if num_datasets > 1:
-        plan = make_plan(summary, _rules("universal"), gpu_memory_gb=gpu_memory_gb)
+        shared = make_plan(summary, _rules("universal"), gpu_memory_gb=gpu_memory_gb)
         reason = f"{num_datasets} datasets share one network; each costs a few adapters instead of a network"
-        yield _costed(plan, "universal", plan.recommended, True, reason, speed)
+        yield _costed(shared, "universal", shared.recommended, True, reason, speed)
+    else:
+        yield Candidate(planner="universal", configuration=plan.recommended, is_proposed=False, reason="for several datasets at once")
+
+
+def _planned(name: str, reason: str, summary: DatasetSummary, gpu_memory_gb: float, speed: Speed | None) -> Candidate:
+    """A proposed preset with what it takes; not proposed where no plan of it can be made."""
+    try:
+        plan = make_plan(summary, _rules(name), gpu_memory_gb=gpu_memory_gb)
+    except PlanError as error:
+        return Candidate(planner=name, configuration="3d_fullres", is_proposed=False, reason="cannot be planned", problem=str(error))
+    return _costed(plan, name, plan.recommended, True, reason, speed)
 
 
 def _rules(name: str) -> Planner:
@@ -103,34 +121,19 @@ def _rules(name: str) -> Planner:
     return rules if name == "default" else replace(rules, lowres=replace(rules.lowres, patch_share=0.0))
 
 
-def _opinion(name: str, configuration: str, plan: Plan, num_datasets: int) -> tuple[bool, str]:
-    """Whether a network is worth training, and why; rules of thumb, which cross-validation (select) has to confirm."""
-    cases = plan.num_training
-    if name == "default":
-        if configuration == plan.recommended:
-            return True, "the plan recommends it: robust on datasets of all kinds"
-        if configuration == "3d_lowres":
-            return True, "a patch of full resolution sees little of a case; this one sees more of it"
-        if configuration == "2d":
-            spacing = plan.configurations["3d_fullres"].spacing
-            ratio = spacing[0] / max(spacing[1:])
-            if ratio > 3:
-                return True, f"slices are {ratio:.1f} times as thick as the pixels are wide, and neighbors look different"
-            return False, f"slices are only {ratio:.1f} times as thick as the pixels are wide, so neighbors help"
-        return False, f"{plan.recommended} is recommended for this dataset"
-    if name == "residual_m":
-        if cases >= MANY_CASES:
-            return True, f"{cases} training cases feed a deeper encoder"
-        return False, f"gains over the plain U-Net need many cases, and there are {cases}"
-    if name == "vnet_batch_norm":
-        network = plan.configuration(plan.recommended).network
-        is_isotropic = all(len(set(kernel)) == 1 for kernel in network.kernel_sizes)
-        if is_isotropic and len(plan.labels.foreground) <= 2:
-            return True, "isotropic voxels and few large structures, what it was made for"
-        return False, "thick slices or many labels: kernels of 5 voxels cost more than they see"
-    if num_datasets == 1 and cases < FEW_CASES:
-        return True, f"{cases} training cases are few, and it has a hundredth of the parameters to overfit"
-    return False, f"{cases} training cases can feed a larger network; worth it for small model files"
+def _of_default(configuration: str, plan: Plan) -> tuple[bool, str]:
+    """Whether a configuration of the default preset is worth training, and why; for cross-validation (select) to confirm."""
+    if configuration == plan.recommended:
+        return True, "the plan recommends it: robust on datasets of all kinds"
+    if configuration == "3d_lowres":
+        return True, "a patch of full resolution sees little of a case; this one sees more of it"
+    if configuration == "2d":
+        spacing = plan.configurations["3d_fullres"].spacing
+        ratio = spacing[0] / max(spacing[1:])
+        if ratio > THICK:
+            return True, f"slices are {ratio:.1f} times as thick as the pixels are wide, and neighbors look different"
+        return False, f"slices are only {ratio:.1f} times as thick as the pixels are wide, so neighbors help"
+    return False, f"{plan.recommended} is recommended for this dataset"
 
 
 def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str, speed: Speed | None) -> Candidate:

@@ -107,7 +107,7 @@ def plan_by(
         failures=described.fingerprint.failures,
         folds=folds,
         path=folder.plan,
-        candidates=_candidates(described.summary, decided.value, num_datasets) if options.with_candidates else (),
+        candidates=_candidates(described.summary, decided.value, num_datasets, options) if options.with_candidates else (),
     )
 
 
@@ -163,11 +163,11 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
         with planning_lock(WorkFolder(work)):
             write_record(WorkFolder(work).planner, rules, "planner")
             path = write_record(WorkFolder(work).plan, made, "plan")
-    proposed = _candidates(summary, made, 1) if options.with_candidates else ()
+    proposed = _candidates(summary, made, 1, options) if options.with_candidates else ()
     return PlanResult(plan=made, explanations=decided.reasons, warnings=(), path=path, candidates=proposed)
 
 
-def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple[Candidate, ...]:
+def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int, options: PlanOptions) -> tuple[Candidate, ...]:
     """What other networks would take on the device at hand."""
     from medseg3d.devices import choose_device, measure_speed
     from medseg3d.patches.augmentation import measure_augmentation
@@ -176,7 +176,9 @@ def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int) -> tuple
     multiply_adds, moved = measure_speed(device)
     augmented = measure_augmentation(device.device)
     speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved, augmented_voxels=augmented)
-    return candidates(summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets, own=made)
+    return candidates(
+        summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets, own=made, real_time=options.real_time
+    )
 
 
 def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Listener) -> Fingerprint:

@@ -56,7 +56,7 @@ def test_every_option_says_what_it_means_and_has_a_default_in_its_range(record: 
 
 def test_the_chain_takes_every_option_of_planning_and_training() -> None:
     names = {field.name for field in fields_of(RunOptions)}
-    assert {field.name for field in fields_of(PlanOptions)} - {"with_candidates"} <= names
+    assert {field.name for field in fields_of(PlanOptions)} - {"with_candidates", "real_time"} <= names
     assert {field.name for field in fields_of(options.TrainingOptions)} <= names
 
 
