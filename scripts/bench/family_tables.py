@@ -9,7 +9,7 @@ from typing import Any
 
 from measuring import markdown_table
 
-PAGE = Path(__file__).parents[2] / "docs/benchmarks.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def tables(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -85,12 +85,55 @@ def row_of(outcome: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def learned_table(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """One row per family, both datasets beside each other, for the choice of a network; the best on real data first."""
+    by_preset: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for outcome in outcomes:
+        by_preset.setdefault(outcome["preset"], {})[outcome["dataset"]] = outcome
+    header = (
+        "preset",
+        "parameters",
+        "G multiply-adds per patch",
+        "s per step",
+        "s per case",
+        "phantom",
+        "minutes",
+        "Hippocampus",
+        "minutes",
+    )
+    rows = []
+    for preset, found in sorted(by_preset.items(), key=lambda item: _rank(item[1])):
+        shown = found.get("hippocampus") or found["phantom"]
+        reached = [cell for name in ("phantom", "hippocampus") for cell in _reached(found.get(name))]
+        cells = (f"{shown['parameters'] / 1e6:.2f} M", f"{shown['multiply_adds'] / 1e9:.2f}", f"{shown['step_seconds']:.2f}")
+        rows.append((f"`{preset}`", *cells, f"{shown['case_seconds']:.2f}", *reached))
+    return markdown_table(header, rows)
+
+
+def _rank(found: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """By the Dice on real data, then on the phantom."""
+    real, phantom = (-((found.get(name) or {}).get("dice") or 0.0) for name in ("hippocampus", "phantom"))
+    return real, phantom
+
+
+def _reached(outcome: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Dice and minutes; a family that did not get through says so."""
+    if outcome is None:
+        return "not measured", "–"
+    return ("failed" if outcome["dice"] is None else f"{outcome['dice']:.3f}", f"{outcome['minutes']:.1f}")
+
+
 def write_docs(outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the tables in the page; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, made in tables(outcomes).items():
+    """Replace the tables in the pages; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    _write(DOCS / "benchmarks.md", tables(outcomes))
+    _write(DOCS / "concepts/networks.md", {"learned": learned_table(outcomes)})
+
+
+def _write(page: Path, made: Mapping[str, str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, table in made.items():
         place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = place.subn(lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text)
+        text, found = place.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if found != 1:
-            raise SystemExit(f"{PAGE} has {found} places for the table {name}, expected one.")
-    PAGE.write_text(text, encoding="utf-8")
+            raise SystemExit(f"{page} has {found} places for the table {name}, expected one.")
+    page.write_text(text, encoding="utf-8")
