@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from medseg3d.extensions import Registry
-from medseg3d.losses import regions, shapes, voxels
+from medseg3d.losses import components, regions, shapes, skeletons, voxels
 from medseg3d.losses.loss import Loss, LossFunction, LossSettings, in_float32, of_whole_batch
 from medseg3d.losses.monai_losses import is_monai_loss, monai_loss
 
-LOSSES = Registry("losses", Loss, {**regions.LOSSES, **voxels.LOSSES, **shapes.LOSSES})
+LOSSES = Registry("losses", Loss, {**regions.LOSSES, **voxels.LOSSES, **shapes.LOSSES, **components.LOSSES, **skeletons.LOSSES})
 """The losses by their name in a plan, and those of extensions."""
 
 

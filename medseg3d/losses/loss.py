@@ -7,7 +7,7 @@ annotated for some structures only are turned into that before a loss is asked (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +32,7 @@ class LossSettings:
     ``batch_dice`` pools the voxels of all samples before dividing; otherwise every sample is measured by itself. ``options`` may
     leave out what has a default. ``class_voxels`` are the voxels of each class in the dataset, background first; None for equal
     weights. ``has_ignored``: labels may be :data:`IGNORED`, for a loss that knows them.
+    ``spacing`` (mm) is that of patches of ``patch_size`` voxels; empty where it is not known.
     """
 
     num_classes: int
@@ -39,6 +40,8 @@ class LossSettings:
     options: Mapping[str, float] = field(default_factory=dict)
     class_voxels: tuple[float, ...] | None = None
     has_ignored: bool = False
+    spacing: tuple[float, ...] = ()
+    patch_size: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,17 @@ def voxel_mean(values: Tensor, labels: Tensor, settings: LossSettings) -> Tensor
 def known_mean(total: Tensor, labels: Tensor) -> Tensor:
     """A sum over voxels by the number of those that count, of all processes that share the batch."""
     return pooled(total) / pooled((labels != IGNORED).sum().float()).clamp_min(1)
+
+
+def spacing_of(settings: LossSettings, shape: Sequence[int]) -> tuple[float, ...]:
+    """Of labels of a shape that cover the extent of a patch, as those of deep supervision do; voxels are cubes where nothing is known.
+
+    >>> spacing_of(LossSettings(num_classes=2, spacing=(3.0, 1.0, 1.0), patch_size=(16, 32, 32)), (16, 16, 16))
+    (3.0, 2.0, 2.0)
+    """
+    if not settings.spacing:
+        return (1.0,) * len(shape)
+    return tuple(mm * whole / n for mm, whole, n in zip(settings.spacing, settings.patch_size, shape, strict=True))
 
 
 def foreground(per_class: Tensor) -> Tensor:

@@ -73,13 +73,15 @@ class LossFacts:
     ``foreground_share`` of all voxels, 0 to 1, median over cases. ``label_volume_ratio`` is the largest label's median volume over
     the smallest's, at least 1. ``absent_share`` is the share of cases without the label that is absent most often. ``elongation``
     is that of the longest label: the diagonal of the bounding box of its largest component over the cube root of its volume, both
-    in mm, median over cases; a ball has 2.1. None where it is not known.
+    in mm, median over cases; a ball has 2.1. None where it is not known. ``components`` are those of the label with the most, median over
+    cases, among labels whose largest component holds at most half of them; 0 where there is none such.
     """
 
     foreground_share: float
     label_volume_ratio: float
     absent_share: float
     elongation: float | None = None
+    components: float = 0.0
 
 
 ELONGATED = 6.0
@@ -90,6 +92,9 @@ OFTEN_ABSENT = 0.5
 """In every second case the Dice of such a label has next to no gradient, so that the term per voxel must carry it."""
 SMALL_FOREGROUND = 0.01
 """A label that is often absent is a matter of the loss only where it is small as well; a large one is learned by cross-entropy."""
+MANY_COMPONENTS = 5.0
+"""Multiple sclerosis has some thirty lesions, bones and organs one or two. From five on, and none of them half of all, a lesion that is
+missed costs next to no Dice."""
 UNEVEN_LABELS = 1000.0
 """A label a thousand times smaller than another has no say in a mean over voxels; the Dice alone looks at it."""
 
@@ -99,12 +104,17 @@ def suggest_loss(facts: LossFacts) -> tuple[str, str]:
 
     Only compound losses are suggested: in the comparison of 20 losses on six datasets of Ma 2021 (Loss odyssey in medical image
     segmentation) no loss was best everywhere, and Dice together with a second term was the most robust. Thin structures come first, as
-    a tube is small and uneven as well.
+    a tube is small and uneven as well, and then what comes in many pieces (CC-DiceCE found more small lesions without losing Dice).
     """
     if facts.elongation is not None and facts.elongation >= ELONGATED:
-        return "cldice", (
+        return "skeleton_recall", (
             f"A label is long and thin (elongation {facts.elongation:.1f}, from {ELONGATED:g} on), so gaps along its skeleton count, "
-            "which the Dice hardly notices."
+            "which the Dice hardly notices. cldice asks the same of the prediction's skeleton as well, and takes many times the memory."
+        )
+    if facts.components >= MANY_COMPONENTS:
+        return "cc_dice_ce", (
+            f"A label comes in {facts.components:g} pieces, none of them half of it (from {MANY_COMPONENTS:g} on), so every piece should "
+            "count the same: the Dice of all together hardly notices a small one."
         )
     share = f"{100 * facts.foreground_share:.2g} % of the voxels are labelled"
     if facts.foreground_share <= TINY_FOREGROUND:
@@ -128,6 +138,10 @@ def suggest_loss(facts: LossFacts) -> tuple[str, str]:
     )
 
 
+ALIKE = {"cldice": "skeleton_recall"}
+"""A loss of a planner that answers the same question as the one that is suggested."""
+
+
 def planned_loss(training: TrainingPlan, facts: LossFacts | None) -> Decided[str]:
     """The planner's loss stays; what the dataset's labels would suggest is said beside it."""
     options = loss_options(training)
@@ -136,14 +150,15 @@ def planned_loss(training: TrainingPlan, facts: LossFacts | None) -> Decided[str
     if facts is not None:
         inputs = _facts_in_words(facts)
         suggested, why = suggest_loss(facts)
-        if suggested != training.loss:
+        if suggested not in (training.loss, ALIKE.get(training.loss)):
             value, inputs = f"{value}; suggested: {suggested}", f"{inputs} {why}"
     reason = Explanation(
         quantity="loss",
         value=value,
         rule=(
             "The planner's, the same for all datasets; the dataset only suggests one. "
-            f"cldice: elongation of a label from {ELONGATED:g} on (a ball has 2.1). "
+            f"skeleton_recall: elongation of a label from {ELONGATED:g} on (a ball has 2.1). "
+            f"cc_dice_ce: {MANY_COMPONENTS:g} pieces of a label or more, none of them half of it. "
             f"dice_focal: at most {100 * TINY_FOREGROUND:g} % of the voxels labelled; or a label absent from "
             f"{100 * OFTEN_ABSENT:g} % of the cases or more, with at most {100 * SMALL_FOREGROUND:g} % labelled; or the largest label "
             f"{UNEVEN_LABELS:g} times as large as the smallest or more. dice_ce otherwise."
@@ -159,5 +174,6 @@ def _facts_in_words(facts: LossFacts) -> str:
     return (
         f"{100 * facts.foreground_share:.3g} % of the voxels of a median case are labelled; the largest label is "
         f"{facts.label_volume_ratio:,.1f} times as large as the smallest; the rarest label is absent from "
-        f"{100 * facts.absent_share:.0f} % of the cases; elongation of the longest label: {elongation}."
+        f"{100 * facts.absent_share:.0f} % of the cases; elongation of the longest label: {elongation}; pieces of a label in many: "
+        f"{facts.components:g}."
     )

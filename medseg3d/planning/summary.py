@@ -127,7 +127,16 @@ def _loss_facts(cases: Sequence[CaseFingerprint], labels: Labels) -> LossFacts |
         label_volume_ratio=max(volumes) / min(volumes),
         absent_share=1 - min(map(len, present)) / len(cases),
         elongation=max(filter(None, (_median_elongation(cases, value) for value in labels.annotated_values[1:])), default=None),
+        components=max((_pieces(cases, value) for value in labels.annotated_values[1:]), default=0.0),
     )
+
+
+def _pieces(cases: Sequence[CaseFingerprint], value: int) -> float:
+    """The components of a label, median over the cases that have it; 0 where most of it is one piece and the rest may be specks."""
+    entries = [case.labels[value] for case in cases if value in case.labels]
+    if not entries or np.median([entry.largest_mm3 / entry.volume_mm3 for entry in entries]) > 0.5:
+        return 0.0
+    return float(np.median([entry.components for entry in entries]))
 
 
 def _volume_mm3(case: CaseFingerprint, labels: Labels, index: int) -> float:

@@ -96,6 +96,8 @@ class TrainingDomain:
                 batch_dice=self.configuration.batch_dice,
                 options=training.loss_options,
                 has_ignored=knows_ignored and has_ignored(labels),
+                spacing=self.configuration.spacing,
+                patch_size=self.configuration.patch_size,
             )
             return make_loss(training.loss, settings, provider=provider, class_voxels=lambda: self._class_voxels(region))
 

@@ -21,7 +21,7 @@ PER_SAMPLE = [name for name in NAMES if LOSSES[name].knows_batches]
 """The others weigh voxels of the whole batch against each other."""
 VOXELS = (1000.0, 100.0, 10.0)
 """Per class, background first."""
-MINIMA = {"dice_ce": -1.0, "cldice": -1.0, "surface": -1.0}
+MINIMA = dict.fromkeys(("dice_ce", "cldice", "surface", "cc_dice_ce", "skeleton_recall"), -1.0)
 """Of the losses whose lowest value is not 0; that of the boundary loss depends on the labels."""
 
 
@@ -142,7 +142,7 @@ def test_descent_lowers_the_loss_and_raises_the_dice(name):
     assert dice_of(logits, labels) > max(0.9, dice_before)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "skeleton_recall"])  # thinning begins at one side
 def test_renaming_labels_and_mirroring_changes_nothing(name):
     torch.manual_seed(0)
     labels, logits = blocks(), torch.randn(2, 3, 8, 8, 8)

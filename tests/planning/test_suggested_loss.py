@@ -59,8 +59,9 @@ def test_the_row_names_the_numbers_of_the_labels_and_the_thresholds() -> None:
 def test_another_loss_is_suggested_with_its_reason_and_not_planned() -> None:
     vessel = replace(ORGAN, elongation=8.25)
     row = loss_row(vessel)
-    assert row.value == "dice_ce; suggested: cldice"
-    assert ": 8.2. A label is long and thin" in row.inputs
+    assert row.value == "dice_ce; suggested: skeleton_recall"
+    assert "label: 8.2; pieces" in row.inputs
+    assert "A label is long and thin (elongation 8.2" in row.inputs
     plan = make_plan(summary_of(vessel), load_planner("default"))
     assert plan == make_plan(summary_of(None), load_planner("default"))
     assert {configuration.training.loss for configuration in plan.configurations.values()} == {"dice_ce"}
