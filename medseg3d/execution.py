@@ -49,11 +49,13 @@ def run_cases(
 ) -> Iterator[Done[Item, Result]]:
     """Run ``work`` over all items, at most ``num_workers`` at once and within ``max_bytes`` of predicted memory.
 
-    ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. What goes wrong with one item becomes its
+    ``bytes_of`` predicts the peak of one item; an item larger than the budget runs alone. An ``executor`` runs ``num_workers`` at once,
+    whatever they take: the memory is that of other machines. What goes wrong with one item becomes its
     failure (:class:`~medseg3d.boundary.CaseBoundary`); a :class:`StorageError` and what else concerns all of them stops the work.
     """
     workers = workers_for(num_workers)
     budget = max_bytes or memory_budget(None)
+    bytes_of = bytes_of if executor is None else None
     boundary = CaseBoundary(stage)
     pending = list(items)
     running: dict[Future[Result], tuple[Item, int]] = {}

@@ -8,7 +8,9 @@ by the digest of their files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from medseg3d.data.digests import digest_of
@@ -33,35 +35,30 @@ def make_fingerprint(
     num_workers: int | None = None,
     max_bytes: int | None = None,
     on_case: Callable[[Sequence[CaseFingerprint]], None] | None = None,
+    executor: Executor | None = None,
 ) -> Fingerprint:
     """The fingerprint of all training cases; ``on_case`` is given all that are measured so far after each case.
 
     Cases of ``previous`` with the same digest and channels are taken over. Cases that cannot be read are listed in
-    ``failures``; raises :class:`DatasetError` where none can be read, or none has a labelled voxel.
+    ``failures``; raises :class:`DatasetError` where none can be read, or none has a labelled voxel. With an ``executor`` the cases are
+    read wherever it runs them.
     """
     background = dataset.labels.values[0] if dataset.labels else 0
     ignore = ignored_value(dataset.labels, dataset.label_names)
     usable = previous is not None and previous.background == background and previous.ignore == ignore
     known = {case.name: case for case in previous.cases} if previous and usable else {}
 
-    def work(case: Case) -> CaseFingerprint:
-        digest = digest_of(case)
-        found = known.get(case.name)
-        if found is None or found.grid is None or found.digest != digest or len(found.channels) != len(case.channels):
-            found = _described(case, digest, background, ignore)
-        _check_values(found, dataset.labels)
-        return found
-
     cases: list[CaseFingerprint] = []
     failures = list(dataset.failures)
     for done in run_cases(
-        work,
-        dataset.training,
-        name_of=lambda case: case.name,
+        partial(_measured, background=background, ignore=ignore, labels=dataset.labels),
+        [(case, known.get(case.name)) for case in dataset.training],
+        name_of=lambda item: item[0].name,
         stage="fingerprint",
-        bytes_of=bytes_to_describe,
+        bytes_of=lambda item: bytes_to_describe(item[0]),
         num_workers=num_workers,
         max_bytes=max_bytes,
+        executor=executor,
     ):
         if done.result is not None:
             cases.append(done.result)
@@ -102,6 +99,18 @@ def undeclared_ignore(cases: Sequence[CaseFingerprint], dataset: Dataset) -> int
     markers = set(marker_values({value for case in cases for value in case.labels})) - set(dataset.label_names)
     beside = {value for case in cases for value in markers & set(case.labels) if set(case.labels) - markers}
     return beside.pop() if len(markers) == len(beside) == 1 else None
+
+
+def _measured(
+    item: tuple[Case, CaseFingerprint | None], *, background: int, ignore: int | None, labels: Labels | None
+) -> CaseFingerprint:
+    """A case as it was measured before, where its files and channels are the same; or read and measured."""
+    case, found = item
+    digest = digest_of(case)
+    if found is None or found.grid is None or found.digest != digest or len(found.channels) != len(case.channels):
+        found = _described(case, digest, background, ignore)
+    _check_values(found, labels)
+    return found
 
 
 def _check_values(case: CaseFingerprint, labels: Labels | None) -> None:

@@ -29,13 +29,17 @@ class DeviceOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CasesOptions(Options):
-    """How many cases are worked on at once."""
+    """How many cases are worked on at once, and where."""
 
     jobs: Annotated[
         int | None, Option("--jobs", "cases measured or preprocessed at once (default: the cores)", metavar="N", at_least=1)
     ] = None
     max_ram_gb: Annotated[
         float | None, Option("--max-ram", "memory that these may take (default: 60 % of the free)", metavar="GB", unit="GB", above=0)
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Option("--cluster", "work on the workers of this dask scheduler, such as tcp://host:8786", metavar="ADDRESS"),
     ] = None
 
 

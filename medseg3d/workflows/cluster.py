@@ -1,44 +1,71 @@
-"""Predict cases on other machines: the workers of a dask scheduler, or whatever an executor stands for."""
+"""Train folds and predict cases on other machines: the workers of a dask scheduler, or whatever an executor stands for."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from medseg3d.data.dataset import Case, ChannelFile
-from medseg3d.errors import CaseFailure, InputError
+from medseg3d.data.dataset import Case
+from medseg3d.errors import BusyError, CaseFailure, InputError
+from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.execution import memory_budget, run_cases
-from medseg3d.extensions import loaded_extensions, use_extension
+from medseg3d.locks import STALE_SECONDS
 from medseg3d.models.model import Model
-from medseg3d.options import PredictOptions
+from medseg3d.options import PredictOptions, TrainOptions
 from medseg3d.work_folder import fold_names
 from medseg3d.workflows.load import predicting_model
 from medseg3d.workflows.predict_cases import predict_cases
 from medseg3d.workflows.prediction_record import PredictedCase, RecordFile
+from medseg3d.workflows.train import train
+from medseg3d.workflows.workers import Workers, resolved, tell_client
 
 _WORKER_LOCK = threading.Lock()
+"""A worker may have several threads, and has one device."""
+Evaluations = dict[str | None, Evaluation | None]
 
 
-@contextmanager
-def cluster_workers(address: str) -> Iterator[Executor]:
-    """Run functions on the workers of the scheduler at ``address``. Raises :class:`InputError` where none answers, or without dask."""
+def train_there(
+    root: Path, work: Path | None, folds: Sequence[TrainOptions], workers: Workers
+) -> Iterator[tuple[TrainOptions, Evaluations]]:
+    """Train and validate folds, each on a worker, in the order in which they finish; from and into the same folders.
+
+    A fold whose worker died goes on from its last epoch on another one. An error of a fold is raised; the others end where they are.
+    """
+    place, waiting = None if work is None else work.resolve(), list(folds)
+    running: dict[Future[Evaluations], TrainOptions] = {}
     try:
-        from distributed import Client  # an optional extra
-    except ImportError:
-        raise InputError("--cluster needs dask: pip install 'medseg3d[cluster]'.") from None
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, ValueError, TimeoutError) as error:
-        raise InputError(f"--cluster {address}: no dask scheduler answers there ({error}).") from None
-    with client:
-        for extension in loaded_extensions():  # they see the same files
-            client.run(use_extension, str(extension.path))
-        yield client.get_executor()
+        while waiting or running:
+            while waiting and len(running) < workers.num_networks:
+                fold = waiting.pop(0)
+                running[workers.networks.submit(_train_on_worker, root.resolve(), place, fold)] = fold
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield running.pop(future), future.result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _train_on_worker(root: Path, work: Path | None, options: TrainOptions) -> Evaluations:
+    """A fold may be locked still by a worker that died on another machine, until nothing was heard of it for some minutes."""
+    until = time.monotonic() + 2 * STALE_SECONDS
+    with _WORKER_LOCK:
+        while True:
+            try:
+                return train(root, work, options, tell_client)
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(LOCK_PAUSE)
+
+
+LOCK_PAUSE = 10.0
+"""Seconds between two looks at a fold that is locked."""
 
 
 def predict_there(
@@ -61,14 +88,10 @@ def predict_there(
         targets=absolute,
         record=RecordFile(record.path.resolve()),
     )
-    found = [replace(case, channels=tuple(_resolved(channel) for channel in case.channels)) for case in pending]
+    found = [resolved(case) for case in pending]
     done = run_cases(work, found, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
     for outcome in done:
         yield outcome.item, outcome.failure or outcome.result  # type: ignore[misc]
-
-
-def _resolved(channel: ChannelFile) -> ChannelFile:
-    return replace(channel, path=channel.path.resolve(), files=tuple(file.resolve() for file in channel.files))
 
 
 def _predict_on_worker(
@@ -80,7 +103,7 @@ def _predict_on_worker(
     targets: dict[str, Path],
     record: RecordFile,
 ) -> PredictedCase:
-    with _WORKER_LOCK:  # a worker may have several threads, and the model has one device
+    with _WORKER_LOCK:
         model = _worker_model(place, options, identity)
         budget = memory_budget(None)
         ((_, result),) = predict_cases(model, [case], targets, record=record, probabilities=options.probabilities, budget=budget)

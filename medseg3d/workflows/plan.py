@@ -40,6 +40,7 @@ from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, NAMED_CHANNELS, describe_dataset
 from medseg3d.workflows.taking_turns import planning_lock
 from medseg3d.workflows.verb import verb
+from medseg3d.workflows.workers import cluster_workers, on_absolute_paths
 
 logger = logging.getLogger(__name__)
 NO_OPTIONS = PlanOptions()
@@ -211,6 +212,14 @@ def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Li
             saved = time.monotonic()
 
     budget = memory_budget(options.max_ram_gb)
-    fingerprint = make_fingerprint(dataset, previous=previous, num_workers=options.jobs, max_bytes=budget, on_case=keep)
+    with cluster_workers(options.cluster) as cluster:
+        fingerprint = make_fingerprint(
+            dataset if cluster is None else on_absolute_paths(dataset),
+            previous=previous,
+            num_workers=options.jobs if cluster is None else cluster.num_threads,
+            max_bytes=budget,
+            on_case=keep,
+            executor=None if cluster is None else cluster.cases,
+        )
     write_record(folder.fingerprint, fingerprint, "fingerprint")
     return fingerprint

@@ -22,10 +22,11 @@ from medseg3d.images.readers import READERS, writable
 from medseg3d.options import PredictOptions
 from medseg3d.prediction.probability_file import probability_file
 from medseg3d.wording import counted, listed
-from medseg3d.workflows.cluster import cluster_workers, predict_there
+from medseg3d.workflows.cluster import predict_there
 from medseg3d.workflows.load import predicting_model
 from medseg3d.workflows.predict_cases import predict_cases
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
+from medseg3d.workflows.workers import cluster_workers
 
 logger = logging.getLogger(__name__)
 Outcome = tuple[Case, PredictedCase | CaseFailure]
@@ -63,10 +64,8 @@ def predict(
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"{source}: no such file or folder.")
     place = next(place for place in (model, work, dataset) if place is not None)
-    if options.cluster is None or executor is not None:
-        return _predict(source, output, options, place, executor, on)
-    with cluster_workers(options.cluster) as workers:
-        return _predict(source, output, options, place, workers, on)
+    with cluster_workers(options.cluster if executor is None else None) as workers:
+        return _predict(source, output, options, place, executor if workers is None else workers.networks, on)
 
 
 def _predict(

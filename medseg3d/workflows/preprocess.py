@@ -26,6 +26,7 @@ from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.taking_turns import case_lock, tidy
 from medseg3d.workflows.verb import verb
+from medseg3d.workflows.workers import Workers, cluster_workers, on_absolute_paths
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,17 @@ def preprocess(root: Path, work: Path | None, options: PreprocessOptions, on: Li
     digests: dict[str, str] = {}
     total = len(dataset.training)
     on(Event(stage="preprocess", done=0, total=total))
-    done = preprocess_cases(dataset, plan, wanted, folder, jobs=options.jobs, max_ram_gb=options.max_ram_gb, device=resampler)
-    for number, case in enumerate(done, 1):
-        if case.failure is not None:
-            failures.append(case.failure)
-        elif case.result is not None:
-            (made if case.result.written else kept).append(case.item.name)
-            digests[case.item.name] = case.result.files_digest
-        on(Event(stage="preprocess", done=number, total=total))
+    with cluster_workers(options.cluster) as cluster:
+        done = preprocess_cases(
+            dataset, plan, wanted, folder, jobs=options.jobs, max_ram_gb=options.max_ram_gb, device=resampler, cluster=cluster
+        )
+        for number, case in enumerate(done, 1):
+            if case.failure is not None:
+                failures.append(case.failure)
+            elif case.result is not None:
+                (made if case.result.written else kept).append(case.item.name)
+                digests[case.item.name] = case.result.files_digest
+            on(Event(stage="preprocess", done=number, total=total))
     _warn_of_an_old_plan(folder, digests)
     return PreprocessResult(
         configurations=tuple(configuration.name for configuration in wanted),
@@ -140,54 +144,83 @@ def preprocess_cases(
     jobs: int | None = None,
     max_ram_gb: float | None = None,
     device: str | None = None,
+    cluster: Workers | None = None,
 ) -> Iterator[Done[Case, CaseWritten]]:
-    """Yield the cases as they finish. A raw case is read once for all data it lacks; configurations that share data write it once."""
-    by_data = {configuration.data or configuration.name: configuration for configuration in reversed(configurations)}
-    stores = {data: Store(folder.store(data), patch_size=configuration.patch_size) for data, configuration in by_data.items()}
-    plan_parts = {data: data_digest(plan, configuration) for data, configuration in by_data.items()}
-    tidy(folder.root / "preprocessed")
-    for store in stores.values():
-        store.remove_leftovers()
+    """Yield the cases as they finish. A raw case is read once for all data it lacks; configurations that share data write it once.
 
-    def work(case: Case) -> CaseWritten:
+    The workers of a ``cluster`` read and write the same folders.
+    """
+    work = _Preprocessing.of(plan, configurations, folder if cluster is None else WorkFolder(folder.root.resolve()), device)
+    tidy(folder.root / "preprocessed")
+    for store in work.stores.values():
+        store.remove_leftovers()
+    cases = dataset.training if cluster is None else on_absolute_paths(dataset).training
+    workers = min(jobs or available_cores(), max(1, len(cases))) if cluster is None else cluster.num_threads
+    with ExitStack() as stack:
+        if workers > 1 and cluster is None:
+            stack.enter_context(single_threaded_libraries())
+        yield from run_cases(
+            work,
+            cases,
+            name_of=lambda case: case.name,
+            stage="preprocess",
+            bytes_of=lambda case: bytes_to_preprocess(case, plan, list(work.by_data.values())),
+            num_workers=workers,
+            max_bytes=memory_budget(max_ram_gb),
+            executor=None if cluster is None else cluster.cases,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Preprocessing:
+    """What is done to each case; a record, so that it can be sent to another machine."""
+
+    plan: Plan
+    folder: WorkFolder
+    by_data: Mapping[str, Configuration]
+    stores: Mapping[str, Store]
+    plan_parts: Mapping[str, str]
+    device: str | None
+
+    @classmethod
+    def of(cls, plan: Plan, configurations: Sequence[Configuration], folder: WorkFolder, device: str | None) -> _Preprocessing:
+        by_data = {configuration.data or configuration.name: configuration for configuration in reversed(configurations)}
+        return cls(
+            plan=plan,
+            folder=folder,
+            by_data=by_data,
+            stores={data: Store(folder.store(data), patch_size=configuration.patch_size) for data, configuration in by_data.items()},
+            plan_parts={data: data_digest(plan, configuration) for data, configuration in by_data.items()},
+            device=device,
+        )
+
+    def __call__(self, case: Case) -> CaseWritten:
+        """Make a case in the stores that lack it as it is now."""
+        plan, stores = self.plan, self.stores
         stamp = stamp_of(case)
         try:
             files = digest_of(case)
         except OSError as error:
             raise ImageReadError(f"{case.name}: {error.filename or 'its files'} cannot be read ({error.strerror or error}).") from error
-        digests = {data: f"{files}-{part}" for data, part in plan_parts.items()}
+        digests = {data: f"{files}-{part}" for data, part in self.plan_parts.items()}
         found = {data: store.version(case.name) for data, store in stores.items()}
         lacking = [data for data, store in stores.items() if not store.is_current(case.name, digests[data])]
         if not lacking:
             return CaseWritten(name=case.name, written=(), files_digest=files)
-        with case_lock(folder, case.name):
+        with case_lock(self.folder, case.name):
             for data in [data for data in lacking if stores[data].version(case.name) != found[data]]:  # another process made it meanwhile
                 if stores[data].is_current(case.name, digests[data]):
                     lacking.remove(data)
             if not lacking:
                 return CaseWritten(name=case.name, written=(), files_digest=files)
-            _check_memory(case, bytes_to_preprocess(case, plan, list(by_data.values())))
+            _check_memory(case, bytes_to_preprocess(case, plan, list(self.by_data.values())))
             raw = read_case(case, frame=plan.reading_frame)
             _check(raw.image.shape[0], raw.labels is not None, case, plan)
-            made = preprocess_for(raw, plan=plan, configurations=[by_data[data] for data in lacking], device=device)
+            made = preprocess_for(raw, plan=plan, configurations=[self.by_data[data] for data in lacking], device=self.device)
             for data, preprocessed in zip(lacking, made, strict=True):
                 stores[data].write(preprocessed, digests[data], stamp)
             logger.info("Preprocessed %s for %s", case.name, ", ".join(lacking))
         return CaseWritten(name=case.name, written=tuple(lacking), files_digest=files)
-
-    workers = min(jobs or available_cores(), max(1, len(dataset.training)))
-    with ExitStack() as stack:
-        if workers > 1:
-            stack.enter_context(single_threaded_libraries())
-        yield from run_cases(
-            work,
-            dataset.training,
-            name_of=lambda case: case.name,
-            stage="preprocess",
-            bytes_of=lambda case: bytes_to_preprocess(case, plan, list(by_data.values())),
-            num_workers=workers,
-            max_bytes=memory_budget(max_ram_gb),
-        )
 
 
 def _check_memory(case: Case, needed: int) -> None:

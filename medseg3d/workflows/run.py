@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.devices import choose_device
+from medseg3d.devices import choose_device, several_devices
 from medseg3d.domain import Domain, domain_of, domains_of
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
@@ -22,8 +25,10 @@ from medseg3d.provenance import Origin, mark_file, weights_of, write_origin
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.report import write_page
 from medseg3d.validation.selection import Selection
+from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder, fold_names, work_folder
 from medseg3d.workflows.choose_folds import tell_divided
+from medseg3d.workflows.cluster import Evaluations, train_there
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.plan import PlanResult
 from medseg3d.workflows.plan_domains import plan_domains, share_a_network
@@ -33,6 +38,7 @@ from medseg3d.workflows.select import select
 from medseg3d.workflows.splits import all_folds, check_fold
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
+from medseg3d.workflows.workers import Workers, cluster_workers
 
 logger = logging.getLogger(__name__)
 
@@ -75,27 +81,49 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
         raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
     for dataset in datasets if is_shared else [root]:
         open_dataset(dataset, channels=channels)  # says what is wrong with the folder before anything is written into it
-    choose_device(options.device)
+    if options.cluster is None:
+        choose_device(options.device)
+        if options.devices is not None:
+            several_devices(str(options.devices))
     folder = work_folder(root, work)
     check_writable(folder.root)
     clock = _Clock(folder)
     with clock.stage("plan"):
         planned = plan_domains(datasets, work, PlanOptions.of(options), on)
-    chains = [_Chain(domain, planned[domain.name], clock, options.device, on) for domain in domains_of(root, work) if not domain.is_added]
+    chains = [_Chain(domain, planned[domain.name], clock, options, on) for domain in domains_of(root, work) if not domain.is_added]
     wanted = _wanted(chains, configurations, folds)
     names = tuple(dict.fromkeys(name for name, _ in wanted))
     with clock.stage("preprocess"):
         for chain in chains:
-            chain.preprocess(PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb))
-    share = None if options.hours is None else options.hours / len(wanted)
-    for name, fold in wanted:
-        with clock.stage(f"train {name} fold {fold}"):
-            one = TrainOptions.of(options, configuration=None if is_shared else name, fold=fold, hours=share)
-            evaluations = train(root, work, one, on)
-        for chain in chains:
-            chain.note(evaluations[chain.domain.name])
+            chain.preprocess(
+                PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb, cluster=options.cluster)
+            )
+    with cluster_workers(options.cluster, on) as cluster:
+        at_once = 1 if cluster is None else cluster.num_networks
+        share = None if options.hours is None else options.hours / math.ceil(len(wanted) / at_once)
+        for name, pairs in groupby(wanted, key=itemgetter(0)):  # a later configuration may need an earlier one's folds
+            folds_of = [TrainOptions.of(options, configuration=None if is_shared else name, fold=fold, hours=share) for _, fold in pairs]
+            for evaluations in _trained(root, work, name, folds_of, clock, cluster, on):
+                for chain in chains:
+                    chain.note(evaluations[chain.domain.name])
     is_validated = any(fold.isdigit() for _, fold in wanted)
     return {chain.domain.name: chain.finish(is_validated=is_validated) for chain in chains}
+
+
+def _trained(
+    root: Path, work: Path | None, name: str, folds: Sequence[TrainOptions], clock: _Clock, cluster: Workers | None, on: Listener
+) -> Iterator[Evaluations]:
+    """Train folds of a configuration, one after the other here, or at once on the workers of a cluster."""
+    if cluster is None:
+        for one in folds:
+            with clock.stage(f"train {name} fold {one.fold}"):
+                evaluations = train(root, work, one, on)
+            yield evaluations
+        return
+    with clock.stage(f"train {name}, {counted(len(folds), 'fold')} on a cluster"):
+        for number, (one, evaluations) in enumerate(train_there(root, work, folds, cluster), 1):
+            on(Event(stage="train", message=f"{name} fold {one.fold} is trained and validated, {number} of {len(folds)}."))
+            yield evaluations
 
 
 def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
@@ -118,8 +146,8 @@ def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, fold
 class _Chain:
     """What the chain does for one domain alone, and what failed in it."""
 
-    def __init__(self, domain: Domain, planned: PlanResult, clock: _Clock, device: str, on: Listener) -> None:
-        self.domain, self.planned, self._clock, self._device, self._on = domain, planned, clock, device, on
+    def __init__(self, domain: Domain, planned: PlanResult, clock: _Clock, options: RunOptions, on: Listener) -> None:
+        self.domain, self.planned, self._clock, self._options, self._on = domain, planned, clock, options, on
         self._failures = list(planned.failures)
         doubt = (planned.plan.left_right_doubt,) if planned.plan.left_right_doubt else ()
         for warning in (*planned.warnings, *doubt):
@@ -138,9 +166,11 @@ class _Chain:
         root, folder, selection = self.domain.dataset, self.domain.folder, None
         if is_validated:
             with self._clock.stage(self.domain.named("select")):
-                selection = select(root, folder.root, SelectOptions(device=self._device), self._on)
+                selection = select(
+                    root, folder.root, SelectOptions(device=self._options.device if self._options.cluster is None else "auto"), self._on
+                )
         with self._clock.stage(self.domain.named("predict")):
-            test, failures = predict_test_set(root, folder, self._device, self._on)
+            test, failures = predict_test_set(root, folder, self._options, self._on)
         failures = (*self._failures, *failures)
         with self._clock.stage(self.domain.named("report")):
             page = write_report(root, folder, failures=failures, warnings=self.planned.warnings)
@@ -160,12 +190,21 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
     return write_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
 
 
-def predict_test_set(root: Path, folder: WorkFolder, device: str, on: Listener) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
+def predict_test_set(
+    root: Path, folder: WorkFolder, options: RunOptions, on: Listener
+) -> tuple[Evaluation | None, tuple[CaseFailure, ...]]:
     """Predict the test images where there are any, and evaluate them where they have labels."""
     opened = open_dataset(root, channels=folder.read_plan().channels)
     if not opened.test:
         return None, opened.test_failures
-    result = predict(opened.test, folder.predictions, PredictOptions(device=device, overwrite=True), dataset=root, work=folder.root, on=on)
+    result = predict(
+        opened.test,
+        folder.predictions,
+        PredictOptions(device=options.device, cluster=options.cluster, overwrite=True),
+        dataset=root,
+        work=folder.root,
+        on=on,
+    )
     failed = {failure.case for failure in result.failures}
     pairs = [
         Pair(case=case.name, prediction=folder.predictions / f"{case.name}.nii.gz", reference=case.label, annotated=case.annotated)
