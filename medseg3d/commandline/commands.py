@@ -21,6 +21,7 @@ from medseg3d.options import (
     SeedOptions,
     SelectOptions,
     ServeOptions,
+    SlurmOptions,
     TrainOptions,
     ValidateOptions,
 )
@@ -216,6 +217,11 @@ class InfoCommand(OutputOptions, OnModel):
 @dataclass(frozen=True, kw_only=True)
 class ServeCommand(OutputOptions, ServeOptions, OnModel):
     """``medseg3d serve``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmCommand(OutputOptions, SlurmOptions, OnDataset):
+    """``medseg3d slurm``."""
 
 
 @dataclass(frozen=True, kw_only=True)

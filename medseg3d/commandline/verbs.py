@@ -238,6 +238,14 @@ def _report(options: c.ReportCommand, console: Console) -> None:
     console.show(pages, lambda page: console.say(f"The report lies in {page}"))
 
 
+def _slurm(options: c.SlurmCommand, console: Console) -> None:
+    from medseg3d.workflows.slurm import slurm
+
+    with console:
+        result = slurm(options.dataset, options.work, options)
+    console.say(f"{counted(len(result.jobs), 'job')} written into {result.submit.parent}. Look at them, then submit them: {result.submit}")
+
+
 def _completion(options: c.CompletionCommand, console: Console) -> None:
     from medseg3d.commandline.completion import completion
 
@@ -276,6 +284,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "import": Command("take a model that another program trained", c.ImportCommand, _import),
     "info": Command("what a model is: labels, networks, folds, metrics", c.InfoCommand, _info),
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
+    "slurm": Command("write the jobs of a plan for Slurm, one fold a job", c.SlurmCommand, _slurm),
     "completion": Command("print a script that completes commands, options and files in a shell", c.CompletionCommand, _completion),
 }
 """The verbs by their name, in the order of ``--help``."""

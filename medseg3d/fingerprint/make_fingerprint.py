@@ -101,9 +101,7 @@ def undeclared_ignore(cases: Sequence[CaseFingerprint], dataset: Dataset) -> int
     return beside.pop() if len(markers) == len(beside) == 1 else None
 
 
-def _measured(
-    item: tuple[Case, CaseFingerprint | None], *, background: int, ignore: int | None, labels: Labels | None
-) -> CaseFingerprint:
+def _measured(item: tuple[Case, CaseFingerprint | None], *, background: int, ignore: int | None, labels: Labels | None) -> CaseFingerprint:
     """A case as it was measured before, where its files and channels are the same; or read and measured."""
     case, found = item
     digest = digest_of(case)

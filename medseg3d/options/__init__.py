@@ -5,7 +5,7 @@ here, and the code that obeys it: the parser, the keywords in Python and ``docs/
 """
 
 from medseg3d.options.comparing import CompareOptions
-from medseg3d.options.option import Field, Option, Options, fields_of
+from medseg3d.options.option import Field, Option, Options, arguments_of, fields_of
 from medseg3d.options.planning import DatasetOptions, PlanningOptions, PlanOptions, PreprocessOptions
 from medseg3d.options.prediction import (
     ExportOptions,
@@ -20,6 +20,7 @@ from medseg3d.options.prediction import (
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
 from medseg3d.options.run import RunOptions
 from medseg3d.options.serving import ServeOptions, ServerOptions
+from medseg3d.options.slurm import SlurmOptions
 from medseg3d.options.training import BatchOptions, FindLrOptions, TrainingOptions, TrainOptions, TuningOptions, ValidateOptions
 
 __all__ = [
@@ -48,9 +49,11 @@ __all__ = [
     "SelectOptions",
     "ServeOptions",
     "ServerOptions",
+    "SlurmOptions",
     "TrainOptions",
     "TrainingOptions",
     "TuningOptions",
     "ValidateOptions",
+    "arguments_of",
     "fields_of",
 ]

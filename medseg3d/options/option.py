@@ -6,7 +6,7 @@ The parser of the command line, the keywords of the verbs in Python and the refe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from inspect import get_annotations
@@ -147,6 +147,30 @@ def fields_of(record: type[Options]) -> tuple[Field, ...]:
     """The options of a record, those of its parts first."""
     key: Any = record
     return _fields_of(key)
+
+
+def arguments_of(options: Options, record: type[Options]) -> list[str]:
+    """The words of a command line that give a command the options of ``record`` as they are here; defaults are left out.
+
+    Only those with a flag: what is known by its place is left to whoever writes the line.
+    """
+    words: list[str] = []
+    for field in fields_of(record):
+        value, flag = getattr(options, field.name), field.option.name
+        if not field.is_flag or value == field.default:
+            continue
+        if field.type is bool:
+            words.append(flag)
+        elif isinstance(value, Mapping):
+            words += [flag, ",".join(f"{key}={text}" for key, text in value.items())]
+        elif field.option.several == "again":
+            words += [word for each in value for word in (flag, str(each))]
+        elif field.option.several and not isinstance(value, str):
+            several = [str(each) for each in value]
+            words += [flag, *(several if field.option.several == "words" else [",".join(several)])]
+        else:
+            words += [flag, str(value)]
+    return words
 
 
 @cache  # types are looked up once per record

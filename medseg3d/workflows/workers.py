@@ -52,7 +52,7 @@ def cluster_workers(address: str | None, on: Listener = silent) -> Iterator[Work
         if not found:
             raise InputError(f"--cluster {address}: the scheduler has no worker. Start some, with dask worker {address}.")
         client.register_plugin(_extensions_plugin())
-        client.subscribe_topic(TOPIC, lambda event: on(Event(**event[1])))
+        client.subscribe_topic(TOPIC, lambda told: on(_event(told[1])))
         with_gpu = [worker for worker in found if worker["resources"].get(GPU)]
         yield Workers(
             cases=_Pool(client.get_executor(pure=False)),
@@ -67,6 +67,11 @@ def tell_client(event: Event) -> None:
     from distributed import get_worker
 
     get_worker().log_event(TOPIC, {"stage": event.stage, "done": event.done, "total": event.total, "message": event.message})
+
+
+def _event(told: dict[str, Any]) -> Event:
+    """What a worker told; dask adds who it was."""
+    return Event(stage=told["stage"], done=told["done"], total=told["total"], message=told["message"])
 
 
 def on_absolute_paths(dataset: Dataset) -> Dataset:

@@ -52,7 +52,7 @@ def test_no_scheduler_is_one_sentence() -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(tiny: Path, tmp_path: Path) -> None:
-    options: Any = {"planner": tiny / "tiny.toml", "configurations": "3d_fullres", "folds": ["0", "1"], "epochs": 3, "seed": 5}
+    options: Any = {"planner": tiny / "tiny.toml", "configurations": "3d_fullres", "folds": ["0", "1"], "epochs": 2, "seed": 5}
     killed = threading.Event()
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
 
