@@ -218,8 +218,11 @@ class Configuration(Checked):
     training: TrainingPlan
     mirror_axes: tuple[Axis, ...]
     previous_stage: Name | None = None
+    is_cropped: bool = False
+    """The earlier stage says where to look (a crop cascade); otherwise its label map comes as further channels."""
     data: str = ""
     """The name of the preprocessed data; configurations with equal spacing, normalization and resampling share it."""
+    came_later: ClassVar[tuple[str, ...]] = ("is_cropped",)
 
     @property
     def dimensions(self) -> int:
@@ -237,6 +240,8 @@ class Configuration(Checked):
         for name, text in (("name", self.name), ("data", self.data), ("previous_stage", self.previous_stage or "")):
             if text.startswith(".") or set(text) & set("/\\:\0\n\r"):
                 yield f"{name} is {text!r:.60}, expected a name without / \\ : that begins with no dot"
+        if self.is_cropped and (self.previous_stage is None or dimensions != 3):
+            yield "is_cropped, but it has no previous_stage that finds the box, or is no 3D configuration"
         if len(self.patch_size) == dimensions:
             yield from self._problems_of_patch()
 

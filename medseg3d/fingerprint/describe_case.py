@@ -54,7 +54,13 @@ def describe_case(raw: RawCase, digest: str, *, background: int = 0, ignore: int
         labels=labels,
         middle=body_middle(raw.image[0]),
         content=content_of(raw.image),
+        foreground_edges=_edges(known != background) if known is not None and labels else None,
     )
+
+
+def _edges(mask: np.ndarray) -> tuple[int, int, int]:
+    first, second, third = (cut.stop - cut.start for cut in nonzero_box(mask[np.newaxis]))
+    return first, second, third
 
 
 def _describe_channel(whole: np.ndarray, cropped: np.ndarray, inside: np.ndarray | None) -> ChannelFingerprint:

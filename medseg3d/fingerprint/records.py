@@ -83,6 +83,8 @@ class CaseFingerprint:
     middle: tuple[float, float, float] | None = None
     content: str = ""
     """A digest of a sample of the image's voxels: the same for copies, whatever their labels; empty for an even image."""
+    foreground_edges: tuple[int, int, int] | None = None
+    """Edges in voxels of the box of all foreground; None without any, and in a file of an older version."""
 
     def __post_init__(self) -> None:
         axes = self.axes or ((0, 1), (1, 1), (2, 1))

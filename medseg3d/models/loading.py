@@ -102,12 +102,15 @@ def assemble(
                 f"{parts.path}: {name} is the second stage of a cascade, and its first stage {previous} is not there. Name the work "
                 "folder, or a model file with both."
             )
+        if configuration.is_cropped and stage.box is None:
+            raise InputError(f"{parts.path}: {name} is a crop cascade, and how it finds its box is not there. Name the work folder.")
         wanted = mirroring.get(name) if isinstance(mirroring, Mapping) else mirroring  # a first stage is not among them
         return Member(
             configuration=configuration,
             networks=tuple(networks),
             mirroring=stage.mirroring if wanted is None else wanted,
             previous=None if previous is None else member(stages[previous], is_last=False),
+            box=stage.box,
             skipping=_skipping(stage.empty_windows, name, description.plan) if skip_empty and is_last else None,
         )
 

@@ -35,6 +35,7 @@ from medseg3d.prediction.empty_windows import Survey
 from medseg3d.prediction.predict_case import (
     Member,
     PreparedCase,
+    locate,
     prepare_case,
     segment,
     segment_every_level,
@@ -189,6 +190,11 @@ class Model:
             advice = "give the whole volume (of DICOM files, the folder of the series)"
             found = (f"has a single slice, and the model was trained on volumes: {advice}", *found)
         return found
+
+    def locate(self, prepared: PreparedCase, *, max_bytes: int | None = None) -> PreparedCase:
+        """A crop cascade's first stage, where the model has one: the case cut to what it finds, with a note where that is nothing."""
+        self._check_precision(prepared)
+        return locate(prepared, self._used, self.plan.labels, self.device, step=self.step, max_bytes=max_bytes)
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None, max_bytes: int | None = None) -> np.ndarray:
         """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` and ``max_bytes`` as for

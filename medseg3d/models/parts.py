@@ -12,6 +12,7 @@ import torch
 from medseg3d.models.checkpoints import check_fit
 from medseg3d.plan import Plan
 from medseg3d.records import Checked
+from medseg3d.validation.box import BoxRule
 from medseg3d.validation.empty_window_record import EmptyWindows
 from medseg3d.validation.levels import LevelChoice
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
@@ -29,16 +30,17 @@ class MemberDescription(Checked):
     """A configuration of a model with its folds; ``mirroring`` says whether mirroring helps it at prediction.
 
     ``empty_windows`` is what validation said of windows that may be left out, ``levels`` how much of a network that can be pruned
-    predicts, None where nothing is known.
+    predicts, None where nothing is known. ``box`` is how a crop cascade finds the box that it sees.
     """
 
-    came_later: ClassVar[tuple[str, ...]] = ("levels",)
+    came_later: ClassVar[tuple[str, ...]] = ("levels", "box")
 
     configuration: str
     folds: tuple[str, ...]
     mirroring: bool = True
     empty_windows: EmptyWindows | None = None
     levels: LevelChoice | None = None
+    box: BoxRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from medseg3d.models.parts import DICE, DICE_CASES, Facts, MemberDescription, Mo
 from medseg3d.plan import Plan
 from medseg3d.provenance import changed_first_stage, is_known, split_key, validation_changes, weights_digest
 from medseg3d.records import read_record
+from medseg3d.validation.box import BOXES, BoxChoice, BoxRule, combined_rule
 from medseg3d.validation.empty_window_record import EMPTY_WINDOWS, EmptyWindows, combined
 from medseg3d.validation.levels import LEVELS, FoldLevels, LevelChoice, choose_level
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING
@@ -78,6 +79,8 @@ def trained_parts(
     postprocessing = selection.postprocessing if selection is not None and is_selected else NO_POSTPROCESSING
     networks = [(name, fold) for stages in (used, earlier) for name, chosen in stages.items() for fold in chosen]
     identity = [f"{name}/{fold}/{weights_digest(work.weights(name, fold))}" for name, fold in networks]
+    boxes = {name: _box_rule(work, plan, name, chosen) for name, chosen in {**earlier, **used}.items()}
+    identity += [f"{name} in {rule}" for name, rule in boxes.items() if rule is not None]
 
     def member(name: str, chosen: tuple[str, ...]) -> MemberDescription:
         is_mirrored = _is_mirrored(work, name, chosen, selection)
@@ -87,6 +90,7 @@ def trained_parts(
             mirroring=is_mirrored,
             empty_windows=empty_windows_of(work, name, chosen),
             levels=levels_of(work, name, chosen, is_mirrored=is_mirrored),
+            box=boxes[name],
         )
 
     return ModelParts(
@@ -249,6 +253,13 @@ def _earlier_stages(work: WorkFolder, plan: Plan, used: Mapping[str, tuple[str, 
                     "--restart, and the stage after it then."
                 )
     return found
+
+
+def _box_rule(work: WorkFolder, plan: Plan, name: str, folds: Sequence[str]) -> BoxRule | None:
+    """How the folds of a crop cascade find their box; None for other configurations. Raises :class:`InputError` where that is not there."""
+    if not plan.configuration(name).is_cropped:
+        return None
+    return combined_rule(read_record(work.fold(name, fold) / BOXES, BoxChoice, "boxes").rule for fold in folds)
 
 
 def _warn_of_first_stages(work: WorkFolder, used: Mapping[str, tuple[str, ...]]) -> None:

@@ -14,6 +14,7 @@ from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
 from medseg3d.label_codes import LabelCodes
 from medseg3d.plan import Configuration, Normalization, Plan
+from medseg3d.planning.crop import CROPPED, DETECTOR, CropDesigns, box_reason, planned_crop
 from medseg3d.planning.loss_rules import check_extensions, planned_loss
 from medseg3d.planning.lowres import planned_lowres
 from medseg3d.planning.patch import Design, design_configuration
@@ -79,9 +80,13 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
     }
     if "3d_lowres" in configurations:
         configurations["3d_cascade_fullres"] = _cascade(configurations["3d_fullres"].value, num_labels=len(summary.labels.foreground))
+    crop = _planned_crop(designs, order.value, summary, planner, gpu_memory_gb=gpu_memory_gb)
+    if crop.value is not None:
+        configurations |= _crop_cascade(crop.value, spacing, order.value, summary, planner)
     recommended = _recommended({name: design.value for name, design in designs.items()}, planner)
     plan = _plan(summary, planner, gpu_memory_gb, order.value, {name: each.value for name, each in configurations.items()}, recommended)
-    of_dataset = (target, order, left_right_labels(summary), lowres, planned_loss(planner.training, summary.loss_facts), recommended)
+    loss = planned_loss(planner.training, summary.loss_facts)
+    of_dataset = (target, order, left_right_labels(summary), lowres, crop, loss, recommended)
     reasons = [reason for decided in of_dataset for reason in decided.reasons]
     reasons += [replace(reason, configuration=name) for name, each in configurations.items() for reason in each.reasons]
     return Decided(plan, tuple(reasons))
@@ -162,6 +167,25 @@ def _data_name(
         *([] if summary.frame.is_canonical else [to_plain(summary.frame)]),
     ]
     return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
+
+
+def _planned_crop(
+    designs: Mapping[str, Decided[Design]], order: AxisOrder, summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: float
+) -> Decided[CropDesigns | None]:
+    fullres = designs.get("3d_fullres")
+    box_mm = () if summary.focus is None else permute(summary.focus.box_mm, order)
+    axes = [summary.axis_names[axis] for axis in order]
+    return planned_crop(None if fullres is None else fullres.value, box_mm, summary, planner, gpu_memory_gb=gpu_memory_gb, axes=axes)
+
+
+def _crop_cascade(
+    crop: CropDesigns, target: Sequence[float], order: AxisOrder, summary: DatasetSummary, planner: Planner
+) -> dict[str, Decided[Configuration]]:
+    """The coarse configuration that finds the box, and the fine one inside of it, which reads what 3d_fullres reads."""
+    detector = _configuration(DETECTOR, crop.detector, target, order, summary, planner, has_lowres=False)
+    inside = _configuration(CROPPED, crop.inside, target, order, summary, planner, has_lowres=False)
+    cropped = replace(inside.value, previous_stage=DETECTOR, is_cropped=True)
+    return {DETECTOR: detector, CROPPED: Decided(cropped, (box_reason(), *inside.reasons))}
 
 
 def _cascade(fullres: Configuration, *, num_labels: int) -> Decided[Configuration]:
@@ -265,6 +289,11 @@ def _notes(summary: DatasetSummary, planner: Planner, configurations: Mapping[st
         yield (
             f"The labels come in left and right pairs ({names}{more}), so images are not mirrored along {axis} in training and "
             "prediction. No other number of the plan depends on this."
+        )
+    if CROPPED in configurations:
+        yield (
+            f"The foreground is a small part of the cases, so a crop cascade is proposed: {DETECTOR} finds its box, {CROPPED} is trained "
+            f"and predicts inside. medseg3d run -c 3d_fullres {CROPPED} trains both ways, and select compares them."
         )
     for name, configuration in configurations.items():
         stages = len(configuration.network.features)

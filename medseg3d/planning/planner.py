@@ -29,6 +29,7 @@ from medseg3d.ranges import (
     NotNegative,
     Percentile,
     Positive,
+    Share,
     ShareBelowOne,
 )
 from medseg3d.records import Checked, from_plain, read_toml
@@ -149,6 +150,22 @@ class LowresRule(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CropRule(Checked):
+    """When a crop cascade is proposed, and how coarse its detector is; see :func:`medseg3d.planning.crop.planned_crop`."""
+
+    foreground_share: Share = 0.0
+    """`3d_crop_fullres` is proposed where the foreground is a smaller share of a median case …"""
+    box_share: Share = 0.0
+    """… or its box a smaller share of the volume; 0 for both: never."""
+    most_box_share: Share = 0.5
+    """Not where the box is this share of the volume or more: too little would be left out."""
+    patch_share: Share = 0.5
+    """Not where a patch of `3d_fullres` covers this share of a median case: few windows are left to save."""
+    detector_edge: Dimension = 4
+    """Voxels that the foreground's box has at least along each axis in `3d_detect`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NormalizationRule(Checked):
     """When the voxels outside the non-zero region are left out of z-scores."""
 
@@ -193,6 +210,7 @@ class Planner(Checked):
     recommend: RecommendRule
     training: TrainingPlan
     mirroring: MirroringRule = field(default_factory=MirroringRule)
+    crop: CropRule = field(default_factory=CropRule)
 
 
 def load_planner(name_or_path: str | Path) -> Planner:

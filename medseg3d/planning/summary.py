@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FocusFacts:
+    """How small a part of a case the foreground is, medians over the cases that have some.
+
+    ``box_share`` is that of the foreground's box in the volume, ``box_mm`` the edges of the box along the axes of the cases.
+    """
+
+    foreground_share: float
+    box_share: float
+    box_mm: Triple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
     """One entry per case in ``spacings`` (mm) and ``cropped_shapes`` (voxels), axes (S, A, R), or (z, y, x) where ``as_stored``.
 
@@ -56,6 +68,8 @@ class DatasetSummary:
     frame: Frame = CANONICAL_FRAME
     dissenting: tuple[int, ...] = ()
     left_right_doubt: str = ""
+    focus: FocusFacts | None = None
+    """None where the box of the foreground was not measured."""
 
     @property
     def axis_names(self) -> tuple[str, str, str]:
@@ -94,6 +108,18 @@ def summarize(
         dissenting=dissenting,
         notes=tuple(_axis_notes(fingerprint, [cases[place].name for place in dissenting])),
         left_right_doubt=left_right_doubt,
+        focus=_focus(cases, labels),
+    )
+
+
+def _focus(cases: Sequence[CaseFingerprint], labels: Labels) -> FocusFacts | None:
+    found = [(case, case.foreground_edges) for case in cases if case.foreground_edges is not None]
+    if len(found) < sum(bool(case.labels) for case in cases) or not found:
+        return None  # an older version measured some of the cases
+    return FocusFacts(
+        foreground_share=float(np.median([_foreground_share(case, labels) for case, _ in found])),
+        box_share=float(np.median([math.prod(edges) / math.prod(case.cropped_shape) for case, edges in found])),
+        box_mm=triple(np.median([np.multiply(edges, case.spacing) for case, edges in found], 0)),
     )
 
 

@@ -6,6 +6,7 @@ classes: not for one network, not for folds, ensembles of two configurations, ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from medseg3d.labels import Labels
 from medseg3d.networks.build import output_size
 from medseg3d.plan import Configuration, Plan
 from medseg3d.prediction.empty_windows import Skipping, Survey
-from medseg3d.prediction.restore import LabelCanvas, on_crop, restore_label_maps, restored_probabilities
+from medseg3d.prediction.restore import LabelCanvas, on_crop, on_whole, restore_label_maps, restored_probabilities
 from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
-from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels
+from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels, resampled_box
+from medseg3d.validation.box import Box, BoxRule, find_box, grown
 
 Value = TypeVar("Value")
 
@@ -35,6 +37,7 @@ Value = TypeVar("Value")
 class Member:
     """One configuration of a model with the networks of its folds; ``previous`` is the first stage of a cascade.
 
+    ``box`` is how its label map says where to look, where the configuration sees nothing but that box (a crop cascade).
     ``skipping`` says which windows are left out as empty; ``survey`` counts the windows that could be.
     """
 
@@ -42,6 +45,7 @@ class Member:
     networks: tuple[torch.nn.Module, ...]
     mirroring: bool = True
     previous: Member | None = None
+    box: BoxRule | None = None
     skipping: Skipping | None = None
     survey: Survey | None = None
 
@@ -51,7 +55,8 @@ class PreparedCase:
     """A case as the networks of all members want it, and what it takes to write its label map; the raw image is not kept.
 
     ``images`` are by configuration, also those of first stages. ``inside`` (bool, crop in network order) is the non-zero region, kept
-    for cascades. ``warnings`` say why its label map may not be relied on.
+    for cascades. ``warnings`` say why its label map may not be relied on, ``notes`` what else was done otherwise than usual. The images of
+    crop cascades are those of their boxes where it ``is_located``, before that the whole case at its own spacing.
     """
 
     name: str
@@ -61,6 +66,8 @@ class PreparedCase:
     images: dict[str, PreprocessedCase]
     inside: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    is_located: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -76,9 +83,10 @@ def prepare_case(raw: RawCase, plan: Plan, members: Sequence[Member], *, in_plac
     stages = [stage for member in members for stage in (member.previous, member) if stage is not None]
     configurations = {stage.configuration.name: stage.configuration for stage in stages}
     inside = None
-    if any(member.previous is not None for member in members):
+    if any(member.previous is not None and not member.configuration.is_cropped for member in members):
         inside = nonzero_mask(to_network_order(raw.image, plan.axis_order))
-    cases = list(preprocess_for(raw, plan=plan, configurations=tuple(configurations.values()), in_place=in_place, device=device))
+    stages_to_prepare, cropped = tuple(configurations.values()), {name for name, each in configurations.items() if each.is_cropped}
+    cases = list(preprocess_for(raw, plan=plan, configurations=stages_to_prepare, in_place=in_place, device=device, as_they_are=cropped))
     if inside is not None:
         inside = inside[tuple(slice(start, stop) for start, stop in cases[0].restoration.box)]
     return PreparedCase(
@@ -88,7 +96,39 @@ def prepare_case(raw: RawCase, plan: Plan, members: Sequence[Member], *, in_plac
         header=raw.header,
         images=dict(zip(configurations, cases, strict=True)),
         inside=inside,
+        is_located=not cropped,
     )
+
+
+def locate(
+    prepared: PreparedCase, members: Sequence[Member], labels: Labels, device: Device, *, step: float = 0.5, max_bytes: int | None = None
+) -> PreparedCase:
+    """The case with the images of crop cascades cut to the boxes that first stages find; whole, with a note, where that is nothing."""
+    if prepared.is_located:
+        return prepared
+    images, notes = dict(prepared.images), list(prepared.notes)
+    for member in members:
+        configuration, case = member.configuration, prepared.images[member.configuration.name]
+        if not configuration.is_cropped or member.previous is None or member.box is None:
+            continue
+        restoration = case.restoration
+        first = segment(prepared, (member.previous,), labels, device, step=step, max_bytes=max_bytes)
+        found = find_box(to_network_order(first, restoration.axis_order) > 0, member.box, restoration.spacing)
+        box = None if found is None else _within(found, restoration.box)
+        if box is None:
+            notes.append(f"{member.previous.configuration.name} found nothing, so {configuration.name} saw the whole case")
+        edges = [
+            math.ceil(n * at / own) for n, at, own in zip(configuration.patch_size, configuration.spacing, restoration.spacing, strict=True)
+        ]
+        chosen = restoration.box if box is None else grown(box, edges, restoration.box)
+        images[configuration.name] = resampled_box(case, chosen, configuration, device=device.for_resampling)
+    return replace(prepared, images=images, notes=tuple(notes), is_located=True)
+
+
+def _within(box: Box, limits: Box) -> Box | None:
+    """The part of a box that lies in another; None for nothing."""
+    cut = [(max(low, first), min(high, last)) for (low, high), (first, last) in zip(box, limits, strict=True)]
+    return (cut[0], cut[1], cut[2]) if all(low < high for low, high in cut) else None
 
 
 def segment(
@@ -107,6 +147,8 @@ def segment(
     of the non-zero region all is background. ``max_bytes`` as for :func:`~medseg3d.prediction.sliding_window.stream_logits`.
     """
     is_regions = bool(labels.regions)
+    if any(member.configuration.is_cropped for member in members):
+        prepared = locate(prepared, members, labels, device, step=step, max_bytes=max_bytes)
     if len(members) == 1 and probabilities is None:
         (member,) = members
         case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
@@ -120,7 +162,13 @@ def segment(
         )
         for case, member in zip(cases, members, strict=True)
     ]
-    restoration = cases[0].restoration  # the raw grid and the crop are the same for all
+    restoration = cases[0].restoration  # the raw grid and the crop are the same for all, but for crop cascades
+    if len(members) > 1 and (detectors := [m.previous.configuration.name for m in members if m.configuration.is_cropped and m.previous]):
+        restoration = prepared.images[detectors[0]].restoration
+        streams = [
+            on_whole(stream, case.restoration, restoration, labels.num_outputs, is_regions=is_regions)
+            for stream, case in zip(streams, cases, strict=True)
+        ]
     canvas = LabelCanvas(restoration, labels.num_classes - 1)
     if probabilities is not None and not is_regions:
         probabilities[0] = 1
@@ -135,6 +183,7 @@ def segment_with_and_without_mirroring(
     prepared: PreparedCase, member: Member, labels: Labels, device: Device, *, step: float = 0.5, max_bytes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two label maps ``(S, A, R)`` of one pass over the image: with mirroring, and without."""
+    prepared = locate(prepared, (member,), labels, device, step=step, max_bytes=max_bytes)
     case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
     slabs = _slabs(prepared.name, case, member, device, step, max_bytes, with_unmirrored=True)
     mirrored, plain = restore_label_maps(slabs, labels.num_outputs, case.restoration, num_maps=2, is_regions=bool(labels.regions))
@@ -167,7 +216,7 @@ def _with_first_stage(
 ) -> PreprocessedCase:
     """The member's image; in a cascade with the label map of the first stage in further channels."""
     case = prepared.images[member.configuration.name]
-    if member.previous is None or prepared.inside is None:
+    if member.previous is None or prepared.inside is None or member.configuration.is_cropped:
         return case
     first = segment(prepared, (member.previous,), labels, device, step=step, max_bytes=max_bytes)
     channels = previous_stage_channels(first, prepared.inside, case, labels)

@@ -74,6 +74,31 @@ def restored_probabilities(
     return _restored(slabs, num_outputs, restoration, work, (num_outputs + 1,), np.dtype(np.float32), rows, num_threads)
 
 
+def on_whole(
+    blocks: Iterable[tuple[slice, np.ndarray]], part: Restoration, whole: Restoration, num_outputs: int, *, is_regions: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The blocks of :func:`restored_probabilities` of a smaller box as blocks of a larger one that it lies in: background around them."""
+    first, *sides = [(low - outer, high - outer) for (low, high), (outer, _) in zip(part.box, whole.box, strict=True)]
+    if part.box == whole.box:
+        yield from blocks
+        return
+
+    def background(start: int, stop: int) -> tuple[slice, np.ndarray]:
+        block = np.zeros((num_outputs + 1, stop - start, *whole.cropped_shape[1:]), np.float32)
+        if not is_regions:
+            block[0] = 1
+        return slice(start, stop), block
+
+    for start in range(0, first[0], TILE[0]):
+        yield background(start, min(start + TILE[0], first[0]))
+    for rows, values in blocks:
+        place, block = background(first[0] + rows.start, first[0] + rows.stop)
+        block[:, :, slice(*sides[0]), slice(*sides[1])] = values
+        yield place, block
+    for start in range(first[1], whole.cropped_shape[0], TILE[0]):
+        yield background(start, min(start + TILE[0], whole.cropped_shape[0]))
+
+
 class LabelCanvas:
     """A label map of background on the raw grid, ``indices`` (S, A, R), and a view of it, ``crop``, as the logits' rows lie in it."""
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,12 +80,18 @@ def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration, i
 
 
 def preprocess_for(
-    raw: RawCase, *, plan: Plan, configurations: Sequence[Configuration], in_place: bool = False, device: str | None = None
+    raw: RawCase,
+    *,
+    plan: Plan,
+    configurations: Sequence[Configuration],
+    in_place: bool = False,
+    device: str | None = None,
+    as_they_are: Container[str] = (),
 ) -> Iterator[PreprocessedCase]:
     """Preprocess one raw read for several configurations, one after the other; what they share is computed once.
 
     ``in_place`` normalizes the image of ``raw`` itself where all configurations do that alike. ``device`` of torch: where images are
-    resampled.
+    resampled. The configurations that are named ``as_they_are`` get their image at the spacing of the raw case, for :func:`resampled_box`.
     """
     if len(raw.image) != len(plan.channels):
         raise ChannelCountError(
@@ -107,12 +113,14 @@ def preprocess_for(
             may_overwrite = in_place and all(other.normalization == configuration.normalization for other in configurations)
             values = normalize(image, configuration.normalization, mask=inside, in_place=may_overwrite)
             normalized = (configuration.normalization, values)
-        target = resampled_spacing(spacing, configuration)
+        target = triple(spacing) if configuration.name in as_they_are else resampled_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
         _check_memory(raw.name, len(image) * math.prod(shape) * image.itemsize, spacing, target)
-        resampled = resample_image(
-            normalized[1], shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
-        )
+        resampled = normalized[1]
+        if configuration.name not in as_they_are:
+            resampled = resample_image(
+                resampled, shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
+            )
         resampled_labels, outside = None, None
         if labels is not None and inside is not None:
             resampled_labels, outside = _resample_with_outside(labels, inside, shape, spacing, target, configuration.resampling)
@@ -132,6 +140,24 @@ def preprocess_for(
                 resampling=configuration.resampling,
             ),
         )
+
+
+def resampled_box(
+    case: PreprocessedCase, box: Sequence[tuple[int, int]], configuration: Configuration, *, device: str | None = None
+) -> PreprocessedCase:
+    """A box of a case whose image is still at the spacing of the raw case, as a configuration wants it.
+
+    ``box`` is (start, stop) per axis in the permuted raw volume, inside of the case's own.
+    """
+    given = case.restoration
+    places = tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(box, given.box, strict=True))
+    part = np.ascontiguousarray(case.image[(slice(None), *places)])
+    target = resampled_spacing(given.spacing, configuration)
+    shape = resampled_shape(part.shape[1:], given.spacing, target)
+    _check_memory(case.name, len(part) * math.prod(shape) * part.itemsize, given.spacing, target)
+    image = resample_image(part, shape, spacing=given.spacing, new_spacing=target, resampling=configuration.resampling, device=device)
+    restoration = replace(given, box=tuple(box), resampled_shape=shape, resampled_spacing=target)  # type: ignore[arg-type]
+    return PreprocessedCase(name=case.name, image=image, labels=None, restoration=restoration)
 
 
 def _check_memory(name: str, needed: int, spacing: Sequence[float], target: Sequence[float]) -> None:

@@ -27,6 +27,7 @@ from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.team import ALONE, Team
+from medseg3d.validation.box import BoxChoice
 
 NO_NAME = ""
 """Of the only domain of a network that serves one dataset."""
@@ -50,6 +51,8 @@ class TrainingDomain:
     """By case the label map of the earlier stage of a cascade, indices on the grid of the stored case."""
     previous_weights: Mapping[str, str] = field(default_factory=dict)
     """By ``CONFIGURATION/FOLD`` the digests of the weights that made those label maps."""
+    boxes: BoxChoice | None = None
+    """Of a crop cascade, whose cases are boxes: how they were found."""
 
     def label(self, index: int) -> str:
         """The name of a label in lines and files; with the domain where there are several."""

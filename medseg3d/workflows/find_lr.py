@@ -14,6 +14,7 @@ from medseg3d.events import Event, Listener
 from medseg3d.options import FindLrOptions
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration
+from medseg3d.preprocessing.boxed_case import BoxedCase
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import write_record
 from medseg3d.reporting.learning_rate_figure import learning_rate_figure
@@ -54,7 +55,10 @@ def find_lr(root: Path, work: Path | None, options: FindLrOptions, on: Listener)
     chosen = plan.configuration(options.configuration)
     cases = _training_cases(folder, chosen, fold)
     first = first_stage(domain_of(root, work), chosen, [case.name for case in cases], device=options.device, on=on)
-    cases = cases if first is None else [case for case in cases if case.name in first.maps]
+    if first is not None:
+        cases = [case for case in cases if case.name in first.cases]
+        boxes = first.boxes
+        cases = cases if boxes is None else [BoxedCase(case, boxes[case.name]) for case in cases]
     target = folder.fold(chosen.name, fold)
     use_all_cores()
     run_on = choose_device(options.device)

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from medseg3d.axes import to_network_order
 from medseg3d.data.cropping import nonzero_mask
 from medseg3d.data.dataset import Case
-from medseg3d.data.reading import read_case
+from medseg3d.data.reading import label_values, read_case, read_label_maps
 from medseg3d.domain import Domain
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import run_cases
+from medseg3d.frame import grid_of, orientation_in
+from medseg3d.geometry import AS_STORED, to_canonical
+from medseg3d.images import read_header, read_image
 from medseg3d.options import ValidateOptions
 from medseg3d.plan import Configuration, Plan
-from medseg3d.preprocessing.preprocess_case import previous_stage_labels
+from medseg3d.preprocessing.boxed_case import stored_box
+from medseg3d.preprocessing.preprocess_case import Restoration, previous_stage_labels
 from medseg3d.preprocessing.previous_maps import PreviousMaps
 from medseg3d.preprocessing.store import ChunkedArray, Store
 from medseg3d.provenance import weights_digest
 from medseg3d.training.folds import read_folds
+from medseg3d.validation.box import Box, BoxChoice, BoxRule, FoundBoxes, boxes_of, choose_box_rule, find_box, grown
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.origins import raw_cases
@@ -38,10 +46,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstStage:
-    """By case the label map of the first stage on the grid of the stored case, and by ``CONFIGURATION/FOLD`` the weights that made them."""
+    """What the first stage says of the named cases, and by ``CONFIGURATION/FOLD`` the weights that it was said with.
 
-    maps: Mapping[str, ChunkedArray]
+    Either ``maps``, by case the label map on the grid of the stored case, or of a crop cascade ``boxes``, by case (start, stop) per axis of
+    that grid, and the ``choice`` by which they were found.
+    """
+
+    cases: frozenset[str]
     weights: Mapping[str, str]
+    maps: Mapping[str, ChunkedArray] | None = None
+    boxes: Mapping[str, Box] | None = None
+    choice: BoxChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,7 @@ class _Found:
 def first_stage(
     domain: Domain, configuration: Configuration, names: Sequence[str], *, device: str = "auto", on: Listener = silent
 ) -> FirstStage | None:
-    """The label maps of the named cases by the earlier stage of ``configuration``; None where it has none.
+    """What the earlier stage of ``configuration`` says of the named cases; None where it has none.
 
     Folds of the first stage that are not validated, or validated with other weights, are validated now. Cases without such a label map
     are left out with a warning. Raises :class:`InputError` that names the folds to train first, :class:`PlanMismatchError` where the
@@ -67,13 +82,19 @@ def first_stage(
     plan = folder.read_plan()
     _check_planned(configuration, plan, folder)
     found, weights = _out_of_fold(domain, plan, configuration, names, device, on)
+    if configuration.is_cropped:
+        return _boxes(domain, plan, configuration, names, found, weights, on)
     store = Store(folder.store(configuration.data))
     maps = PreviousMaps(folder.previous_maps(configuration.name), patch_size=configuration.patch_size)
     wanted = {name: _digest(store.checked(name).digest, found[name].weights) for name in names if name in found and name in store}
     lacking = [name for name, digest in wanted.items() if not maps.is_current(name, digest)]
     failures = {failure.case for failure in _make(domain, plan, configuration, lacking, found, wanted, maps, on)}
     usable = [name for name in wanted if name not in failures]
-    left_out = sorted(set(names) - set(usable))
+    _warn_of_left_out(configuration, sorted(set(names) - set(usable)))
+    return FirstStage(cases=frozenset(usable), weights=weights, maps={name: maps.read(name) for name in usable})
+
+
+def _warn_of_left_out(configuration: Configuration, left_out: Sequence[str]) -> None:
     if left_out:
         logger.warning(
             "%s: %s left out of the training, as there is no label map of %s.",
@@ -81,12 +102,70 @@ def first_stage(
             f"{listed(left_out, most=5)} {'is' if len(left_out) == 1 else 'are'}",
             configuration.previous_stage,
         )
-    return FirstStage(maps={name: maps.read(name) for name in usable}, weights=weights)
+
+
+def _boxes(
+    domain: Domain,
+    plan: Plan,
+    configuration: Configuration,
+    names: Sequence[str],
+    found: Mapping[str, _Found],
+    weights: Mapping[str, str],
+    on: Listener,
+) -> FirstStage:
+    """The boxes of the named cases, by the rule that cuts no foreground voxel of any of them."""
+    store, stage = Store(domain.folder.store(configuration.data)), plan.configuration(configuration.previous_stage)
+    raw = raw_cases(domain.dataset, plan)
+    cases = [raw[name] for name in names if name in found and name in store and name in raw]
+    on(Event(stage="first stage", message=f"Finding the boxes of {counted(len(cases), 'case')} in the label maps of {stage.name}"))
+
+    def measure(case: Case) -> FoundBoxes:
+        if case.label is None:
+            raise InputError(f"{case.name}: has no label map to compare with.")
+        predicted, reference, spacing = read_label_maps(found[case.name].path, case.label, case.name)
+        return boxes_of(predicted != plan.labels.values[0], np.isin(reference, plan.labels.annotated_values[1:]), spacing)
+
+    done = run_cases(measure, cases, name_of=lambda case: case.name, stage="first stage", bytes_of=_bytes_of_label_maps)
+    measured = {case.item.name: case.result for case in done if case.result is not None}
+    choice = choose_box_rule(measured, extra_mm=max(stage.spacing))
+    on(Event(stage="first stage", message=_in_words(choice, stage.name)))
+    boxes = {name: _stored_box(plan, configuration, choice.rule, found[name].path, store.checked(name).restoration) for name in measured}
+    _warn_of_left_out(configuration, sorted(set(names) - set(boxes)))
+    return FirstStage(cases=frozenset(boxes), weights=weights, boxes=boxes, choice=choice)
+
+
+def _in_words(choice: BoxChoice, stage: str) -> str:
+    objects = {0.0: "all that it finds", 1.0: "the largest object that it finds"}.get(choice.rule.min_share, "all objects but specks")
+    nothing = f"; it finds nothing in {listed(choice.not_found, most=3)}, seen whole" if choice.not_found else ""
+    return (
+        f"{stage}: a margin of {choice.rule.margin_mm:.3g} mm around {objects} "
+        f"cuts no foreground voxel of {counted(choice.num_cases, 'validation case')} ({choice.worst} needs {choice.needed_mm:.3g} mm); the "
+        f"boxes are {choice.mean_share:.1%} of the volume{nothing}"
+    )
+
+
+def _stored_box(plan: Plan, configuration: Configuration, rule: BoxRule, path: Path, restoration: Restoration) -> Box:
+    """As prediction finds it, on the grid of the stored case; the whole case where nothing was found."""
+    image = read_image(path)
+    orientation = AS_STORED if plan.reading_frame is None else orientation_in(plan.reading_frame, grid_of(image.header.geometry))
+    values = to_network_order(to_canonical(label_values(path, image.array), orientation), plan.axis_order)
+    box = find_box(values != plan.labels.values[0], rule, restoration.spacing)
+    whole = restoration.resampled_shape
+    limits = ((0, whole[0]), (0, whole[1]), (0, whole[2]))
+    return limits if box is None else grown(stored_box(box, restoration), configuration.patch_size, limits)
+
+
+def _bytes_of_label_maps(case: Case) -> int:
+    """Both label maps, their masks, and the components of one."""
+    try:
+        return 16 * math.prod(read_header(case.channels[0].path, files=case.channels[0].files).geometry.shape)
+    except InputError:
+        return 0
 
 
 def _check_planned(configuration: Configuration, plan: Plan, folder: WorkFolder) -> None:
     """The plans of older versions, which could not train a cascade, do not count the channels of the first stage."""
-    expected = len(plan.channels) + len(plan.labels.foreground)
+    expected = len(plan.channels) + (0 if configuration.is_cropped else len(plan.labels.foreground))
     if configuration.network.in_channels != expected:
         raise PlanMismatchError(
             f"{folder.plan}: the network of {configuration.name} has {configuration.network.in_channels} input channels, expected "

@@ -73,6 +73,7 @@ def predict_cases(
                     _timed(ready.seconds, "segment"),
                     probability_array(targets[case.name], prepared, model.plan.labels, probabilities) as chances,
                 ):
+                    prepared = model.locate(prepared, max_bytes=sums)
                     indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
             if attempt.failure is not None or prepared is None or ready is None or indices is None:
                 current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
@@ -166,6 +167,7 @@ def _write(
             shape=prepared.header.geometry.shape,
             precision=model.device.precision,
             warnings=prepared.warnings,
+            notes=prepared.notes,
         )
 
     try:

@@ -36,6 +36,8 @@ class PredictedCase:
     shape: tuple[int, ...] = ()
     precision: str = ""
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than usual, as where a crop cascade found nothing and saw the whole case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,8 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
     mirroring = {m.names[0]: _choose_mirroring(folder, m.names[0], m.folds) for m in measured}
     measured = [_evaluated_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
     folds_of = {m.names[0]: m.folds for m in measured}
-    for pair in pairs_of(list(folds_of)):
+    detectors = {each.previous_stage for each in plan.configurations.values() if each.is_cropped}  # too coarse to add to anything
+    for pair in pairs_of([name for name in folds_of if name not in detectors]):
         common = tuple(fold for fold in folds_of[pair[0]] if fold in folds_of[pair[1]])
         if common:
             measured.append(_pair(root, folder, plan, pair, common, {name: mirroring[name].is_used for name in pair}, device, on))

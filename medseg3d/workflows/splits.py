@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medseg3d.data.dataset import Split
 from medseg3d.domain import Domain
 from medseg3d.errors import DamagedCaseError, InputError
 from medseg3d.execution import memory_budget
 from medseg3d.plan import Configuration, Plan
+from medseg3d.preprocessing.boxed_case import BoxedCase
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
 from medseg3d.training.folds import read_folds
@@ -82,8 +83,13 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split) -> tuple[list[StoredCase], list[StoredCase]]:
-    """The preprocessed training and validation cases of a fold, in memory where they fit; raises :class:`InputError` for none."""
+def stored_cases(
+    folder: WorkFolder, configuration: Configuration, split: Split, boxes: Mapping[str, Sequence[tuple[int, int]]] | None = None
+) -> tuple[list[StoredCase], list[StoredCase]]:
+    """The preprocessed training and validation cases of a fold, in memory where they fit; raises :class:`InputError` for none.
+
+    With ``boxes`` on the stored grid they are what lies in those.
+    """
     store = Store(folder.store(configuration.data))
     available = {name for name in (*split.train, *split.validation) if name in store}
     missing = [name for name in (*split.train, *split.validation) if name not in available]
@@ -100,6 +106,9 @@ def stored_cases(folder: WorkFolder, configuration: Configuration, split: Split)
     )
     if not training:
         raise InputError(f"{folder.root}: every training case is damaged. Run medseg3d preprocess -c {configuration.name} first.")
+    if boxes is not None:
+        training = [BoxedCase(case, boxes[case.name]) for case in training]
+        validation = [BoxedCase(case, boxes[case.name]) for case in validation]
     if sum(case.nbytes for case in (*training, *validation)) > memory_budget(None):
         return training, validation
     return [case.load() for case in training], [case.load() for case in validation]

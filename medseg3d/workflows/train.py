@@ -21,7 +21,7 @@ from medseg3d.locks import Lock
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.networks.build import sharing_of
 from medseg3d.options import TrainOptions, ValidateOptions
-from medseg3d.records import read_record
+from medseg3d.records import read_record, write_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain
@@ -29,6 +29,7 @@ from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
 from medseg3d.training.state import BEST, STATE, TrainingState, saved_tuning
 from medseg3d.training.tuning import tuning_for
+from medseg3d.validation.box import BOXES
 from medseg3d.wording import counted
 from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
@@ -155,6 +156,8 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
     if team.is_first:
         data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
         note_training_data(target, data, is_restart=options.restart, weights=first.previous_weights)
+        if first.boxes is not None:
+            write_record(target / BOXES, first.boxes, "boxes")
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest
     try:
@@ -208,9 +211,9 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
     renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
     first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
     if first is not None:
-        kept = [tuple(name for name in names if name in first.maps) for names in (split.train, split.validation)]
+        kept = [tuple(name for name in names if name in first.cases) for names in (split.train, split.validation)]
         split = Split(train=kept[0], validation=kept[1])
-    training, validation = stored_cases(domain.folder, configuration, split)
+    training, validation = stored_cases(domain.folder, configuration, split, None if first is None else first.boxes)
     if len(training) < 3:
         few = counted(len(training), "training case")
         logger.warning("%s", domain.named(f"Only {few}: expect a network that knows what it was shown and little else."))
@@ -222,6 +225,7 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
         validation=validation,
         previous=None if first is None else first.maps,
         previous_weights={} if first is None else first.weights,
+        boxes=None if first is None else first.choice,
     )
 
 
