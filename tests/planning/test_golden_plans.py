@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_every_recorded_number_is_planned(plans: dict[tuple[str, str], Plan], ro
     if "previous_stage" in row:
         assert configuration.previous_stage == row["previous_stage"]
         fullres = plans[row["dataset"], row["planner"]].configurations[row["inherits_from"]]
-        assert configuration.network == fullres.network
+        added = len(plans[row["dataset"], row["planner"]].labels.foreground)  # nnU-Net adds them when it builds the network
+        assert configuration.network == replace(fullres.network, in_channels=fullres.network.in_channels + added)
         assert configuration.patch_size == fullres.patch_size
         return
     assert configuration.batch_size == row["batch_size"]

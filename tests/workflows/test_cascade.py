@@ -96,6 +96,7 @@ def test_what_predicts_is_both_stages(cascade: Path, tmp_path: Path) -> None:
     assert np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_a_first_stage_that_is_trained_again_makes_the_second_out_of_date(
     cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

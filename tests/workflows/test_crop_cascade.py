@@ -26,6 +26,8 @@ from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def in_float32() -> Iterator[None]:
