@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from medseg3d.label_codes import LabelCodes
 from medseg3d.losses.loss import LossFunction
 from medseg3d.team import Team
 
@@ -31,11 +32,12 @@ def supervised_loss(
     *,
     weights: Sequence[float] | None = None,
     targets: Sequence[str] | None = None,
+    codes: LabelCodes | None = None,
     count: Callable[[Tensor, Tensor], Counts] | None = None,
 ) -> LossValue:
     """The weighted sum of a loss over outputs (finest first), cropped and sampled as :func:`supervise` does; ``count`` is asked for the
     counts of the finest one."""
-    heads = supervise(outputs, labels, weights, targets)
+    heads = supervise(outputs, labels, weights, targets, codes)
     total = torch.zeros((), device=labels.device)
     for head in heads:
         total = total + head.weight * loss(head.logits, head.labels)
@@ -52,12 +54,17 @@ class Head:
 
 
 def supervise(
-    outputs: Tensor | Sequence[Tensor], labels: Tensor, weights: Sequence[float] | None = None, targets: Sequence[str] | None = None
+    outputs: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    weights: Sequence[float] | None = None,
+    targets: Sequence[str] | None = None,
+    codes: LabelCodes | None = None,
 ) -> list[Head]:
     """The outputs that count (finest first) with their weights and labels; a single tensor is one output.
 
     ``weights`` are those that a network's paper gives to its heads; without, those of :func:`deep_supervision_weights`. ``targets`` says
-    what each head learns: ``labels``, as all do without it, or ``boundaries``, see :func:`class_boundaries`.
+    what each head learns: ``labels``, as all do without it, or ``boundaries``, see :func:`class_boundaries`; ``codes`` is what the labels
+    mean where they are not indices.
 
     Where the finest output is smaller than the labels, as networks of valid convolutions make it, it lies in their middle, and
     they are cropped to it. Coarser outputs cover the same extent: for them the labels are sampled at the nearest voxel. Raises
@@ -67,27 +74,40 @@ def supervise(
     inside = center_crop(labels, heads[0].shape[2:])
     kinds = zip(heads, weights or deep_supervision_weights(len(heads)), targets or ("labels",) * len(heads), strict=True)
     return [
-        Head(logits=logits, labels=downsample_labels(TARGETS[target](inside), logits.shape[2:]), weight=weight)
+        Head(logits=logits, labels=downsample_labels(TARGETS[target](inside, codes), logits.shape[2:]), weight=weight)
         for logits, weight, target in kinds
         if weight
     ]
 
 
-def class_boundaries(labels: Tensor) -> Tensor:
-    """Labels ``(batch, n0, …)`` of the voxels that touch another label along an axis; 0 elsewhere.
+def class_boundaries(labels: Tensor, codes: LabelCodes | None = None) -> Tensor:
+    """Labels ``(batch, n0, …)`` of the voxels that touch another label along an axis; elsewhere background.
+
+    Of label codes the background is that of the case, with the structures that it was not annotated for; ignored voxels stay ignored, and
+    nothing ends where they begin.
 
     >>> class_boundaries(torch.tensor([[0, 2, 2, 2, 2, 1]])).tolist()
     [[0, 2, 0, 0, 2, 1]]
     """
+    ignored = None if codes is None or codes.ignored is None else labels == codes.ignored
     touches = torch.zeros_like(labels, dtype=torch.bool)
     for axis in range(1, labels.ndim):
-        differs = labels.diff(dim=axis) != 0
-        touches.narrow(axis, 0, labels.shape[axis] - 1).logical_or_(differs)
-        touches.narrow(axis, 1, labels.shape[axis] - 1).logical_or_(differs)
-    return labels * touches
+        length = labels.shape[axis] - 1
+        differs = labels.narrow(axis, 0, length) != labels.narrow(axis, 1, length)
+        if ignored is not None:
+            differs &= ~(ignored.narrow(axis, 0, length) | ignored.narrow(axis, 1, length))
+        touches.narrow(axis, 0, length).logical_or_(differs)
+        touches.narrow(axis, 1, length).logical_or_(differs)
+    background = torch.zeros_like(labels) if codes is None else labels - labels % codes.num_values
+    boundaries = torch.where(touches, labels, background)
+    return boundaries if ignored is None else torch.where(ignored, labels, boundaries)
 
 
-TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"labels": lambda labels: labels, "boundaries": class_boundaries}
+def _as_they_are(labels: Tensor, codes: LabelCodes | None) -> Tensor:
+    return labels
+
+
+TARGETS: dict[str, Callable[[Tensor, LabelCodes | None], Tensor]] = {"labels": _as_they_are, "boundaries": class_boundaries}
 """What a head can learn."""
 
 

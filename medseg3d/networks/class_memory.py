@@ -5,6 +5,8 @@ The vectors are a buffer of the network: they lie in its weights, are saved and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,7 +24,8 @@ class ClassMemory(nn.Module):
     """One vector per class. ``memory`` ``(num_classes, width)`` is zero for a class that was never seen.
 
     While training it keeps the features of the last forward pass and, once :func:`note_labels` has named them, their labels, until
-    :func:`remember`.
+    :func:`remember`. ``contents`` bool ``(num_classes, code)`` says which labels belong to a class, where they are not the classes' numbers
+    (regions, an ignore label, cases annotated in part).
     """
 
     memory: Tensor
@@ -30,6 +33,7 @@ class ClassMemory(nn.Module):
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.register_buffer("memory", torch.zeros(num_classes, width))
+        self.contents: Tensor | None = None
         self.features: Tensor | None = None
         self.labels: Tensor | None = None
 
@@ -62,13 +66,22 @@ class ClassMemory(nn.Module):
         processes remember what one would of all their batches; the published code averages their memories.
         """
         vectors, old = features.float().movedim(1, -1).flatten(0, -2), self.memory
-        sums = summed_over_processes(torch.stack([_sums(vectors, share_of_class(labels, c, features), old[c]) for c in range(len(old))]))
+        shares = [
+            share_of_class(self._members(labels, number, is_one_hot=labels.ndim == features.ndim), features) for number in range(len(old))
+        ]
+        sums = summed_over_processes(torch.stack([_sums(vectors, share, own) for share, own in zip(shares, old, strict=True)]))
         (unlike, all_alike), amounts = sums[:, :-2].chunk(2, 1), sums[:, -2:]
         is_known, is_weighted, is_there = old.any(1), amounts[:, 0] > 0, amounts[:, 1] > 0
         means = all_alike / amounts[:, 1:].clamp_min(TINY)
         found = torch.where((is_known & is_weighted)[:, None], unlike / amounts[:, :1].clamp_min(TINY), means)
         moved = torch.where(is_known[:, None], (1 - momentum) * old + momentum * found, means)
         self.memory.copy_(torch.where(is_there[:, None], moved, old))
+
+    def _members(self, labels: Tensor, number: int, *, is_one_hot: bool) -> Tensor:
+        """Which voxels belong to a class, bool ``(batch, …)``."""
+        if is_one_hot:
+            return labels[:, number].bool()
+        return labels == number if self.contents is None else self.contents[number].to(labels.device)[labels.long()]
 
 
 def _sums(vectors: Tensor, share: Tensor, old: Tensor) -> Tensor:
@@ -77,11 +90,9 @@ def _sums(vectors: Tensor, share: Tensor, old: Tensor) -> Tensor:
     return torch.cat((unlike @ vectors, share @ vectors, unlike.sum()[None], share.sum()[None]))
 
 
-def share_of_class(labels: Tensor, number: int, features: Tensor) -> Tensor:
+def share_of_class(members: Tensor, features: Tensor) -> Tensor:
     """Which share of each feature's place belongs to a class, 0 to 1, all in a row."""
-    is_one_hot = labels.ndim == features.ndim
-    member = (labels[:, number] if is_one_hot else labels == number).float()
-    return averaged(member[:, None], tuple(features.shape[2:])).flatten()
+    return averaged(members.float()[:, None], tuple(features.shape[2:])).flatten()
 
 
 def summed_over_processes(sums: Tensor) -> Tensor:
@@ -91,15 +102,18 @@ def summed_over_processes(sums: Tensor) -> Tensor:
     return sums
 
 
+def memories(network: nn.Module) -> Iterator[ClassMemory]:
+    """All memories of a network."""
+    return (module for module in network.modules() if isinstance(module, ClassMemory))
+
+
 def note_labels(network: nn.Module, labels: Tensor) -> None:
     """Tell every memory of a network the labels of the batch that has just passed."""
-    for module in network.modules():
-        if isinstance(module, ClassMemory):
-            module.labels = labels
+    for memory in memories(network):
+        memory.labels = labels
 
 
 def remember(network: nn.Module, *, rate_share: float) -> None:
     """After a step: let every memory learn from its batch. ``rate_share`` is the learning rate as a share of the highest."""
-    for module in network.modules():
-        if isinstance(module, ClassMemory):
-            module.remember(rate_share)
+    for memory in memories(network):
+        memory.remember(rate_share)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from medseg3d.devices import Device
+from medseg3d.label_codes import LabelCodes
 from medseg3d.networks.build import build_network, build_universal, sharing_of
+from medseg3d.networks.class_memory import memories
 from medseg3d.networks.family import Sharing
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import TrainingPlan
@@ -31,6 +33,8 @@ def make_learner(
     settings, sharing = domains[0].configuration.training, sharing_between(domains)
     torch.manual_seed(seed)
     network = _build(domains).to(device.device)
+    if domains[0].name == NO_NAME and not domains[0].codes.are_indices:
+        _tell(network, domains[0].codes)
     if added is not None and sharing is not None:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(sharing.domain_of(name) == added)
@@ -55,6 +59,13 @@ def sharing_between(domains: Sequence[TrainingDomain]) -> Sharing | None:
 def _build(domains: Sequence[TrainingDomain]) -> nn.Module:
     networks = {domain.name: domain.configuration.network for domain in domains}
     return build_network(networks[NO_NAME]) if NO_NAME in networks else build_universal(networks)
+
+
+def _tell(network: nn.Module, codes: LabelCodes) -> None:
+    """What labels mean, for what a network itself does with them: memories of classes, heads that learn boundaries."""
+    network.label_codes = codes  # type: ignore[assignment]
+    for memory in memories(network):
+        memory.contents = torch.from_numpy(codes.contents()[1 if codes.labels.regions else 0 :].copy())
 
 
 def optimizer_of(network: nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:

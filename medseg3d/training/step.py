@@ -107,7 +107,8 @@ def compute_gradients(
             outputs = outputs_of(forward, image, domain)
         is_single = isinstance(outputs, Tensor)
         weights, targets = (None if is_single else getattr(network, name, None) for name in ("head_weights", "head_targets"))
-        total = supervised_loss(outputs, labels, loss, weights=weights, targets=targets).total
+        codes = getattr(network, "label_codes", None)
+        total = supervised_loss(outputs, labels, loss, weights=weights, targets=targets, codes=codes).total
         if (own := getattr(network, "own_loss", None)) is not None and (further := own()) is not None:
             total = total + further
     note_labels(network, labels)

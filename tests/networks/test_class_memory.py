@@ -60,6 +60,13 @@ def test_labels_may_be_finer_than_features_and_one_hot() -> None:
         torch.testing.assert_close(memory.memory, memories[0].memory)
 
 
+def test_codes_may_belong_to_several_regions_and_to_none() -> None:
+    memory, features = ClassMemory(2, 1), torch.tensor([1.0, 2.0, 4.0, 8.0]).view(1, 1, 1, 4)
+    memory.contents = torch.tensor([[False, True, True, False], [False, False, True, False]])  # whole, core; the last code is ignored
+    memory.update(features, torch.tensor([[[0, 1, 2, 3]]], dtype=torch.uint8), 0.9)
+    assert memory.memory.flatten().tolist() == [3.0, 4.0]
+
+
 def test_a_single_voxel_of_a_class_is_remembered() -> None:
     memory, labels = ClassMemory(NUM_CLASSES, WIDTH), torch.zeros(1, 16, 16, dtype=torch.long)
     labels[0, 3, 5] = 2  # the nearest voxels of a grid of 2 x 2 would miss it

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medseg3d.label_codes import LabelCodes
+from medseg3d.labels import Labels
 from medseg3d.losses.supervision import class_boundaries, supervise
 from medseg3d.networks import build_network
 from medseg3d.networks.cross_attention import CrossAttention
@@ -58,6 +60,13 @@ def test_boundaries_are_voxels_that_touch_another_label() -> None:
     inside = F.pad(torch.full((2, 2, 2), 2), [2] * 6)
     assert torch.equal(boundaries[0] + inside, labels[0])
     assert not class_boundaries(torch.full((1, 3, 3), 2)).any()
+
+
+def test_boundaries_of_codes_leave_what_is_not_known() -> None:
+    codes = LabelCodes(Labels(names=("background", "a", "b"), values=(0, 1, 2), ignore=9, unannotated=((2,),)))
+    assert (codes.num_values, codes.ignored) == (3, 6)
+    labels = torch.tensor([[0, 1, 1, 1, 6, 6, 1, 1, 0], [3, 4, 4, 4, 6, 4, 4, 4, 4]])
+    assert class_boundaries(labels, codes).tolist() == [[0, 1, 0, 0, 6, 6, 0, 1, 0], [3, 4, 3, 3, 6, 3, 3, 3, 3]]
 
 
 def test_the_second_head_of_msfnet_learns_boundaries() -> None:
