@@ -23,7 +23,7 @@ class Labels(Checked):
 
     ``ignore`` is the file value of voxels that nobody has annotated; networks have no output for it. ``unannotated`` lists the sets of
     indices that some cases were not annotated for: there the background may hide them. What is stored of a case are codes of all that
-    (:mod:`medseg3d.label_codes`).
+    (:mod:`medseg3d.label_codes`). ``soft``: label files hold the probabilities of the labels, which training learns as they are.
     """
 
     names: tuple[str, ...]
@@ -32,7 +32,8 @@ class Labels(Checked):
     regions: tuple[tuple[int, ...], ...] = ()
     ignore: int | None = None
     unannotated: tuple[tuple[int, ...], ...] = ()
-    came_later: ClassVar[tuple[str, ...]] = ("ignore", "unannotated")
+    soft: bool = False
+    came_later: ClassVar[tuple[str, ...]] = ("ignore", "unannotated", "soft")
 
     @property
     def annotated_values(self) -> tuple[int, ...]:

@@ -54,6 +54,24 @@ def regions_with_ignore(root: Path) -> Path:
     return describe(root, {"background": 0, "whole": [SHELL, CORE], "core": CORE, "ignore": IGNORE}, regions_class_order=[SHELL, CORE])
 
 
+def soft(root: Path, *, in_one_file: bool = True) -> Path:
+    """Probabilities with a soft rim: a 4D file without the background, or a file per label."""
+    from scipy.ndimage import gaussian_filter
+
+    make_balls(root)
+    for file in sorted(root.glob("labelsT?/*.nii.gz")):
+        image = nibabel.load(file)
+        labels = np.asarray(image.dataobj)
+        chances = [gaussian_filter((labels == value).astype(np.float32), 1) for value in (SHELL, CORE)]
+        if in_one_file:
+            nibabel.save(nibabel.Nifti1Image(np.stack(chances, -1), image.affine), file)
+            continue
+        file.unlink()
+        for value, chance in zip((SHELL, CORE), chances, strict=True):
+            nibabel.save(nibabel.Nifti1Image(chance, image.affine), file.with_name(file.name.replace(".nii.gz", f"_{value:04d}.nii.gz")))
+    return describe(root, {"background": 0, "shell": SHELL, "core": CORE}, soft_labels=True)
+
+
 def half_annotated(root: Path) -> Path:
     """Half of the cases are annotated for the shell only; their cores are background in the files."""
 

@@ -21,7 +21,7 @@ from medseg3d.data.label_rules import (
     refuse_image,
 )
 from medseg3d.data.plausible import extreme_voxels
-from medseg3d.data.reading import copied, label_values, orientation_on_grid
+from medseg3d.data.reading import copied, label_file, orientation_on_grid
 from medseg3d.errors import ImageReadError, LabelValueError
 from medseg3d.execution import run_cases
 from medseg3d.geometry import (
@@ -245,8 +245,7 @@ def _check_label(
 ) -> _SeenLabel:
     """Findings of a label file, and what it holds."""
     try:
-        label = images.read_image(path)
-        integers = label_values(path, label.array)
+        integers, label_header = label_file(path, case.soft)
         values = tuple(unique_values(integers, str(path)))
         refuse_image(integers, path.name, num_values=len(values))
     except ImageReadError as error:
@@ -276,8 +275,8 @@ def _check_label(
     if not any(values):
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
     if header is not None:
-        _check_grid(path, label.header.geometry, header.geometry, integers, found)
-    geometry = label.header.geometry
+        _check_grid(path, label_header.geometry, header.geometry, integers, found)
+    geometry = label_header.geometry
     orientation = orientation_of(geometry.matrix)
     canonical = to_canonical(integers, orientation)
     places = whereabouts(case.name, canonical, _edges(geometry, orientation), middle=middle)

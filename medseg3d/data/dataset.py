@@ -26,13 +26,15 @@ class ChannelFile:
 class Case:
     """The files of one case; ``label`` is None where there is none.
 
-    ``annotated`` are the names of the structures that it was annotated for, None for all of the dataset's.
+    ``annotated`` are the names of the structures that it was annotated for, None for all of the dataset's. ``soft`` are the values of the
+    labels whose probabilities the label file holds, the background first; empty for a map of values.
     """
 
     name: str
     channels: tuple[ChannelFile, ...]
     label: Path | None = None
     annotated: tuple[str, ...] | None = None
+    soft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

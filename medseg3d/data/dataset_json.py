@@ -58,7 +58,14 @@ def declared_labels(declared: dict[str, Any], findings: list[str]) -> Labels | N
     labels = _regions(kept, declared, findings) if is_region else _classes(kept, findings)
     if ignore is not None and ignore in labels.annotated_values:
         findings.append(f"dataset.json: {ignored[0][0]!r} has the value {ignore}, which another label has too")
-    return replace(labels, ignore=ignore)
+    is_soft = declared.get(SOFT) is True
+    if is_soft and (labels.regions or ignore is not None):
+        findings.append(f'dataset.json: "{SOFT}" goes with plain labels only, without regions and an ignore label')
+    return replace(labels, ignore=ignore, soft=is_soft)
+
+
+SOFT = "soft_labels"
+"""The key that says that label files hold probabilities."""
 
 
 def _classes(entries: Sequence[tuple[str, tuple[int, ...]]], findings: list[str]) -> Labels:

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg3d.data.soft_labels import soft_files
 from medseg3d.errors import ImageReadError, StorageError
 from medseg3d.extensions import version_of
 
@@ -23,7 +24,7 @@ def digest_of(case: Case) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     paths = list(dict.fromkeys((channel.path, channel.files) for channel in case.channels))
-    for path, files in (*paths, *(((case.label, ()),) if case.label else ())):
+    for path, files in (*paths, *((file, ()) for file in _label_files(case))):
         try:
             for file in files or _files_of(path):
                 digest.update(f"{file.stat().st_size} ".encode())
@@ -47,13 +48,18 @@ def stamp_of(case: Case) -> str:
     Empty where a file cannot be looked at.
     """
     places = dict.fromkeys((channel.path, channel.files) for channel in case.channels)
-    if case.label:
-        places[case.label, ()] = None
+    places.update({(file, ()): None for file in _label_files(case)})
     try:
         states = [file.stat() for path, files in places for file in files or _files_of(path)]
     except (OSError, ImageReadError):
         return ""
     return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states) + _readers_of(case)
+
+
+def _label_files(case: Case) -> tuple[Path, ...]:
+    if case.label is None:
+        return ()
+    return soft_files(case.label) if case.soft else (case.label,)
 
 
 def _readers_of(case: Case) -> str:

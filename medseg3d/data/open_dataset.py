@@ -21,6 +21,7 @@ from medseg3d.data.dataset import Case, ChannelFile, Dataset
 from medseg3d.data.dataset_json import channel_names, declared_labels
 from medseg3d.data.label_names import names_beside, with_names
 from medseg3d.data.label_rules import repeated_keys
+from medseg3d.data.soft_labels import by_soft_case
 from medseg3d.data.splits import declared_splits
 from medseg3d.errors import (
     DatasetError,
@@ -148,13 +149,13 @@ def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: Findings
     if declared is not None and "dataset" in declared:
         training = _explicit_cases(root, declared["dataset"], names or (), findings)
     else:
-        label_files = _files_by_case(root / "labelsTr", findings, is_required=True)
+        label_files = _files_by_case(root / "labelsTr", findings, is_required=True, is_soft=labels is not None and labels.soft)
         grouped, names = grouped_by_case(root / "imagesTr", label_files, names, findings)
         training = _paired(grouped, label_files, root / "labelsTr", findings)
     test: list[Case] = []
     test_findings = Findings()
     if (root / "imagesTs").is_dir() and names:
-        reference = _files_by_case(root / "labelsTs", test_findings)
+        reference = _files_by_case(root / "labelsTs", test_findings, is_soft=labels is not None and labels.soft)
         grouped, _ = grouped_by_case(root / "imagesTs", reference, names, test_findings, is_required=False)
         test = [Case(name=name, channels=files, label=reference.get(name)) for name, files in grouped.items()]
     return _dataset(root, declared, "nnunet", names or (), labels, training, test, findings, test_findings)
@@ -163,7 +164,7 @@ def _open_nnunet(root: Path, declared: dict[str, Any] | None, findings: Findings
 def _open_folders(root: Path, declared: dict[str, Any] | None, findings: Findings) -> Dataset:
     names = channel_names(declared, findings) if declared is not None else None
     labels = declared_labels(declared, findings) if declared is not None else None
-    label_files = _files_by_case(root / "labels", findings, is_required=True)
+    label_files = _files_by_case(root / "labels", findings, is_required=True, is_soft=labels is not None and labels.soft)
     grouped, names = grouped_by_case(root / "images", label_files, names, findings)
     training = _paired(grouped, label_files, root / "labels", findings)
     return _dataset(root, declared, "folders", names, labels, training, [], findings, Findings())
@@ -199,7 +200,12 @@ def _dataset(
             findings.append(
                 f"annotated.csv: {listed(unknown)} are no labels of the dataset; it has {listed(list(labels.names[1:]), most=20)}"
             )
-    training, test = ([replace(case, annotated=annotated_for(case.name, annotated)) for case in cases] for cases in (training, test))
+    soft = labels.values if labels is not None and labels.soft else ()
+    if soft and annotated:
+        findings.append("annotated.csv: goes with label maps of values, not with soft labels")
+    training, test = (
+        [replace(case, annotated=annotated_for(case.name, annotated), soft=soft) for case in cases] for cases in (training, test)
+    )
     return Dataset(
         root=root,
         name=str((declared or {}).get("name") or root.resolve().name),
@@ -248,10 +254,12 @@ def _paired(
     return [Case(name=name, channels=grouped[name], label=label_files[name]) for name in grouped if name in label_files]
 
 
-def _files_by_case(folder: Path, findings: Findings, *, is_required: bool = False) -> dict[str, Path]:
-    """The label files of a folder by case name; empty where the folder does not exist."""
+def _files_by_case(folder: Path, findings: Findings, *, is_required: bool = False, is_soft: bool = False) -> dict[str, Path]:
+    """The label files of a folder by case name; empty where the folder does not exist. Soft labels may have several, of which it is the
+    first."""
     if not folder.is_dir():
         if is_required:
             findings.append(f"{folder}: no such folder; expected one label map per case in it")
         return {}
-    return image_files(folder, findings)
+    files = image_files(folder, findings)
+    return by_soft_case(files) if is_soft else files

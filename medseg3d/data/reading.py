@@ -14,6 +14,7 @@ import numpy as np
 from medseg3d import images
 from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe, turn_in_words
+from medseg3d.data.soft_labels import most_probable, read_soft
 from medseg3d.errors import GeometryMismatchError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
 from medseg3d.geometry import (
@@ -45,7 +46,8 @@ class RawCase:
 
     ``image`` is float32 (channel, S, A, R), contiguous; ``labels`` (S, A, R) holds the integers of the file, or is None;
     ``spacing`` is (S, A, R) in mm. ``orientation`` and ``header`` are those of the first channel's file: results go on its grid.
-    ``annotated`` are the structures that the labels were annotated for, None for all.
+    ``annotated`` are the structures that the labels were annotated for, None for all. ``soft`` (label, S, A, R) are the probabilities of
+    soft labels, the background first; ``labels`` are the most probable ones then.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RawCase:
     orientation: Orientation
     header: ImageHeader
     annotated: tuple[str, ...] | None = None
+    soft: np.ndarray | None = None
 
 
 def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME) -> RawCase:
@@ -82,9 +85,9 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
                 )
             stack[index] = _float32(view)
             _check_finite(case, index, stack[index], image.array)
-    labels = None
+    labels, soft = None, None
     if with_label and case.label is not None:
-        labels = _read_label(case, case.label, geometry, orientation)
+        labels, soft = _read_label(case, case.label, geometry, orientation)
     return RawCase(
         name=case.name,
         image=stack,
@@ -93,6 +96,7 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
         orientation=orientation,
         header=first.header,
         annotated=case.annotated,
+        soft=soft,
     )
 
 
@@ -113,14 +117,17 @@ def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
     return replace(as_stored, turn=turn_in_words(image, other))
 
 
-def read_label_maps(prediction: Path, reference: Path, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+def read_label_maps(
+    prediction: Path, reference: Path, case: str, *, soft: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """Two label maps as integers (S, A, R) on the reference's canonical grid, and its spacing in mm.
 
-    A prediction may store the same voxels with other axes than its reference. Raises :class:`GeometryMismatchError` with the
-    offset in mm where the two files do not lie on one grid.
+    Of a reference of ``soft`` labels (their values) the most probable label counts. A prediction may store the same voxels with other axes
+    than its reference. Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
     """
-    predicted, referenced = images.read_image(prediction), images.read_image(reference)
-    grid = referenced.header.geometry
+    predicted = images.read_image(prediction)
+    reference_values, header = label_file(reference, soft)
+    grid = header.geometry
     orientation = orientation_of(grid.matrix)
     turned = orientation_on_grid(predicted.header.geometry, grid, orientation)
     if isinstance(turned, GeometryDifference):
@@ -130,9 +137,18 @@ def read_label_maps(prediction: Path, reference: Path, case: str) -> tuple[np.nd
         )
     return (
         to_canonical(label_values(prediction, predicted.array), turned),
-        to_canonical(label_values(reference, referenced.array), orientation),
+        to_canonical(reference_values, orientation),
         canonical_spacing(grid, orientation),
     )
+
+
+def label_file(path: Path, soft: tuple[int, ...] = ()) -> tuple[np.ndarray, ImageHeader]:
+    """The integers of a label file; of one of ``soft`` labels (their values) the most probable label."""
+    if soft:
+        probabilities, header = read_soft(path, soft)
+        return most_probable(probabilities, soft), header
+    image = images.read_image(path)
+    return label_values(path, image.array), image.header
 
 
 def label_values(path: Path, array: np.ndarray) -> np.ndarray:
@@ -174,9 +190,15 @@ def _on_grid(array: np.ndarray, geometry: Geometry, reference: Geometry, orienta
     return turned if isinstance(turned, GeometryDifference) else to_canonical(array, turned)
 
 
-def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> np.ndarray:
-    label = images.read_image(path)
-    turned = _on_grid(label_values(path, label.array), label.header.geometry, geometry, orientation)
+def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> tuple[np.ndarray, np.ndarray | None]:
+    """The label map, and the probabilities of soft labels."""
+    probabilities: np.ndarray | None = None
+    if case.soft:
+        probabilities, header = read_soft(path, case.soft)
+        values = most_probable(probabilities, case.soft)
+    else:
+        values, header = label_file(path)
+    turned = _on_grid(values, header.geometry, geometry, orientation)
     if isinstance(turned, GeometryDifference):
         advice = (
             "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."
@@ -186,7 +208,10 @@ def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orienta
         raise GeometryMismatchError(
             f"{case.name}: the label ({path.name}) lies on another grid than the image: {describe(turned)}. {advice}"
         )
-    return np.ascontiguousarray(turned)
+    if probabilities is None:
+        return np.ascontiguousarray(turned), None
+    channels = [_on_grid(channel, header.geometry, geometry, orientation) for channel in np.moveaxis(probabilities, -1, 0)]
+    return np.ascontiguousarray(turned), np.stack([channel for channel in channels if not isinstance(channel, GeometryDifference)])
 
 
 LEAST_SAMPLE = 32

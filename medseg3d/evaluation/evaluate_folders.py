@@ -13,6 +13,7 @@ import numpy as np
 from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.label_names import names_beside, with_names
 from medseg3d.data.label_rules import marker_values
+from medseg3d.data.soft_labels import by_soft_case
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
@@ -171,7 +172,8 @@ def evaluate_files(
     """
     from medseg3d.data.reading import read_label_maps
 
-    predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case)
+    soft = labels.values if labels is not None and labels.soft else ()
+    predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case, soft=soft)
     return evaluate_case(
         predicted,
         referenced,
@@ -274,6 +276,8 @@ def _files_by_case(place: Path, role: str) -> tuple[dict[str, Path], tuple[CaseF
     files = image_files(place, findings)
     failed = {failure.case for failure in findings.failures}
     found = {case: file for case, file in files.items() if case not in failed and file.is_file()}
+    if role == "references" and (declared := labels_beside(place)) is not None and declared.soft:
+        found = by_soft_case(found)
     if not found:
         reasons = "; ".join([*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
         what = reasons or "Name the folder that holds the files themselves."

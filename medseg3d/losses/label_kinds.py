@@ -6,6 +6,7 @@ Every loss is one of logits with a softmax and of labels that name one class per
   one, its Dice that of the sigmoid: nnU-Net's loss of regions, where it is Dice plus cross-entropy.
 - *structures that a case was not annotated for*: they are merged into the background, whose probability becomes the sum (marginal loss,
   Shi 2021, "Marginal loss and exclusion loss for partially supervised multi-organ segmentation"); a region is left out of such a case.
+- *soft labels*: probabilities ``(batch, class, …)`` take the place of codes; a loss that does not know them gets the most probable label.
 - *voxels that nobody has annotated*: labels are ``IGNORED``, and the logits say background for sure, without a gradient.
 """
 
@@ -29,9 +30,12 @@ MakeLoss = Callable[[int | None], LossFunction]
 """The loss of a region by its index, with two classes, or of all classes for None."""
 
 
-def loss_of_codes(labels: Labels, make: MakeLoss, *, knows_ignored: bool) -> LossFunction:
-    """The loss of logits and codes; that of indices itself for an ordinary dataset."""
+def loss_of_codes(labels: Labels, make: MakeLoss, *, knows_ignored: bool, knows_soft: bool = False) -> LossFunction:
+    """The loss of logits and codes; that of indices itself for an ordinary dataset, that of probabilities for soft labels."""
     codes = LabelCodes(labels)
+    if labels.soft and not knows_soft:
+        of_indices = make(None)
+        return lambda logits, soft: of_indices(logits, soft.argmax(1))
     if codes.are_indices:
         return make(None)
     if labels.regions:
@@ -143,6 +147,8 @@ CountVoxels = Callable[[Tensor, Tensor], Counts]
 def counter_of(labels: Labels) -> CountVoxels:
     """Counts true and false voxels of each class or region by its index; ignored voxels and unannotated structures are left out."""
     codes = LabelCodes(labels)
+    if labels.soft:
+        return lambda logits, soft: count_voxels(logits, soft.argmax(1))
     if codes.are_indices:
         return count_voxels
     meaning, num_classes = _Meaning(codes), labels.num_classes

@@ -51,7 +51,8 @@ class Loss:
     ``meaning`` is a line for tables. ``make(settings)`` gets settings whose options are complete, and gives a function of float32 logits
     and int64 labels. A loss that ``weighs_classes`` is told the voxels of the classes; one that does not ``know_batches`` takes no notice
     of ``batch_dice``. One that ``knows_ignored`` leaves voxels of the label :data:`IGNORED` out of its means over voxels; to others
-    they are background, and the network is sure of it.
+    they are background, and the network is sure of it. One that ``knows_soft`` takes float32 probabilities ``(batch, class, …)`` in the
+    place of labels as well; others get the most probable label.
 
     ``shares`` says what it needs where several processes have a part of the batch each: nothing, as it is the ``mean`` over the samples
     where ``batch_dice`` is off; nothing, as it passes its ``sums`` through :func:`medseg3d.team.pooled`; or the whole batch, ``gathered``
@@ -65,6 +66,7 @@ class Loss:
     knows_batches: bool = True
     shares: Literal["gathered", "mean", "sums"] = "gathered"
     knows_ignored: bool = False
+    knows_soft: bool = False
 
     def completed(self, name: str, options: Mapping[str, float]) -> dict[str, float]:
         """All options: those given, and the defaults of the others; raises :class:`~medseg3d.errors.PlanError` for wrong ones."""
@@ -76,7 +78,7 @@ def in_float32(loss: LossFunction) -> LossFunction:
 
     def of_float32(logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return loss(logits.float(), labels.long())
+            return loss(logits.float(), labels if labels.is_floating_point() else labels.long())
 
     return of_float32
 
@@ -123,6 +125,8 @@ def foreground(per_class: Tensor) -> Tensor:
 def probabilities_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and labels of the foreground classes, both float32 ``(batch, class, n0, …)``."""
     predicted = foreground(logits.softmax(1))
+    if labels.is_floating_point():
+        return predicted, foreground(labels)
     classes = torch.arange(logits.shape[1], device=labels.device)[-predicted.shape[1] :]
     reference = labels[:, None] == classes.view(1, -1, *[1] * (labels.ndim - 1))
     return predicted, reference.float()

@@ -185,6 +185,8 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool, *, 
     Dice needs three sums per class: of the probabilities, of the labels, and of the probabilities where the label is the
     class. The last comes from the probability of the true class alone, one number per voxel, added up by label.
     """
+    if labels.is_floating_point():
+        return _soft_dice_and_cross_entropy(logits.float(), labels, batch_dice)
     with torch.autocast(logits.device.type, enabled=False):
         batch, num_classes = logits.shape[:2]
         index = labels.reshape(batch, -1).long()
@@ -205,6 +207,18 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool, *, 
         return -foreground(score).mean(), cross_entropy
 
 
+def _soft_dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor]:
+    """The same for labels that are probabilities ``(batch, class, …)``: products take the place of counts."""
+    log_probabilities = F.log_softmax(logits, 1)
+    predicted = log_probabilities.exp()
+    axes = summed_axes(logits, batch_dice)
+    overlap, total = (predicted * labels).sum(axes), (predicted + labels).sum(axes)
+    if batch_dice:
+        overlap, total = pooled(overlap[None]), pooled(total[None])
+    score = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(1e-8)
+    return -foreground(score).mean(), -(labels * log_probabilities).sum(1).mean()
+
+
 def _count_labels(index: Tensor, num_classes: int) -> Tensor:
     """Voxels per sample and class: ``(batch, voxels)`` → float32 ``(batch, num_classes)``, counted exactly."""
     offset = torch.arange(len(index), device=index.device)[:, None] * num_classes
@@ -216,10 +230,12 @@ ALPHA = NumberOption(default=0.3, minimum=0.01, maximum=1.0, meaning="weight of 
 BETA = NumberOption(default=0.7, minimum=0.01, maximum=1.0, meaning="weight of false negatives")
 
 LOSSES = {
-    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce, shares="sums", knows_ignored=True),
-    "dice": Loss(meaning="Dice alone", make=dice, shares="mean"),
-    "dice_squared": Loss(meaning="Dice with squares in the denominator (V-Net)", make=dice_squared, shares="mean"),
-    "generalized_dice": Loss(meaning="one Dice of all labels, each weighted by 1 / voxels²", make=generalized_dice, shares="sums"),
+    "dice_ce": Loss(meaning="Dice plus cross-entropy; the default", make=dice_ce, shares="sums", knows_ignored=True, knows_soft=True),
+    "dice": Loss(meaning="Dice alone", make=dice, shares="mean", knows_soft=True),
+    "dice_squared": Loss(meaning="Dice with squares in the denominator (V-Net)", make=dice_squared, shares="mean", knows_soft=True),
+    "generalized_dice": Loss(
+        meaning="one Dice of all labels, each weighted by 1 / voxels²", make=generalized_dice, shares="sums", knows_soft=True
+    ),
     "dice_focal": Loss(
         meaning="Dice plus cross-entropy that looks past easy voxels",
         make=dice_focal,
@@ -229,6 +245,7 @@ LOSSES = {
             "weight": NumberOption(default=1.0, minimum=0.0, maximum=100.0, meaning="factor on the focal term beside the Dice"),
         },
         shares="mean",
+        knows_soft=True,
         knows_ignored=True,
     ),
     "tversky": Loss(
@@ -236,6 +253,7 @@ LOSSES = {
         make=tversky,
         options={"alpha": ALPHA, "beta": BETA},
         shares="mean",
+        knows_soft=True,
     ),
     "focal_tversky": Loss(
         meaning="Tversky that looks more at labels that are nearly right",
@@ -247,6 +265,7 @@ LOSSES = {
             "gamma": NumberOption(default=4 / 3, minimum=1.0, maximum=3.0, meaning="1/gamma is the exponent: more for labels nearly right"),
         },
         shares="mean",
+        knows_soft=True,
     ),
     "lovasz": Loss(meaning="the Jaccard index, made smooth", make=lovasz, shares="mean"),
 }

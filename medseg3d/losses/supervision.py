@@ -89,6 +89,8 @@ def class_boundaries(labels: Tensor, codes: LabelCodes | None = None) -> Tensor:
     >>> class_boundaries(torch.tensor([[0, 2, 2, 2, 2, 1]])).tolist()
     [[0, 2, 0, 0, 2, 1]]
     """
+    if labels.is_floating_point():  # soft labels: the most probable
+        labels = labels.argmax(1)
     ignored = None if codes is None or codes.ignored is None else labels == codes.ignored
     touches = torch.zeros_like(labels, dtype=torch.bool)
     for axis in range(1, labels.ndim):
@@ -116,9 +118,10 @@ def center_crop(labels: Tensor, shape: Sequence[int]) -> Tensor:
 
     Raises ValueError where ``shape`` exceeds the labels.
     """
-    if any(wanted > size for size, wanted in zip(labels.shape[1:], shape, strict=True)):
-        raise ValueError(f"Logits of {tuple(shape)} voxels do not lie inside labels of {tuple(labels.shape[1:])}.")
-    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+    lead = labels.ndim - len(shape)
+    if any(wanted > size for size, wanted in zip(labels.shape[lead:], shape, strict=True)):
+        raise ValueError(f"Logits of {tuple(shape)} voxels do not lie inside labels of {tuple(labels.shape[lead:])}.")
+    for axis, (size, wanted) in enumerate(zip(labels.shape[lead:], shape, strict=True), start=lead):
         labels = labels.narrow(axis, (size - wanted) // 2, wanted)
     return labels
 
@@ -139,7 +142,8 @@ def deep_supervision_weights(num_heads: int) -> tuple[float, ...]:
 
 def downsample_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
     """Labels ``(batch, n0, …)`` at the nearest voxel of a coarser grid of the same extent (torch's ``nearest-exact``)."""
-    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+    lead = labels.ndim - len(shape)
+    for axis, (size, wanted) in enumerate(zip(labels.shape[lead:], shape, strict=True), start=lead):
         if size != wanted:
             centers = (2 * torch.arange(wanted, device=labels.device) + 1) * size // (2 * wanted)
             labels = labels.index_select(axis, centers)

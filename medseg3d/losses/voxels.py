@@ -54,6 +54,7 @@ LOSSES = {
         weighs_classes=True,
         knows_batches=False,
         knows_ignored=True,
+        knows_soft=True,
     ),
     "ohem": Loss(
         meaning="cross-entropy of the hardest voxels",
@@ -64,5 +65,6 @@ LOSSES = {
         },
         knows_batches=False,
         knows_ignored=True,
+        knows_soft=True,
     ),
 }

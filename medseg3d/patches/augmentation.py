@@ -62,6 +62,8 @@ class AugmentationPolicy:
     """Of a cascade: the labels of the first stage that become a channel each, behind those of the image."""
     previous_pairs: tuple[tuple[int, int], ...] = ()
     """Its pairs of left and right labels."""
+    soft_labels: int = 0
+    """So many of the last channels that come with the image are the probabilities of soft labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,9 +233,11 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
     """Apply a batch's draws on a device: float32 image ``(batch, channel, …)`` and int64 labels ``(batch, …)`` ready for a loss.
 
     The same batch gives the same result on the same kind of device; noise differs between kinds. The label map of a cascade's first
-    stage moves with the image and comes as further channels of it, whose values nothing else changes.
+    stage moves with the image and comes as further channels of it, whose values nothing else changes. With soft labels, the last channels
+    of the batch's image are their probabilities, and float32 probabilities ``(batch, class, …)`` come in the place of labels.
     """
     image = batch.image.to(device, non_blocking=True, copy=True)
+    num_images = image.shape[1] - policy.soft_labels
     labels = batch.labels.to(device, non_blocking=True, copy=True)
     previous = None if batch.previous is None else batch.previous.to(device, non_blocking=True, copy=True)
     beyond = OUTSIDE if policy.masked_channels else 0
@@ -244,10 +248,12 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
             if previous is not None and crop.previous is not None:
                 first = replace(crop, labels=crop.previous)
                 previous[sample] = resample_labels(first, draw.matrix, policy.patch_size, device=device, beyond=0)
-        change_intensities(image[sample], draw, slicewise=policy.is_slicewise)
+        change_intensities(image[sample, :num_images], draw, slicewise=policy.is_slicewise)
         if draw.mirror:
             image[sample] = image[sample].flip([1 + axis for axis in draw.mirror])
             labels[sample] = mirror_labels(labels[sample], draw.mirror, policy)
+            if policy.soft_labels and policy.left_right_axis in draw.mirror:
+                exchange_sides(image[sample, num_images:], policy.label_pairs)
             if previous is not None:
                 previous[sample] = mirror_labels(previous[sample], draw.mirror, replace(policy, label_pairs=policy.previous_pairs))
         for each, drawn in zip(policy.further, draw.further, strict=False):
@@ -259,9 +265,19 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
         outside = labels < 0
         for channel in policy.masked_channels:
             image[:, channel].masked_fill_(outside, 0)
+    target = labels.clamp_(min=0).long()
+    if policy.soft_labels:
+        soft, image = image[:, num_images:], image[:, :num_images].contiguous()
+        target = torch.cat(((1 - soft.sum(1, keepdim=True)).clamp_min(0), soft), 1)
     if previous is not None:
         image = torch.cat((image, _previous_channels(previous, batch.draws, policy)), 1)
-    return image, labels.clamp_(min=0).long()
+    return image, target
+
+
+def exchange_sides(soft: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """Exchange, in place, the probabilities ``(label, …)`` of each pair of label indices; there is no background among them."""
+    for left, right in pairs:
+        soft[[left - 1, right - 1]] = soft[[right - 1, left - 1]]
 
 
 def _previous_channels(previous: Tensor, draws: Sequence[AugmentationDraw], policy: AugmentationPolicy) -> Tensor:

@@ -42,6 +42,26 @@ class PatchSource(Protocol):
         """Voxel coordinates ``(n, 3)`` of (a sample of) what somebody has annotated; None where all is."""
 
 
+class SoftCase:
+    """A stored case of soft labels whose probabilities come as further channels of its image: they move with it, wherever it goes."""
+
+    def __init__(self, case: Any) -> None:
+        self.name, self.labels, self.outside = case.name, case.labels, case.outside
+        self.foreground, self.annotated = case.foreground, case.annotated
+        self.image = _Stacked(case.image, case.soft)
+
+
+class _Stacked:
+    """Two arrays ``(channel, n0, n1, n2)``, one behind the other, read where they are sliced."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+        self.shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(part[key], np.float32) for part in self._parts])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchBox:
     """A box of voxels; it may reach beyond the volume on either side."""

@@ -60,7 +60,7 @@ class PreprocessedCase:
     ``image`` float32 (channel, n0, n1, n2), contiguous; ``labels`` codes of the smallest unsigned type, which are the label indices but
     for incomplete annotations and regions (:mod:`medseg3d.label_codes`), or None. ``outside`` (bool) is
     where neither the non-zero region nor a label is; kept only with labels and where a channel is normalized inside the mask. ``codes``
-    says what the labels mean.
+    says what the labels mean. ``soft`` float32 (label, n0, n1, n2) are the probabilities of soft labels without the background.
     """
 
     name: str
@@ -69,6 +69,7 @@ class PreprocessedCase:
     restoration: Restoration
     outside: np.ndarray | None = None
     codes: LabelCodes | None = None
+    soft: np.ndarray | None = None
 
 
 def preprocess_case(raw: RawCase, *, plan: Plan, configuration: Configuration, in_place: bool = False) -> PreprocessedCase:
@@ -104,6 +105,7 @@ def preprocess_for(
     if raw.labels is not None:
         cropped = np.ascontiguousarray(to_network_order(raw.labels, plan.axis_order)[box])
         labels = LabelCodes(plan.labels).encode(cropped, raw.name, raw.annotated)
+    soft = None if raw.soft is None else np.ascontiguousarray(to_network_order(raw.soft, plan.axis_order)[(slice(1, None), *box)])
     inside = _inside(image, labels, plan.labels) if labels is not None or _needs_mask(configurations) else None
     spacing = permute(raw.spacing, plan.axis_order)
     normalized: tuple[tuple[Normalization, ...], np.ndarray] | None = None
@@ -121,7 +123,11 @@ def preprocess_for(
             resampled = resample_image(
                 resampled, shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
             )
-        resampled_labels, outside = None, None
+        resampled_labels, outside, resampled_soft = None, None, None
+        if soft is not None:
+            resampled_soft = resample_image(
+                soft, shape, spacing=spacing, new_spacing=target, resampling=_as_probabilities(configuration.resampling)
+            )
         if labels is not None and inside is not None:
             resampled_labels, outside = _resample_with_outside(labels, inside, shape, spacing, target, configuration.resampling)
         yield PreprocessedCase(
@@ -130,6 +136,7 @@ def preprocess_for(
             labels=resampled_labels,
             outside=outside if _needs_mask((configuration,)) else None,
             codes=LabelCodes(plan.labels),
+            soft=resampled_soft,
             restoration=Restoration(
                 original_shape=raw.image.shape[1:],
                 axis_order=plan.axis_order,
@@ -158,6 +165,9 @@ def resampled_box(
     image = resample_image(part, shape, spacing=given.spacing, new_spacing=target, resampling=configuration.resampling, device=device)
     restoration = replace(given, box=tuple(box), resampled_shape=shape, resampled_spacing=target)  # type: ignore[arg-type]
     return PreprocessedCase(name=case.name, image=image, labels=None, restoration=restoration)
+def _as_probabilities(resampling: Resampling) -> Resampling:
+    """Linearly, as label maps are, each label by itself: probabilities stay between 0 and 1, and add up to 1 at most."""
+    return replace(resampling, image_order=min(1, resampling.label_order), image_coarse_order=resampling.label_coarse_order)
 
 
 def _check_memory(name: str, needed: int, spacing: Sequence[float], target: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 ```
 <folder>/<case>/image.b2nd       (channel, n0, n1, n2) float16, or float32 where float16 would lose too much
                 labels.b2nd      (n0, n1, n2) codes of the smallest unsigned integer type, label indices in most datasets
+                soft.b2nd        (label, n0, n1, n2) float16 probabilities without the background, only of soft labels
                 outside.b2nd     (n0, n1, n2) bool, only where a channel is normalized inside a mask
                 foreground.npz   per label or region index an array (n, 3) of voxels that hold it; with an ignore label, annotated voxels
                 case.json        what is needed to go back, the digest of what it was made from, and checksums of the other files
@@ -103,6 +104,8 @@ class Store:
             foreground = {ANNOTATED if label == 0 else str(label): voxels for label, voxels in found.items()}
         if case.outside is not None:
             save_array(folder / "outside.b2nd", case.outside, self.patch_size)
+        if case.soft is not None:
+            save_array(folder / "soft.b2nd", case.soft.astype(np.float16), self.patch_size)
         np.savez(folder / "foreground.npz", **foreground)  # type: ignore[arg-type]
         storage().finish(folder / "foreground.npz")
         written = sorted(folder.iterdir())
@@ -279,6 +282,7 @@ class StoredCase:
         self.image: ChunkedArray | np.ndarray = ChunkedArray(folder / "image.b2nd")
         self.labels: ChunkedArray | np.ndarray | None = _optional(folder / "labels.b2nd")
         self.outside: ChunkedArray | np.ndarray | None = _optional(folder / "outside.b2nd")
+        self.soft: ChunkedArray | np.ndarray | None = _optional(folder / "soft.b2nd")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -288,7 +292,7 @@ class StoredCase:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays when they are decoded."""
-        return sum(math.prod(a.shape) * a.dtype.itemsize for a in (self.image, self.labels, self.outside) if a is not None)
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in (self.image, self.labels, self.outside, self.soft) if a is not None)
 
     @property
     def foreground(self) -> dict[int, np.ndarray]:
@@ -316,6 +320,7 @@ class StoredCase:
         loaded.image = self.image[:]
         loaded.labels = None if self.labels is None else self.labels[:]
         loaded.outside = None if self.outside is None else self.outside[:]
+        loaded.soft = None if self.soft is None else self.soft[:]
         return loaded
 
 

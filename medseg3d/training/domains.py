@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from medseg3d.errors import InputError
 from medseg3d.execution import available_cores
 from medseg3d.extensions import Registry
 from medseg3d.label_codes import LabelCodes
@@ -22,7 +23,7 @@ from medseg3d.networks.build import NETWORKS, output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
 from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
 from medseg3d.patches.loading import PatchLoader
-from medseg3d.patches.sampling import generator
+from medseg3d.patches.sampling import SoftCase, generator
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.preprocessing.store import StoredCase
@@ -68,17 +69,21 @@ class TrainingDomain:
     def policy(self) -> AugmentationPolicy:
         """What augmentation may do to its patches."""
         configuration = self.configuration
-        return augmentation_policy(
+        further = further_augmentations(configuration.training.augmentations, configuration.training.providers)
+        if further and self.plan.labels.soft:
+            raise InputError("training.augmentations: those of extensions move label maps, not soft labels. Leave them out of the planner.")
+        made = augmentation_policy(
             configuration.patch_size,
             num_channels=len(self.plan.channels),
             mirror_axes=configuration.mirror_axes,
             masked_channels=[i for i, n in enumerate(configuration.normalization) if n.use_mask],
             left_right_axis=left_right_axis(self.plan, configuration),
             label_pairs=self.codes.pairs(),
-            further=further_augmentations(configuration.training.augmentations, configuration.training.providers),
+            further=further,
             previous_labels=() if self.previous is None else in_order_of_values(self.plan.labels),
             previous_pairs=self.plan.labels.pairs,
         )
+        return replace(made, soft_labels=len(self.plan.labels.foreground)) if self.plan.labels.soft else made
 
     def margin(self) -> tuple[int, ...]:
         """Voxels at each end of a patch that get no logits."""
@@ -91,7 +96,8 @@ class TrainingDomain:
         """The plan's loss of the codes of its label maps, for one output."""
         training, labels = self.configuration.training, self.plan.labels
         provider = training.providers.get(training.loss, "")
-        knows_ignored = find_loss(training.loss, provider).knows_ignored
+        loss = find_loss(training.loss, provider)
+        knows_ignored = loss.knows_ignored
 
         def make(region: int | None) -> LossFunction:
             settings = LossSettings(
@@ -104,7 +110,7 @@ class TrainingDomain:
             )
             return make_loss(training.loss, settings, provider=provider, class_voxels=lambda: self._class_voxels(region))
 
-        return loss_of_codes(labels, make, knows_ignored=knows_ignored)
+        return loss_of_codes(labels, make, knows_ignored=knows_ignored, knows_soft=loss.knows_soft)
 
     @cached_property
     def count(self) -> CountVoxels:
@@ -166,8 +172,9 @@ def patch_loader(
 
     Of each batch only the samples of this process of a ``team``.
     """
+    cases = domain.validation if is_validation else domain.training
     return PatchLoader(
-        domain.validation if is_validation else domain.training,
+        [SoftCase(case) for case in cases] if domain.plan.labels.soft else cases,
         patch_size=domain.configuration.patch_size,
         batch_size=batch_size,
         seed=seed,

@@ -184,6 +184,11 @@ def _about_kinds(dataset: Dataset, fingerprint: Fingerprint, labels: Labels) -> 
             f"The label value {labels.ignore} is taken for voxels that nobody has annotated: they are left out of training and evaluation. "
             f"If it is a structure, name it (--labels {labels.ignore}=NAME, or labels.csv beside the images)."
         )
+    if labels.soft:
+        yield (
+            "The label files hold probabilities (soft labels): training learns them as they are; folds, sampling and evaluation go by the "
+            "most probable label of a voxel."
+        )
     if dataset.labels is None and (unknown := sorted({n for c in dataset.training for n in c.annotated or ()} - set(labels.names))):
         raise DatasetError(
             f"{dataset.root}: annotated.csv names labels that the dataset does not have. Give the label values names, in labels.csv:",

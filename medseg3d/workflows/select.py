@@ -261,5 +261,5 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> 
 
 def _load(plan: Plan, case: Case, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
     """Label indices and the codes of the reference, in canonical axes; the label may be stored with other axes than the image."""
-    prediction, reference, _ = read_label_maps(predicted, label, case.name)
+    prediction, reference, _ = read_label_maps(predicted, label, case.name, soft=case.soft)
     return plan.labels.encode(prediction, str(predicted)), LabelCodes(plan.labels).encode(reference, str(label), case.annotated)
