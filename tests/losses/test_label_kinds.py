@@ -127,3 +127,36 @@ def test_counts_are_those_of_the_annotated_voxels() -> None:
         assert int(counts.true_positives[index]) == int((predicted & truth).sum())
         assert int(counts.false_positives[index]) == int((predicted & ~truth).sum())
         assert int(counts.false_negatives[index]) == int((~predicted & truth & known).sum())
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_soft_labels_that_are_sure_cost_what_labels_cost(name, batch_dice) -> None:
+    logits, codes = data(ORGANS)
+    sure = F.one_hot(codes, 4).movedim(-1, 1).float()
+    soft_organs = Labels(names=ORGANS.names, values=ORGANS.values, soft=True)
+    loss = find_loss(name)
+
+    def make(region):
+        return make_loss(name, LossSettings(num_classes=4, batch_dice=batch_dice), class_voxels=lambda: (5.0,) * 4)
+
+    of_soft = loss_of_codes(soft_organs, make, knows_ignored=loss.knows_ignored, knows_soft=loss.knows_soft)
+    torch.testing.assert_close(of_soft(logits, sure), make(None)(logits, codes))
+    unsure = 0.8 * sure + 0.05
+    (gradient,) = torch.autograd.grad(of_soft(logits, unsure), logits)
+    assert torch.isfinite(gradient).all()
+    assert (counter_of(soft_organs)(logits, unsure).true_positives == counter_of(ORGANS)(logits, codes).true_positives).all()
+
+
+def test_the_loss_is_least_where_the_network_says_the_probabilities_themselves() -> None:
+    soft = torch.full((1, 4, 3, 3, 3), 0.1)
+    soft[:, 2] = 0.7
+    loss = loss_of_codes(
+        Labels(names=ORGANS.names, values=ORGANS.values, soft=True),
+        lambda region: make_loss("weighted_ce", LossSettings(num_classes=4)),
+        knows_ignored=True,
+        knows_soft=True,
+    )
+    logits = soft.log().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits, soft), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
