@@ -22,6 +22,7 @@ class BoxedCase(StoredCase):
         self.image = ArrayBox(case.image, self.box)
         self.labels = None if case.labels is None else ArrayBox(case.labels, self.box)
         self.outside = None if case.outside is None else ArrayBox(case.outside, self.box)
+        self.soft = None if case.soft is None else ArrayBox(case.soft, self.box)
 
     @cached_property
     def _sampled(self) -> dict[int, np.ndarray]:
@@ -42,6 +43,7 @@ class BoxedCase(StoredCase):
         loaded.image = self.image[:]
         loaded.labels = None if self.labels is None else self.labels[:]
         loaded.outside = None if self.outside is None else self.outside[:]
+        loaded.soft = None if self.soft is None else self.soft[:]
         return loaded
 
 

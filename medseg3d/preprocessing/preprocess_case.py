@@ -165,6 +165,8 @@ def resampled_box(
     image = resample_image(part, shape, spacing=given.spacing, new_spacing=target, resampling=configuration.resampling, device=device)
     restoration = replace(given, box=tuple(box), resampled_shape=shape, resampled_spacing=target)  # type: ignore[arg-type]
     return PreprocessedCase(name=case.name, image=image, labels=None, restoration=restoration)
+
+
 def _as_probabilities(resampling: Resampling) -> Resampling:
     """Linearly, as label maps are, each label by itself: probabilities stay between 0 and 1, and add up to 1 at most."""
     return replace(resampling, image_order=min(1, resampling.label_order), image_coarse_order=resampling.label_coarse_order)
