@@ -35,7 +35,7 @@ def loss_of_codes(labels: Labels, make: MakeLoss, *, knows_ignored: bool, knows_
     codes = LabelCodes(labels)
     if labels.soft and not knows_soft:
         of_indices = make(None)
-        return lambda logits, soft: of_indices(logits, soft.argmax(1))
+        return lambda logits, soft: of_indices(logits, soft.argmax(1) if soft.is_floating_point() else soft)
     if codes.are_indices:
         return make(None)
     if labels.regions:

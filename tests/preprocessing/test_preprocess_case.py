@@ -46,7 +46,7 @@ def raw() -> SimpleNamespace:
     labels = np.zeros(image.shape[1:], np.int16)
     labels[3:8, 6:20, 5:15] = 5
     labels[5:10, 12:24, 14:22] = 9
-    return SimpleNamespace(name="case", annotated=None, image=image, labels=labels, spacing=(2.0, 1.0, 1.0))
+    return SimpleNamespace(name="case", annotated=None, soft=None, image=image, labels=labels, spacing=(2.0, 1.0, 1.0))
 
 
 def test_at_its_own_spacing_a_case_is_only_cropped_and_normalized(raw):
