@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 
 import torch
+from draw_flow import FLOWS, draw_flow
 from network_examples import (
     Example,
     count,
@@ -28,6 +28,7 @@ from network_examples import (
 )
 from network_layers import Layer, layers_of, trained
 from network_tables import TABLES, with_tables
+from svg_sheet import MARGIN, WIDTH, sheet, text
 
 from medseg3d.networks.style import style_of
 from medseg3d.networks.u2net import SHARING
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/concepts/networks.md")
     options = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures().items():
+    for name, picture in {**pictures(), **flows()}.items():
         (PICTURES / f"{name}.svg").write_text(picture, encoding="utf-8")
     made = {name: make() for name, make in TABLES.items()}
     if options.write_docs:
@@ -55,27 +56,18 @@ def main() -> None:
 
 
 def pictures() -> dict[str, str]:
-    """The SVG of every preset that is drawn, by its name."""
+    """The SVG of every preset that is drawn as a U, by its name."""
     return {**{name: draw(name) for name in DRAWN}, "universal": draw_universal()}
 
 
-WIDTH, MARGIN = 1120, 36
+def flows() -> dict[str, str]:
+    """The SVG of every other preset."""
+    return {name: draw_flow(name) for name in FLOWS}
+
+
 BOX, TALL, PITCH, TOP = 220, 76, 102, 134
 HEAD, HEAD_TALL, HEAD_GAP = 112, 40, 26
 BAR, BAR_GAP, GROUP_GAP, BAR_TALL = 8, 3, 6, 18
-STYLE = """
-  .sheet { fill: #ffffff; stroke: #c9d1d8 } .ink { fill: #1a1f24 } .soft { fill: #5b6670 } .accent { fill: #0b6e7f }
-  .box { fill: #ffffff; stroke: #c9d1d8 } .leaf { fill: #f1f4f6; stroke: #aeb8c1 } .line { stroke: #0b6e7f; fill: none }
-  .outline { stroke: #5b6670; fill: none } .full { fill: #0b6e7f } .depthwise { fill: #e8590c } .pointwise { fill: #1c7ed6 }
-  .own { fill: #fff4ec; stroke: #e8590c } .shared { fill: #edf5fc; stroke: #1c7ed6 }
-  text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, "DejaVu Sans", sans-serif }
-  @media (prefers-color-scheme: dark) {
-    .sheet { fill: #0f1317; stroke: #39424b } .ink { fill: #e7eaed } .soft { fill: #9aa5af } .accent { fill: #4cc3d6 }
-    .box { fill: #161a1f; stroke: #39424b } .leaf { fill: #20262c; stroke: #59646f } .line { stroke: #4cc3d6 }
-    .outline { stroke: #9aa5af } .full { fill: #4cc3d6 } .depthwise { fill: #ff8c42 } .pointwise { fill: #4dabf7 }
-    .own { fill: #2a1d14; stroke: #ff8c42 } .shared { fill: #13212e; stroke: #4dabf7 }
-  }
-"""
 TITLES = {
     "default": "plain U-Net",
     "residual_m": "residual-encoder U-Net",
@@ -310,22 +302,6 @@ def down_arrow(x: float, start: float, end: float) -> str:
 def up_arrow(x: float, start: float, end: float) -> str:
     """Into a finer stage."""
     return f'<path class="line" stroke-width="1.6" d="M{x:g},{start:g}V{end + 7:g}"/><path class="accent" d="M{x:g},{end:g}l-4.5,8h9z"/>'
-
-
-def sheet(parts: Sequence[str], height: float, title: str) -> str:
-    """The whole SVG on its rounded background."""
-    background = f'<rect class="sheet" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1:g}" rx="14"/>'
-    body = "\n".join([background, *parts])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" '
-        f'aria-label="{escape(title)}">\n<style>{STYLE}</style>\n{body}\n</svg>\n'
-    )
-
-
-def text(x: float, y: float, words: str, kind: str, size: float, *, weight: int = 400, anchor: str = "start") -> str:
-    """One line of words."""
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place} font-size="{size:g}" font-weight="{weight}">{escape(words)}</text>'
 
 
 DOMAINS = (

@@ -63,6 +63,17 @@ def test_the_pictures_say_what_those_of_today_say(script: ModuleType) -> None:
         assert words_of((script.PICTURES / f"{name}.svg").read_text(encoding="utf-8")) == words_of(picture), f"{name}: {RENEW}"
 
 
+@pytest.mark.parametrize("name", ["unet_plus_plus", "bisenet"])
+def test_a_picture_of_what_feeds_what_is_that_of_today(script: ModuleType, name: str) -> None:
+    assert (script.PICTURES / f"{name}.svg").read_text(encoding="utf-8") == script.draw_flow(name), RENEW
+
+
+@pytest.mark.slow
+def test_all_pictures_of_what_feeds_what_are_those_of_today(script: ModuleType) -> None:
+    for name, picture in script.flows().items():
+        assert (script.PICTURES / f"{name}.svg").read_text(encoding="utf-8") == picture, f"{name}: {RENEW}"
+
+
 def words_of(picture: str) -> list[str]:
     """Channels, sizes, blocks and parameters stand in a picture as words; where they stand does not matter."""
     return re.findall(r"<text[^>]*>([^<]+)</text>", picture)

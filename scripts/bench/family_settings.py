@@ -43,13 +43,14 @@ SETTINGS = {
     "default": Setting(alpha=0.5),
     "residual_m": Setting(alpha=0.5),
     "unet_2015": Setting(alpha=0.25, rate=WITHOUT_NORMS, configuration="2d"),  # made for slices
-    "unet_3d": Setting(alpha=0.25),
+    # padded: without, a patch of five times the voxels gives the same logits, which is more than a core has time for
+    "unet_3d": Setting(alpha=0.25, changes='[network.options]\npadding = "same"\n'),
     # made for slices; its dropout of a half takes more steps than a core has time for, as no norm takes back what it does
     "unet_wide": Setting(alpha=0.46, rate=WITHOUT_NORMS, configuration="2d", changes="[network.options]\ndropout = 0.0\n"),
-    "vnet": Setting(alpha=0.5, rate=WITHOUT_NORMS),  # kernels of 5 voxels: half of the features of the others
+    "vnet": Setting(alpha=0.375, rate=1e-3),  # kernels of 5 voxels: fewer features; the preset's own rate
     "vnet_batch_norm": Setting(alpha=0.5),
     "u2net": Setting(rate=4e-3),  # the preset's own
-    "unet_plus_plus": Setting(alpha=0.375),  # 12 features: ten nodes stand at full resolution or half of it
+    "unet_plus_plus": Setting(alpha=0.25),  # 8 features: nine nodes stand at full resolution or half of it
     "attention_unet": Setting(),
     "fcn": Setting(alpha=0.5),
     "segnet": Setting(alpha=0.25),
@@ -58,8 +59,8 @@ SETTINGS = {
     "deeplab_v3": Setting(rho=FINER),
     "pspnet": Setting(alpha=0.5, rho=FINER),
     "icnet": Setting(rho=FINER),
-    "bisenet": Setting(alpha=0.5, rho=FINER),
-    "dfanet": Setting(rho=FINER),
+    "bisenet": Setting(alpha=0.25, rho=FINER),
+    "dfanet": Setting(alpha=0.5, rho=FINER),
     "espnet": Setting(rho=FINER),
     "swiftnet": Setting(alpha=0.5, rho=FINER),
     "fast_scnn": Setting(rho=FINER),
