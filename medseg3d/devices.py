@@ -118,6 +118,28 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     return Device(device=device, precision="bfloat16" if _cpu_has_bf16_units() else "float32")
 
 
+@contextmanager
+def deterministic_algorithms(is_wanted: bool) -> Iterator[None]:
+    """Let torch take algorithms that give the same bits every time, and refuse others; on a CPU all of those used here are so.
+
+    What cannot be done so is a ``RuntimeError`` of torch that names the operation; see :func:`is_not_deterministic`.
+    """
+    if not is_wanted or not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product comes
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def is_not_deterministic(error: RuntimeError) -> bool:
+    """Whether torch refuses an operation because :func:`deterministic_algorithms` was asked for."""
+    return "deterministic" in str(error)
+
+
 def several_devices(text: str) -> tuple[str, ...]:
     """The devices that ``--devices`` names, one a process; raises :class:`InputError` for what is not there.
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """``done`` of ``total`` steps of ``stage``; ``message`` is a line worth keeping on the screen."""
+    """``done`` of ``total`` steps of ``stage``; ``message`` is a line worth keeping on the screen.
+
+    ``facts`` say what a training is, where it begins; ``values`` are numbers worth a curve, by name, at the place ``step`` of it.
+    """
 
     stage: str
     done: int = 0
     total: int = 0
     message: str | None = None
+    facts: Mapping[str, Any] | None = None
+    values: Mapping[str, float] | None = None
+    step: int = 0
 
     def __str__(self) -> str:
         """One line.

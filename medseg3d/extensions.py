@@ -1,6 +1,7 @@
 """Parts of other people: a Python file or an installed package goes in, its networks, losses, augmentations, metrics and readers are known.
 
-A file that the user names holds dicts: ``NETWORKS = {"my_net": Family(…)}``, ``LOSSES``, ``AUGMENTATIONS``, ``METRICS``, ``READERS``. A
+A file that the user names holds dicts: ``NETWORKS = {"my_net": Family(…)}``, ``LOSSES``, ``AUGMENTATIONS``, ``METRICS``, ``READERS``,
+``TRACKERS``. A
 package names single parts as entry points of the groups ``medseg3d.networks`` and so on. Each stage has its parts in a :class:`Registry`,
 which also finds these. Code is loaded because a user names a file or installed a package, never because a plan or a model says so: these
 only note where a part came from.
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
-KINDS = {"networks": "network", "losses": "loss", "augmentations": "augmentation", "metrics": "metric", "readers": "reader"}
+KINDS = {
+    "networks": "network",
+    "losses": "loss",
+    "augmentations": "augmentation",
+    "metrics": "metric",
+    "readers": "reader",
+    "trackers": "tracker",
+}
 """What can be added, and one of it. A file's dict has the name in capitals, a package's group of entry points ``medseg3d.`` before it."""
 SHOWN_DIGITS = 12
 """Of a file's checksum: enough to tell versions of one file apart."""

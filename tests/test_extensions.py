@@ -62,7 +62,7 @@ def test_the_same_file_is_run_once_and_a_changed_one_again(tmp_path: Path, numbe
         ("NUMBERS = {'three': 'x'}", "the number 'three' must be a int, found 'x'"),
         ("NUMBERS = [3]", "NUMBERS must be a dict from names to parts"),
         ("NUMBERS = {3: 3}", "NUMBERS must be a dict from names to parts"),
-        ("x = 1", "holds at least one of the dicts NETWORKS, LOSSES, AUGMENTATIONS, METRICS, READERS, NUMBERS; found none"),
+        ("x = 1", "holds at least one of the dicts NETWORKS, LOSSES, AUGMENTATIONS, METRICS, READERS, TRACKERS, NUMBERS; found none"),
         ("import torch\n\nx = undefined", "line 3: the extension cannot be run .NameError"),
         ("def", "line 1: the extension cannot be run .SyntaxError"),
         ("assert 1 == 2", "line 1: the extension cannot be run .AssertionError"),

@@ -40,6 +40,19 @@ class TrainingOptions(BatchOptions):
             group="devices",
         ),
     ] = None
+    track: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "--track",
+            "write curves for tensorboard, mlflow, wandb or aim, offline (default: tensorboard where it is installed)",
+            metavar="NAME",
+            several="words",
+        ),
+    ] = None
+    profile: Annotated[bool, Option("--profile", "write a trace of some steps, and the ten operations that take most time")] = False
+    deterministic: Annotated[
+        bool, Option("--deterministic", "the same bits every time on a GPU as well, slower; on a CPU they always are")
+    ] = False
     restart: Annotated[
         bool, Option("--restart", "begin anew instead of going on, also where the plan or the cases changed", group="goal")
     ] = False

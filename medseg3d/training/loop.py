@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg3d.devices import Device, is_out_of_memory, use_all_cores
+from medseg3d.devices import Device, is_not_deterministic, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError
 from medseg3d.models.checkpoints import ModelCard, save_weights
 from medseg3d.options import TrainingOptions
@@ -89,7 +89,8 @@ def train_domains(
     trained = [domain for domain in domains if added in (None, domain.name)]
     state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest, tuning=tuning, team=team)
     learner = make_learner(domains, device, seed=options.seed, added=added, frozen=tuning.freeze)
-    torch.backends.cudnn.benchmark = device.is_gpu  # patches of a domain all have one size
+    is_repeatable = torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = device.is_gpu and not is_repeatable  # patches of a domain all have one size
     plans = {domain.name: domain.plan for domain in domains}
     card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
     joins = None if added is None else sharing_between(domains)
@@ -102,6 +103,8 @@ def train_domains(
         with last_words(run.save):
             yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
+        if is_repeatable and is_not_deterministic(error):
+            raise InputError(f"{name}: cannot be trained with --deterministic here ({str(error).partition('. ')[0]}).") from error
         if not is_out_of_memory(error):
             raise
         sizes = ", ".join(map(str, state.batch_sizes))

@@ -1,9 +1,9 @@
-"""Follow a training while it runs: a line per epoch, progress.png, TensorBoard."""
+"""Follow a training while it runs: a line and numbers per epoch, progress.png."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from medseg3d.events import Event, Listener
@@ -15,13 +15,10 @@ SECONDS_BETWEEN_FIGURES = 20.0
 
 
 def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:
-    """Drive a training to its end: a line per epoch, ``progress.png``, TensorBoard."""
-    board = _tensorboard(target)
+    """Drive a training to its end: a line and numbers per epoch, ``progress.png``."""
     last_figure = 0.0
     for record in epochs:
-        on(Event(stage="train", message=epoch_line(record)))
-        if board is not None:
-            board(record)
+        on(Event(stage="train", message=epoch_line(record), values=epoch_values(record), step=record.epoch))
         if time.monotonic() - last_figure > SECONDS_BETWEEN_FIGURES:
             progress_figure(read_history(target), target / "progress.png", title=title)
             last_figure = time.monotonic()
@@ -43,22 +40,8 @@ def epoch_line(record: EpochRecord) -> str:
     )
 
 
-def _tensorboard(target: Path) -> Callable[[EpochRecord], None] | None:
-    """A function that logs a record, where TensorBoard is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    writer = SummaryWriter(str(target / "tensorboard"))
-
-    def log(record: EpochRecord) -> None:
-        for name in ("train_loss", "validation_loss", "pseudo_dice_mean", "pseudo_dice_smoothed", "learning_rate", "seconds"):
-            value = getattr(record, name)
-            if value is not None:
-                writer.add_scalar(name, value, record.epoch)
-        for label, value in record.pseudo_dice.items():
-            if value is not None:
-                writer.add_scalar(f"pseudo_dice/{label}", value, record.epoch)
-        writer.flush()
-
-    return log
+def epoch_values(record: EpochRecord) -> dict[str, float]:
+    """The numbers of an epoch that are worth a curve."""
+    names = ("train_loss", "validation_loss", "pseudo_dice_mean", "pseudo_dice_smoothed", "learning_rate", "seconds", "waiting_share")
+    values = {name: getattr(record, name) for name in names} | {f"pseudo_dice/{label}": dice for label, dice in record.pseudo_dice.items()}
+    return {name: value for name, value in values.items() if value is not None}

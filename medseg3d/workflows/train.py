@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg3d.data.dataset import Split
-from medseg3d.devices import choose_device, several_devices
+from medseg3d.devices import choose_device, deterministic_algorithms, several_devices, use_all_cores
 from medseg3d.domain import UNIVERSAL, Domain, domains_of
 from medseg3d.errors import InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
@@ -21,13 +21,13 @@ from medseg3d.locks import Lock
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.networks.build import sharing_of
 from medseg3d.options import TrainOptions, ValidateOptions
-from medseg3d.records import read_record, write_record
+from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
-from medseg3d.training.state import BEST, STATE, TrainingState, saved_tuning
+from medseg3d.training.state import BEST, LAST, STATE, TrainingState, read_summary, saved_tuning
 from medseg3d.training.tuning import tuning_for
 from medseg3d.validation.box import BOXES
 from medseg3d.wording import counted
@@ -37,10 +37,13 @@ from medseg3d.workflows.first_stage import first_stage
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.processes import train_on_devices
+from medseg3d.workflows.profiling import profiled
 from medseg3d.workflows.progress import follow
 from medseg3d.workflows.renew_cases import renew_cases
+from medseg3d.workflows.run_record import RunRecord, facts_of, note_run, this_environment, train_command
 from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, stored_cases
 from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
+from medseg3d.workflows.tracking import tracked
 from medseg3d.workflows.validate import validate_domain
 from medseg3d.workflows.verb import verb
 
@@ -76,13 +79,14 @@ def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) ->
     Raises :class:`BusyError` where another process trains or validates the fold.
     """
     network = network_fold(root, work, options)
-    if options.devices is not None:
-        places = several_devices(str(options.devices))
-        options = replace(options, devices=None, device=places[0])
-        if len(places) > 1:
-            train_on_devices(root, work, options, places, on)
-            return measured(network, options, on)
-    return train_in_team(network, options, ALONE, on)
+    with tracked(options.track, on) as listener:
+        if options.devices is not None:
+            places = several_devices(str(options.devices))
+            options = replace(options, devices=None, device=places[0])
+            if len(places) > 1:
+                train_on_devices(root, work, options, places, listener)
+                return measured(network, options, on)
+        return train_in_team(network, options, ALONE, listener)
 
 
 def network_fold(root: Path, work: Path | None, options: TrainOptions) -> NetworkFold:
@@ -100,7 +104,10 @@ def train_in_team(network: NetworkFold, options: TrainOptions, team: Team, on: L
             if options.restart:
                 team.in_turn(lambda: remove_joined(network) if team.is_first else None)
             train_network(network, options, lock, on, team)
-        return measured(network, options, on, team)
+        found = measured(network, options, on, team)
+        if team.is_first:
+            _tell_results(network, found, on)
+        return found
 
 
 def _trained_together(root: Path, work: Path | None, configuration: str | None) -> tuple[Domain, ...]:
@@ -155,13 +162,23 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
     first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
     if team.is_first:
         data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
+        _note_run(network, options, domains, data, team, on)
         note_training_data(target, data, is_restart=options.restart, weights=first.previous_weights)
         if first.boxes is not None:
             write_record(target / BOXES, first.boxes, "boxes")
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest
+
+    def on_step(epoch: int, step: int, steps: int) -> None:
+        on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps))
+        tick()
+
     try:
-        with stop_on_signals() as stop:
+        with (
+            stop_on_signals() as stop,
+            deterministic_algorithms(options.deterministic),
+            profiled(options.profile and team.is_first, target / "profile", on) as tick,
+        ):
             epochs = train_domains(
                 domains,
                 name=network.name,
@@ -176,7 +193,7 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
                 tuning=tuning_for(options, None if options.restart else saved_tuning(target), target),
                 check=(lambda: None) if lock is None else lock.check,
                 team=team,
-                on_step=lambda epoch, step, steps: on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps)),
+                on_step=on_step,
                 on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
             )
             if team.is_first:
@@ -191,6 +208,31 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
         again = " without --restart" if options.restart else ""
         advice = f"Run the same command again{again} to go on."
         raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. {advice}")
+
+
+def _note_run(
+    network: NetworkFold, options: TrainOptions, domains: Sequence[TrainingDomain], data: Mapping[str, str], team: Team, on: Listener
+) -> None:
+    """Write what this training is beside its weights, and tell it to whoever keeps track of it."""
+    work, plan = network.folder.parent.parent.parent, domains[0].plan
+    goes_on = not options.restart and (network.target / LAST).exists()
+    dataset = network.domains[0].dataset.absolute()
+    if network.domains[0].name is None:
+        options = replace(options, configuration=network.name)
+    record = RunRecord(
+        command=train_command(dataset, work.absolute(), options),
+        dataset=str(dataset),
+        options=options,
+        seed=options.seed,
+        plan_digest=_digest(network, domains),
+        data=dict(data),
+    )
+    use_all_cores()
+    environment = this_environment(device=str(choose_device(options.device).device), processes=team.size)
+    written = note_run(network.target, record, environment, goes_on=goes_on)
+    configuration = to_plain(domains[0].configuration)
+    facts = {"dataset": plan.dataset, "planner": plan.planner, "labels": list(plan.labels.names), "configuration": configuration}
+    on(Event(stage="train", facts=facts_of(written, work=work, folder=network.target, plan=facts, goes_on=goes_on)))
 
 
 def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> InitialWeights | None:
@@ -250,6 +292,18 @@ def _digest(network: NetworkFold, domains: Sequence[TrainingDomain]) -> str:
             if domain_of(key) is None:
                 digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tell_results(network: NetworkFold, found: Mapping[str | None, Evaluation | None], on: Listener) -> None:
+    """The Dice of whole validation cases, beside the curves of the training."""
+    state, values = read_summary(network.target), {}
+    for name, evaluation in found.items():
+        domain = "" if name is None else f"{name}/"
+        for label in () if evaluation is None else evaluation.labels:
+            if label.dice.mean is not None:
+                values[f"validation_dice/{domain}{label.name}"] = label.dice.mean
+    if values and state is not None:
+        on(Event(stage="validate", values=values, step=state.epoch))
 
 
 def measured(network: NetworkFold, options: TrainOptions, on: Listener, team: Team = ALONE) -> dict[str | None, Evaluation | None]:
