@@ -193,9 +193,16 @@ class TrainingPlan(Checked):
     then forgets the large ones of the first steps, and no dataset leads by their size."""
     augmentations: dict[Name, dict[Name, float]] = field(default_factory=dict)
     """Further augmentations by name, each with its options, after those that every plan has."""
+    balanced_cases: bool = field(default_factory=bool)
+    """Every case is drawn as often as any other, in turn, instead of by chance."""
+    balanced_classes: bool = field(default_factory=bool)
+    """Of patches that are centered on a label the label is drawn first, of all in the dataset, then a case with it: for labels that few
+    cases have."""
+    hard_cases: Share = field(default_factory=float)
+    """Share of the patches whose case is drawn in proportion to 1 - Dice, which is measured on the training cases after every epoch."""
     providers: dict[Name, Provider] = field(default_factory=dict)
     """Which extensions the loss and the augmentations are from, by their names; written by plan, without those that are built in."""
-    came_later: ClassVar[tuple[str, ...]] = ("augmentations", "providers")
+    came_later: ClassVar[tuple[str, ...]] = ("augmentations", "balanced_cases", "balanced_classes", "hard_cases", "providers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

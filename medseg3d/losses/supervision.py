@@ -170,6 +170,11 @@ class Counts:
         """The counts of all processes."""
         return replace(self, **{field.name: team.summed_tensor(getattr(self, field.name)) for field in fields(self)})
 
+    def is_silent(self, label: int) -> bool:
+        """The reference has voxels of a label, and nothing is predicted as it."""
+        predicted = int(self.true_positives[label] + self.false_positives[label])
+        return predicted == 0 and int(self.false_negatives[label]) > 0
+
     def dice(self) -> Tensor:
         """Dice per class ``2 tp / (2 tp + fp + fn)``, float64 on the CPU; NaN for a class that is neither labelled nor predicted."""
         hits, wrong = self.true_positives.cpu().double(), (self.false_positives + self.false_negatives).cpu()

@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, crop_box, draw_augmentation
+from medseg3d.patches.case_choice import CaseChoice, choose_case
 from medseg3d.patches.sampling import Patch, PatchBox, PatchSource, generator, is_forced, place_patch, read_labels, read_patch
 
 
@@ -43,6 +45,10 @@ class BatchReader:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+TURNS = 100
+"""Added to the stream of a loader for the order in which cases take turns: random numbers of their own."""
+
+
 class PatchLoader:
     """Batches of patches from stored cases.
 
@@ -52,7 +58,7 @@ class PatchLoader:
     borders as its mirror image. ``stream`` keeps loaders of one run apart (0 training, 1
     validation). Of a batch that processes share, only ``samples`` are made; each is what it is in the whole batch.
     With ``policy`` None there is no augmentation. ``previous`` holds, by case, the label map of a cascade's first stage on
-    the grid of the case. The cases must allow slicing from ``num_threads`` threads.
+    the grid of the case. ``choice`` says which cases are drawn. The cases must allow slicing from ``num_threads`` threads.
     """
 
     def __init__(
@@ -71,8 +77,11 @@ class PatchLoader:
         num_threads: int = 1,
         pin_memory: bool = False,
         samples: range | None = None,
+        choice: CaseChoice = CaseChoice(),  # noqa: B008  # it is frozen
     ) -> None:
         self.cases = tuple(cases)
+        self.choice = choice
+        self._names = tuple(case.name for case in self.cases)
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
         self.seed = seed
@@ -101,11 +110,13 @@ class PatchLoader:
         names: list[str] = []
         for sample in self.samples:
             rng = generator(self.seed, self.stream, epoch, iteration, sample)
-            case = self.cases[int(rng.integers(len(self.cases)))]
             forced = is_forced(sample, batch_size=self.batch_size, iteration=iteration, share=self.foreground_share)
+            chosen, label = self._choose(epoch, iteration * self.batch_size + sample, rng, is_forced=forced)
+            case = self.cases[chosen]
             shape = tuple(case.labels.shape)
             annotated = {} if case.annotated is None else {0: case.annotated}
-            box = self._place(shape, (forced and case.foreground) or annotated, rng)
+            wanted = case.foreground if label is None or not forced else {label: case.foreground[label]}
+            box = self._place(shape, (forced and wanted) or annotated, rng)
             draw = draw_augmentation(self.policy, rng) if self.policy else AugmentationDraw()
             names.append(case.name)
             draws.append(draw)
@@ -151,6 +162,22 @@ class PatchLoader:
             if first is not None:
                 previous[sample] = self._in_patch_axes(first)
         return self._tensor(previous)
+
+    def _choose(self, epoch: int, place: int, rng: np.random.Generator, *, is_forced: bool) -> tuple[int, int | None]:
+        """A case, and the label that its patch is centered on where that is drawn first."""
+        choice, seed = self.choice, (self.seed, self.stream + TURNS, epoch)
+        owners = self._owners if is_forced and choice.is_by_label else {}
+        return choose_case(choice, self._names, rng, place=place, turn_seed=seed, owners=owners)
+
+    @cached_property
+    def _owners(self) -> dict[int, list[int]]:
+        """By label the cases that have it."""
+        found: dict[int, list[int]] = {}
+        for place, case in enumerate(self.cases):
+            for label, voxels in case.foreground.items():
+                if len(voxels):
+                    found.setdefault(label, []).append(place)
+        return found
 
     def _place(self, shape: tuple[int, ...], foreground: Mapping[int, np.ndarray] | None, rng: np.random.Generator) -> PatchBox:
         """A box for a patch; its inner part, within the margin, lies as if the margin were not there."""

@@ -21,6 +21,7 @@ from medseg3d.planning.patch import Design, design_configuration
 from medseg3d.planning.planner import Planner, RecommendRule
 from medseg3d.planning.preprocessing_rules import is_left_right_mirrored, left_right_labels, mirror_axes, normalizations, resampling
 from medseg3d.planning.reasons import Decided, Explanation
+from medseg3d.planning.sampling_rules import planned_sampling
 from medseg3d.planning.spacing import axis_order, median_shape, resolution_reasons, target_spacing
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.training_rules import batch_dice, training
@@ -85,8 +86,8 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
         configurations |= _crop_cascade(crop.value, spacing, order.value, summary, planner)
     recommended = _recommended({name: design.value for name, design in designs.items()}, planner)
     plan = _plan(summary, planner, gpu_memory_gb, order.value, {name: each.value for name, each in configurations.items()}, recommended)
-    loss = planned_loss(planner.training, summary.loss_facts)
-    of_dataset = (target, order, left_right_labels(summary), lowres, crop, loss, recommended)
+    labels = (planned_loss(planner.training, summary.loss_facts), planned_sampling(planner.training, summary.loss_facts))
+    of_dataset = (target, order, left_right_labels(summary), lowres, crop, *labels, recommended)
     reasons = [reason for decided in of_dataset for reason in decided.reasons]
     reasons += [replace(reason, configuration=name) for name, each in configurations.items() for reason in each.reasons]
     return Decided(plan, tuple(reasons))

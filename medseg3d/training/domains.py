@@ -21,9 +21,10 @@ from medseg3d.losses import LOSSES, LossFunction, LossSettings, find_loss, make_
 from medseg3d.losses.label_kinds import CountVoxels, counter_of, has_ignored, loss_of_codes
 from medseg3d.networks.build import NETWORKS, output_size
 from medseg3d.patches.augmentation import AugmentationPolicy, augmentation_policy
+from medseg3d.patches.case_choice import CaseChoice
 from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
 from medseg3d.patches.loading import PatchLoader
-from medseg3d.patches.sampling import SoftCase, generator
+from medseg3d.patches.sampling import PatchSource, SoftCase, generator
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.preprocessing.store import StoredCase
@@ -32,7 +33,7 @@ from medseg3d.validation.box import BoxChoice
 
 NO_NAME = ""
 """Of the only domain of a network that serves one dataset."""
-VALIDATION_STREAM, DOMAIN_STREAM = 1, 2
+VALIDATION_STREAM, DOMAIN_STREAM, CASES_STREAM = 1, 2, 3
 """Random numbers of their own beside those of the training patches, stream 0. Validation patches are those of epoch 0 every time, so
 that epochs can be compared."""
 CASES_COUNTED = 20
@@ -167,19 +168,26 @@ def patch_loader(
     is_augmented: bool = True,
     is_validation: bool = False,
     team: Team = ALONE,
+    case_dice: Mapping[str, float] | None = None,
 ) -> PatchLoader:
     """The batches of a domain: of its training cases, to be augmented, or of its validation cases with random numbers of their own.
 
-    Of each batch only the samples of this process of a ``team``.
+    Of each batch only the samples of this process of a ``team``. ``case_dice`` is how well the training cases are known by now.
     """
-    cases = domain.validation if is_validation else domain.training
+    training = domain.configuration.training
+    choice = CaseChoice(
+        is_even=training.balanced_cases,
+        is_by_label=training.balanced_classes,
+        hard_share=training.hard_cases,
+        dice={} if case_dice is None else case_dice,
+    )
     return PatchLoader(
-        [SoftCase(case) for case in cases] if domain.plan.labels.soft else cases,
+        _sources(domain, domain.validation if is_validation else domain.training),
         patch_size=domain.configuration.patch_size,
         batch_size=batch_size,
         seed=seed,
         stream=VALIDATION_STREAM if is_validation else 0,
-        foreground_share=domain.configuration.training.foreground_oversampling,
+        foreground_share=training.foreground_oversampling,
         margin=domain.margin(),
         policy=domain.policy if is_augmented and not is_validation else None,
         previous=domain.previous,
@@ -187,6 +195,28 @@ def patch_loader(
         num_threads=min(4, available_cores()) if on_gpu else 1,  # a CPU needs its cores for the network
         pin_memory=on_gpu,
         samples=team.part(batch_size),
+        choice=CaseChoice() if is_validation else choice,
+    )
+
+
+def _sources(domain: TrainingDomain, cases: Sequence[StoredCase]) -> Sequence[PatchSource]:
+    """The cases as patches are read from them."""
+    return [SoftCase(case) for case in cases] if domain.plan.labels.soft else cases
+
+
+def training_case_loader(domain: TrainingDomain, *, batch_size: int, seed: int, team: Team) -> PatchLoader:
+    """Patches of the training cases as they are, every case in turn, with random numbers of their own."""
+    return PatchLoader(
+        _sources(domain, domain.training),
+        patch_size=domain.configuration.patch_size,
+        batch_size=batch_size,
+        seed=seed,
+        stream=CASES_STREAM,
+        foreground_share=domain.configuration.training.foreground_oversampling,
+        margin=domain.margin(),
+        previous=domain.previous,
+        samples=team.part(batch_size),
+        choice=CaseChoice(is_even=True),
     )
 
 

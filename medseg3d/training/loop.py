@@ -29,7 +29,9 @@ from medseg3d.patches.loading import PatchLoader
 from medseg3d.signals import StopRequest, last_words
 from medseg3d.team import ALONE, Team
 from medseg3d.training.begin import asked_state, begin
-from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader
+from medseg3d.training.collapse import silent_since, warnings
+from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader, training_case_loader
+from medseg3d.training.hard_cases import measured_cases
 from medseg3d.training.initial import InitialWeights, read_initial
 from medseg3d.training.learner import make_learner, replicated, sharing_between
 from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, smoothed, validate_patches
@@ -222,6 +224,7 @@ class _Run:
         """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
         began, state = time.perf_counter(), self.state
         found = self._validate(on_validation)
+        case_dice = self._measured_cases()
         mean = mean_of_known([each.mean for each in found])
         smooth = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
         value = None if smooth is None else smooth.value
@@ -243,7 +246,7 @@ class _Run:
             elapsed_seconds=state.elapsed_seconds + seconds,
         )
         with self._changing:
-            self.state = state.after_epoch(record, smooth)
+            self.state = replace(state.after_epoch(record, smooth), silent=self._silent(found), case_dice=case_dice)
             if self.team.is_first:
                 self._check()
                 if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
@@ -254,9 +257,7 @@ class _Run:
 
     def _validate(self, on_validation: Progress) -> list[PatchValidation]:
         """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
-        share = self.settings.validation_iterations / self.settings.iterations_per_epoch
-        of_one = max(1, self.state.iteration // len(self.domains))
-        num_batches = max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
+        num_batches = self._num_measured()
         counter = itertools.count()
 
         def tell() -> None:
@@ -270,6 +271,44 @@ class _Run:
             )
             for index, domain in enumerate(self.domains)
         ]
+
+    def _silent(self, found: Sequence[PatchValidation]) -> dict[str, int]:
+        """How long labels have been predicted nowhere; once they are so for long, what to try is said."""
+        since = silent_since(self.state.silent, [label for each in found for label in each.silent])
+        for warning in warnings(since, self.domains) if self.team.is_first else ():
+            logger.warning("%s", warning)
+        return since
+
+    def _num_measured(self) -> int:
+        """Batches of each domain that an epoch is measured on."""
+        share = self.settings.validation_iterations / self.settings.iterations_per_epoch
+        of_one = max(1, self.state.iteration // len(self.domains))
+        return max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
+
+    def _measured_cases(self) -> dict[str, float]:
+        """How well the training cases are known by now; nothing where hard ones are not drawn more often."""
+        found: dict[str, float] = {}
+        for index, domain in enumerate(self.domains):
+            if domain.configuration.training.hard_cases:
+                before, state = self._case_dice(domain), self.state
+                loader = training_case_loader(domain, batch_size=state.batch_sizes[index], seed=state.seed, team=self.team)
+                measured = measured_cases(
+                    self.learner.network,
+                    domain,
+                    loader,
+                    self.learner.device,
+                    epoch=state.epoch,
+                    num_batches=self._num_measured(),
+                    before=before,
+                    team=self.team,
+                )
+                found |= {f"{domain.name}/{name}".lstrip("/"): dice for name, dice in measured.items()}
+        return found
+
+    def _case_dice(self, domain: TrainingDomain) -> dict[str, float]:
+        """Of the state, by the names of a domain's cases."""
+        names = {f"{domain.name}/{case.name}".lstrip("/"): case.name for case in domain.training}
+        return {names[key]: dice for key, dice in self.state.case_dice.items() if key in names}
 
     def end(self) -> None:
         """Write down that the run is finished, where that is not known yet."""
@@ -334,6 +373,7 @@ class _Run:
             on_gpu=device.is_gpu,
             is_validation=is_validation,
             team=self.team,
+            case_dice=self._case_dice(self.domains[index]),
         )
 
 

@@ -22,10 +22,14 @@ from medseg3d.training.step import outputs_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchValidation:
-    """``loss`` is None without finite ones; ``dice`` has an entry per label, None where neither network nor reference has it."""
+    """``loss`` is None without finite ones; ``dice`` has an entry per label, None where neither network nor reference has it.
+
+    ``silent`` are the labels that the reference has and the network predicts nowhere.
+    """
 
     loss: float | None
     dice: dict[str, float | None]
+    silent: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -72,6 +76,7 @@ def validate_patches(
     return PatchValidation(
         loss=float(np.mean(finite)) if finite else None,
         dice={domain.label(i): None if math.isnan(dice[i]) else dice[i] for i in labels.foreground},
+        silent=() if counts is None else tuple(domain.label(i) for i in labels.foreground if counts.is_silent(i)),
     )
 
 

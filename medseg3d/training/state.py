@@ -94,7 +94,11 @@ class TrainingState(Checked):
     """What it took of the weights that it began with."""
     tuning: Tuning | None = None
     """What was changed of the plan's training; None for nothing."""
-    came_later: ClassVar[tuple[str, ...]] = ("taken", "tuning")
+    silent: dict[str, int] = field(default_factory=dict)
+    """Labels that the last epochs predicted nowhere, and in how many of them in a row."""
+    case_dice: dict[str, float] = field(default_factory=dict)
+    """How well the training cases are known, where hard ones are drawn more often; by name, ``DOMAIN/CASE`` of several datasets."""
+    came_later: ClassVar[tuple[str, ...]] = ("taken", "tuning", "silent", "case_dice")
 
     @property
     def is_over(self) -> bool:

@@ -312,3 +312,20 @@ def test_a_frozen_part_keeps_its_bits_and_a_continued_run_is_the_uninterrupted_o
     assert (taken.num_used, taken.fresh) == (len(tensors), ())
     with pytest.raises(InputError, match=r"fresh weights would never learn.*--init MODEL"):
         run(material, tmp_path / "fresh", epochs=1, tuning=tuning)
+
+
+def test_hard_cases_are_measured_kept_and_drawn_the_same_after_a_stop(
+    material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
+) -> None:
+    plan, configuration, cases = material
+    settings = replace(configuration.training, hard_cases=0.8, balanced_cases=True, balanced_classes=True)
+    hard = (plan, replace(configuration, training=settings), cases)
+    run(hard, tmp_path / "whole", epochs=3, iterations=2)
+    for stop_after in (3, None):
+        run(hard, tmp_path / "parts", epochs=3, iterations=2, stop_after=stop_after)
+    ends = [load_tensors(tmp_path / folder / "last.safetensors")[0] for folder in ("whole", "parts")]
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+    kept = [read_record(tmp_path / folder / "training.json", TrainingState, "training").case_dice for folder in ("whole", "parts")]
+    assert kept[0] == kept[1]
+    assert set(kept[0]) <= {case.name for case in cases[:4]}
+    assert kept[0]
