@@ -87,9 +87,7 @@ class _Decoder(nn.Module):
         unit, features, last = (1,) * plan.dimensions, plan.features, len(plan.features) - 1
         self.norm = norm_layer(style, width, plan.dimensions)
         inner = list(reversed(range(2, last)))
-        self.up = nn.ModuleList(
-            transposed_convolution(width, width, plan.strides[stage + 1], bias=False) for stage in [*inner, 1] if last > 1
-        )
+        self.up = nn.ModuleList(transposed_convolution(width, width, plan.strides[stage + 1], bias=False) for stage in [*inner, 1])
         self.project = nn.ModuleList(convolution(2 * features[s] + plan.in_channels, width, unit, unit, bias=False) for s in inner)
         self.combine = nn.ModuleList(
             nn.Sequential(
@@ -99,20 +97,16 @@ class _Decoder(nn.Module):
             for stage in inner
         )
         self.last_norm = NormActivation(width, plan.dimensions, style) if inner else nn.Identity()
-        self.merge = ConvBlock(features[1] + plan.in_channels + width * (last > 1), width, plan.kernel_sizes[1], unit, style, bias=False)
+        self.merge = ConvBlock(features[1] + plan.in_channels + width, width, plan.kernel_sizes[1], unit, style, bias=False)
         self.out = transposed_convolution(width, plan.num_classes, plan.strides[1], bias=False)
 
     def forward(self, x: Tensor, stages: list[Tensor]) -> Tensor:
-        if len(stages) > 1:
-            x = self.norm(x)
-            for place, (project, combine) in enumerate(zip(self.project, self.combine, strict=True)):
-                skip = stages[-2 - place]
-                x = combine(torch.cat((project(skip), resized(self.up[place](x), skip.shape[2:])), 1))
-            x = self.last_norm(resized(self.up[-1](x), stages[0].shape[2:]))
-            x = torch.cat((x, stages[0]), 1)
-        else:
-            x = stages[0]
-        logits: Tensor = self.out(self.merge(x))
+        x = self.norm(x)
+        for place, (project, combine) in enumerate(zip(self.project, self.combine, strict=True)):
+            skip = stages[-2 - place]
+            x = combine(torch.cat((project(skip), resized(self.up[place](x), skip.shape[2:])), 1))
+        x = self.last_norm(resized(self.up[-1](x), stages[0].shape[2:]))
+        logits: Tensor = self.out(self.merge(torch.cat((x, stages[0]), 1)))
         return logits
 
 
@@ -165,7 +159,7 @@ def _halved(x: Tensor, stride: Sizes) -> Tensor:
 
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
-    yield from too_few_stages(plan, 2)
+    yield from too_few_stages(plan, 3)
     if any(width < len(RATES) for width in plan.features[2:]):
         yield f"features {plan.features}: a pyramid needs {len(RATES)} at least"
     yield from deep_supervision(plan)

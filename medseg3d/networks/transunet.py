@@ -66,7 +66,7 @@ class TransUNet(nn.Module):
         style = style_of(plan.options)
         top = features[-1] // 2
         self.project = _stack(width, top, plan.kernel_sizes[-1], 1, style)
-        widths = [min(features[stage], top >> (depth - stage)) for stage in range(depth)]
+        widths = [max(1, min(features[stage], top >> (depth - stage))) for stage in range(depth)]
         self.decoder = nn.ModuleList(
             _stack(
                 (widths[stage + 1] if stage + 1 < depth else top) + (features[stage] if stage else 0),
