@@ -24,6 +24,7 @@ NAVIGATION = {
     "Start": ["docs/start", "docs/notebooks/pieces"],
     "How to": [
         "docs/how-to/own-dataset",
+        "docs/how-to/labels",
         "docs/how-to/predict",
         "docs/how-to/nnunet-models",
         "docs/how-to/share",
@@ -42,7 +43,7 @@ NAVIGATION = {
         "docs/concepts/evaluation",
         "docs/concepts/provenance",
     ],
-    "Reference": ["docs/reference/python", "docs/reference/command-line", "docs/reference/metrics", "planners/README", "CHANGELOG"],
+    "Reference": ["docs/reference/python", "docs/reference/command-line", "docs/reference/metrics", "docs/reference/nnunet-training", "planners/README", "CHANGELOG"],
     "Measured": ["docs/benchmarks", "docs/reliability", "docs/fuzz", "docs/fault-simulator"],
     "The code": ["docs/map", "CONTRIBUTING"],
 }

@@ -7,6 +7,7 @@ training iteration with its seconds. This file runs in the peer's interpreter an
 from __future__ import annotations
 
 import json
+import os
 import time
 from os.path import join
 
@@ -81,3 +82,13 @@ class Bench25Epochs(TimedTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008  the names and defaults are nnU-Net's
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 25
+
+
+class BenchEqualSteps(TimedTrainer):
+    """As many epochs and iterations as the environment says, so that both programs take the same steps."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008  the names and defaults are nnU-Net's
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = int(os.environ["MEDSEG3D_BENCH_EPOCHS"])
+        self.num_iterations_per_epoch = int(os.environ["MEDSEG3D_BENCH_ITERATIONS"])
+        self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // 5)
