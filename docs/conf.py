@@ -43,7 +43,14 @@ NAVIGATION = {
         "docs/concepts/evaluation",
         "docs/concepts/provenance",
     ],
-    "Reference": ["docs/reference/python", "docs/reference/command-line", "docs/reference/metrics", "docs/reference/nnunet-training", "planners/README", "CHANGELOG"],
+    "Reference": [
+        "docs/reference/python",
+        "docs/reference/command-line",
+        "docs/reference/metrics",
+        "docs/reference/nnunet-training",
+        "planners/README",
+        "CHANGELOG",
+    ],
     "Measured": ["docs/benchmarks", "docs/reliability", "docs/fuzz", "docs/fault-simulator"],
     "The code": ["docs/map", "CONTRIBUTING"],
 }
