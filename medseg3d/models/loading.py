@@ -12,7 +12,7 @@ from medseg3d.devices import Device, choose_device
 from medseg3d.errors import InputError
 from medseg3d.extensions import version_of
 from medseg3d.models.model import Model
-from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
+from medseg3d.models.parts import Configurations, MemberDescription, ModelDescription, ModelParts
 from medseg3d.models.pruning import chosen_level
 from medseg3d.models.sources import open_model
 from medseg3d.models.trained import trained_parts
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def load_model(
     path: Path | str,
     *,
-    configuration: str | None = None,
+    configuration: Configurations = None,
     folds: FoldChoice = None,
     device: str = "auto",
     precision: str = "auto",
@@ -42,8 +42,8 @@ def load_model(
 ) -> Model:
     """Load a model from any of the :data:`~medseg3d.models.sources.SOURCES`: a work folder, a ``.medseg3d`` file, weights, nnU-Net's.
 
-    A work folder gives its selected configuration (or the recommended one, or ``configuration``) with all trained folds (or
-    ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
+    A work folder gives its selected configuration (or the recommended one, or ``configuration``, of which several are
+    averaged) with all trained folds (or ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
     mirrors where validation showed a gain, and where nothing is known. ``step`` is the distance of windows as a share of the window, up
     to 1. ``skip_empty`` leaves out windows that validation says are empty. ``level`` says how much of a network that can be pruned
     predicts, a number or ``full``; None takes the level that validation chose. Raises :class:`InputError` where nothing is trained there.

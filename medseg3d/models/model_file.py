@@ -23,7 +23,17 @@ from medseg3d.errors import InputError
 from medseg3d.files import replacing, unreadable
 from medseg3d.frame import CANONICAL_FRAME
 from medseg3d.models.model_card import model_card
-from medseg3d.models.parts import DICE, DICE_CASES, MemberDescription, ModelDescription, ModelParts, Source, Tensors
+from medseg3d.models.parts import (
+    DICE,
+    DICE_CASES,
+    Configurations,
+    MemberDescription,
+    ModelDescription,
+    ModelParts,
+    Source,
+    Tensors,
+    names_of,
+)
 from medseg3d.parsing import decoded, parse_json
 from medseg3d.plan import Plan
 from medseg3d.records import from_plain, to_plain
@@ -74,7 +84,7 @@ def write_model_file(path: Path, parts: ModelParts) -> Path:
     return path
 
 
-def open_model_file(path: Path, configuration: str | None = None, folds: tuple[str, ...] | None = None) -> ModelParts:
+def open_model_file(path: Path, configuration: Configurations = None, folds: tuple[str, ...] | None = None) -> ModelParts:
     """What :func:`write_model_file` wrote; the tensors are compared with their digests when they are read.
 
     The ``identity`` is that of the content. Raises :class:`InputError` for a file that is damaged, incomplete, of another format, or
@@ -83,7 +93,7 @@ def open_model_file(path: Path, configuration: str | None = None, folds: tuple[s
     with _opened(path) as archive:
         document = _read_document(archive, path)
         _checked_content(archive, README, document, path)
-    description = _part(document.description, path, configuration, folds)
+    description = _part(document.description, path, names_of(configuration), folds)
     identity = _identity(document.description, document.digests)
     if configuration is not None or folds is not None:
         identity += f"/{','.join(f'{member.configuration}:{member.folds}' for member in description.members)}"
@@ -114,16 +124,16 @@ MODEL_FILE = Source(
 )
 
 
-def _part(description: ModelDescription, path: Path, configuration: str | None, folds: tuple[str, ...] | None) -> ModelDescription:
-    """Only the named configuration and folds, with the earlier stages that they need, and what is true of them; all without names.
+def _part(description: ModelDescription, path: Path, names: tuple[str, ...] | None, folds: tuple[str, ...] | None) -> ModelDescription:
+    """Only the named configurations and folds, with the earlier stages that they need, and what is true of them; all without names.
 
     The postprocessing was chosen for all configurations together, the measures are those of all networks.
     """
-    chosen = [member for member in description.members if configuration in (None, member.configuration)]
-    chosen = chosen or [stage for stage in description.previous if configuration == stage.configuration]
-    if not chosen:
-        held = ", ".join(stage.configuration for stage in description.stages)
-        raise InputError(f"{path}: holds no configuration {configuration}; it holds {held}.")
+    stages = {stage.configuration: stage for stage in description.stages}
+    missing = [name for name in names or () if name not in stages]
+    if missing:
+        raise InputError(f"{path}: holds no configuration {', '.join(missing)}; it holds {', '.join(stages)}.")
+    chosen = list(description.members) if names is None else [stages[name] for name in names]
     for member in chosen:
         missing = [fold for fold in folds or () if fold not in member.folds]
         if missing:
@@ -136,7 +146,7 @@ def _part(description: ModelDescription, path: Path, configuration: str | None, 
     return replace(
         description,
         members=members,
-        previous=tuple(stage for stage in description.stages if stage.configuration in needed),
+        previous=tuple(stage for name, stage in stages.items() if name in needed),
         postprocessing=description.postprocessing if is_all else NO_POSTPROCESSING,
         facts={name: value for name, value in description.facts.items() if name not in (DICE, DICE_CASES)},
     )

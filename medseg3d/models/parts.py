@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -94,18 +94,32 @@ class ModelParts:
                 yield stage.configuration, fold
 
 
+Configurations = str | Sequence[str] | None
+"""Which configurations of a model are meant: one, several to be averaged, or None where the source chooses."""
+
+
+def names_of(configurations: Configurations) -> tuple[str, ...] | None:
+    """Each of them once; None for none at all.
+
+    >>> names_of("2d"), names_of(["2d", "3d_fullres", "2d"]), names_of([])
+    (('2d',), ('2d', '3d_fullres'), None)
+    """
+    several = (configurations,) if isinstance(configurations, str) else configurations or ()
+    return tuple(dict.fromkeys(several)) or None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A kind of place that models come from.
 
     ``name`` stands in the list of what can be named. ``opens`` says by a look whether a path is of this kind, ``held`` which folds of
-    which configurations lie there. ``open`` reads the parts of the named configuration and folds, or of the model that predicts.
+    which configurations lie there. ``open`` reads the parts of the named configurations and folds, or of the model that predicts.
     """
 
     name: str
     opens: Callable[[Path], bool]
     held: Callable[[Path], Mapping[str, tuple[str, ...]]]
-    open: Callable[[Path, str | None, tuple[str, ...] | None], ModelParts]
+    open: Callable[[Path, Configurations, tuple[str, ...] | None], ModelParts]
 
 
 def facts_of(plan: Plan) -> Facts:

@@ -7,7 +7,7 @@ from pathlib import Path
 from medseg3d.errors import InputError
 from medseg3d.models.model_file import MODEL_FILE
 from medseg3d.models.nnunet import NNUNET_FOLDER, NNUNET_ZIP
-from medseg3d.models.parts import ModelParts, Source
+from medseg3d.models.parts import Configurations, ModelParts, Source
 from medseg3d.models.trained import FOLD, WORK_FOLDER
 from medseg3d.options import FoldChoice
 from medseg3d.work_folder import fold_names
@@ -22,8 +22,8 @@ SOURCES: dict[str, Source] = {
 """By kind, in the order in which a path is looked at."""
 
 
-def open_model(path: Path, *, configuration: str | None = None, folds: FoldChoice = None) -> ModelParts:
-    """The parts of the model at a path; of those that hold several the one that predicts, or the named configuration and folds.
+def open_model(path: Path, *, configuration: Configurations = None, folds: FoldChoice = None) -> ModelParts:
+    """The parts of the model at a path; of those that hold several the one that predicts, or the named configurations and folds.
 
     Raises :class:`InputError` where no model is there, or not the named part of it.
     """

@@ -10,7 +10,18 @@ from pathlib import Path
 from medseg3d.domain import UNIVERSAL, is_universal, read_domains
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.models.checkpoints import load_tensors, read_card
-from medseg3d.models.parts import DICE, DICE_CASES, Facts, MemberDescription, ModelDescription, ModelParts, Source, facts_of
+from medseg3d.models.parts import (
+    DICE,
+    DICE_CASES,
+    Configurations,
+    Facts,
+    MemberDescription,
+    ModelDescription,
+    ModelParts,
+    Source,
+    facts_of,
+    names_of,
+)
 from medseg3d.plan import Plan
 from medseg3d.provenance import changed_first_stage, is_known, split_key, validation_changes, weights_digest
 from medseg3d.records import read_record
@@ -29,7 +40,7 @@ ALL = "all"
 """The fold that trains on every case."""
 
 
-def open_work(path: Path, configuration: str | None, folds: tuple[str, ...] | None) -> ModelParts:
+def open_work(path: Path, configuration: Configurations, folds: tuple[str, ...] | None) -> ModelParts:
     """The selected configurations of a work folder, or of a dataset's, with all finished folds; before a selection the recommended one.
 
     The selected postprocessing and measures belong to the selected configurations only. Raises :class:`InputError` where nothing is
@@ -43,8 +54,8 @@ def open_work(path: Path, configuration: str | None, folds: tuple[str, ...] | No
     selection, note = read_selection(work)
     if note is not None:
         logger.warning("%s", note)
-    if configuration is not None:
-        names = [configuration]
+    if (named := names_of(configuration)) is not None:
+        names = list(named)
     elif selection is not None:
         names = list(selection.configurations)
     else:
@@ -130,7 +141,7 @@ def _held_by_work(path: Path) -> dict[str, tuple[str, ...]]:
 WORK_FOLDER = Source(name="a work folder or its dataset", opens=_is_work, held=_held_by_work, open=open_work)
 
 
-def open_fold(path: Path, configuration: str | None, folds: tuple[str, ...] | None) -> ModelParts:
+def open_fold(path: Path, configuration: Configurations, folds: tuple[str, ...] | None) -> ModelParts:
     """The network of one fold, from its weights alone, which know no validation: mirrored, and without postprocessing."""
     file = _weights_at(path)
     card = read_card(file)
@@ -139,7 +150,7 @@ def open_fold(path: Path, configuration: str | None, folds: tuple[str, ...] | No
             f"{file}: holds a universal network for {', '.join(card.plans)}. Name the work folder with --domain, or the weights of one "
             "of its datasets (WORK/domains/NAME/models)."
         )
-    if configuration not in (None, card.configuration) or folds not in (None, (card.fold,)):
+    if names_of(configuration) not in (None, (card.configuration,)) or folds not in (None, (card.fold,)):
         raise InputError(f"{file}: holds {card.configuration}, fold {card.fold}, and nothing else. Name the work folder to have others.")
     return ModelParts(
         path=file,

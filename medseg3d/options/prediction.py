@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -38,11 +38,12 @@ class MemberOptions(Options):
     """Which networks of a model are meant."""
 
     configuration: Annotated[
-        str | None,
+        str | Sequence[str] | None,
         Option(
             "-c --configuration",
-            "2d, 3d_fullres, 3d_lowres … (default: the selected one or ensemble of two; before select, the recommended one)",
+            "2d, 3d_fullres …; several are averaged (default: the selected one or ensemble of two; before select, the recommended one)",
             metavar="CONFIGURATION",
+            several="words",
         ),
     ] = None
     folds: Annotated[FoldChoice, Option("--fold", "only these folds (default: all finished)", metavar="K", several="words")] = None

@@ -20,7 +20,7 @@ from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.files import remove_file, remove_leftovers, remove_tree, replacing, storage, storage_errors, temporary_for
 from medseg3d.models.bundle import write_bundle
 from medseg3d.models.model_file import ENDING, write_model_file
-from medseg3d.models.parts import ModelDescription, ModelParts
+from medseg3d.models.parts import Configurations, ModelDescription, ModelParts
 from medseg3d.models.pruning import pruned_parts
 from medseg3d.models.sources import open_model
 from medseg3d.networks.build import build_network, output_size
@@ -84,7 +84,7 @@ def export_model(
     output: Path,
     *,
     format: Format | None = None,
-    configuration: str | None = None,
+    configuration: Configurations = None,
     folds: FoldChoice = None,
     level: str | int | None = None,
 ) -> ExportResult:

@@ -14,30 +14,75 @@ from pathlib import Path
 
 from medseg3d.errors import InputError
 from medseg3d.files import file_digest
+from medseg3d.models.nnunet.best import read_best
 from medseg3d.models.nnunet.checkpoint import Checkpoint, load_checkpoint
 from medseg3d.models.nnunet.plans import read_plan
-from medseg3d.models.nnunet.postprocessing import read_postprocessing
+from medseg3d.models.nnunet.postprocessing import postprocessing_places, read_postprocessing
 from medseg3d.models.nnunet.weights import our_tensors
-from medseg3d.models.parts import Facts, MemberDescription, ModelDescription, ModelParts, Source, Tensors
+from medseg3d.models.parts import (
+    Configurations,
+    Facts,
+    MemberDescription,
+    ModelDescription,
+    ModelParts,
+    Source,
+    Tensors,
+    names_of,
+)
 from medseg3d.plan import Configuration, Plan
+from medseg3d.validation.postprocessing import Postprocessing
 from medseg3d.wording import listed
 
 logger = logging.getLogger(__name__)
 
 FINAL = "checkpoint_final.pth"
 BEST = "checkpoint_best.pth"
+LATEST = "checkpoint_latest.pth"
+CHECKPOINTS = (FINAL, BEST, LATEST)
+"""The first of a fold that is there is used."""
 ALL = "all"
 """The fold that was trained on every case."""
 
 
-def read_nnunet_model(folder: Path, configuration: str | None = None, folds: Sequence[str] | None = None) -> ModelParts:
+def read_nnunet_model(folder: Path, configuration: Configurations = None, folds: Sequence[str] | None = None) -> ModelParts:
     """A model that predicts the voxels that nnU-Net predicts with the folder.
 
-    ``folder`` is that of a trainer, or of a dataset with several of them, among which ``configuration`` chooses. ``folds`` are
-    all numbered ones, or ``all`` where there are no others. Where no fold has a final checkpoint the best ones are used, with a
-    warning. A cascade brings the same folds of its previous stage. Raises :class:`InputError` for what is missing or damaged,
-    :class:`UnsupportedError` for what a plan cannot say, :class:`PlanMismatchError` for tensors that do not fit.
+    ``folder`` is that of a trainer, or of a dataset with several of them, among which ``configuration`` chooses; several are averaged, as
+    ``nnUNetv2_ensemble`` does. Without it ``inference_information.json`` chooses, which ``nnUNetv2_find_best_configuration`` writes.
+    ``folds`` are all numbered ones, or ``all`` where there are no others. Where no fold has a final checkpoint the best ones are used, or
+    the latest, with a warning. A cascade brings the same folds of its previous stage. Raises :class:`InputError` for what is missing or
+    damaged, :class:`UnsupportedError` for what a plan cannot say, :class:`PlanMismatchError` for tensors that do not fit.
     """
+    names, best = names_of(configuration), None
+    if names is None and not _is_trained(folder):
+        best = read_best(folder)
+        names = None if best is None else best.configurations
+    chains = [_read_chain(folder, name, folds) for name in names or (None,)]
+    (first, *_), *others = chains
+    for chain in others:
+        _check_same_dataset(first, chain[0], "so they are no ensemble. Name configurations of one dataset.")
+    members = [chain[0] for chain in chains]
+    member_names = {member.configuration.name for member in members}
+    earlier = {stage.configuration.name: stage for chain in chains for stage in chain[1:] if stage.configuration.name not in member_names}
+    postprocessing = _postprocessing_of(members)
+    stages = {**earlier, **{stage.configuration.name: stage for stage in members}}
+    in_order = (*members, *earlier.values())
+    return ModelParts(
+        path=folder,
+        description=ModelDescription(
+            plan=replace(first.plan, configurations={stage.configuration.name: stage.configuration for stage in in_order}),
+            members=tuple(stage.member for stage in members),
+            previous=tuple(stage.member for stage in earlier.values()),
+            postprocessing=postprocessing,
+            facts=first.facts,
+        ),
+        read=lambda name, fold: stages[name].weights[fold],
+        identity=";".join([*(part for stage in in_order for part in stage.identity), repr(postprocessing.steps)]),
+    )
+
+
+def _read_chain(folder: Path, configuration: str | None, folds: Sequence[str] | None) -> tuple[_Stage, ...]:
+    """A configuration and the earlier stages that it needs, the last stage first."""
     first = _read_stage(_trainer_folder(folder, configuration), configuration, folds)
     earlier: list[_Stage] = []
     while (name := (first, *earlier)[-1].configuration.previous_stage) is not None:
@@ -46,21 +91,22 @@ def read_nnunet_model(folder: Path, configuration: str | None = None, folds: Seq
                 f"{first.folder / 'plans.json'}: the configuration {name} is an earlier stage of itself. Correct previous_stage."
             )
         earlier.append(_read_stage(_previous_folder((first, *earlier)[-1], name), name, folds))
-        _check_same_dataset(first, earlier[-1])
-    postprocessing = read_postprocessing(first.folder, tuple(first.weights), first.plan.labels)
-    stages = {stage.configuration.name: stage for stage in (first, *earlier)}
-    return ModelParts(
-        path=folder,
-        description=ModelDescription(
-            plan=replace(first.plan, configurations={name: stage.configuration for name, stage in stages.items()}),
-            members=(first.member,),
-            previous=tuple(stage.member for stage in earlier),
-            postprocessing=postprocessing,
-            facts=first.facts,
-        ),
-        read=lambda name, fold: stages[name].weights[fold],
-        identity=";".join([*(part for stage in stages.values() for part in stage.identity), repr(postprocessing.steps)]),
-    )
+        _check_same_dataset(first, earlier[-1], "so they are no cascade. Put the stage there that the cascade was trained with.")
+    return (first, *earlier)
+
+
+def _postprocessing_of(members: Sequence[_Stage]) -> Postprocessing:
+    """Of one configuration, or what was chosen for exactly this ensemble; an ensemble that was never validated has none."""
+    first = members[0]
+    if len(members) == 1:
+        return read_postprocessing(postprocessing_places(first.folder, tuple(first.weights)), first.plan.labels)
+    folders = [member.folder.resolve() for member in members]
+    folds = "_".join(first.weights)
+    places = [
+        folders[0].parent / "ensembles" / f"ensemble___{one.name}___{other.name}___{folds}"
+        for one, other in ((folders[0], folders[-1]), (folders[-1], folders[0]))
+    ]
+    return read_postprocessing(places if len(members) == 2 else (), first.plan.labels)
 
 
 def is_nnunet_model(path: Path) -> bool:
@@ -165,7 +211,10 @@ def _trainer_folder(folder: Path, configuration: str | None) -> Path:
     if not fitting:
         raise InputError(f"{folder}: nothing is trained for the configuration {configuration}; found {names}.")
     if len(fitting) > 1:
-        raise InputError(f"{folder}: holds several models ({names}). Choose a configuration, or name the folder of one of them.")
+        raise InputError(
+            f"{folder}: holds several models ({names}). Choose a configuration with -c, two of them to average both, or name the folder of "
+            "one of them."
+        )
     return fitting[0]
 
 
@@ -180,15 +229,12 @@ def _previous_folder(stage: _Stage, configuration: str) -> Path:
     return folder
 
 
-def _check_same_dataset(first: _Stage, other: _Stage) -> None:
+def _check_same_dataset(first: _Stage, other: _Stage, advice: str) -> None:
     def shared(plan: Plan) -> tuple[object, ...]:
         return plan.labels, plan.channels, plan.axis_order, plan.orientation
 
     if shared(first.plan) != shared(other.plan):
-        raise InputError(
-            f"{other.folder}: its labels, channels, order of axes or reader are not those of {first.folder}, so they are no cascade. "
-            "Put the stage there that the cascade was trained with."
-        )
+        raise InputError(f"{other.folder}: its labels, channels, order of axes or reader are not those of {first.folder}, {advice}")
 
 
 def _is_trained(folder: Path) -> bool:
@@ -205,7 +251,7 @@ def _checkpoint_paths(folder: Path, folds: Sequence[str] | None) -> dict[str, Pa
     found.sort(key=lambda fold: (not fold.isdigit(), int(fold) if fold.isdigit() else 0, fold))
 
     def path_of(fold: str) -> Path | None:
-        return next((path for name in (FINAL, BEST) if (path := folder / f"fold_{fold}" / name).is_file()), None)
+        return next((path for name in CHECKPOINTS if (path := folder / f"fold_{fold}" / name).is_file()), None)
 
     usable = [fold for fold in found if path_of(fold)]
     finished = [fold for fold in usable if (folder / f"fold_{fold}" / FINAL).is_file()] or usable
@@ -214,9 +260,11 @@ def _checkpoint_paths(folder: Path, folds: Sequence[str] | None) -> dict[str, Pa
     missing = [fold for fold in wanted if fold not in paths]
     if missing or not wanted:
         raise InputError(
-            f"{folder}: no {FINAL} or {BEST} for fold {', '.join(missing) or '0 or any other'}; trained: {', '.join(usable) or 'none'}."
+            f"{folder}: no {', '.join(CHECKPOINTS[:-1])} or {LATEST} for fold {', '.join(missing) or '0 or any other'}; trained: "
+            f"{', '.join(usable) or 'none'}."
         )
     for path in paths.values():
         if path.name != FINAL:
-            logger.warning("%s: training is not finished (no %s); its best weights so far are used.", path, FINAL)
+            kind = "latest weights, which may not be its best," if path.name == LATEST else "best weights so far"
+            logger.warning("%s: training is not finished (no %s); its %s are used.", path, FINAL, kind)
     return paths

@@ -18,20 +18,29 @@ logger = logging.getLogger(__name__)
 KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 
 
-def read_postprocessing(folder: Path, folds: Sequence[str], labels: Labels) -> Postprocessing:
-    """The steps that cross-validation of these folds chose; none where there was none, or a step has no equal here (with a warning).
+def read_postprocessing(places: Sequence[Path], labels: Labels) -> Postprocessing:
+    """The steps that cross-validation chose, from the first of these folders that has some; none where there was none, or a step has no
+    equal here (with a warning).
 
     Of several objects of the same largest size nnU-Net keeps all, we the first. ``postprocessing.pkl`` says the same by a pickle
     of functions, and is never opened.
     """
-    places = (folder / f"crossval_results_folds_{'_'.join(folds)}", folder)
     for path in (place / "postprocessing.json" for place in places):
         if path.is_file():
             return _read(path, labels)
     for path in (place / "postprocessing.pkl" for place in places):
         if path.is_file():
-            logger.info("%s: is a pickle of code, and is ignored; the postprocessing.json of nnU-Net would be read.", path)
+            logger.warning(
+                "%s: is a pickle of code, which is never opened, and no postprocessing.json lies beside it: predictions are not "
+                "postprocessed. nnUNetv2_find_best_configuration writes both.",
+                path,
+            )
     return NO_POSTPROCESSING
+
+
+def postprocessing_places(folder: Path, folds: Sequence[str]) -> tuple[Path, Path]:
+    """Where nnU-Net leaves what the cross-validation of these folds chose for one configuration."""
+    return folder / f"crossval_results_folds_{'_'.join(folds)}", folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,18 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from medseg3d.errors import InputError, MedsegError
-from medseg3d.models.nnunet.folder import BEST, FINAL, is_nnunet_model, read_nnunet_model
-from medseg3d.models.parts import ModelParts, Source
+from medseg3d.models.nnunet.folder import CHECKPOINTS, FINAL, is_nnunet_model, read_nnunet_model
+from medseg3d.models.parts import Configurations, ModelParts, Source
 from medseg3d.unpack import names_in, unpack
 
 MAX_UNPACKED_BYTES = 64 << 30
 """Five folds of all four configurations of nnU-Net's largest preset take less than half of it."""
-RECORDS = ("plans.json", "dataset.json", "postprocessing.json")
+RECORDS = ("plans.json", "dataset.json", "postprocessing.json", "postprocessing.pkl", "inference_information.json")
+"""Of the pickle only the name is looked at."""
 EXPECTED = f"DATASET/TRAINER__PLANS__CONFIGURATION with plans.json, dataset.json and fold_K/{FINAL}, as nnU-Net exports it"
 
 
-def open_nnunet_zip(path: Path, configuration: str | None = None, folds: tuple[str, ...] | None = None) -> ModelParts:
+def open_nnunet_zip(path: Path, configuration: Configurations = None, folds: tuple[str, ...] | None = None) -> ModelParts:
     """As the folder that was packed; nothing else of the zip is unpacked, and what was unpacked is deleted again.
 
     Raises :class:`InputError` for what is no such zip or leads out of it, and as :func:`read_nnunet_model`.
@@ -46,7 +47,7 @@ def open_nnunet_zip(path: Path, configuration: str | None = None, folds: tuple[s
 
 def _fold(name: PurePosixPath) -> str | None:
     """Of a checkpoint that could be used; None for every other file."""
-    is_checkpoint = name.name in (FINAL, BEST) and name.parent.name.startswith("fold_")
+    is_checkpoint = name.name in CHECKPOINTS and name.parent.name.startswith("fold_")
     return name.parent.name.removeprefix("fold_") if is_checkpoint else None
 
 
