@@ -11,6 +11,7 @@ import torch
 from medseg3d.devices import Device, choose_device
 from medseg3d.errors import InputError
 from medseg3d.extensions import version_of
+from medseg3d.models.inference_mode import InferenceMode, in_mode
 from medseg3d.models.model import Model
 from medseg3d.models.parts import Configurations, MemberDescription, ModelDescription, ModelParts
 from medseg3d.models.pruning import chosen_level
@@ -26,6 +27,7 @@ from medseg3d.validation.empty_window_record import EmptyWindows
 from medseg3d.work_folder import WorkFolder, fold_names
 
 logger = logging.getLogger(__name__)
+SLIDING = InferenceMode()
 
 
 def load_model(
@@ -39,21 +41,28 @@ def load_model(
     step: float = 0.5,
     skip_empty: bool = False,
     level: str | int | None = None,
+    scales: Sequence[float] = (),
+    flips: Sequence[str] | None = None,
+    whole_image: bool = False,
 ) -> Model:
     """Load a model from any of the :data:`~medseg3d.models.sources.SOURCES`: a work folder, a ``.medseg3d`` file, weights, nnU-Net's.
 
-    A work folder gives its selected configuration (or the recommended one, or ``configuration``, of which several are
-    averaged) with all trained folds (or ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device. ``mirroring`` None
-    mirrors where validation showed a gain, and where nothing is known. ``step`` is the distance of windows as a share of the window, up
-    to 1. ``skip_empty`` leaves out windows that validation says are empty. ``level`` says how much of a network that can be pruned
-    predicts, a number or ``full``; None takes the level that validation chose. Raises :class:`InputError` where nothing is trained there.
+    A work folder gives its selected configuration (or the recommended one, or ``configuration``, of which several are averaged) with
+    all trained folds (or ``folds``), and the selected postprocessing. ``precision`` float32 leaves out the mixed precision of the device.
+    ``mirroring`` None mirrors where validation showed a gain, and where nothing is known. ``step`` is the distance of windows as a share
+    of the window, up to 1. ``skip_empty`` leaves out windows that validation says are empty. ``level`` says how much of a network that
+    can be pruned predicts, a number or ``full``; None takes the level that validation chose. ``scales`` are factors of the image's size
+    whose probabilities are averaged, ``flips`` the names of the axes of test-time augmentation (of S, A, R), in the place of
+    ``mirroring``; with ``whole_image`` the network sees each image at once. Raises :class:`InputError` where nothing is trained there.
     """
-    options = ModelOptions(step=step, skip_empty=skip_empty, level=None if level is None else str(level))  # refuses as the command line
+    level = None if level is None else str(level)
+    options = ModelOptions(step=step, skip_empty=skip_empty, level=level, scales=scales, flips=flips)  # refuses as the command line
     if mirroring not in (None, True, False):
         raise InputError(f"load_model: mirroring is {mirroring!r}, expected True, False or None.")
     chosen = choose_device(device, precision)
     parts = open_model(Path(path), configuration=configuration, folds=folds)
-    return assemble(parts, chosen, mirroring=mirroring, step=step, skip_empty=skip_empty, level=options.wanted_level)
+    mode = InferenceMode(scales=tuple(scales), flips=None if flips is None else tuple(flips), is_whole=whole_image)
+    return assemble(parts, chosen, mirroring=mirroring, step=step, skip_empty=skip_empty, level=options.wanted_level, mode=mode)
 
 
 def load_models(
@@ -77,6 +86,7 @@ def assemble(
     step: float = 0.5,
     skip_empty: bool = False,
     level: int | Mapping[str, int] | None = None,
+    mode: InferenceMode = SLIDING,
 ) -> Model:
     """Build the networks on a device and fill them; ``mirroring`` may be given for each configuration, otherwise as :func:`load_model`.
 
@@ -114,9 +124,9 @@ def assemble(
             skipping=_skipping(stage.empty_windows, name, description.plan) if skip_empty and is_last else None,
         )
 
-    members = [member(stage, is_last=True) for stage in description.members]
+    members = in_mode([member(stage, is_last=True) for stage in description.members], description.plan, mode)
     pruned = "".join(f";{name} level {chosen}" for name, chosen in levels.items() if chosen)
-    identity = parts.identity + _extensions_of(description) + pruned
+    identity = parts.identity + _extensions_of(description) + pruned + mode.identity
     return Model(description.plan, members, device, postprocessing=description.postprocessing, step=step, identity=identity)
 
 

@@ -15,6 +15,7 @@ from medseg3d.options.prediction import (
     MirroringOptions,
     ModelOptions,
     PredictOptions,
+    ProbabilityFormat,
     SelectOptions,
 )
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
@@ -44,6 +45,7 @@ __all__ = [
     "PlanningOptions",
     "PredictOptions",
     "PreprocessOptions",
+    "ProbabilityFormat",
     "RunOptions",
     "SeedOptions",
     "SelectOptions",

@@ -10,6 +10,7 @@ from medseg3d.errors import InputError
 from medseg3d.options.option import Option, Options
 from medseg3d.options.resources import DeviceOptions
 
+ProbabilityFormat = Literal["medseg3d", "nnunet"]
 FoldChoice = str | int | Iterable[str | int] | None
 """Folds as a caller may name them: one or several, texts or numbers, ``all`` for the network of all cases; None where the code chooses."""
 
@@ -96,6 +97,24 @@ class ModelOptions(LevelOptions, MirroringOptions, DeviceOptions, MemberOptions)
         ),
     ] = "auto"
     skip_empty: Annotated[bool, Option("--skip-empty", "leave out windows that validation says hold nothing, as beside the body")] = False
+    scales: Annotated[
+        Sequence[float],
+        Option(
+            "--scales",
+            "predict the image at these sizes and average, such as 0.75 1 1.25 (default: 1)",
+            metavar="FACTOR",
+            above=0,
+            at_most=4,
+            several="words",
+        ),
+    ] = ()
+    flips: Annotated[
+        Sequence[str] | None,
+        Option("--flips", "flip along these axes only, of S A R (default: as --tta says)", metavar="AXIS", several="words"),
+    ] = None
+    whole_image: Annotated[
+        bool, Option("--whole-image", "let the network see each image at once, where memory allows (default: windows)")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,10 @@ class PredictOptions(ModelOptions):
     """Options of ``predict``."""
 
     probabilities: Annotated[bool, Option("--probabilities", "write CASE.npz with float16 probabilities as well")] = False
+    probabilities_format: Annotated[
+        Literal["medseg3d", "nnunet"] | None,
+        Option("--probabilities-format", "medseg3d (x, y, z; default), or nnunet (z, y, x) for nnUNetv2_ensemble; implies --probabilities"),
+    ] = None
     overwrite: Annotated[bool, Option("--overwrite", "replace outputs of another model")] = False
     strict: Annotated[
         bool,
@@ -118,6 +141,10 @@ class PredictOptions(ModelOptions):
     ] = None
     part: Annotated[
         tuple[int, int] | None, Option("--part", "only the I-th of N parts of the images: one for each machine", metavar="I/N")
+    ] = None
+    processes: Annotated[
+        int | None,
+        Option("--processes", "predict so many images at once, each in a process with its share of the cores", metavar="N", at_least=1),
     ] = None
     cluster: Annotated[
         str | None,
@@ -138,6 +165,13 @@ class PredictOptions(ModelOptions):
         super().__post_init__()
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise InputError(f"--part {self.part[0]}/{self.part[1]}: expected two numbers such as 2/8, the first from 1 to the second.")
+        if self.cluster is not None and self.processes is not None:
+            raise InputError("--processes and --cluster: the workers of a cluster are its processes; give at most one of them.")
+
+    @property
+    def wanted_probabilities(self) -> ProbabilityFormat | None:
+        """How probabilities are written; None where they are not."""
+        return self.probabilities_format or ("medseg3d" if self.probabilities else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ import torch
 from medseg3d.axes import to_network_order
 from medseg3d.data.cropping import nonzero_mask
 from medseg3d.data.reading import RawCase
-from medseg3d.devices import Device
+from medseg3d.devices import Device, free_bytes
 from medseg3d.geometry import Orientation
 from medseg3d.images import ImageHeader
 from medseg3d.labels import Labels
 from medseg3d.networks.build import output_size
-from medseg3d.plan import Configuration, Plan
+from medseg3d.plan import Configuration, Plan, total_stride
 from medseg3d.prediction.empty_windows import Skipping, Survey
 from medseg3d.prediction.restore import LabelCanvas, on_crop, on_whole, restore_label_maps, restored_probabilities
 from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
@@ -46,6 +46,8 @@ class Member:
     mirroring: bool = True
     previous: Member | None = None
     box: BoxRule | None = None
+    is_whole: bool = False
+    """The networks see each image at once instead of windows."""
     skipping: Skipping | None = None
     survey: Survey | None = None
 
@@ -234,12 +236,13 @@ def _slabs(
     with_unmirrored: bool = False,
 ) -> Iterator[torch.Tensor]:
     configuration = member.configuration
+    window = _whole_window(name, case.image.shape[1:], member, device) if member.is_whole else configuration.patch_size
     slabs = stream_logits(
         member.networks,
         torch.from_numpy(case.image),
         case=name,
-        window=configuration.patch_size,
-        output=output_size(configuration.network, configuration.patch_size),
+        window=window,
+        output=output_size(configuration.network, window),
         device=device,
         step=step,
         mirror_axes=configuration.mirror_axes if member.mirroring or with_unmirrored else (),
@@ -251,6 +254,32 @@ def _slabs(
     if device.device.type == "cpu":
         return slabs
     return ahead(copied_to_host(slab) for slab in slabs)  # the device computes the next slab while this one is resampled
+
+
+MAPS_AT_ONCE = 6
+"""Feature maps of the finest stage that a U-Net holds at its peak: a skip, twice that where it meets the decoder, the input and the output
+of a convolution, and the sum of its norm."""
+
+
+def _whole_window(name: str, shape: Sequence[int], member: Member, device: Device) -> tuple[int, ...]:
+    """A window that holds an image, in multiples of the network's stride and no smaller than its patch.
+
+    Raises ``MemoryError`` with what it would take, where the device has not got it.
+    """
+    configuration = member.configuration
+    stride, patch = total_stride(configuration.network.strides), configuration.patch_size
+    sizes = shape[-len(patch) :]
+    window = tuple(max(p, math.ceil(n / s) * s) for n, s, p in zip(sizes, stride, patch, strict=True))
+    network = configuration.network
+    per_voxel = 4 * (MAPS_AT_ONCE * network.features[0] + 2 * network.num_classes + network.in_channels)
+    needed, free = per_voxel * math.prod(window), free_bytes(device.device)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{name}: the whole image at once, {' x '.join(map(str, window))} voxels, takes {needed / 2**30:.3g} GiB for its feature maps, "
+            f"and {free / 2**30:.3g} GiB are free. Leave --whole-image out: windows of {' x '.join(map(str, patch))} take "
+            f"{per_voxel * math.prod(patch) / 2**30:.2g} GiB whatever the size of the image"
+        )
+    return window
 
 
 def with_networks(member: Member, converted: Callable[[torch.nn.Module], torch.nn.Module]) -> Member:

@@ -16,6 +16,7 @@ from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.execution import memory_budget, run_cases
 from medseg3d.locks import STALE_SECONDS
 from medseg3d.models.model import Model
+from medseg3d.models.parts import names_of
 from medseg3d.options import PredictOptions, TrainOptions
 from medseg3d.work_folder import fold_names
 from medseg3d.workflows.load import predicting_model
@@ -83,7 +84,13 @@ def predict_there(
     work = partial(
         _predict_on_worker,
         place=place.resolve(),
-        options=replace(options, folds=fold_names(options.folds)),
+        options=replace(  # tuples: a worker keeps the model by its options
+            options,
+            folds=fold_names(options.folds),
+            configuration=names_of(options.configuration),
+            scales=tuple(options.scales),
+            flips=None if options.flips is None else tuple(options.flips),
+        ),
         identity=identity,
         targets=absolute,
         record=RecordFile(record.path.resolve()),
@@ -105,8 +112,8 @@ def _predict_on_worker(
 ) -> PredictedCase:
     with _WORKER_LOCK:
         model = _worker_model(place, options, identity)
-        budget = memory_budget(None)
-        ((_, result),) = predict_cases(model, [case], targets, record=record, probabilities=options.probabilities, budget=budget)
+        budget = memory_budget(options.max_ram_gb)
+        ((_, result),) = predict_cases(model, [case], targets, record=record, probabilities=options.wanted_probabilities, budget=budget)
     if isinstance(result, CaseFailure):
         raise InputError(result.reason)
     return result

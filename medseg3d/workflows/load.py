@@ -21,6 +21,9 @@ def model_for(place: Path, options: ModelOptions) -> Model:
         step=options.step,
         skip_empty=options.skip_empty,
         level=options.level,
+        scales=options.scales,
+        flips=options.flips,
+        whole_image=options.whole_image,
     )
 
 

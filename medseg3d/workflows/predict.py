@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg3d.data.dataset import Case
@@ -20,10 +20,11 @@ from medseg3d.images import case_name, ending_of
 from medseg3d.images.header import REFUSED_ENDINGS
 from medseg3d.images.readers import READERS, writable
 from medseg3d.options import PredictOptions
-from medseg3d.prediction.probability_file import probability_file
+from medseg3d.prediction.probability_file import check_nnunet_labels, has_probabilities
 from medseg3d.wording import counted, listed
 from medseg3d.workflows.cluster import predict_there
 from medseg3d.workflows.load import predicting_model
+from medseg3d.workflows.local_processes import local_processes
 from medseg3d.workflows.predict_cases import predict_cases
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
 from medseg3d.workflows.workers import cluster_workers
@@ -64,14 +65,23 @@ def predict(
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"{source}: no such file or folder.")
     place = next(place for place in (model, work, dataset) if place is not None)
-    with cluster_workers(options.cluster if executor is None else None) as workers:
-        return _predict(source, output, options, place, executor if workers is None else workers.networks, on)
+    if executor is not None:
+        return _predict(source, output, options, place, executor, on)
+    with cluster_workers(options.cluster) as workers, local_processes(options.processes) as processes:
+        return _predict(source, output, options, place, processes if workers is None else workers.networks, on)
 
 
 def _predict(
     source: Path | Sequence[Case], output: Path, options: PredictOptions, place: Path, executor: Executor | None, on: Listener
 ) -> PredictResult:
     loaded = predicting_model(place, options)
+    if (options.processes or 1) > 1 and loaded.device.is_gpu:
+        raise InputError(
+            f"--processes {options.processes}: they would share one GPU, which a single process fills. For several GPUs start one predict "
+            "for each: --part 1/2 --device cuda:0, --part 2/2 --device cuda:1. For the CPU add --device cpu."
+        )
+    if options.wanted_probabilities == "nnunet":
+        check_nnunet_labels(loaded.plan.labels)
     cases, unusable = _cases_of(source, loaded.plan.channels, options.series_description)
     targets = _targets(cases, source, output)
     folder = next(iter(targets.values())).parent
@@ -81,8 +91,10 @@ def _predict(
     record = RecordFile(folder / record_name(options.part))
     if executor is None:
         budget = memory_budget(options.max_ram_gb)
-        made = predict_cases(loaded, pending, targets, record=record, probabilities=options.probabilities, budget=budget)
+        made = predict_cases(loaded, pending, targets, record=record, probabilities=options.wanted_probabilities, budget=budget)
     else:
+        if options.processes is not None:  # they share the memory
+            options = replace(options, max_ram_gb=memory_budget(options.max_ram_gb) / 2**30 / options.processes)
         made = _with_warnings(predict_there(place, options, loaded.identity, pending, targets, executor=executor, record=record))
     _warn_of_changed(kept, earlier)
     doubtful = _doubtful(kept, earlier, strict=options.strict)
@@ -181,7 +193,7 @@ def _divide(
         inputs = {channel.path.resolve() for channel in case.channels}
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
-        complete = target.exists() and (not options.probabilities or probability_file(target).exists())
+        complete = target.exists() and has_probabilities(target, options.wanted_probabilities)
         if complete and entry is not None and entry.model == identity and _is_of(case, entry.input_digest):
             kept.append(target)
         elif target.exists() and not options.overwrite and (entry is None or entry.model != identity):

@@ -21,8 +21,9 @@ from medseg3d.execution import peak_memory, reset_peak_memory
 from medseg3d.files import file_digest, remove_file, replacing
 from medseg3d.images import read_header, write_label_map
 from medseg3d.models.model import Model
+from medseg3d.options import ProbabilityFormat
 from medseg3d.prediction.predict_case import PreparedCase
-from medseg3d.prediction.probability_file import probability_array, probability_file, scratch_file, write_probabilities
+from medseg3d.prediction.probability_file import probability_array, remove_probabilities, scratch_file, write_probabilities
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.workflows.prediction_record import PredictedCase, RecordFile
 
@@ -47,7 +48,7 @@ def predict_cases(
     targets: dict[str, Path],
     *,
     record: RecordFile,
-    probabilities: bool,
+    probabilities: ProbabilityFormat | None,
     budget: int,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
@@ -145,7 +146,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def _write(
     target: Path,
     indices: np.ndarray,
-    with_probabilities: bool,
+    probabilities: ProbabilityFormat | None,
     prepared: PreparedCase,
     model: Model,
     ready: _Ready,
@@ -171,13 +172,14 @@ def _write(
         )
 
     try:
-        remove_file(probability_file(target))
+        remove_probabilities(target)
         with replacing(target) as temporary:
             write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
             digest = file_digest(temporary)
             record.start(target, made(digest), digest)
-        if with_probabilities:
-            write_probabilities(target, (model.plan.labels.num_outputs, *prepared.header.geometry.shape), model.plan.labels)
+        if probabilities is not None:
+            shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
+            write_probabilities(target, shape, model.plan.labels, probabilities, prepared.header.geometry)
     finally:
         remove_file(scratch_file(target))
     case = made(digest)
