@@ -287,8 +287,11 @@ class Plan(Checked):
     given_names: dict[int, str] = field(default_factory=dict)
     """Names of label values that the user gave beside the dataset's own (``--labels``)."""
     frame: Frame = CANONICAL_FRAME
+    inherits: str = ""
+    """The model whose network, spacing and patch it has; empty where the dataset decided them."""
     images: ImageProfile | None = None
     """What the training images look like; None in plans of earlier versions and of other programs."""
+    came_later: ClassVar[tuple[str, ...]] = ("inherits",)
 
     @property
     def reading_frame(self) -> Frame | None:

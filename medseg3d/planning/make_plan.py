@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,20 +10,26 @@ import numpy as np
 
 from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
-from medseg3d.label_codes import LabelCodes
-from medseg3d.plan import Configuration, Normalization, Plan
+from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.crop import CROPPED, DETECTOR, CropDesigns, box_reason, planned_crop
+from medseg3d.planning.inherit import inherited_plan
 from medseg3d.planning.loss_rules import check_extensions, planned_loss
 from medseg3d.planning.lowres import planned_lowres
 from medseg3d.planning.patch import Design, design_configuration
 from medseg3d.planning.planner import Planner, RecommendRule
-from medseg3d.planning.preprocessing_rules import is_left_right_mirrored, left_right_labels, mirror_axes, normalizations, resampling
+from medseg3d.planning.preprocessing_rules import (
+    data_name,
+    is_left_right_mirrored,
+    left_right_labels,
+    mirror_axes,
+    normalizations,
+    resampling,
+)
 from medseg3d.planning.reasons import Decided, Explanation
 from medseg3d.planning.sampling_rules import planned_sampling
 from medseg3d.planning.spacing import axis_order, median_shape, resolution_reasons, target_spacing
 from medseg3d.planning.summary import DatasetSummary
 from medseg3d.planning.training_rules import batch_dice, training
-from medseg3d.records import to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ def explain(plan: Plan, summary: DatasetSummary, planner: Planner) -> tuple[Expl
     """
     check_extensions(plan)
     again = explained_plan(summary, planner, gpu_memory_gb=plan.gpu_memory_gb)
+    if plan.inherits:
+        again = inherited_plan(again, summary, planner, plan, plan.inherits)
     single = {name: configuration for name, configuration in plan.configurations.items() if configuration.previous_stage is None}
     # a cascade's numbers are those of 3d_fullres; older plans count its channels otherwise
     if any(again.value.configurations.get(name) != configuration for name, configuration in single.items()):
@@ -144,30 +150,10 @@ def _configuration(
         resampling=resampled.value,
         training=trained.value,
         mirror_axes=mirrored.value,
-        data=_data_name(made.spacing, normalized.value, order, summary, planner),
+        data=data_name(made.spacing, normalized.value, order, summary, planner.resampling),
     )
     later = (reason for decided in (dice, normalized, resampled, mirrored, trained) for reason in decided.reasons)
     return Decided(configuration, (*resolution, *design.reasons, *later))
-
-
-def _data_name(
-    spacing: Sequence[float],
-    normalization: Sequence[Normalization],
-    order: AxisOrder,
-    summary: DatasetSummary,
-    planner: Planner,
-) -> str:
-    """The same name for the same preprocessing: whatever changes the stored voxels or label indices is in the digest."""
-    identity: list[object] = [
-        [float(s) for s in spacing],
-        [to_plain(n) for n in normalization],
-        to_plain(planner.resampling),
-        summary.orientation,
-        list(order),
-        list(summary.labels.values) if LabelCodes(summary.labels).are_indices else to_plain(summary.labels),
-        *([] if summary.frame.is_canonical else [to_plain(summary.frame)]),
-    ]
-    return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
 
 
 def _planned_crop(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Literal
 
+from medseg3d.axes import AxisOrder
 from medseg3d.errors import PlanError
+from medseg3d.label_codes import LabelCodes
 from medseg3d.plan import Normalization, Resampling
 from medseg3d.planning.planner import NormalizationRule, Planner
 from medseg3d.planning.reasons import Decided, Explanation
 from medseg3d.planning.summary import DatasetSummary
+from medseg3d.records import to_plain
 
 LEFT_RIGHT_COSINE = 0.4
 """An axis that runs further than this from left to right (24 degrees off an axis that does not) exchanges the sides when it is mirrored.
@@ -138,3 +143,23 @@ def mirror_axes(axes: Sequence[int], summary: DatasetSummary, planner: Planner) 
         changes_it="Other names of the labels, or mirroring.left_right of the planner.",
     )
     return Decided(places, (reason,))
+
+
+def data_name(
+    spacing: Sequence[float],
+    normalization: Sequence[Normalization],
+    order: AxisOrder,
+    summary: DatasetSummary,
+    resampled: Resampling,
+) -> str:
+    """The same name for the same preprocessing: whatever changes the stored voxels or label indices is in the digest."""
+    identity: list[object] = [
+        [float(s) for s in spacing],
+        [to_plain(n) for n in normalization],
+        to_plain(resampled),
+        summary.orientation,
+        list(order),
+        list(summary.labels.values) if LabelCodes(summary.labels).are_indices else to_plain(summary.labels),
+        *([] if summary.frame.is_canonical else [to_plain(summary.frame)]),
+    ]
+    return f"{len(spacing)}d-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]}"

@@ -32,6 +32,7 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, Speed, candidates
+from medseg3d.planning.inherit import inherited_plan
 from medseg3d.planning.loss_rules import check_extensions
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Splits
@@ -65,7 +66,8 @@ class PlanResult:
 def plan(root: Path, work: Path | None, options: PlanOptions, on: Listener) -> PlanResult:
     """Measure the dataset and plan it; unchanged cases are not read again. Raises an ``InputError`` for an unusable dataset.
 
-    Without ``planner`` the choices of a plan that is there (planner, memory, channels) are kept, and so are the names of labels.
+    ``inherit_plan`` is a model whose network, spacing and patch are taken. Without ``planner`` the choices of a plan that is there
+    (planner, memory, channels, the model) are kept, and so are the names of labels.
     ``with_candidates`` also says what other networks would take, which needs torch and some seconds.
     """
     return plan_by(None if options.planner is None else load_planner(options.planner), root, work, options, on)
@@ -83,6 +85,7 @@ def plan_by(
     channels = [options.channels] if isinstance(options.channels, str) else options.channels
     if planner is None and folder.plan.exists():
         rules, gpu_memory_gb, channels = earlier_choices(folder, gpu_memory_gb, channels)
+    inherited = None if options.inherit_plan is None else plan_of_model(Path(options.inherit_plan))
     dataset = open_dataset(root, channels=channels)
     dataset = replace(dataset, label_names={**dataset.label_names, **label_names})
     for failure in dataset.failures:
@@ -94,6 +97,9 @@ def plan_by(
         described = describe_dataset(dataset, fingerprint, label_names)
         write_record(folder.fingerprint, described.fingerprint, "fingerprint")
         decided = described.plan_by(rules, gpu_memory_gb)
+        model = inherited if inherited is not None or planner is not None else earlier_model(folder)
+        if model is not None:
+            decided = inherited_plan(decided, described.summary, rules, *model)
         table = None if options.groups is None else Path(options.groups)
         asked = GroupChoice(pattern=options.group_pattern, table=table, is_off=options.no_groups)
         folds, split_warnings = choose_folds(dataset, described.fingerprint, folder.splits, asked)
@@ -123,6 +129,27 @@ def earlier_choices(
         rules = load_planner(before.planner)
     named = before.channels if before.modality_reason == NAMED_CHANNELS else None
     return rules, gpu_memory_gb or before.gpu_memory_gb, channels or named
+
+
+def plan_of_model(path: Path) -> tuple[Plan, str]:
+    """The plan that a model of any kind was trained by, and what to call the model; raises :class:`InputError` where none is trained."""
+    from medseg3d.models.sources import source_of
+
+    try:
+        source = source_of(path)
+        held = source.held(path)
+        name = next(iter(held), None)
+        if name is None:
+            raise InputError(f"{path}: nothing is trained there.")
+        return source.open(path, name, held[name][:1]).description.plan, str(path)
+    except InputError as error:
+        raise InputError(f"--inherit-plan {error}") from None
+
+
+def earlier_model(folder: WorkFolder) -> tuple[Plan, str] | None:
+    """The plan in the work folder where it was inherited; it holds all that it has of the model."""
+    before = folder.read_plan() if folder.plan.exists() else None
+    return (before, before.inherits) if before is not None and before.inherits else None
 
 
 def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:
@@ -158,6 +185,8 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
     rules = load_planner(options.planner or DEFAULT_PLANNER)
     decided = explained_plan(summary, rules, gpu_memory_gb=options.gpu_memory_gb)
+    if options.inherit_plan is not None:
+        decided = inherited_plan(decided, summary, rules, *plan_of_model(Path(options.inherit_plan)))
     made = replace(decided.value, images=images)
     path = None
     if work is not None:

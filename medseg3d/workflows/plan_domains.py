@@ -53,10 +53,10 @@ def _common_folder(work: Path | None, options: PlanOptions) -> WorkFolder:
     """The work folder of several datasets; raises :class:`InputError` for one that cannot be, and for what belongs to one dataset."""
     if work is None:
         raise InputError("Several datasets need a work folder of their own: name one with -w WORK.")
-    if any((options.channels, options.label_names, options.group_pattern, options.groups, options.no_groups)):
+    if any((options.inherit_plan, options.channels, options.label_names, options.group_pattern, options.groups, options.no_groups)):
         raise InputError(
-            "--channels, --labels, --group-pattern, --groups and --no-groups belong to one dataset; write names and folds into "
-            "each dataset."
+            "--inherit-plan, --channels, --labels, --group-pattern, --groups and --no-groups belong to one dataset; write names and "
+            "folds into each dataset."
         )
     if (folder := WorkFolder(work)).plan.exists():
         raise InputError(f"{work}: holds the plan of a single dataset. Name another work folder for several of them.")
