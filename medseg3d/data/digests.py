@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def digest_of(case: Case) -> str:
     """A digest of the bytes of a case's files as they lie on the disk: channels in order, then the label map.
 
-    Raises :class:`ImageReadError` for a file that is missing or may not be read, :class:`StorageError` for a disk that fails.
+    It changes with what the case was annotated for as well. Raises :class:`ImageReadError` for a file that is missing or may not be read,
+    :class:`StorageError` for a disk that fails.
     """
     digest = hashlib.blake2b(digest_size=16)
     paths = list(dict.fromkeys((channel.path, channel.files) for channel in case.channels))
@@ -38,7 +39,7 @@ def digest_of(case: Case) -> str:
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     digest.update(" ".join(f"{paths.index((channel.path, channel.files))}:{channel.volume}" for channel in case.channels).encode())
-    digest.update(_readers_of(case).encode())
+    digest.update(f"{_readers_of(case)}{_annotated(case)}".encode())
     return digest.hexdigest()
 
 
@@ -53,7 +54,12 @@ def stamp_of(case: Case) -> str:
         states = [file.stat() for path, files in places for file in files or _files_of(path)]
     except (OSError, ImageReadError):
         return ""
-    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states) + _readers_of(case)
+    return ",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states) + _readers_of(case) + _annotated(case)
+
+
+def _annotated(case: Case) -> str:
+    """What the case was annotated for, which no file of it says; empty for everything."""
+    return "" if case.annotated is None else f" annotated for {'; '.join(sorted(case.annotated))}"
 
 
 def _label_files(case: Case) -> tuple[Path, ...]:

@@ -32,6 +32,8 @@ def repair_label(case: Case, *, root: Path) -> str:
     """
     if case.label is None:
         raise InputError(f"{case.name}: has no label to repair.")
+    if case.soft:
+        raise InputError(f"{case.name}: soft labels are not repaired; resample them onto the image's grid.")
     header = images.read_header(case.channels[0].path, files=case.channels[0].files)
     label = images.read_image(case.label)
     values = label_values(case.label, label.array)

@@ -146,7 +146,9 @@ def planned_loss(training: TrainingPlan, facts: LossFacts | None) -> Decided[str
     """The planner's loss stays; what the dataset's labels would suggest is said beside it."""
     options = loss_options(training)
     value = ", ".join([training.loss, *(f"{name} {number:.4g}" for name, number in options.items())])
-    inputs = "The fingerprint does not describe the labels (nnU-Net's never does), so no loss is suggested."
+    inputs = (
+        "The fingerprint does not describe whole labels (nnU-Net's never does; with an ignore label nobody knows), so no loss is suggested."
+    )
     if facts is not None:
         inputs = _facts_in_words(facts)
         suggested, why = suggest_loss(facts)

@@ -102,7 +102,7 @@ def summarize(
         orientation="canonical",
         digest=summary_digest(identity),
         modality_reason=modality_reason or "The channels are named by the dataset.",
-        loss_facts=_loss_facts(cases, labels),
+        loss_facts=None if labels.ignore is not None else _loss_facts(cases, labels),  # parts of structures say nothing of their shape
         class_shares=_class_shares(cases, labels),
         frame=fingerprint.frame,
         dissenting=dissenting,

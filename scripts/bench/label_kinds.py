@@ -236,7 +236,7 @@ def train_ours(
 ) -> tuple[Path, float]:
     """Plan, preprocess, train and validate fold 0; the folder of its label maps, and the seconds of the training."""
     ours, work, log = Ours(python=options.our_python), folder / "work", folder / "medseg3d.log"
-    run_measured(ours.command("plan", root, "-w", work, "--planner", "nnunet_plain", "--no-groups"), log=log)
+    run_measured(ours.command("plan", root, "-w", work, "--planner", "nnunet_plain"), log=log)
     run_measured(ours.command("preprocess", root, "-w", work, "-c", CONFIGURATION), log=log)
     length = ("--epochs", str(options.epochs), "--iterations", str(options.iterations), "--batch-size", str(experiment.batch))
     words = ("train", root, "-w", work, "-c", CONFIGURATION, "--fold", "0", "--tta", "on", *length)

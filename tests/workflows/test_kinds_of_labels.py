@@ -12,12 +12,14 @@ import torch
 
 from medseg3d import load_model
 from medseg3d.commandline.cli import main
+from medseg3d.data.digests import digest_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.patches.augmentation import augment
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.training.domains import TrainingDomain, patch_loader
 from medseg3d.work_folder import WorkFolder
 from tests.kinds_of_labels import half_annotated, regions_with_ignore, soft
+from tests.tiny_planner import tiny_planner
 
 
 def prepared(root: Path) -> Path:
@@ -99,6 +101,16 @@ def test_what_a_case_lacks_is_neither_trained_nor_measured(tmp_path: Path) -> No
     assert lacking["ball_0"] == {0, 1, 2}
 
 
+def test_a_case_is_made_again_where_it_was_annotated_for_something_else(tmp_path: Path) -> None:
+    root = prepared(half_annotated(tmp_path / "Half"))
+    before = {case.name: digest_of(case) for case in open_dataset(root).training}
+    (root / "annotated.csv").write_text("case,labels\nball_2,shell\nball_3,shell\n", encoding="utf-8")
+    after = {case.name: digest_of(case) for case in open_dataset(root).training}
+    assert [name for name in before if before[name] != after[name]] == ["ball_1", "ball_2"]
+    assert main(["preprocess", str(root), "-c", "3d_fullres", "-q"]) == 0
+    assert [case.name for case in domain_of(root).training if 3 in np.unique(case.labels)] == ["ball_2", "ball_3"]
+
+
 @pytest.mark.parametrize("in_one_file", [True, False])
 def test_soft_labels_reach_the_loss_as_they_are(in_one_file: bool, tmp_path: Path) -> None:
     root = soft(tmp_path / "Soft", in_one_file=in_one_file)
@@ -174,3 +186,44 @@ def test_soft_labels_go_with_plain_labels_only(tmp_path: Path) -> None:
     (root / "annotated.csv").write_text("*,shell\n", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"annotated\.csv: goes with label maps of values"):
         open_dataset(root)
+
+
+@pytest.mark.slow
+def test_a_universal_network_serves_datasets_of_all_kinds(tmp_path: Path) -> None:
+    made = {
+        "Regions": regions_with_ignore(tmp_path / "Regions"),
+        "Half": half_annotated(tmp_path / "Half"),
+        "Soft": soft(tmp_path / "Soft"),
+    }
+    planner = tmp_path / "universal.toml"
+    planner.write_text(tiny_planner("universal", epochs=1, iterations=3), encoding="utf-8")
+    work = tmp_path / "work"
+    assert main(["plan", *map(str, made.values()), "-w", str(work), "--planner", str(planner), "-q"]) == 0
+    assert main(["preprocess", "-w", str(work), "-q"]) == 0
+    assert main(["train", "-w", str(work), "--fold", "0", "--device", "cpu", "-q"]) == 0
+    measured = {
+        name: json.loads(next((work / "domains" / name).glob("models/*/fold_0/validation/metrics.json")).read_text(encoding="utf-8"))
+        for name in made
+    }
+    assert [label["name"] for label in measured["Regions"]["labels"]] == ["whole", "core"]
+    assert [label["name"] for label in measured["Soft"]["labels"]] == ["shell", "core"]
+    assert main(["select", "-w", str(work), "-q"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mcibi", "unet_plus_plus", "msfnet", "deeplab_v3"])
+def test_other_networks_learn_regions_as_well(family: str, tmp_path: Path) -> None:
+    root = regions_with_ignore(tmp_path / "Regions")
+    (root / "tiny.toml").write_text(tiny_planner(family, epochs=1, iterations=2, features=(8, 16)), encoding="utf-8")
+    epoch, metrics = trained(root)
+    assert epoch["train_loss"] is not None
+    assert [label["name"] for label in metrics["labels"]] == ["whole", "core"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [half_annotated, soft])
+def test_every_kind_runs_to_its_report(kind, tmp_path: Path) -> None:
+    root = kind(tmp_path / "Kind")
+    assert main(["run", str(root), "--planner", str(root / "tiny.toml"), "--folds", "0", "--device", "cpu", "-q"]) == 0
+    assert (root / "medseg3d-work/report.html").exists()
+    assert main(["export", str(root), "-o", str(tmp_path / "out.onnx"), "-q"]) == 0
