@@ -78,9 +78,9 @@ class ClassMemory(nn.Module):
         self.memory.copy_(torch.where(is_there[:, None], moved, old))
 
     def _members(self, labels: Tensor, number: int, *, is_one_hot: bool) -> Tensor:
-        """Which voxels belong to a class, bool ``(batch, …)``."""
+        """Which voxels belong to a class, or how much of them, ``(batch, …)``."""
         if is_one_hot:
-            return labels[:, number].bool()
+            return labels[:, number]
         return labels == number if self.contents is None else self.contents[number].to(labels.device)[labels.long()]
 
 

@@ -6,7 +6,7 @@ al. 2018) differ in features and options only; the presets in ``planners/`` hold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ from medseg3d.networks.family import Family, Size
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.resizing import pooled
 from medseg3d.networks.style import gate_layer, style_of
-from medseg3d.networks.upsampling import UPSAMPLING
+from medseg3d.networks.upsampling import unprojected, way_up
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -67,11 +67,14 @@ class ClassicUNet(nn.Module):
             stack(stage, features[stage - 1] if stage else plan.in_channels, num, features[stage] // 2 if is_half else features[stage])
             for stage, num in enumerate(plan.encoder_blocks)
         )
-        fine_to_up = [features[fine + 1] if options["up_features"] == "keep" else features[fine] for fine in range(depth)]
+        keeps = options["up_features"] == "keep" or not options["up_projection"]
+        fine_to_up = [features[fine + 1] if keeps else features[fine] for fine in range(depth)]
         self.up = nn.ModuleList(
             transposed_convolution(features[fine + 1], fine_to_up[fine], plan.strides[fine + 1], bias=bool(options["up_bias"]))
             if style.upsampling == "transposed"
-            else UPSAMPLING[style.upsampling](features[fine + 1], fine_to_up[fine], plan.strides[fine + 1])
+            else way_up(
+                style.upsampling, features[fine + 1], fine_to_up[fine], plan.strides[fine + 1], projects=bool(options["up_projection"])
+            )[0]
             for fine in reversed(range(depth))
         )
         self.decoder = nn.ModuleList(
@@ -170,6 +173,10 @@ def _is_padded(plan: NetworkPlan) -> bool:
     return plan.options.get("padding", OPTIONS["padding"]) == "same"
 
 
+def _problems(plan: NetworkPlan) -> Iterable[str]:
+    yield from unprojected(plan.options)
+
+
 OPTIONS: dict[str, Option] = {
     "norm": "none",
     "activation": "relu",
@@ -177,13 +184,21 @@ OPTIONS: dict[str, Option] = {
     "first_conv": "full",
     "up_features": "half",
     "up_bias": True,
+    "up_projection": True,
 }
 CHOICES: dict[str, tuple[Option, ...]] = {
     "padding": ("same", "valid"),  # valid: as published, each convolution loses its border
     "first_conv": ("full", "half"),  # half: the first convolution of a stage has half of its features (3D U-Net)
     "up_features": ("half", "keep"),  # keep: the transposed convolution keeps its input's features (3D U-Net)
     "up_bias": (True, False),
+    "up_projection": (True, False),  # False: an interpolation keeps all channels, as in ports of the UNet++ paper
 }
 FAMILY = Family(
-    name="classic_unet", build=ClassicUNet, options=OPTIONS, choices=CHOICES, output_size=unpadded_output_size, input_size=input_size
+    name="classic_unet",
+    build=ClassicUNet,
+    options=OPTIONS,
+    choices=CHOICES,
+    output_size=unpadded_output_size,
+    input_size=input_size,
+    problems=_problems,
 )

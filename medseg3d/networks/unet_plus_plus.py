@@ -20,7 +20,7 @@ from medseg3d.networks.levels import Levelled
 from medseg3d.networks.normalization import channels_last
 from medseg3d.networks.resizing import pooled
 from medseg3d.networks.style import style_of
-from medseg3d.networks.upsampling import UPSAMPLING
+from medseg3d.networks.upsampling import unprojected, way_up
 from medseg3d.plan import NetworkPlan, Option
 
 
@@ -41,6 +41,7 @@ class UNetPlusPlus(Levelled):
         self.deep_supervision = plan.deep_supervision
         self.skips = str(plan.options["skips"])
         self.ensembles = plan.options["prediction"] == "mean"
+        projects = bool(plan.options["up_projection"])
         stage_of = STAGES[str(plan.options["encoder"])]
         self.nodes, self.up, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for row in range(depth + 1):
@@ -49,9 +50,10 @@ class UNetPlusPlus(Levelled):
             for column in range(1, depth - row + 1):
                 num_skips = column if self.skips == "dense" else 1
                 blocks = plan.decoder_blocks[depth - 1 - row]
-                self.up[f"{row}_{column}"] = UPSAMPLING[style.upsampling](features[row + 1], features[row], plan.strides[row + 1])
+                up, brought = way_up(style.upsampling, features[row + 1], features[row], plan.strides[row + 1], projects=projects)
+                self.up[f"{row}_{column}"] = up
                 self.nodes[f"{row}_{column}"] = ConvStack(
-                    (num_skips + 1) * features[row], features[row], plan.kernel_sizes[row], unit, blocks, style
+                    num_skips * features[row] + brought, features[row], plan.kernel_sizes[row], unit, blocks, style
                 )
         for level in range(1, depth + 1) if plan.deep_supervision else (depth,):
             self.heads[str(level)] = convolution(features[0], plan.num_classes, unit, unit)
@@ -120,12 +122,21 @@ def _levels(plan: NetworkPlan) -> tuple[int, ...]:
 
 def _problems(plan: NetworkPlan) -> Iterable[str]:
     yield from too_few_stages(plan, 2)
+    yield from unprojected(plan.options)
 
 
-OPTIONS: dict[str, Option] = {"norm": "none", "activation": "relu", "encoder": "plain", "skips": "dense", "prediction": "level"}
+OPTIONS: dict[str, Option] = {
+    "norm": "none",
+    "activation": "relu",
+    "encoder": "plain",
+    "skips": "dense",
+    "prediction": "level",
+    "up_projection": True,
+}
 CHOICES: dict[str, tuple[Option, ...]] = {
     "encoder": tuple(STAGES),  # of what the first column is made; plain as published
     "skips": ("dense", "short", "shared"),
+    "up_projection": (True, False),  # False: an interpolation keeps all channels, as in ports of the paper
     "prediction": ("level", "mean"),  # mean: of all heads, the paper's accurate mode; level: of one, its fast mode
 }
 FAMILY = Family(

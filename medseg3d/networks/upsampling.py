@@ -7,7 +7,7 @@ grid: a pointwise convolution and an interpolation may change places, and there 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg3d.networks.convolutions import convolution, transposed_convolution
+from medseg3d.plan import Option
 
 Factors = Sequence[int]
 
@@ -192,6 +193,18 @@ class Carafe(nn.Module):
         return result
 
 
+class Unprojected(nn.Module):
+    """An interpolation alone: all channels stay."""
+
+    def __init__(self, factors: Factors, interpolate: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
+        super().__init__()
+        self.factors, self.interpolate = tuple(factors), interpolate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, channels, n0, …)`` → ``(batch, channels, n0 · factor, …)``."""
+        return self.interpolate(x, self.factors)
+
+
 def _interpolation(how: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Builder:
     def build(in_channels: int, out_channels: int, factors: Factors) -> nn.Module:
         return Interpolation(in_channels, out_channels, factors, how)
@@ -207,14 +220,27 @@ def _dupsampling(in_channels: int, out_channels: int, factors: Factors) -> nn.Mo
     return PixelShuffle(in_channels, out_channels, factors, kernel=1)
 
 
+INTERPOLATIONS = {"nearest": nearest, "linear": linear, "cubic": cubic}
+"""Those of the ways up that need no weights."""
 UPSAMPLING: dict[str, Builder] = {
     "transposed": _transposed,
-    "nearest": _interpolation(nearest),
-    "linear": _interpolation(linear),
-    "cubic": _interpolation(cubic),
+    **{name: _interpolation(how) for name, how in INTERPOLATIONS.items()},
     "pixel_shuffle": PixelShuffle,
     "dupsampling": _dupsampling,
     "meta_upscale": MetaUpscale,
     "carafe": Carafe,
 }
 """The ways up by their name in a plan. Max-unpooling needs the places of the maxima and is a network of its own, SegNet."""
+
+
+def way_up(name: str, in_channels: int, out_channels: int, factors: Factors, *, projects: bool) -> tuple[nn.Module, int]:
+    """A way up and the channels that it gives: ``out_channels``, or those that come in where it does not project them."""
+    if projects:
+        return UPSAMPLING[name](in_channels, out_channels, factors), out_channels
+    return Unprojected(factors, INTERPOLATIONS[name]), in_channels
+
+
+def unprojected(options: Mapping[str, Option]) -> Iterable[str]:
+    """The problem of a plan that leaves out a projection which is part of its way up."""
+    if not options["up_projection"] and options["upsampling"] not in INTERPOLATIONS:
+        yield f"up_projection = false needs an upsampling of {', '.join(INTERPOLATIONS)}, found {options['upsampling']}"

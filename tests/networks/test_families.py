@@ -129,6 +129,15 @@ def test_3d_u2nets_have_the_number_of_parameters_of_the_published_code(domains, 
     assert num_parameters(universal(domains, **options)) == expected
 
 
+def test_a_wide_3d_u2net_has_the_number_of_parameters_of_the_published_code():
+    wide = {
+        name: replace(network_plan, features=tuple(2 * n for n in network_plan.features))
+        for name, network_plan in domain_plans(deep(FIVE), separable_strides=False).items()
+    }
+    with torch.device("meta"):
+        assert num_parameters(U2Net(wide)) == 24_853_524
+
+
 def test_a_universal_network_of_five_domains_is_under_two_percent_of_five_networks():
     independent = sum(num_parameters(universal((domain,), adapters="none")) for domain in FIVE)
     assert independent == 134_508_692

@@ -16,6 +16,7 @@ from medseg3d.networks.packed import can_pack, packed
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning import load_planner
 from medseg3d.planning.topology import derive_topology
+from tests.networks.test_families import count, plan
 
 NAMES = tuple(family.name for family in FAMILIES)
 FAST = (*(name for name in NAMES if name != "swinunetr"), pytest.param("swinunetr", marks=pytest.mark.slow))
@@ -212,3 +213,27 @@ def test_families_that_halve_all_axes_alike_are_planned_so() -> None:
     topology = derive_topology((5, 1, 1), (20, 70, 64), pooling=fixed)
     assert (topology.divisor, topology.patch_size, topology.num_stages) == ((32, 32, 32), (32, 96, 64), 5)
     assert derive_topology((1, 1), (20, 20), pooling=fixed).patch_size == (32, 64)  # a single voxel has no variance
+
+
+SIX = (32, 64, 128, 256, 320, 320)
+FLAT = replace(
+    plan("dynunet", SIX[:4], classes=3, deep=True, strides=((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))),
+    kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
+)
+
+
+@pytest.mark.parametrize(
+    ("network_plan", "expected"),
+    [
+        (plan("monai_attention_unet", (64, 128, 256, 512, 1024), dimensions=2, decoder=(1,)), 31_739_250),
+        (plan("monai_attention_unet", (16, 32, 64, 128, 256), decoder=(1,)), 5_909_130),
+        (plan("dynunet", SIX), 31_189_410),
+        (plan("dynunet", SIX, classes=3, deep=True), 31_191_759),
+        (plan("dynunet", SIX, classes=3, deep=True, residual=True), 31_421_359),
+        (FLAT, 5_375_689),
+        (plan("segresnet", (8, 16, 32, 64), encoder=(1, 2, 2, 4), decoder=(1,)), 1_176_186),
+        (plan("mednext", (32, 64, 128, 256, 512), classes=3), 5_550_947),
+    ],
+)
+def test_monais_networks_have_the_parameters_that_monai_counts(network_plan: NetworkPlan, expected: int) -> None:
+    assert count(network_plan) == expected

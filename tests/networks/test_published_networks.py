@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from medseg3d.errors import PlanError
 from medseg3d.networks import (
+    NETWORKS,
     attention_unet,
     bisenet,
     deeplab,
@@ -79,7 +81,7 @@ def build(network_plan: NetworkPlan) -> nn.Module:
 
 
 def count(network_plan: NetworkPlan) -> int:
-    family = FAMILIES[network_plan.family]
+    family = NETWORKS[network_plan.family]
     with torch.device("meta"):
         return num_parameters(family.build(family.completed(network_plan)))
 
@@ -93,6 +95,19 @@ COUNTS = {
     "UNet++, four heads": (plan("unet_plus_plus", UNET, dimensions=2, classes=1, deep=True), 9_041_700),
     "UNet+": (plan("unet_plus_plus", UNET, dimensions=2, classes=1, skips="short"), 8_728_257),
     "U-Net^e": (plan("unet_plus_plus", UNET, dimensions=2, classes=1, skips="shared"), 8_728_257),
+    # a port with batch norm and interpolation (4uiiurz1/pytorch-nested-unet), one and three channels
+    **{
+        f"{name}, ported, {channels} channels": (
+            plan(family, UNET, dimensions=2, channels=channels, classes=1, norm="batch", upsampling="linear", up_projection=False),
+            expected,
+        )
+        for name, family, channels, expected in (
+            ("U-Net", "classic_unet", 1, 7_851_969),
+            ("U-Net", "classic_unet", 3, 7_852_545),
+            ("UNet++", "unet_plus_plus", 1, 9_162_753),
+            ("UNet++", "unet_plus_plus", 3, 9_163_329),
+        )
+    },
     # the authors' three networks for CT
     "attention U-Net without gates": (plan("attention_unet", (16, 32, 64, 128, 256), classes=4, gates=0), 5_888_004),
     "attention U-Net": (plan("attention_unet", (16, 32, 64, 128, 256), classes=4), 6_214_151),
@@ -351,6 +366,20 @@ def test_means_over_cells_are_torchs_adaptive_pooling(cells: tuple[int, int, int
     x = torch.randn(2, 3, 4, 7, 9)
     assert torch.allclose(averaged(x, cells), torch.nn.functional.adaptive_avg_pool3d(x, cells), atol=1e-6)
     assert torch.allclose(averaged(x[:, :, 0], cells[1:]), torch.nn.functional.adaptive_avg_pool2d(x[:, :, 0], cells[1:]), atol=1e-6)
+
+
+def test_transunets_parts_have_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        network = transunet.FAMILY.build(transunet.FAMILY.completed(COUNTS["TransUNet R50-ViT-B/16"][0]))
+    decoder = num_parameters(network.project) + num_parameters(network.decoder)
+    assert (num_parameters(network) - decoder - num_parameters(network.head), decoder, num_parameters(network.head)) == (
+        97_888_576, 7_387_200, 1_305,
+    )  # fmt: skip
+
+
+def test_a_way_up_without_projection_must_be_an_interpolation() -> None:
+    with pytest.raises(PlanError, match="up_projection = false needs an upsampling of nearest, linear, cubic, found transposed"):
+        unet_plus_plus.FAMILY.completed(plan("unet_plus_plus", UNET[:3], up_projection=False))
 
 
 def test_any_window_works_for_tokens() -> None:
