@@ -31,6 +31,8 @@ NAVIGATION = {
         "docs/how-to/compare-networks",
         "docs/how-to/serve",
         "docs/how-to/resume",
+        "docs/how-to/cluster",
+        "docs/how-to/track",
         "docs/how-to/bad-data",
     ],
     "Extending": ["docs/extending"],

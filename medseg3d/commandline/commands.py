@@ -17,6 +17,7 @@ from medseg3d.options import (
     PlanOptions,
     PredictOptions,
     PreprocessOptions,
+    ReproduceOptions,
     RunOptions,
     SeedOptions,
     SelectOptions,
@@ -217,6 +218,13 @@ class InfoCommand(OutputOptions, OnModel):
 @dataclass(frozen=True, kw_only=True)
 class ServeCommand(OutputOptions, ServeOptions, OnModel):
     """``medseg3d serve``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceCommand(OutputOptions, ReproduceOptions):
+    """``medseg3d reproduce``."""
+
+    work: Annotated[Path, Option("work", "the work folder of the run", metavar="WORK", is_required=True)] = Path()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medseg3d.workflows.predict import PredictResult
     from medseg3d.workflows.prediction_record import PredictedCase
     from medseg3d.workflows.preprocess import PreprocessResult
+    from medseg3d.workflows.reproduce import Reproduction
     from medseg3d.workflows.run import RunResult
 
 Result = TypeVar("Result")
@@ -304,6 +305,20 @@ class Console:
             self.show_selection(result.selection)
         self.show_evaluation(result.test, title="Test set")
         self._lines([f"The report lies in {result.report}"])
+
+    def show_reproduction(self, result: Reproduction) -> None:
+        """What is the same and what is not, and what is different about machine and versions."""
+        from medseg3d.records import to_plain
+
+        if self._is_json:
+            self._print_json({**to_plain(result), "is_same": result.is_same})
+            return
+        self._lines(
+            [f"{'same    ' if each.is_same else 'DIFFERS '} {each.what}{': ' * bool(each.detail)}{each.detail}" for each in result.compared]
+        )
+        self._lines([f"Different now: {difference}" for difference in result.differences])
+        verdict = "Everything is the same bit for bit." if result.is_same else "Not everything is the same."
+        self._lines([f"{verdict} The new run lies in {result.folder}"])
 
     def show_doctor(self, report: DoctorReport) -> int:
         """All findings, the errors first, and their number at the end; returns the exit code: 2 where an error is left."""

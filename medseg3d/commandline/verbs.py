@@ -238,6 +238,15 @@ def _report(options: c.ReportCommand, console: Console) -> None:
     console.show(pages, lambda page: console.say(f"The report lies in {page}"))
 
 
+def _reproduce(options: c.ReproduceCommand, console: Console) -> int:
+    from medseg3d.workflows.reproduce import reproduce
+
+    with console:
+        result = reproduce(options.work, options, console.listen)
+    console.show_reproduction(result)
+    return 0 if result.is_same else CasesFailedError.exit_code
+
+
 def _slurm(options: c.SlurmCommand, console: Console) -> None:
     from medseg3d.workflows.slurm import slurm
 
@@ -284,6 +293,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "import": Command("take a model that another program trained", c.ImportCommand, _import),
     "info": Command("what a model is: labels, networks, folds, metrics", c.InfoCommand, _info),
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
+    "reproduce": Command("make a run again from its record, and say whether it is the same bit for bit", c.ReproduceCommand, _reproduce),
     "slurm": Command("write the jobs of a plan for Slurm, one fold a job", c.SlurmCommand, _slurm),
     "completion": Command("print a script that completes commands, options and files in a shell", c.CompletionCommand, _completion),
 }

@@ -18,6 +18,7 @@ from medseg3d.options.prediction import (
     ProbabilityFormat,
     SelectOptions,
 )
+from medseg3d.options.reproducing import ReproduceOptions
 from medseg3d.options.resources import CasesOptions, DeviceOptions, OutputOptions, SeedOptions
 from medseg3d.options.run import RunOptions
 from medseg3d.options.serving import ServeOptions, ServerOptions
@@ -46,6 +47,7 @@ __all__ = [
     "PredictOptions",
     "PreprocessOptions",
     "ProbabilityFormat",
+    "ReproduceOptions",
     "RunOptions",
     "SeedOptions",
     "SelectOptions",

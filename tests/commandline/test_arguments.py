@@ -36,6 +36,7 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "export": ["-o", "."],
         "import": ["nnunet", ".", "-o", "."],
         "completion": ["bash"],
+        "reproduce": ["."],
     }
     assert typed(name, *needed.get(name, [])) == record()
 
