@@ -42,7 +42,7 @@ def parts(tmp_path: Path) -> Iterator[Path]:
 
 def test_each_part_is_a_few_lines() -> None:
     lengths = [len([line for line in block.splitlines() if line.strip()]) for block in blocks("python")]
-    assert len(lengths) == 5
+    assert len(lengths) == 6
     assert max(lengths) <= 13
 
 

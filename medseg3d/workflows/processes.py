@@ -67,7 +67,7 @@ def train_on_devices(root: Path, work: Path | None, options: TrainOptions, devic
         file = Path(folder) / "request.json"
         file.write_text(json.dumps(to_plain(request)), encoding="utf-8")
         command = [sys.executable, "-m", "medseg3d.workflows.team_member", *extension_arguments(), str(file)]
-        team = _Processes(command, [environment_of(rank, len(devices), port) for rank in range(len(devices))])
+        team = Processes(command, [environment_of(rank, len(devices), port) for rank in range(len(devices))])
         try:
             with last_words(team.kill):
                 for report in team.reports():
@@ -111,7 +111,7 @@ def common_store() -> Iterator[int]:
     del store
 
 
-class _Processes:
+class Processes:
     """The processes that were started, and the first failure of one."""
 
     def __init__(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
