@@ -24,13 +24,16 @@ class Fitted:
     change: str = ""
 
 
-def inflated(kernel: Tensor, size: int) -> Tensor:
-    """A kernel of images ``(out, in, k0, k1)`` as one of volumes ``(out, in, size, k0, k1)``: repeated along the new axis and divided.
+def inflated(kernel: Tensor, size: int, *, overlaps: bool = True) -> Tensor:
+    """A kernel of images ``(out, in, k0, k1)``, or a flat one ``(out, in, 1, k0, k1)``, as one of ``size`` slices: repeated, and divided.
 
     On a volume that is the same in all slices it gives what the image gave (I3D: Carreira & Zisserman 2017), so that all that a network
-    knows of images holds for volumes before it sees any. The new axis is the first one, across the slices.
+    knows of images holds for volumes before it sees any. The new axis is the first one, across the slices. A transposed convolution
+    whose kernel is its stride, where nothing ``overlaps``, meets each voxel once and is not divided.
     """
-    return kernel.unsqueeze(2).repeat_interleave(size, 2) / size
+    flat = kernel if kernel.ndim == 5 else kernel.unsqueeze(2)
+    repeated = flat.repeat_interleave(size, 2)
+    return repeated / size if overlaps else repeated
 
 
 def with_channels(tensor: Tensor, axis: int, theirs: Sequence[str], ours: Sequence[str]) -> Fitted:
@@ -80,12 +83,13 @@ def _plain(name: str) -> str:
     return name.strip().lower()
 
 
-def reshaped(tensor: Tensor, shape: Sequence[int], *, is_kernel: bool) -> Fitted | None:
-    """A tensor of images for volumes, positions on another grid; None where neither gives the shape."""
+def reshaped(tensor: Tensor, shape: Sequence[int], *, is_kernel: bool, overlaps: bool = True) -> Fitted | None:
+    """A kernel of images or of slices for volumes, positions on another grid; None where neither gives the shape."""
     if tuple(tensor.shape) == tuple(shape):
         return Fitted(tensor=tensor)
-    if is_kernel and tensor.ndim == 4 and len(shape) == 5 and tensor.shape == (*shape[:2], *shape[3:]):
-        return Fitted(tensor=inflated(tensor, shape[2]), change=f"inflated to {shape[2]} slices")
+    is_flat = tensor.ndim == 4 or (tensor.ndim == 5 and tensor.shape[2] == 1)
+    if is_kernel and is_flat and len(shape) == 5 and (*tensor.shape[:2], *tensor.shape[-2:]) == (*shape[:2], *shape[3:]):
+        return Fitted(tensor=inflated(tensor, shape[2], overlaps=overlaps), change=f"inflated to {shape[2]} slices")
     if not is_kernel and tensor.ndim >= 4 and len(shape) >= 4 and tuple(tensor.shape[:2]) == tuple(shape[:2]):
         return Fitted(tensor=_on_grid(tensor, shape), change="positions interpolated")
     return None

@@ -221,7 +221,7 @@ class _Fitting:
     """What channels and labels mean on either side, looked up where a tensor meets them."""
 
     def __init__(self, network: nn.Module, theirs: Mapping[str, Meanings], domains: Sequence[TrainingDomain], *, is_foreign: bool) -> None:
-        self.kernels = frozenset(_kernels(network))
+        self.kernels = dict(_kernels(network))
         self.is_foreign, self.theirs = is_foreign, theirs
         plans = {domain.name: domain.configuration.network for domain in domains}
         self.ours = {domain.name: Meanings.of(domain.plan, domain.configuration.network) for domain in domains}
@@ -239,7 +239,7 @@ class _Fitting:
                 if head is None:
                     return None
                 theirs, changes = head.tensor, [*changes, head.change]
-        shaped = reshaped(theirs, own.shape, is_kernel=name in self.kernels)
+        shaped = reshaped(theirs, own.shape, is_kernel=name in self.kernels, overlaps=self.kernels.get(name, True))
         if shaped is None:
             return None
         return Fitted(tensor=shaped.tensor, change="; ".join(filter(None, (*changes, shaped.change))))
@@ -272,8 +272,10 @@ class _Fitting:
         return "of another shape here"
 
 
-def _kernels(network: nn.Module) -> Iterable[str]:
-    """The names of the weights of convolutions."""
+def _kernels(network: nn.Module) -> Iterable[tuple[str, bool]]:
+    """The names of the weights of convolutions, and whether several of their voxels meet one of the result."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            yield f"{name}.weight"
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            yield f"{name}.weight", True
+        elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            yield f"{name}.weight", module.kernel_size != module.stride

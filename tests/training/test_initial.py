@@ -118,6 +118,31 @@ def test_weights_of_images_are_inflated_for_volumes_and_a_color_stem_for_any_cha
     assert "not found, so fresh: " in caplog.text
 
 
+def test_a_model_of_images_gives_a_volume_that_is_the_same_in_all_slices_what_it_gave_the_slice() -> None:
+    flat = replace(NETWORK, dimensions=2, kernel_sizes=((3, 3), (3, 3)), strides=((1, 1), (2, 2)), options={"norm": "batch"})
+    theirs, deep = build_network(flat).eval(), replace(NETWORK, kernel_sizes=((1, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (2, 2, 2)))
+    each = domain(replace(deep, options={"norm": "batch"}))
+    meanings = {NO_NAME: Meanings.of(each.plan, each.configuration.network)}
+    network = network_of(each, 3).eval()
+    taken = take_over(network, InitialWeights(source="flat", tensors=theirs.state_dict(), meanings=meanings), [each])
+    assert taken.fresh == ()
+    image = torch.rand(1, 1, 16, 16)
+    with torch.inference_mode():
+        found = network(image.unsqueeze(2).expand(-1, -1, 12, -1, -1))
+        torch.testing.assert_close(found[:, :, 6], theirs(image), rtol=1e-4, atol=1e-5)
+
+
+def test_flat_kernels_of_thick_slices_serve_even_voxels() -> None:
+    thick, even = domain(), domain(replace(NETWORK, kernel_sizes=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2))))
+    theirs = weights_of(thick)
+    _, after, taken = begun(even, theirs)
+    stem, up = "encoder.0.0.conv.weight", "decoder.up.0.weight"
+    torch.testing.assert_close(after[stem].sum(2, keepdim=True), theirs.tensors[stem])
+    assert torch.equal(after[up][:, :, 0], theirs.tensors[up][:, :, 0])
+    assert torch.equal(after[up][:, :, 1], theirs.tensors[up][:, :, 0])
+    assert "inflated to 3 slices" in taken.used
+
+
 def published(network: nn.Module) -> dict[str, Tensor]:
     """A ResNet's tensors under torchvision's names, for blocks of two convolutions."""
     found = {}
