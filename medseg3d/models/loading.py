@@ -104,7 +104,8 @@ def assemble(
             tensors = parts.tensors(name, fold)
             network = build_network(configuration.network)
             network.load_state_dict(dict(tensors))
-            levels[name] = _leveled(network, stage, level.get(name) if isinstance(level, Mapping) else level)
+            asked = (level.get(name) if isinstance(level, Mapping) else level) if is_last else None  # earlier stages as they were chosen
+            levels[name] = _leveled(network, stage, asked)
             networks.append(network.to(device.device).eval())
         previous = configuration.previous_stage
         if previous is not None and previous not in stages:

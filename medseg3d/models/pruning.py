@@ -35,7 +35,7 @@ def pruned_parts(parts: ModelParts, wanted: int | None) -> ModelParts:
     for stage in parts.description.stages:
         network = configurations[stage.configuration].network
         levels = plan_levels(network)
-        level = chosen_level(levels, stage, wanted)
+        level = chosen_level(levels, stage, wanted if stage in parts.description.members else None)
         prune = family_of(network).prune if levels else None
         if level is not None and prune is not None and level < levels[-1]:
             cut[stage.configuration] = level
