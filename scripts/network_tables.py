@@ -147,6 +147,50 @@ def effects_table() -> str:
     return markdown(("family", *(f"`{option}`" for option in options)), rows)
 
 
+def abilities_table() -> str:
+    """What plans each family takes, found out by building it small."""
+    rows = []
+    for family in (name for name, known in NETWORKS.built_in.items() if known.has_style):
+        least = next(stages for stages in range(1, 5) if _builds(family, stages))
+        deep = _builds(family, 4, deep_supervision=True)
+        sizes = "any" if _takes_any_size(family) else "multiples of the total stride"
+        rows.append((f"`{family}`", str(least), sizes, "yes" if deep else "one head, as published"))
+    return markdown(("family", "stages at least", "patch", "deep supervision or auxiliary heads"), rows)
+
+
+def _small(family: str, stages: int, *, deep_supervision: bool = False) -> NetworkPlan:
+    return NetworkPlan(
+        family=family,
+        dimensions=2,
+        in_channels=1,
+        num_classes=3,
+        features=(16, 16, 32, 32)[:stages],
+        kernel_sizes=((3, 3),) * stages,
+        strides=((1, 1), *((2, 2),) * (stages - 1)),
+        encoder_blocks=(1,) * stages,
+        decoder_blocks=(1,) * (stages - 1),
+        deep_supervision=deep_supervision,
+    )
+
+
+def _builds(family: str, stages: int, *, deep_supervision: bool = False) -> bool:
+    plan = _small(family, stages, deep_supervision=deep_supervision)
+    try:
+        checked_plan(plan)
+    except PlanError:
+        return False
+    return True
+
+
+def _takes_any_size(family: str) -> bool:
+    with torch.device("meta"):
+        network = family_of(_small(family, 4)).build(checked_plan(_small(family, 4))).eval()
+        try:
+            return bool(network(torch.empty(1, 1, 37, 45)).shape[2:] == (37, 45))
+        except RuntimeError:  # sizes that do not meet
+            return False
+
+
 def universal_table() -> str:
     """The parts of a universal network of five datasets like the example plan's, beside networks of their own."""
     one = example("u2net").network
@@ -201,6 +245,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(examples_table, presets) for name, presets in FAMILY_TABLES.items()},
     "multipliers": multipliers_table,
     "options": options_table,
+    "abilities": abilities_table,
     "effects": effects_table,
     "universal": universal_table,
     "plans": plans_table,
