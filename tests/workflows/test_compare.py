@@ -40,6 +40,7 @@ def first(dataset: Path, presets: list[str]) -> Comparison:
     return compare(dataset, presets=presets, steps=1, device="cpu", tta="off")
 
 
+@pytest.mark.slow
 def test_all_are_trained_for_the_same_steps_on_the_same_fold(dataset: Path, first: Comparison) -> None:
     folder = dataset / "medseg3d-compare"
     assert [row.trained.name for row in first.rows] == ["narrow", "wide"]
@@ -50,6 +51,7 @@ def test_all_are_trained_for_the_same_steps_on_the_same_fold(dataset: Path, firs
     assert all(row.trained.seconds_per_case > 0 for row in first.rows)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_left_out_with_its_reason(first: Comparison, dataset: Path) -> None:
     assert list(first.problems) == ["hopeless"]
     page = (dataset / "medseg3d-compare" / "comparison.html").read_text(encoding="utf-8")
@@ -57,6 +59,7 @@ def test_what_cannot_be_planned_is_left_out_with_its_reason(first: Comparison, d
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing_again(
     dataset: Path, presets: list[str], first: Comparison, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +73,7 @@ def test_a_second_call_trains_nothing_again(
     assert read_record(dataset / "medseg3d-compare" / "comparison.json", Comparison, "comparison").rows == first.rows
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(dataset: Path, presets: list[str], first: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *presets[:2], "-d", str(dataset), "--steps", "1", "--device", "cpu", "--tta", "off"]) == 0
     shown = capsys.readouterr().out

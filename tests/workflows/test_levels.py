@@ -149,3 +149,13 @@ def test_levels_of_other_weights_are_not_used(pruned: Path) -> None:
     tensors, metadata = load_tensors(file)
     save_tensors(file, {name: tensor + 1 for name, tensor in tensors.items()}, metadata)
     assert open_model(pruned).description.members[0].levels is None
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_the_level_that_predicts(pruned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    (parity,) = export_model(pruned, tmp_path / "level.onnx").parity
+    export_model(pruned, tmp_path / "whole.onnx", level="full")
+    assert parity.label_agreement == 1.0
+    assert (tmp_path / "level.onnx").stat().st_size < (tmp_path / "whole.onnx").stat().st_size
