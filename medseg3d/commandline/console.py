@@ -21,6 +21,7 @@ from medseg3d.wording import counted
 if TYPE_CHECKING:
     from medseg3d.data.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.training.initial import TakenOver
     from medseg3d.validation.preset_comparison import Comparison
     from medseg3d.validation.selection import Selection
     from medseg3d.workflows.export import ExportResult
@@ -186,15 +187,19 @@ class Console:
             made = counted(len(result.made), "case")
             self._lines([f"{made} preprocessed, {len(result.kept)} unchanged and kept, {len(result.failures)} failed."])
 
-    def show_evaluation(self, evaluation: Evaluation | None, *, title: str) -> None:
-        """A row per label with the number of cases beside each mean, then the worst cases."""
-        if evaluation is None:
+    def show_evaluation(self, evaluation: Evaluation | None, *, title: str, began_with: TakenOver | None = None) -> None:
+        """A row per label with the number of cases beside each mean, then the worst cases.
+
+        With ``--json`` the document also says what training took of the weights that it began with, which was told as it began.
+        """
+        if evaluation is None and not (self._is_json and began_with):
             return
         from medseg3d.evaluation.metrics import table_header, table_rows
         from medseg3d.records import to_plain
 
-        if self._is_json:
-            self._print_json(to_plain(evaluation))
+        if self._is_json or evaluation is None:
+            more = {} if began_with is None else {"began_with": to_plain(began_with)}
+            self._print_json({**({} if evaluation is None else to_plain(evaluation)), **more})
             return
         self._out.print(table_of_names(title, table_header(evaluation), table_rows(evaluation)))
         scored = sorted((d, c) for c, d in evaluation.dice_per_case().items() if d is not None)

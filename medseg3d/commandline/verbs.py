@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medseg3d.commandline.console import Console
     from medseg3d.domain import Domain
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.training.initial import TakenOver
     from medseg3d.workflows.preprocess import PreprocessResult
 
 Result = TypeVar("Result")
@@ -56,7 +57,7 @@ def _preprocess(options: c.PreprocessCommand, console: Console) -> None:
 def _train(options: c.TrainCommand, console: Console) -> None:
     from medseg3d.workflows.add_domain import add_domain
     from medseg3d.workflows.team_member import take_part
-    from medseg3d.workflows.train import refuse_choice, train
+    from medseg3d.workflows.train import refuse_choice, train, what_was_taken
 
     if options.validate:
         console.warn("train --validate is called medseg3d validate now.")
@@ -75,7 +76,8 @@ def _train(options: c.TrainCommand, console: Console) -> None:
         else:
             refuse_choice(options.dataset, options.configuration)
             results = add_domain(options.add_domain, options.work, options, console.listen)
-    _show_validation(results, options.fold, console)
+    taken = None if options.add_domain is not None else what_was_taken(options.dataset, options.work, options)
+    _show_validation(results, options.fold, console, began_with=taken)
 
 
 def _validate(options: c.ValidateCommand, console: Console) -> None:
@@ -97,8 +99,9 @@ def _tell_divided(options: c.TrainCommand | c.ValidateCommand, console: Console)
             tell_divided(domain.folder.splits, console.listen)
 
 
-def _show_validation(results: Results[Evaluation | None], fold: str, console: Console) -> None:
-    console.show(results, lambda evaluation: console.show_evaluation(evaluation, title=f"Validation of fold {fold}"))
+def _show_validation(results: Results[Evaluation | None], fold: str, console: Console, *, began_with: TakenOver | None = None) -> None:
+    title = f"Validation of fold {fold}"
+    console.show(results, lambda evaluation: console.show_evaluation(evaluation, title=title, began_with=began_with))
     _report_failures(results, "failed; the others are evaluated", noun="validation case")
 
 

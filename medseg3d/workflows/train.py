@@ -25,7 +25,7 @@ from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.team import ALONE, Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain
-from medseg3d.training.initial import InitialWeights
+from medseg3d.training.initial import InitialWeights, TakenOver
 from medseg3d.training.loop import train_domains
 from medseg3d.training.state import BEST, LAST, STATE, TrainingState, read_summary, saved_tuning
 from medseg3d.training.tuning import tuning_for
@@ -108,6 +108,14 @@ def train_in_team(network: NetworkFold, options: TrainOptions, team: Team, on: L
         if team.is_first:
             _tell_results(network, found, on)
         return found
+
+
+def what_was_taken(root: Path, work: Path | None, options: TrainOptions) -> TakenOver | None:
+    """What the run of a fold took of the weights that it began with; None where these were fresh, or an older version has begun it."""
+    domains = _trained_together(root, work, options.configuration)
+    name = str(domains[0].configuration) if domains[0].name is None else UNIVERSAL
+    state = read_summary(work_folder(root, work).fold(name, options.fold))
+    return None if state is None else state.taken
 
 
 def _trained_together(root: Path, work: Path | None, configuration: str | None) -> tuple[Domain, ...]:

@@ -122,8 +122,9 @@ def hippocampus(data: Path, folder: Path, most: int | None) -> Pair:
     target = link_dataset(root, folder / "Whole", cases=cases[half:])
     for path in sorted((target / "labelsTr").glob("*.nii.gz")):
         image = nibabel.load(path)
+        merged = nibabel.Nifti1Image((np.asanyarray(image.dataobj) > 0).astype(np.uint8), image.affine)
         path.unlink()  # a link; the file that it leads to stays
-        nibabel.save(nibabel.Nifti1Image((np.asanyarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
+        nibabel.save(merged, path)
     description = json.loads((target / "dataset.json").read_text(encoding="utf-8"))
     description["labels"] = {"background": 0, "hippocampus": 1}
     (target / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

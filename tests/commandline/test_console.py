@@ -16,6 +16,7 @@ from medseg3d.commandline.console import Console, table_of_names
 from medseg3d.data.checks import DoctorReport, Finding
 from medseg3d.errors import CaseFailure
 from medseg3d.events import Event
+from medseg3d.training.initial import TakenOver
 from medseg3d.workflows.predict import PredictResult
 from medseg3d.workflows.preprocess import PreprocessResult
 
@@ -64,6 +65,18 @@ def test_quiet_says_nothing(read: Read) -> None:
         shown.say("done")
         shown.show_preprocessed(PREPROCESSED)
     assert read() == ("", "")
+
+
+TAKEN = TakenOver(source="theirs", used={"as they are": ("a",)}, unused={"a head for other labels": ("b",)}, fresh=("c",))
+
+
+def test_what_training_began_with_stands_in_its_document(read: Read) -> None:
+    with console(json=True) as shown:
+        shown.show_evaluation(None, title="", began_with=TAKEN)
+    assert json.loads(read()[0])["began_with"]["unused"] == {"a head for other labels": ["b"]}
+    with console() as shown:
+        shown.show_evaluation(None, title="", began_with=TAKEN)
+    assert read()[0] == ""
 
 
 PREPROCESSED = PreprocessResult(

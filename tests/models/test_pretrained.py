@@ -18,6 +18,8 @@ from medseg3d.models.transfer import inflated
 from medseg3d.networks.build import build_network
 from medseg3d.networks.resnet import ResNet
 from medseg3d.plan import NetworkPlan
+from medseg3d.planning import load_planner
+from medseg3d.planning.stages import stages_of
 
 Names = dict[str, tuple[int, ...]]
 
@@ -308,3 +310,17 @@ def test_a_file_that_asks_for_more_than_tensors_is_refused_unread(tmp_path: Path
     (tmp_path / "c.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="not a safetensors file, or damaged"):
         read_foreign(tmp_path / "c.safetensors")
+
+
+def test_the_planner_file_of_the_docs_has_the_trunk_of_its_library(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/fine-tune.md").read_text(encoding="utf-8")
+    (tmp_path / "resnet18.toml").write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    rule = load_planner(tmp_path / "resnet18.toml").network
+    features, blocks, _ = stages_of(rule, 6, is_3d=False)
+    with torch.device("meta"):
+        network = build_network(plan("swiftnet", features, blocks, **rule.options))
+        names = {name: torch.empty(shape) for name, shape in resnet_names((64, 64, 128, 256, 512), (2, 2, 2, 2)).items()}
+    found = translated(names, network)
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    assert set(found.names) == {name for name in shapes if name.startswith("encoder.")}
+    assert all(found.tensors[theirs].shape == shapes[name] for name, theirs in found.names.items())
