@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg3d.errors import InputError
+from medseg3d.files import unreadable
 from medseg3d.models.torch_file import is_dense, load_torch_file
 from medseg3d.networks.dla import DeepLayerAggregation
 from medseg3d.networks.fcn import FCN
@@ -259,11 +260,14 @@ def _prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_foreign(path: Path) -> bool:
-    """A file of weights that is not ours: one of torch's, or safetensors without a plan."""
+    """Weights that are not ours: a file of torch's, or safetensors without a plan; raises :class:`InputError` for an unreadable file."""
     if not path.is_file():
         return False
     if path.suffix == ".safetensors":
-        return METADATA_KEY not in weights_metadata(path)
+        try:
+            return METADATA_KEY not in weights_metadata(path)
+        except OSError as error:
+            raise unreadable(path, error) from None
     return path.suffix in TORCH_ENDINGS
 
 

@@ -17,6 +17,7 @@ from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import write_record
+from medseg3d.training.initial import Meanings
 from medseg3d.workflows.initial_weights import initial_weights
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
@@ -75,6 +76,17 @@ def test_a_fold_that_has_seen_the_validation_cases_is_pointed_out(tmp_path: Path
         assert not caplog.records
         initial_weights(work / "models/3d_fullres/fold_0", configuration="3d_fullres", fold="1", plan=SAME_DATA)
     assert "trained on fold 0 of the same dataset, so it has seen validation cases of fold 1" in caplog.text
+
+
+def test_a_file_of_another_library_is_taken_as_it_is(tmp_path: Path) -> None:
+    torch.save({"layer1.0.conv1.weight": torch.ones(2)}, tmp_path / "resnet.pth")
+    found = initial_weights(tmp_path / "resnet.pth", configuration="3d_fullres", fold="0")
+    assert (found.is_foreign, found.meanings, list(found.tensors)) == (True, {}, ["layer1.0.conv1.weight"])
+
+
+def test_a_model_says_what_its_channels_and_labels_are(tmp_path: Path) -> None:
+    found = initial_weights(with_folds(tmp_path / "work"), configuration="3d_fullres", fold="0")
+    assert found.meanings == {"": Meanings(channels=PLAN.channels, outputs=PLAN.labels.names)}
 
 
 def test_what_is_no_model_is_refused_with_what_is_one(tmp_path: Path) -> None:
