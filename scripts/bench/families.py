@@ -3,9 +3,11 @@
 In: a dataset and a budget for each preset in minutes of a core. Out: a line per preset in ``families.jsonl``, and a Markdown table; exit
 code 1 where a family stays below the wanted Dice. All are trained alike; ``family_settings.py`` has what differs, with reasons.
 
-Other work on the machine does not falsify the table: the budget is counted in CPU seconds. A training step is timed first, by the CPU
-clock, and the network then trains as many steps as fit the budget. With ``--wall-clock`` it trains so many minutes by the clock on the
-wall instead. A run that was killed goes on where it was: what stands in ``families.jsonl`` is not done again, and a training continues.
+Other work on the machine does not falsify the table: the budget is counted in CPU seconds of a core that nothing is shared with. A
+training step is timed first, by the CPU clock, with a convolution beside it whose fastest time in the whole output folder says how fast
+the core is when nothing else uses its units and caches; the network then trains as many steps as fit the budget. With ``--wall-clock``
+it trains so many minutes by the clock on the wall instead. A run that was killed goes on where it was: what stands in
+``families.jsonl`` is not done again, and a training continues.
 
     python scripts/bench/families.py --output OUT                                 # the phantom; 8 minutes each, less where 0.7 is reached
     python scripts/bench/families.py --output OUT --dataset hippocampus           # of the folder MEDSEG3D_DATA; 10 minutes each
@@ -44,7 +46,11 @@ PREDICTED_CASES = 6
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a family reached; ``dice`` is the mean over labels and cases, seconds are those of a core. ``levels`` are those of a UNet++."""
+    """What a family reached; ``dice`` is the mean over labels and cases, seconds are those of a core. ``levels`` are those of a UNet++.
+
+    ``slowed_down``: how many times as long the timed steps took beside other work; ``step_seconds`` is without that, and ``case_seconds``
+    with what there was then.
+    """
 
     dataset: str
     preset: str
@@ -60,6 +66,7 @@ class Outcome:
     rate: float = 0.0
     budget_minutes: float = 0.0
     step_seconds: float = 0.0
+    slowed_down: float = 1.0
     steps: int = 0
     minutes: float = 0.0
     case_seconds: float = 0.0
@@ -214,7 +221,7 @@ class Chain:
         """Train for the budget; where a Dice is enough, in parts, after each of which it is asked for."""
         length = ["--hours", f"{self.options.minutes / 60:.5f}"]
         if not self.options.wall_clock:
-            outcome.step_seconds = self.step_seconds()
+            outcome.step_seconds = self.step_seconds(outcome)
             per_epoch = max(1, round(self.options.minutes * 60 / outcome.step_seconds / EPOCHS))
             length = ["--iterations", str(per_epoch)]
         is_in_parts = self.options.stop_at is not None and not self.dataset.is_validation and not self.options.wall_clock
@@ -225,12 +232,18 @@ class Chain:
             if is_in_parts and (outcome.dice or 0) >= self.options.stop_at:
                 break
 
-    def step_seconds(self) -> float:
-        """Of the work folder's network, measured once."""
-        file = self.work / "step_seconds.json"
+    def step_seconds(self, outcome: Outcome) -> float:
+        """Of the work folder's network on a core for itself, measured once."""
+        file, core = self.work / "step_seconds.json", self.options.output / "core.json"
         if not file.exists():
-            file.write_text(self.child("step", self.dataset.root, self.work, self.name), encoding="utf-8")
-        return float(json.loads(file.read_text(encoding="utf-8"))["step_seconds"])
+            found = json.loads(self.child("step", self.dataset.root, self.work, self.name))
+            known = json.loads(core.read_text(encoding="utf-8"))["reference_seconds"] if core.exists() else float("inf")
+            fastest = min(known, found["fastest_reference_seconds"])
+            write_json(core, {"reference_seconds": fastest})
+            write_json(file, {**found, "slowed_down": found["reference_seconds"] / fastest})
+        found = json.loads(file.read_text(encoding="utf-8"))
+        outcome.slowed_down = found["slowed_down"]
+        return float(found["step_seconds"] / found["slowed_down"])
 
     def measure(self, outcome: Outcome) -> None:
         """Dice, prediction time, and what the training took."""

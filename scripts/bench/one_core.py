@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 """The first steps set up memory and kernels."""
+REFERENCE_SIZE, REFERENCE_FEATURES, REFERENCE_TIMES = (16, 48, 48), 16, 4
+"""A convolution with its gradients that takes some 20 ms of a core: short enough to meet moments in which nothing runs beside it."""
 MOST_STEPS, MOST_SECONDS = 15, 30.0
 """Of slow steps few are enough."""
 
@@ -35,26 +38,34 @@ def main() -> None:
 
 @dataclass(slots=True)
 class Clock:
-    """A stop request that watches the CPU time after each step, and sets itself when enough of them are timed."""
+    """A stop request that watches the CPU time of each step, and sets itself when enough of them are timed.
 
-    times: list[float] = field(default_factory=list)
+    What shares a core's units and caches makes CPU seconds longer. So the same convolution is timed after each step, by the same clock:
+    a step is as much slower as that is.
+    """
+
+    steps: list[float] = field(default_factory=list)
+    references: list[float] = field(default_factory=list)
     signal_number: int | None = None
+    began: float = 0.0
+    reference: Callable[[], float] | None = None
 
     def note(self, *_: int) -> None:
         """A step is done."""
-        self.times.append(time.process_time())
+        self.steps.append(time.process_time() - self.began)
+        self.reference = self.reference or reference_step()
+        self.references += [self.reference() for _ in range(REFERENCE_TIMES)]
+        self.began = time.process_time()
 
     @property
     def is_set(self) -> bool:
         """Enough is known."""
-        timed = self.times[WARM_UP - 1 :]
-        return len(timed) > MOST_STEPS or (len(timed) > 2 and timed[-1] - timed[0] > MOST_SECONDS)
+        return len(self.timed) > 1 and (len(self.timed) >= MOST_STEPS or sum(self.timed) > MOST_SECONDS)
 
     @property
-    def seconds(self) -> float:
-        """The mean of the steps after the first ones."""
-        timed = self.times[WARM_UP - 1 :]
-        return (timed[-1] - timed[0]) / (len(timed) - 1)
+    def timed(self) -> list[float]:
+        """The steps after the first ones."""
+        return self.steps[WARM_UP:]
 
 
 def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float]:
@@ -81,7 +92,32 @@ def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float
             on_step=clock.note,
         )
         next(iter(epochs), None)
-    return {"step_seconds": clock.seconds, "num_steps": len(clock.times) - WARM_UP}
+    references = sorted(clock.references[REFERENCE_TIMES * WARM_UP :])
+    return {
+        "step_seconds": sum(clock.timed) / len(clock.timed),
+        "num_steps": len(clock.timed),
+        "reference_seconds": references[len(references) // 2],
+        "fastest_reference_seconds": references[0],
+    }
+
+
+def reference_step() -> Callable[[], float]:
+    """CPU seconds of a convolution and its gradients, in the precision that training has on this device."""
+    import torch
+
+    from medseg3d.devices import choose_device
+
+    device = choose_device("cpu")
+    convolution = torch.nn.Conv3d(REFERENCE_FEATURES, REFERENCE_FEATURES, 3, padding=1)
+    image = torch.ones(1, REFERENCE_FEATURES, *REFERENCE_SIZE, requires_grad=True)
+
+    def take() -> float:
+        began = time.process_time()
+        with device.autocast():
+            convolution(image).float().sum().backward()
+        return time.process_time() - began
+
+    return take
 
 
 def predict(work: Path, configuration: str, output: Path, images: list[Path]) -> dict[str, object]:
