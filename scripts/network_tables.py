@@ -26,6 +26,7 @@ from medseg3d.errors import PlanError
 from medseg3d.networks.build import NETWORKS, checked_plan, family_of, output_size
 from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.u2net import SHARING
+from medseg3d.networks.upsampling import UPSAMPLING
 from medseg3d.plan import NetworkPlan, Option
 from medseg3d.planning import load_planner
 
@@ -106,9 +107,7 @@ def options_table() -> str:
         ("`squeeze_excitation = 16`", {"squeeze_excitation": 16}),
         ("`attention_gates = 1`", {"attention_gates": 1}),
         *((f'`encoder = "{kind}"`', {"encoder": kind}) for kind in STAGES if kind != "plain"),
-        ('`upsampling = "linear"`', {"upsampling": "linear"}),
-        ('`upsampling = "pixel_shuffle"`', {"upsampling": "pixel_shuffle"}),
-        ('`upsampling = "carafe"`', {"upsampling": "carafe"}),
+        *((f'`upsampling = "{name}"`', {"upsampling": name}) for name in UPSAMPLING if name != "transposed"),
         ("`dropout = 0.2`", {"dropout": 0.2}),
         ('`norm = "none"`', {"norm": "none"}),
         ('`activation = "gelu"`', {"activation": "gelu"}),
