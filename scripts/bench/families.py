@@ -242,8 +242,8 @@ class Chain:
             write_json(core, {"reference_seconds": fastest})
             write_json(file, {**found, "slowed_down": found["reference_seconds"] / fastest})
         found = json.loads(file.read_text(encoding="utf-8"))
-        outcome.slowed_down = found["slowed_down"]
-        return float(found["step_seconds"] / found["slowed_down"])
+        outcome.slowed_down = found.get("slowed_down", 1.0)
+        return float(found["step_seconds"] / outcome.slowed_down)
 
     def measure(self, outcome: Outcome) -> None:
         """Dice, prediction time, and what the training took."""
