@@ -53,6 +53,11 @@ def annotated_for(case: str, rows: Sequence[tuple[str, tuple[str, ...] | None]])
     return fitting[-1] if fitting else None
 
 
+def unused_patterns(rows: Sequence[tuple[str, tuple[str, ...] | None]], cases: Sequence[str]) -> list[str]:
+    """Names and patterns of the file that no case has: slips, most likely."""
+    return [pattern for pattern, _ in rows if not any(pattern == case or fnmatchcase(case, pattern) for case in cases)]
+
+
 def unknown_names(rows: Sequence[tuple[str, tuple[str, ...] | None]], known: Sequence[str]) -> list[str]:
     """Structures of the file that the dataset does not have."""
     return sorted({name for _, names in rows for name in names or ()} - set(known))

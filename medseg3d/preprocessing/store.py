@@ -66,7 +66,7 @@ class Store:
 
     A store is a map-style dataset of torch: ``len(store)``, and ``store[i]`` is the image ``(channel, n0, n1, n2)`` float32 and the
     label map ``(n0, n1, n2)`` int64 of the case ``store.names()[i]``, as tensors in network order. Labels are indices of the plan's
-    labels, 0 the background.
+    labels, 0 the background; of regions, ignored voxels and cases that lack structures codes (:mod:`medseg3d.label_codes`).
     """
 
     def __init__(self, folder: Path | str, *, patch_size: Sequence[int] | None = None) -> None:

@@ -33,6 +33,9 @@ def training_patches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented batches without end: image ``(batch, channel, …)`` float32 and label indices ``(batch, …)`` int64, on ``device``.
 
+    Of regions, ignored voxels and cases that lack structures the labels are codes (:mod:`medseg3d.label_codes`), which
+    ``TrainingDomain.loss`` reads; of soft labels they are float32 probabilities ``(batch, class, …)``.
+
     Patch, augmentation and oversampling of foreground are those of the plan's ``configuration`` (the recommended one for None), and
     the batches are those of ``medseg3d train`` with the same cases, batch size, seed and epoch lengths, on the same kind of
     device. ``cases`` are names, all of the store for None. An epoch has the plan's ``iterations_per_epoch``;

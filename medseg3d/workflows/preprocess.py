@@ -256,7 +256,7 @@ def bytes_to_preprocess(case: Case, plan: Plan, configurations: Sequence[Configu
         # a 2D plan keeps the distance of slices: that of the coarsest axis is close enough for a prediction
         spacing = configuration.spacing if len(configuration.spacing) == 3 else (max(geometry.spacing), *configuration.spacing)
         resampled = max(resampled, volume_mm3 / math.prod(spacing))
-    num_channels = len(plan.channels)
+    num_channels = len(plan.channels) + (plan.labels.num_classes if plan.labels.soft else 0)
     return int(8 * num_channels * raw + 8 * raw + 4 * (num_channels + 1) * resampled + 4 * max(raw, resampled) + 4 * resampled)
 
 

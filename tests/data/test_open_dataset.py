@@ -232,12 +232,15 @@ def test_wrong_regions_are_explained(tmp_path, changes, part) -> None:
     assert any(re.search(part, finding) for finding in error.value.findings)
 
 
-def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path) -> None:
+def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path, caplog) -> None:
     root = nnunet(tmp_path)
     describe_dataset(root, labels={"background": 0, "liver": 1, "spleen": 2})
     names = [case.name for case in open_dataset(root).training]
     (root / "annotated.csv").write_text(f"case,labels\n*,liver\n{names[0]},liver;spleen\n", encoding="utf-8")
     assert [case.annotated for case in open_dataset(root).training] == [("liver", "spleen"), *[("liver",)] * (len(names) - 1)]
+    (root / "annotated.csv").write_text("typo_*,liver\n", encoding="utf-8")
+    assert [case.annotated for case in open_dataset(root).training] == [None] * len(names)
+    assert "annotated.csv names typo_*, which fits no case" in caplog.text
     (root / "annotated.csv").write_text(f"{names[0]},kidney\n", encoding="utf-8")
     with pytest.raises(DatasetError) as error:
         open_dataset(root)
