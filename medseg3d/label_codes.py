@@ -158,6 +158,20 @@ def as_predicted(labels: Labels, label_map: np.ndarray) -> np.ndarray:
     return result
 
 
+def unrecovered_values(labels: Labels) -> tuple[int, ...]:
+    """The values of regions' members that belong to other regions than the value which a perfect prediction holds there.
+
+    >>> nested = Labels(names=("background", "whole", "core"), values=(0, 1, 2), regions=((1, 2), (2,)))
+    >>> unrecovered_values(nested), unrecovered_values(replace(nested, values=(0, 2, 1)))
+    ((), (1, 2))
+    """
+    values = labels.annotated_values
+    predicted = as_predicted(replace(labels, ignore=None), np.asarray(values)).tolist()
+    known = [{index for index in labels.foreground if value in labels.members(index)} for value in values]
+    seen = [{index for index in labels.foreground if value in labels.members(index)} for value in predicted]
+    return tuple(value for value, true, found in zip(values, known, seen, strict=True) if labels.regions and true != found)
+
+
 def mirrored_index(labels: Labels) -> dict[int, int]:
     """Each index of a left-right pair, and its other one."""
     return {one: other for pair in labels.pairs for one, other in (pair, pair[::-1])}

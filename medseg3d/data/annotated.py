@@ -15,6 +15,7 @@ from pathlib import Path
 from medseg3d.data.case_files import composed
 from medseg3d.errors import InputError
 from medseg3d.parsing import read_table
+from medseg3d.wording import listed
 
 FILE = "annotated.csv"
 ALL = "*"
@@ -53,9 +54,10 @@ def annotated_for(case: str, rows: Sequence[tuple[str, tuple[str, ...] | None]])
     return fitting[-1] if fitting else None
 
 
-def unused_patterns(rows: Sequence[tuple[str, tuple[str, ...] | None]], cases: Sequence[str]) -> list[str]:
-    """Names and patterns of the file that no case has: slips, most likely."""
-    return [pattern for pattern, _ in rows if not any(pattern == case or fnmatchcase(case, pattern) for case in cases)]
+def unused_rows(root: Path, cases: Sequence[str]) -> str:
+    """What to say of names and patterns of the file that no case has, slips most likely; empty where there are none."""
+    rows = [pattern for pattern, _ in read_annotated(root) if not any(pattern == case or fnmatchcase(case, pattern) for case in cases)]
+    return f"annotated.csv names {listed(rows, most=5)}, which no case is called: correct it, or take it out" if rows else ""
 
 
 def unknown_names(rows: Sequence[tuple[str, tuple[str, ...] | None]], known: Sequence[str]) -> list[str]:

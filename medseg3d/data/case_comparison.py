@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from medseg3d.data.annotated import unused_rows
 from medseg3d.data.checks import CheckedCase, Finding
 from medseg3d.data.dataset import Dataset
 from medseg3d.data.grouping import shared_patients
@@ -204,6 +205,8 @@ def _markers(dataset: Dataset, cases: Sequence[CheckedCase], there: Sequence[int
 
 def _partly_annotated(dataset: Dataset) -> Iterator[Finding]:
     """How many cases were annotated for each structure, where not all were."""
+    if unused := unused_rows(dataset.root, [case.name for case in (*dataset.training, *dataset.test)]):
+        yield Finding(case=None, kind="annotated", severity="warning", message=unused)
     if dataset.labels is None or all(case.annotated is None for case in dataset.training):
         return
     names = dataset.labels.names[1:]

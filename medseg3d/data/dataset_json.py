@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,9 +102,22 @@ def _regions(entries: Sequence[tuple[str, tuple[int, ...]]], declared: Mapping[s
     findings += [f"dataset.json: {finding}" for finding in name_findings(named)]
     names = ("background", *(name for name, _ in regions))
     labels = Labels(names=names, values=(0, *values), pairs=left_right_pairs(names), regions=tuple(members for _, members in regions))
-    if unknown := sorted(set(values) - set(labels.annotated_values)):
-        findings.append(f"dataset.json: regions_class_order has {unknown}, which no region is made of")
+    findings += [f"dataset.json: {finding}" for finding in _order_findings(labels)]
     return labels
+
+
+def _order_findings(labels: Labels) -> Iterator[str]:
+    """Regions that no prediction could hold, or that would be taken for another."""
+    for index in labels.foreground:
+        name, members, value = labels.names[index], labels.members(index), labels.values[index]
+        later = [labels.names[other] for other in labels.foreground if other > index and set(members) <= set(labels.members(other))]
+        if value not in members:
+            yield f"regions_class_order gives {name!r} the value {value}, which it is not made of (it is made of {list(members)})"
+        elif later:
+            yield (
+                f"{name!r} lies inside of {later[0]!r}, which comes later and would be written over it: no prediction could hold {name!r}. "
+                "List outer regions first, in labels and in regions_class_order"
+            )
 
 
 def _values(entries: Sequence[tuple[str, tuple[int, ...]]]) -> set[int]:

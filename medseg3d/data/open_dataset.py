@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names, unused_patterns
+from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.case_files import Findings, composed, differs_in_case, image_files, is_unicode, listed_file, printable
 from medseg3d.data.channels import channels_of_file, grouped_by_case
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
@@ -200,8 +200,6 @@ def _dataset(
             findings.append(
                 f"annotated.csv: {listed(unknown)} are no labels of the dataset; it has {listed(list(labels.names[1:]), most=20)}"
             )
-    if unused := unused_patterns(annotated, [case.name for case in (*training, *test)]):
-        logger.warning("%s: annotated.csv names %s, which fits no case. Correct it, or take the row out.", root, listed(unused, most=5))
     soft = labels.values if labels is not None and labels.soft else ()
     if soft and annotated:
         findings.append("annotated.csv: goes with label maps of values, not with soft labels")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medseg3d.data.annotated import unused_rows
 from medseg3d.data.dataset import Dataset
 from medseg3d.data.label_names import with_names
 from medseg3d.data.label_pairs import Sides, by_region, sides
@@ -18,7 +19,7 @@ from medseg3d.fingerprint.familiarity import profile_of
 from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.make_fingerprint import merge
 from medseg3d.fingerprint.records import Fingerprint
-from medseg3d.label_codes import with_annotated
+from medseg3d.label_codes import unrecovered_values, with_annotated
 from medseg3d.labels import Labels
 from medseg3d.options import PlanningOptions
 from medseg3d.plan import Plan
@@ -183,6 +184,13 @@ def _about_kinds(dataset: Dataset, fingerprint: Fingerprint, labels: Labels) -> 
         yield (
             f"The label value {labels.ignore} is taken for voxels that nobody has annotated: they are left out of training and evaluation. "
             f"If it is a structure, name it (--labels {labels.ignore}=NAME, or labels.csv beside the images)."
+        )
+    if unused := unused_rows(dataset.root, [case.name for case in (*dataset.training, *dataset.test)]):
+        yield f"{unused[:1].upper()}{unused[1:]}."
+    if blurred := unrecovered_values(labels):
+        yield (
+            f"A predicted label map cannot tell all regions: voxels of the value {', '.join(map(str, blurred))} belong to other regions "
+            "than what is written for them by regions_class_order. Training is not affected; metrics of these regions are."
         )
     if labels.soft:
         yield (

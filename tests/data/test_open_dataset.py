@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medseg3d.data.annotated import unused_rows
 from medseg3d.data.dataset import Case, ChannelFile, Split
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
@@ -217,7 +218,12 @@ def test_lists_of_one_value_are_labels(tmp_path) -> None:
         ({"regions_class_order": None}, "regions_class_order is None, expected a label value for each of the 2 regions"),
         ({"regions_class_order": [1]}, "expected a label value for each of the 2 regions"),
         ({"regions_class_order": [1, 1]}, "expected other values than 0, each once"),
-        ({"regions_class_order": [1, 7]}, r"has \[7\], which no region is made of"),
+        ({"regions_class_order": [1, 7]}, "gives 'core' the value 7, which it is not made of"),
+        ({"regions_class_order": [2, 1]}, "gives 'core' the value 1, which it is not made of"),
+        (
+            {"labels": {"background": 0, "core": 2, "whole": [1, 2]}, "regions_class_order": [2, 1]},
+            "'core' lies inside of 'whole', which comes later and would be written over it",
+        ),
         ({"labels": {"background": 0, "whole": [0, 1, 2], "core": 2}}, "the value 0 is always the background"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 2}}, "'ignore' has the value 2, which another label has too"),
         ({"labels": {"background": 0, "whole": [1, "x"], "core": 2}}, "not integers: whole"),
@@ -232,7 +238,7 @@ def test_wrong_regions_are_explained(tmp_path, changes, part) -> None:
     assert any(re.search(part, finding) for finding in error.value.findings)
 
 
-def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path, caplog) -> None:
+def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path) -> None:
     root = nnunet(tmp_path)
     describe_dataset(root, labels={"background": 0, "liver": 1, "spleen": 2})
     names = [case.name for case in open_dataset(root).training]
@@ -240,7 +246,7 @@ def test_annotated_csv_says_what_each_case_was_annotated_for(tmp_path, caplog) -
     assert [case.annotated for case in open_dataset(root).training] == [("liver", "spleen"), *[("liver",)] * (len(names) - 1)]
     (root / "annotated.csv").write_text("typo_*,liver\n", encoding="utf-8")
     assert [case.annotated for case in open_dataset(root).training] == [None] * len(names)
-    assert "annotated.csv names typo_*, which fits no case" in caplog.text
+    assert "annotated.csv names typo_*, which no case is called" in unused_rows(root, names)
     (root / "annotated.csv").write_text(f"{names[0]},kidney\n", encoding="utf-8")
     with pytest.raises(DatasetError) as error:
         open_dataset(root)

@@ -86,7 +86,7 @@ def test_a_name_for_a_value_that_no_file_holds_is_pointed_out(two_sides: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", ["liver", "1:liver", "x=liver", "1=", "", "1=liver,1=spleen", "0=liver", "1=liver,2=liver", "1=background", "4=ignore"]
+    "text", ["liver", "1:liver", "x=liver", "1=", "", "1=liver,1=spleen", "0=liver", "1=liver,2=liver", "1=background", "4=ignore,5=void"]
 )
 def test_names_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--labels"):

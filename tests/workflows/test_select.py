@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from medseg3d.data.dataset import Case
 from medseg3d.images import write_image
 from medseg3d.labels import Labels
 from medseg3d.workflows.select import _load
@@ -23,7 +24,7 @@ def test_postprocessing_is_chosen_on_one_grid_however_the_label_is_stored(tmp_pa
     plan = SimpleNamespace(labels=Labels(names=("background", "a"), values=(0, 3)))
     predicted, reference = _load(
         plan,  # type: ignore[arg-type]
-        "x",
+        Case(name="x", channels=()),
         tmp_path / "predicted.nii.gz",
         tmp_path / "label.nii.gz",
     )
