@@ -50,8 +50,8 @@ TIMES = re.compile(
     r'"(?:digest|seal|checksum)": "[0-9a-f]+"'
 )
 """What is measured in seconds, and what stands for a content that holds such."""
-NOT_COMPARED = re.compile(r"progress\.png|report\.html|timings\.json")
-"""Pictures and pages that show seconds."""
+NOT_COMPARED = re.compile(r"progress\.png|report\.html|timings\.json|run\.json|tracking\.json")
+"""Pictures and pages that show seconds, and records that say when and how often a training was begun."""
 
 
 @dataclass(slots=True)
@@ -165,9 +165,11 @@ def _contents(root: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
+        if path.name == "tensorboard":
+            continue  # where it is installed; the names of its files hold times
         if path.is_dir():
             found[f"{name}/"] = b""
-        elif name == "log":
+        elif name == "log" or "tensorboard" in path.parts:
             continue
         elif NOT_COMPARED.fullmatch(path.name):
             found[name] = b"is there"

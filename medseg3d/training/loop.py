@@ -79,8 +79,9 @@ def train_domains(
     ``name`` is the configuration's; the training numbers are those of the first domain's plan. ``init`` is what to begin with, a weights
     file or tensors. With ``added``, everything but the parts of the domain of that name keeps its bits, and only that domain is drawn and
     measured. ``tuning`` changes learning rates and freezes parts. ``check`` is called before anything is written, and raises where the
-    folder belongs to another process by now. A ``team`` of
-    processes calls this together: each has its samples of every batch, the numbers are those of whole batches, and the first one writes.
+    folder belongs to another process by now. A ``team`` of processes calls this together: each has its samples of every batch, the numbers
+    are those of whole batches, and the first one writes.
+
     ``on_step(epoch, iteration, iterations)`` is called after every step; ``on_validation`` in the same way before and after each batch
     that an epoch is measured on. Raises :class:`DivergedError` after ``MAX_BAD_STEPS_IN_A_ROW`` bad steps, naming the cases of their
     batches, and ``PlanMismatchError`` where ``folder`` holds a run with other settings.
@@ -91,8 +92,8 @@ def train_domains(
     trained = [domain for domain in domains if added in (None, domain.name)]
     state = asked_state(trained, name=name, fold=fold, device=device, options=options, plan_digest=plan_digest, tuning=tuning, team=team)
     learner = make_learner(domains, device, seed=options.seed, added=added, frozen=tuning.freeze)
-    is_repeatable = torch.are_deterministic_algorithms_enabled()
-    torch.backends.cudnn.benchmark = device.is_gpu and not is_repeatable  # patches of a domain all have one size
+    # patches of a domain all have one size
+    torch.backends.cudnn.benchmark = device.is_gpu and not torch.are_deterministic_algorithms_enabled()
     plans = {domain.name: domain.plan for domain in domains}
     card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
     joins = None if added is None else sharing_between(domains)
@@ -105,15 +106,24 @@ def train_domains(
         with last_words(run.save):
             yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
-        if is_repeatable and is_not_deterministic(error):
-            raise InputError(f"{name}: cannot be trained with --deterministic here ({str(error).partition('. ')[0]}).") from error
-        if not is_out_of_memory(error):
+        explained = _explained(error, state, device)
+        if explained is None:
             raise
-        sizes = ", ".join(map(str, state.batch_sizes))
-        raise InputError(
-            f"{name}, fold {fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. Close what else "
-            "uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
-        ) from error
+        raise explained from error
+
+
+def _explained(error: RuntimeError, state: TrainingState, device: Device) -> InputError | None:
+    """What the user can do about an error of torch; None where that is nothing."""
+    if torch.are_deterministic_algorithms_enabled() and is_not_deterministic(error):
+        reason = str(error).partition(". ")[0]
+        return InputError(f"{state.configuration}: cannot be trained with --deterministic here ({reason}). Leave it out.")
+    if not is_out_of_memory(error):
+        return None
+    sizes = ", ".join(map(str, state.batch_sizes))
+    return InputError(
+        f"{state.configuration}, fold {state.fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. "
+        "Close what else uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
+    )
 
 
 def _epochs(run: _Run, stop: StopRequest, on_step: Progress, on_validation: Progress) -> Iterator[EpochRecord]:

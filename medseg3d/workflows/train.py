@@ -169,15 +169,19 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
     domains = team.in_turn(lambda: [training_domain(domain, network.fold, on, device=options.device) for domain in network.domains])
     first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
     if team.is_first:
-        data = {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
-        _note_run(network, options, domains, data, team, on)
-        note_training_data(target, data, is_restart=options.restart, weights=first.previous_weights)
+        note_training_data(target, _data_of(domains), is_restart=options.restart, weights=first.previous_weights)
         if first.boxes is not None:
             write_record(target / BOXES, first.boxes, "boxes")
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest
 
+    is_noted = not team.is_first
+
     def on_step(epoch: int, step: int, steps: int) -> None:
+        nonlocal is_noted
+        if not is_noted:  # not before: a run with other settings is refused, and a finished one is left as it is
+            _note_run(network, options, domains, team, on)
+            is_noted = True
         on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps))
         tick()
 
@@ -218,12 +222,15 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
         raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. {advice}")
 
 
-def _note_run(
-    network: NetworkFold, options: TrainOptions, domains: Sequence[TrainingDomain], data: Mapping[str, str], team: Team, on: Listener
-) -> None:
+def _data_of(domains: Sequence[TrainingDomain]) -> dict[str, str]:
+    """The digest of each training case."""
+    return {f"{domain.name}/{case.name}".lstrip("/"): case.digest for domain in domains for case in domain.training}
+
+
+def _note_run(network: NetworkFold, options: TrainOptions, domains: Sequence[TrainingDomain], team: Team, on: Listener) -> None:
     """Write what this training is beside its weights, and tell it to whoever keeps track of it."""
     work, plan = network.folder.parent.parent.parent, domains[0].plan
-    goes_on = not options.restart and (network.target / LAST).exists()
+    goes_on = (network.target / LAST).exists()
     dataset = network.domains[0].dataset.absolute()
     if network.domains[0].name is None:
         options = replace(options, configuration=network.name)
@@ -233,7 +240,7 @@ def _note_run(
         options=options,
         seed=options.seed,
         plan_digest=_digest(network, domains),
-        data=dict(data),
+        data=_data_of(domains),
     )
     use_all_cores()
     environment = this_environment(device=str(choose_device(options.device).device), processes=team.size)
