@@ -172,16 +172,17 @@ class _TensorBoard:
 
 class _MLflow:
     def __init__(self, module: Any, training: Tracked) -> None:
-        place = (training.home / "mlruns").absolute()
+        kept_in = None  # where the server, or the store of files, keeps what is no number
         if not module.is_tracking_uri_set():
-            module.set_tracking_uri(_mlflow_store(training.home.absolute(), place))
+            store, kept_in = _mlflow_store(training.home.absolute())
+            module.set_tracking_uri(store)
         self._client: Any = module.MlflowClient()
         if training.number is not None:
             self.number = training.number
             self._client.update_run(self.number, status="RUNNING")
             return
         experiment = self._client.get_experiment_by_name(training.group)
-        kept = self._client.create_experiment(training.group, place.as_uri()) if experiment is None else experiment.experiment_id
+        kept = self._client.create_experiment(training.group, kept_in) if experiment is None else experiment.experiment_id
         self.number = self._client.create_run(kept, run_name=training.name).info.run_id
         for name, value in flat({key: value for key, value in training.facts.items() if key != "plan"}).items():
             self._client.log_param(self.number, _plain_name(name), str(value)[:LONGEST_PARAMETER])
@@ -195,12 +196,14 @@ class _MLflow:
         self._client.set_terminated(self.number, status="FINISHED" if is_whole else "KILLED")
 
 
-def _mlflow_store(home: Path, place: Path) -> str:
-    """A database in the work folder; files, which MLflow itself would rather not write any more, where it cannot make one."""
+def _mlflow_store(home: Path) -> tuple[str, str | None]:
+    """A database in the work folder, and where its files lie; files alone, which MLflow would rather not write any more, where it cannot
+    make a database."""
+    place = (home / "mlruns").as_uri()
     if find_spec("sqlalchemy") is not None:
-        return f"sqlite:///{home / 'mlflow.db'}"
+        return f"sqlite:///{home / 'mlflow.db'}", place
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    return place.as_uri()
+    return place, None
 
 
 LONGEST_PARAMETER = 500
