@@ -149,12 +149,11 @@ def take_over(
     own = network.state_dict()
     partners = _partners(initial, domains)
     found = translated(initial.tensors, network) if initial.is_foreign else _ours(initial, own, domains, partners, only_shared)
-    fitting = _Fitting(
-        network, {name: initial.meanings[partner] for name, partner in partners.items()}, domains, is_foreign=initial.is_foreign
-    )
+    theirs_by_domain = {name: initial.meanings[partner] for name, partner in partners.items()}
+    fitting = _Fitting(network, theirs_by_domain, domains, is_foreign=initial.is_foreign)
     filled: dict[str, Tensor] = {}
     used: dict[str, list[str]] = {}
-    unused: dict[str, list[str]] = {}
+    unused = _unknown(found)
     for name, theirs in found.names.items():
         fitted = fitting.fitted(name, found.tensors[theirs], own[name])
         if fitted is None:
@@ -162,9 +161,6 @@ def take_over(
         else:
             filled[name] = fitted.tensor
             used.setdefault(fitted.change or AS_THEY_ARE, []).append(name)
-    named = set(found.names.values())
-    if unknown := [name for name in found.tensors if name not in named]:
-        unused["no such tensor here"] = unknown
     if not any(name for name in filled if own[name].ndim):
         raise PlanMismatchError(
             f"{initial.source}: none of its tensors fits this network. Name a model of the same family, as its weights.safetensors, or "
@@ -180,6 +176,20 @@ def take_over(
     if only_shared is None:
         logger.warning("%s.", "; ".join(taken.lines()))
     return taken
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _unknown(found: Translation) -> dict[str, list[str]]:
+    """What has no tensor of ours, by why: the statistics of batch norms where ours are of another kind, heads, parts that ours lacks."""
+    named = set(found.names.values())
+    unused: dict[str, list[str]] = {}
+    for name in found.tensors:
+        if name not in named:
+            is_statistic = name.rpartition(".")[2] in STATISTICS
+            unused.setdefault("statistics of a batch norm that is none here" if is_statistic else "no such tensor here", []).append(name)
+    return unused
 
 
 def _partners(initial: InitialWeights, domains: Sequence[TrainingDomain]) -> dict[str, str]:

@@ -324,3 +324,16 @@ def test_the_planner_file_of_the_docs_has_the_trunk_of_its_library(tmp_path: Pat
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     assert set(found.names) == {name for name in shapes if name.startswith("encoder.")}
     assert all(found.tensors[theirs].shape == shapes[name] for name, theirs in found.names.items())
+
+
+def test_whatever_no_source_tells_goes_by_equal_names_whatever_stands_before_them() -> None:
+    inner = nn.ModuleDict({"mlp": nn.ModuleDict({"linear1": nn.Linear(2, 3), "linear2": nn.Linear(3, 2)}), "norm": nn.LayerNorm(2)})
+    network = nn.ModuleDict({"swinViT": inner, "out": nn.Linear(2, 2)})
+    file = {"module.mlp.fc1.weight": torch.zeros(3, 2), "module.mlp.fc2.bias": torch.zeros(2), "module.norm.weight": torch.zeros(2)}
+    found = translated(file, network)
+    assert found.source == ""
+    assert found.names == {
+        "swinViT.mlp.linear1.weight": "module.mlp.fc1.weight",
+        "swinViT.mlp.linear2.bias": "module.mlp.fc2.bias",
+        "swinViT.norm.weight": "module.norm.weight",
+    }
