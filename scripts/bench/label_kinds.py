@@ -7,6 +7,7 @@ Every training of an experiment sees the same cases, takes the same number of st
 predicts with mirroring. What stands in the file is not done again, and a training that was cut off goes on.
 
     python scripts/bench/label_kinds.py --output OUT --peer-python PEER/bin/python --epochs 25 --iterations 100
+    python scripts/bench/label_kinds.py --output OUT --peer-python PEER/bin/python --base-features 8 --cases 40      # on a CPU
     python scripts/bench/label_kinds.py --output OUT --only ignore-hippocampus --epochs 1 --iterations 2 --cases 6   # does it run
 """
 
@@ -28,6 +29,8 @@ from splits import SPLIT_SEED
 
 CONFIGURATION = "3d_fullres"
 IGNORE = "ignore"
+FEATURES = (32, 64, 128, 256, 320, 320, 320, 320)
+"""Of the stages of nnU-Net's 3D networks."""
 EVERY = 5
 """Of the slices one is annotated."""
 
@@ -70,10 +73,16 @@ class Outcome:
     steps: int
     batch: int
     cases: int
+    features: int = FEATURES[0]
     dice: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     problem: str = ""
     machine: dict[str, object] = field(default_factory=machine)
+
+
+def key_of(outcome: Outcome) -> tuple[object, ...]:
+    """What tells trainings apart."""
+    return (outcome.experiment, outcome.arm, outcome.program, outcome.steps, outcome.cases, outcome.features)
 
 
 def experiments(data: Path) -> dict[str, Experiment]:
@@ -149,16 +158,24 @@ def main() -> int:
     options = parse_arguments()
     data = Path(os.environ["MEDSEG3D_DATA"])
     known = experiments(data)
-    done = {(each.experiment, each.arm, each.program, each.steps, each.cases) for each in read_outcomes(options.output) if not each.problem}
+    done = {key_of(each) for each in read_outcomes(options.output) if not each.problem}
     for name in options.only or known:
         for arm, program in trainings(known[name], options):
             experiment = known[name]
             cases, validation = chosen_cases(data / experiment.dataset, options.cases)
-            key = (name, arm, program, options.epochs * options.iterations, len(cases))
-            if key in done:
+            outcome = Outcome(
+                experiment=name,
+                arm=arm,
+                program=program,
+                steps=options.epochs * options.iterations,
+                batch=experiment.batch,
+                cases=len(cases),
+                features=options.base_features,
+            )
+            if key_of(outcome) in done:
                 continue
-            outcome = Outcome(experiment=name, arm=arm, program=program, steps=key[3], batch=experiment.batch, cases=len(cases))
-            folder = options.output / name / arm.replace(" ", "_")
+            length = f"{options.epochs}x{options.iterations}_{len(cases)}_cases_{options.base_features}_features"
+            folder = options.output / name / arm.replace(" ", "_") / length
             try:
                 root = make_dataset(data / experiment.dataset, folder / "data", experiment.arms[arm], cases, validation)
                 run = train_ours if program == "medseg3d" else train_nnunet
@@ -190,6 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, help="of an environment with nnunetv2; without it only ours trains")
     parser.add_argument("--epochs", type=int, default=25, help="the learning rate of both falls once per epoch")
     parser.add_argument("--iterations", type=int, default=40, help="steps of an epoch")
+    parser.add_argument("--base-features", type=int, default=FEATURES[0], help="of both networks' first stage; fewer where there is no GPU")
     parser.add_argument("--cases", type=int, help="of each dataset; all by default")
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -237,6 +255,10 @@ def train_ours(
     """Plan, preprocess, train and validate fold 0; the folder of its label maps, and the seconds of the training."""
     ours, work, log = Ours(python=options.our_python), folder / "work", folder / "medseg3d.log"
     run_measured(ours.command("plan", root, "-w", work, "--planner", "nnunet_plain"), log=log)
+    plan = json.loads((work / "plan.json").read_text(encoding="utf-8"))
+    network = plan["configurations"][CONFIGURATION]["network"]
+    network["features"] = thinner(FEATURES[: len(network["features"])], options.base_features)
+    (work / "plan.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
     run_measured(ours.command("preprocess", root, "-w", work, "-c", CONFIGURATION), log=log)
     length = ("--epochs", str(options.epochs), "--iterations", str(options.iterations), "--batch-size", str(experiment.batch))
     words = ("train", root, "-w", work, "-c", CONFIGURATION, "--fold", "0", "--tta", "on", *length)
@@ -256,20 +278,29 @@ def train_nnunet(
     }
     name = peer.add_dataset(root, number=1, name="Kinds")
     planned = peer.preprocessed / name / "nnUNetPlans.json"
-    if not planned.exists():
+    split = peer.preprocessed / name / "splits_final.json"
+    if not split.exists():  # written last
         run_measured(peer.command("nnUNetv2_plan_and_preprocess", "-d", "1", "--no_pp", "-npfp", "2"), log=log, environment=environment)
         plans = json.loads(planned.read_text(encoding="utf-8"))
-        plans["configurations"][CONFIGURATION]["batch_size"] = experiment.batch
+        configuration = plans["configurations"][CONFIGURATION]
+        configuration["batch_size"] = experiment.batch
+        network = configuration["architecture"]["arch_kwargs"]
+        network["features_per_stage"] = thinner(FEATURES[: network["n_stages"]], options.base_features)
         planned.write_text(json.dumps(plans, indent=1), encoding="utf-8")
         preprocess = ("nnUNetv2_preprocess", "-d", "1", "-c", CONFIGURATION, "-np", "2")
         run_measured(peer.command(*preprocess), log=log, environment=environment)
-        (peer.preprocessed / name / "splits_final.json").write_bytes((root / "splits_final.json").read_bytes())
+        split.write_bytes((root / "splits_final.json").read_bytes())
     result = peer.results / name / f"BenchEqualSteps__nnUNetPlans__{CONFIGURATION}/fold_0"
     words = ["nnUNetv2_train", "1", CONFIGURATION, "0", "-tr", "BenchEqualSteps", "-device", options_device()]
     if (result / "checkpoint_latest.pth").exists():
         words.append("--c")
     measured = run_measured(peer.command(*words), log=log, environment=environment)
     return result / "validation", measured.seconds
+
+
+def thinner(features: Sequence[int], first: int) -> list[int]:
+    """The same in proportion to those of the first stage, for machines without a GPU."""
+    return [max(1, width * first // FEATURES[0]) for width in features]
 
 
 def options_device() -> str:
@@ -297,7 +328,7 @@ def read_outcomes(output: Path) -> list[Outcome]:
     file = output / "label_kinds.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     found = [Outcome(**json.loads(line)) for line in lines if line.strip()]
-    return list({(each.experiment, each.arm, each.program, each.steps, each.cases): each for each in found}.values())
+    return list({key_of(each): each for each in found}.values())
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -308,6 +339,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             each.arm,
             each.program,
             f"{each.steps} of {each.batch}",
+            each.features,
             each.cases,
             each.problem.splitlines()[0] if each.problem else ", ".join(f"{name} {dice:.3f}" for name, dice in each.dice.items()),
             f"{np.mean(list(each.dice.values())):.3f}" if each.dice else "–",
@@ -315,7 +347,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         )
         for each in outcomes
     ]
-    return markdown_table(("experiment", "training", "program", "steps", "cases", "Dice", "mean", "training s"), rows)
+    return markdown_table(("experiment", "training", "program", "steps", "features", "cases", "Dice", "mean", "training s"), rows)
 
 
 if __name__ == "__main__":
