@@ -273,7 +273,10 @@ def is_foreign(path: Path) -> bool:
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name; raises :class:`InputError` where there are none, or it asks for more than tensors."""
-    found = _tensors_in(_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path))
+    document = _safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+    found = _tensors_in(document)
+    if isinstance(document, dict) and "network_weights" in document:
+        raise InputError(f"{path}: a checkpoint of nnU-Net, which needs its plans: name the folder that holds plans.json.")
     if not found:
         raise InputError(
             f"{path}: holds no tensors by name. Expected a state dict, or a checkpoint with one under {', '.join(STATES[:3])}."

@@ -17,10 +17,6 @@ from medseg3d.options.resources import CasesOptions
 class DatasetOptions(Options):
     """What a user says of a dataset, and of the memory that there is; which cases belong together."""
 
-    inherit_plan: Annotated[
-        Path | None,
-        Option("--inherit-plan", "plan as a model was planned, so that its weights fit (train --init MODEL)", metavar="MODEL"),
-    ] = None
     gpu_memory_gb: Annotated[
         float | None, Option("--gpu-memory", "memory that a training step may take", metavar="GB", unit="GB", above=0)
     ] = None
@@ -56,6 +52,10 @@ class PlanningOptions(DatasetOptions):
 
     planner: Annotated[
         str | Path | None, Option("--planner", "rules to plan by (default: those of the present plan)", metavar="NAME|FILE.toml")
+    ] = None
+    inherit_plan: Annotated[
+        Path | None,
+        Option("--inherit-plan", "plan as a model was planned, so that its weights fit (train --init MODEL)", metavar="MODEL"),
     ] = None
 
 

@@ -307,6 +307,9 @@ def test_a_file_that_asks_for_more_than_tensors_is_refused_unread(tmp_path: Path
     torch.save({"epoch": 3}, tmp_path / "b.pth")
     with pytest.raises(InputError, match="holds no tensors by name"):
         read_foreign(tmp_path / "b.pth")
+    torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(InputError, match=r"a checkpoint of nnU-Net, which needs its plans: name the folder"):
+        read_foreign(tmp_path / "checkpoint_final.pth")
     (tmp_path / "c.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="not a safetensors file, or damaged"):
         read_foreign(tmp_path / "c.safetensors")
