@@ -29,6 +29,7 @@ NAVIGATION = {
         "docs/how-to/nnunet-models",
         "docs/how-to/share",
         "docs/how-to/compare-networks",
+        "docs/how-to/cascades",
         "docs/how-to/fine-tune",
         "docs/how-to/serve",
         "docs/how-to/resume",
