@@ -9,7 +9,7 @@ from numbers import Integral
 from torch import Tensor
 
 from medseg3d.devices import choose_device, is_gpu
-from medseg3d.errors import InputError
+from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.options import BatchOptions
 from medseg3d.patches.augmentation import augment
 from medseg3d.plan import Configuration, Plan
@@ -47,6 +47,11 @@ def training_patches(
     if not isinstance(first_epoch, Integral) or first_epoch < 0:
         raise InputError(f"training_patches: first_epoch is {first_epoch}, expected a whole number of at least 0.")
     chosen = plan.configuration(configuration)
+    if chosen.previous_stage is not None:
+        raise UnsupportedError(
+            f"{chosen.name} learns from label maps of {chosen.previous_stage}, which medseg3d train makes. Take a configuration of a single "
+            "stage, such as 3d_fullres, for a loop of your own."
+        )
     place = choose_device(device).device
     stored = _read(store, cases, plan, chosen)
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=chosen, training=stored, validation=())

@@ -15,6 +15,7 @@ from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.models.sources import kind_of, open_model
 from medseg3d.networks.build import checked_plan, family_of, lacks_extension
 from medseg3d.plan import NetworkPlan, Option, TrainingPlan
+from medseg3d.validation.box import BoxRule
 from medseg3d.validation.levels import LevelChoice
 from medseg3d.wording import counted
 
@@ -25,7 +26,8 @@ class NetworkInfo:
 
     ``provider`` is the extension that the family is from, empty for one that is built in; ``parameters`` is None where that is not at
     hand. ``loss`` and ``augmentations`` (those beside the usual ones) are in words, None where the training was another program's.
-    ``levels`` is what validation chose of a network that can be pruned.
+    ``levels`` is what validation chose of a network that can be pruned. ``previous_stage`` comes before it in a cascade, of which ``box``
+    says where to look in a crop cascade.
     """
 
     configuration: str
@@ -41,6 +43,8 @@ class NetworkInfo:
     loss: str | None
     augmentations: tuple[str, ...] | None
     levels: LevelChoice | None = None
+    previous_stage: str | None = None
+    box: BoxRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ def _network_lines(network: NetworkInfo, axes: str) -> list[tuple[str, str]]:
         ("  window", f"{' × '.join(map(str, network.window))} voxels"),
         ("  mirroring", "yes" if network.mirroring else "no"),
         *_level_lines(network.levels),
+        *_stage_lines(network),
         *([("  loss", network.loss)] if network.loss else []),
         *([("  augmented by", "; ".join(network.augmentations))] if network.augmentations else []),
     ]
@@ -166,6 +171,15 @@ def _level_lines(levels: LevelChoice | None) -> list[tuple[str, str]]:
     if levels is None:
         return []
     return [("  level", f"{levels.level} of {levels.deepest}: {levels.reason}"), ("  levels", levels.table())]
+
+
+def _stage_lines(network: NetworkInfo) -> list[tuple[str, str]]:
+    """What comes before it in a cascade."""
+    if network.previous_stage is None:
+        return []
+    if network.box is None:
+        return [("  after", f"{network.previous_stage}, whose label map it sees")]
+    return [("  after", f"{network.previous_stage}; sees what that finds, with {network.box.margin_mm:.3g} mm around it")]
 
 
 def _numbers(options: Mapping[str, Option]) -> str:
@@ -191,6 +205,8 @@ def _network_info(description: ModelDescription, member: MemberDescription, *, i
         folds=member.folds,
         mirroring=member.mirroring and bool(configuration.mirror_axes),
         levels=member.levels,
+        previous_stage=configuration.previous_stage,
+        box=member.box,
         is_previous_stage=is_previous_stage,
         options=dict(plan.options),
         provider=plan.provider,
