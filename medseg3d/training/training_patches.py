@@ -49,7 +49,7 @@ def training_patches(
     chosen = plan.configuration(configuration)
     if chosen.previous_stage is not None:
         raise UnsupportedError(
-            f"{chosen.name} learns from label maps of {chosen.previous_stage}, which medseg3d train makes. Take a configuration of a single "
+            f"{chosen.name} learns from label maps of {chosen.previous_stage}, which medseg3d train makes. Take a configuration of one "
             "stage, such as 3d_fullres, for a loop of your own."
         )
     place = choose_device(device).device
