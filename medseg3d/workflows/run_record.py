@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,21 @@ class RunRecord:
 
 
 def note_run(target: Path, record: RunRecord, environment: Environment, *, goes_on: bool) -> RunRecord:
-    """Write ``run.json`` into the folder of a training; where it goes on, what is known of it before stays in the list."""
+    """Write ``run.json`` into the folder of a training. Where it goes on, what it was begun with stays, but for a length that is given
+    anew, and the environment is added."""
     earlier = read_run(target) if goes_on else None
-    environments = (*(earlier.environments if earlier is not None else ()), environment)
-    begun = earlier.begun if earlier is not None else time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    written = RunRecord(
-        **{name: getattr(record, name) for name in ("command", "dataset", "options", "seed", "plan_digest", "data")},
-        environments=environments,
-        begun=begun,
-    )
+    if earlier is None:
+        written = replace(record, environments=(environment,), begun=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    else:
+        given = {name: value for name in LENGTHS if (value := getattr(record.options, name)) is not None}
+        options = replace(earlier.options, **given)
+        written = replace(earlier, dataset=record.dataset, options=options, environments=(*earlier.environments, environment))
     write_record(target / RECORD, written, "run")
     return written
+
+
+LENGTHS = ("epochs", "iterations", "hours")
+"""What a training that goes on may be given anew."""
 
 
 def read_run(target: Path) -> RunRecord | None:

@@ -121,10 +121,11 @@ def _configurations(domains: Sequence[Domain], options: SlurmOptions) -> list[tu
 def _text(job: Job, target: Path, options: SlurmOptions) -> str:
     """The file of a job. A training that is told to end saves its state; where its time was over it is queued again, and goes on."""
     number = "%A_%a" if job.tasks else "%j"
-    settings = [f"--job-name=medseg3d-{job.name}", f"--output={target / f'{job.name}-{number}.log'}"]
+    # sbatch reads a directive as a shell reads words
+    settings = [shlex.quote(word) for word in (f"--job-name=medseg3d-{job.name}", f"--output={target / f'{job.name}-{number}.log'}")]
     settings += [f"--array=0-{len(job.tasks) - 1}"] if job.tasks else []
     settings += [f"--signal=B:USR1@{SECONDS_BEFORE_THE_END}", "--requeue"] if job.trains else []
-    settings += shlex.split(options.sbatch) + (shlex.split(options.sbatch_train) if job.trains else [])
+    settings += [line for line in (options.sbatch, options.sbatch_train if job.trains else "") if line.strip()]
     lines = ["#!/bin/bash", *(f"#SBATCH {setting}" for setting in settings), "set -euo pipefail"]
     lines += [options.setup] if options.setup else []
     if job.tasks:

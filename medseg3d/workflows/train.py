@@ -170,7 +170,7 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
     first, target, stage = domains[0], network.target, f"train {network.name} fold {network.fold}"
     if team.is_first:
         note_training_data(target, _data_of(domains), is_restart=options.restart, weights=first.previous_weights)
-        if first.boxes is not None:
+        if first.boxes is not None and (options.restart or not (target / LAST).exists()):
             write_record(target / BOXES, first.boxes, "boxes")
     on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
     stop: StopRequest

@@ -12,9 +12,10 @@ import pytest
 from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, save_tensors
-from medseg3d.options import ReproduceOptions
+from medseg3d.options import ReproduceOptions, TrainOptions
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.reproduce import RecordedFold, differences, recorded_folds, reproduce
+from medseg3d.workflows.run_record import note_run, read_run
 
 
 @pytest.fixture
@@ -70,3 +71,16 @@ def test_a_run_is_the_same_bit_for_bit_and_what_was_changed_is_named(
     assert main(["reproduce", str(work), "-o", str(tmp_path / "again"), "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert [each["what"] for each in found["compared"] if not each["is_same"]] == ["weights of 3d_fullres fold 0"]
+
+
+def test_a_training_that_goes_on_keeps_what_it_was_begun_with(fold: RecordedFold, tmp_path: Path) -> None:
+    assert fold.record is not None
+    (environment,) = fold.record.environments
+    first = replace(fold.record, options=replace(fold.record.options, epochs=3, seed=5, learning_rate=0.1))
+    note_run(tmp_path, first, environment, goes_on=False)
+    later = replace(first, command="medseg3d train", options=TrainOptions(iterations=9))
+    note_run(tmp_path, later, replace(environment, threads=64), goes_on=True)
+    found = read_run(tmp_path)
+    assert found is not None
+    assert found.options == replace(first.options, iterations=9)
+    assert (found.command, [each.threads for each in found.environments]) == (first.command, [environment.threads, 64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_one_fold_is_a_job_and_each_stage_waits_for_the_one_before(planned: Path
     assert all("--epochs 7" in " ".join(words) for words in said[1:3])
     assert [words[words.index("--part") + 1] for words in said[4:6]] == ["1/2", "2/2"]
     assert all("#SBATCH --account=a\n" in job.read_text(encoding="utf-8") for job in made.jobs)
+
+
+def test_options_stand_as_they_were_given_and_blanks_in_names_are_quoted(planned: Path, tmp_path: Path) -> None:
+    given = {"sbatch": "-p gpu --comment='two words'", "sbatch_train": "--gres gpu:1"}
+    made = slurm(planned, output=tmp_path / "it's here", command="medseg3d", folds=[0], **given)
+    lines = made.jobs[1].read_text(encoding="utf-8").splitlines()
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines if line.startswith("#SBATCH ")]
+    assert ["-p", "gpu", "--comment=two words"] in words
+    assert ["--gres", "gpu:1"] in words
+    assert [f"--output={tmp_path}/it's here/train-3d_fullres-%A_%a.log"] in words
 
 
 def test_nothing_is_submitted_after_a_fold_that_failed(planned: Path, tmp_path: Path) -> None:
