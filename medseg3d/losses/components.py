@@ -62,8 +62,8 @@ def _sums(values: Tensor, cells: Tensor, count: int) -> Tensor:
 def component_cells(labels: Tensor, num_classes: int, spacing: Sequence[float]) -> list[dict[int, Tensor]]:
     """Per sample and foreground label that it has, the cells of the label's components: 1, 2, …, int64 of the sample's shape.
 
-    Components are 26-connected, in 2D 8-connected; ``spacing`` is in mm. Ignored voxels belong to no cell (0). Computed on the CPU: some
-    0.1 s for 128³ voxels of one component, a second of several.
+    Components are 26-connected, in 2D 8-connected; ``spacing`` is in mm. Ignored voxels belong to no cell (0). On the CPU: 0.25 s of a
+    core for twenty components in 128³ voxels, next to nothing for one.
     """
     values = labels.cpu().numpy()
     found = []
