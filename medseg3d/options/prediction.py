@@ -142,9 +142,9 @@ class PredictOptions(ModelOptions):
     part: Annotated[
         tuple[int, int] | None, Option("--part", "only the I-th of N parts of the images: one for each machine", metavar="I/N")
     ] = None
-    processes: Annotated[
+    jobs: Annotated[
         int | None,
-        Option("--processes", "predict so many images at once, each in a process with its share of the cores", metavar="N", at_least=1),
+        Option("--jobs", "predict so many images at once, each in a process with its share of the cores", metavar="N", at_least=1),
     ] = None
     cluster: Annotated[
         str | None,
@@ -165,8 +165,8 @@ class PredictOptions(ModelOptions):
         super().__post_init__()
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise InputError(f"--part {self.part[0]}/{self.part[1]}: expected two numbers such as 2/8, the first from 1 to the second.")
-        if self.cluster is not None and self.processes is not None:
-            raise InputError("--processes and --cluster: the workers of a cluster are its processes; give at most one of them.")
+        if self.cluster is not None and self.jobs is not None:
+            raise InputError("--jobs and --cluster: the workers of a cluster are its processes; give at most one of them.")
 
     @property
     def wanted_probabilities(self) -> ProbabilityFormat | None:

@@ -67,7 +67,7 @@ def predict(
     place = next(place for place in (model, work, dataset) if place is not None)
     if executor is not None:
         return _predict(source, output, options, place, executor, on)
-    with cluster_workers(options.cluster) as workers, local_processes(options.processes) as processes:
+    with cluster_workers(options.cluster) as workers, local_processes(options.jobs) as processes:
         return _predict(source, output, options, place, processes if workers is None else workers.networks, on)
 
 
@@ -75,9 +75,9 @@ def _predict(
     source: Path | Sequence[Case], output: Path, options: PredictOptions, place: Path, executor: Executor | None, on: Listener
 ) -> PredictResult:
     loaded = predicting_model(place, options)
-    if (options.processes or 1) > 1 and loaded.device.is_gpu:
+    if (options.jobs or 1) > 1 and loaded.device.is_gpu:
         raise InputError(
-            f"--processes {options.processes}: they would share one GPU, which a single process fills. For several GPUs start one predict "
+            f"--jobs {options.jobs}: they would share one GPU, which a single process fills. For several GPUs start one predict "
             "for each: --part 1/2 --device cuda:0, --part 2/2 --device cuda:1. For the CPU add --device cpu."
         )
     if options.wanted_probabilities == "nnunet":
@@ -93,8 +93,8 @@ def _predict(
         budget = memory_budget(options.max_ram_gb)
         made = predict_cases(loaded, pending, targets, record=record, probabilities=options.wanted_probabilities, budget=budget)
     else:
-        if options.processes is not None:  # they share the memory
-            options = replace(options, max_ram_gb=memory_budget(options.max_ram_gb) / 2**30 / options.processes)
+        if options.jobs is not None:  # they share the memory
+            options = replace(options, max_ram_gb=memory_budget(options.max_ram_gb) / 2**30 / options.jobs)
         made = _with_warnings(predict_there(place, options, loaded.identity, pending, targets, executor=executor, record=record))
     _warn_of_changed(kept, earlier)
     doubtful = _doubtful(kept, earlier, strict=options.strict)

@@ -30,15 +30,15 @@ def test_scales_flips_and_whole_images_predict_and_are_recorded_as_other_models(
 @pytest.mark.slow
 def test_processes_predict_the_same_voxels(trained: Path, tmp_path: Path) -> None:
     alone = predicted(trained, tmp_path / "one", "--precision", "float32")
-    several = predicted(trained, tmp_path / "two", "--precision", "float32", "--processes", "2")
+    several = predicted(trained, tmp_path / "two", "--precision", "float32", "--jobs", "2")
     assert np.mean(alone != several) < 1e-3, "sums of another number of threads may round otherwise"
     assert len(json.loads((tmp_path / "two/predictions.json").read_text(encoding="utf-8"))["cases"]) == 2
 
 
 def test_processes_beside_a_cluster_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--processes", "2", "--cluster", "tcp://nowhere:1"]
+    words = ["--jobs", "2", "--cluster", "tcp://nowhere:1"]
     assert main(["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(tmp_path), *words]) == 2
-    assert "--processes and --cluster" in capsys.readouterr().err
+    assert "--jobs and --cluster" in capsys.readouterr().err
 
 
 def test_labels_that_nnunet_cannot_number_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
