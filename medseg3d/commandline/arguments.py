@@ -152,6 +152,10 @@ READERS: dict[Any, Callable[[str], Any]] = {
 """By the type of a field; text that is no such value stays text, and the field says what it expected."""
 
 
+ALIKE = 6
+"""Letters, with the dashes, that an option begins with which is meant by an unknown word: --probs is --probabilities rather than --jobs."""
+
+
 class Parser(argparse.ArgumentParser):
     """Takes options by their whole names only, names the nearest one for an option that it does not know, and obeys ``--json``."""
 
@@ -194,5 +198,6 @@ class Parser(argparse.ArgumentParser):
         found = []
         for word in unknown:
             longer = [option for option in known if option.startswith(word)]
-            found += longer[:1] or difflib.get_close_matches(word, known, n=1)
+            alike = [option for option in known if len(word) > ALIKE and option.startswith(word[:ALIKE])]
+            found += longer[:1] or alike[:1] or difflib.get_close_matches(word, known, n=1)
         return found
