@@ -46,6 +46,7 @@ class Contender:
     preset: str
     configuration: str | None
     name: str
+    is_first: bool = False
 
 
 @verb(CompareOptions)
@@ -85,11 +86,12 @@ def contenders_of(presets: str | Sequence[str]) -> tuple[Contender, ...]:
     ['default', 'unet_wide@2d', 'small']
     """
     names = [presets] if isinstance(presets, str) else list(presets)
-    found = []
-    for each in names:
-        preset, _, configuration = str(each).partition("@")
+    found: list[Contender] = []
+    for each in map(str, names):
+        folder, slash, last = each.rpartition("/")  # an @ in the name of a folder is no configuration
+        preset, _, configuration = last.partition("@")
         name = Path(preset).stem + (f"@{configuration}" if configuration else "")
-        found.append(Contender(preset=preset, configuration=configuration or None, name=name))
+        found.append(Contender(preset=folder + slash + preset, configuration=configuration or None, name=name, is_first=not found))
     twice = sorted({each.name for each in found if [other.name for other in found].count(each.name) > 1})
     if len(found) < 2:
         raise InputError(f"compare: {counted(len(found), 'preset')} named, expected two or more, such as compare default unet_plus_plus.")
@@ -138,8 +140,15 @@ def _planned(root: Path, folder: WorkFolder, own: WorkFolder, contender: Contend
             text = shared.read_text(encoding="utf-8")
             if not wanted.exists() or (shared is folder.splits and wanted.read_text(encoding="utf-8") != text):
                 write_text(wanted, text)
-    groups = {"group_pattern": None, "groups": None, "no_groups": False} if folder.splits.exists() else {}
+    says_groups = options.group_pattern is not None or options.groups is not None or options.no_groups
+    decides = not folder.splits.exists() or (says_groups and contender.is_first)
+    groups = {} if decides else {"group_pattern": None, "groups": None, "no_groups": False}
     result = plan(root, own.root, PlanOptions.of(options, planner=contender.preset, **groups), on)
+    if decides and folder.splits.exists() and own.splits.read_text(encoding="utf-8") != folder.splits.read_text(encoding="utf-8"):
+        raise InputError(
+            f"{folder.splits}: these groups of cases give other folds than those that the networks there were trained on. Leave the groups "
+            "out, or name another folder with -w."
+        )
     for made, shared in ((own.splits, folder.splits), (own.fingerprint, folder.fingerprint)):
         if not shared.exists():
             write_text(shared, made.read_text(encoding="utf-8"))

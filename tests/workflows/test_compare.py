@@ -104,6 +104,17 @@ def test_a_configuration_may_be_named_behind_a_preset() -> None:
     one, other = contenders_of(["default@2d", "default"])
     assert (one.preset, one.configuration, one.name) == ("default", "2d", "default@2d")
     assert other.configuration is None
+    assert [each.is_first for each in (one, other)] == [True, False]
+    (mine, _) = contenders_of(["/home/me@work/small.toml@2d", "default"])
+    assert (mine.preset, mine.configuration, mine.name) == ("/home/me@work/small.toml", "2d", "small@2d")
+
+
+@pytest.mark.slow
+def test_other_groups_than_those_of_the_folds_are_refused(dataset: Path, presets: list[str], first: Comparison) -> None:
+    folds = (dataset / "medseg3d-compare" / "splits.json").read_bytes()
+    with pytest.raises(InputError, match="give other folds"):
+        compare(dataset, presets=presets[:2], steps=1, device="cpu", group_pattern="(ball_[0-3]|ball_)")
+    assert (dataset / "medseg3d-compare" / "splits.json").read_bytes() == folds
 
 
 def test_steps_exclude_hours() -> None:
