@@ -124,8 +124,7 @@ def _trained(root: Path, folder: WorkFolder, contender: Contender, options: Comp
     own = WorkFolder(folder.root / contender.name)
     made = _planned(root, folder, own, contender, options, on)
     configuration = made.configuration(contender.configuration)
-    cases = PreprocessOptions(configurations=[configuration.name], jobs=options.jobs, max_ram_gb=options.max_ram_gb)
-    preprocess(root, own.root, cases, on)
+    preprocess(root, own.root, PreprocessOptions.of(options, configurations=[configuration.name], device="cpu"), on)
     training = TrainOptions.of(options, configuration=configuration.name, fold=options.fold, **options.length)
     evaluation = train(root, own.root, training, on)[None]
     if evaluation is None:
