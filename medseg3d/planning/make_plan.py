@@ -90,7 +90,7 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
     crop = _planned_crop(designs, order.value, summary, planner, gpu_memory_gb=gpu_memory_gb)
     if crop.value is not None:
         configurations |= _crop_cascade(crop.value, spacing, order.value, summary, planner)
-    recommended = _recommended({name: design.value for name, design in designs.items()}, planner)
+    recommended = _recommended({name: design.value for name, design in designs.items()}, planner, tuple(configurations))
     plan = _plan(summary, planner, gpu_memory_gb, order.value, {name: each.value for name, each in configurations.items()}, recommended)
     labels = (planned_loss(planner.training, summary.loss_facts), planned_sampling(planner.training, summary.loss_facts))
     of_dataset = (target, order, left_right_labels(summary), lowres, crop, *labels, recommended)
@@ -192,10 +192,13 @@ def _cascade(fullres: Configuration, *, num_labels: int) -> Decided[Configuratio
 RECOMMENDED = "recommended configuration"
 
 
-def _recommended(designs: Mapping[str, Design], planner: Planner) -> Decided[str]:
+def _recommended(designs: Mapping[str, Design], planner: Planner, planned: Sequence[str]) -> Decided[str]:
     """The configuration to train first, and why."""
     rule = planner.recommend
     name, why = _recommendation(designs.get("3d_fullres"), rule)
+    cascade = next((each for each in (CROPPED, "3d_cascade_fullres") if each in planned), None)
+    if rule.cascades and cascade is not None and name == "3d_fullres":
+        name, why = cascade, f"{why} {cascade} is planned, and the planner wants cascades where they are (recommend.cascades)."
     if "3d_lowres" in designs and name == "3d_fullres":
         why += (
             f" Its patch covers {designs[name].patch_share:.0%} of a median case (below {planner.lowres.patch_share:.0%}), so "

@@ -181,6 +181,8 @@ class RecommendRule(Checked):
     """2d is recommended where slices are more than this many times as thick as the pixels are wide …"""
     few_slices: Counted
     """… and a case has fewer slices than this."""
+    cascades: bool = field(default_factory=bool)
+    """A cascade that is planned is recommended in the place of `3d_fullres`, the crop cascade first: `run` then trains it by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

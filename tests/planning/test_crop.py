@@ -54,6 +54,15 @@ def test_where_little_would_be_left_out_none_is_proposed_and_the_reason_says_why
     assert words in reason.inputs.replace("The", "the", 1) or words in reason.inputs
 
 
+def test_a_planner_may_recommend_the_cascades_that_are_planned() -> None:
+    wanting = replace(DEFAULT, recommend=replace(DEFAULT.recommend, cascades=True))
+    assert make_plan(replace(LARGE, focus=SMALL_PART), wanting).recommended == CROPPED
+    plan = make_plan(LARGE, wanting)
+    assert plan.recommended == "3d_cascade_fullres"
+    assert "recommend.cascades" in plan.recommended_reason
+    assert make_plan(summary_of(), wanting).recommended == "3d_fullres"
+
+
 def test_small_cases_and_the_presets_of_nnunet_have_none() -> None:
     assert CROPPED not in make_plan(replace(summary_of(), focus=SMALL_PART), DEFAULT).configurations
     assert CROPPED not in make_plan(replace(LARGE, focus=SMALL_PART), load_planner("nnunet_plain")).configurations
