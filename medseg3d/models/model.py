@@ -222,7 +222,7 @@ class Model:
         """Label indices of every level, deepest first, of one pass; with ``both_ways`` those without mirroring behind them."""
         self._check_precision(prepared)
         (member,) = self._used
-        every = with_networks(member, _every_level)
+        every = replace(member, networks=tuple(map(_every_level, member.networks)))  # a first stage predicts as it does elsewhere
         return segment_every_level(
             prepared, every, self.plan.labels, self.device, num_levels=len(self.levels), step=self.step, both_ways=both_ways
         )

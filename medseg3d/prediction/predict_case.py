@@ -207,6 +207,7 @@ def segment_every_level(
 
     The networks of ``member`` give the logits of all levels (:class:`~medseg3d.networks.levels.EveryLevel`).
     """
+    prepared = locate(prepared, (member,), labels, device, step=step, max_bytes=max_bytes)
     case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
     slabs = _slabs(prepared.name, case, member, device, step, max_bytes, with_unmirrored=both_ways)
     num_maps = num_levels * (2 if both_ways else 1)

@@ -10,11 +10,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from medseg3d import load_model
 from medseg3d.commandline.cli import main
+from medseg3d.data.prediction_cases import prediction_cases
+from medseg3d.devices import choose_device
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, save_tensors
+from medseg3d.models.loading import assemble
+from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
 from medseg3d.models.pruning import plan_levels, pruned_parts
 from medseg3d.models.sources import open_model
 from medseg3d.networks.build import build_network
@@ -25,6 +30,7 @@ from medseg3d.validation.selection import Selection
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info, info_lines
+from medseg3d.workflows.plan import plan
 from tests.tiny_planner import tiny_planner
 
 VALIDATED = tuple(f"ball_{number}" for number in range(1, 6))
@@ -149,6 +155,26 @@ def test_levels_of_other_weights_are_not_used(pruned: Path) -> None:
     tensors, metadata = load_tensors(file)
     save_tensors(file, {name: tensor + 1 for name, tensor in tensors.items()}, metadata)
     assert open_model(pruned).description.members[0].levels is None
+
+
+def test_the_levels_of_a_second_stage_see_what_the_first_stage_predicts(tiny: Path) -> None:
+    planner = tiny_planner("unet_plus_plus") + "[patch]\ninitial_edge_3d = 13\n[lowres]\npatch_share = 0.9\nmin_volume_ratio = 1.2\n"
+    (tiny / "cascade.toml").write_text(planner, encoding="utf-8")
+    made = plan(tiny, planner=tiny / "cascade.toml").plan
+    networks = {name: chosen.network for name, chosen in made.configurations.items()}
+
+    def read(configuration: str, fold: str) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(len(configuration))
+        return dict(build_network(networks[configuration], generator=generator).state_dict())
+
+    first, second = (MemberDescription(configuration=name, folds=("0",), mirroring=False) for name in ("3d_lowres", "3d_cascade_fullres"))
+    description = ModelDescription(plan=made, members=(second,), previous=(first,))
+    model = assemble(ModelParts(path=tiny, description=description, identity="x", read=read), choose_device("cpu", "float32"))
+    (case,) = prediction_cases(tiny / "imagesTs" / "ball_6_0000.nii.gz", num_channels=1)
+    whole = model.segment(model.prepare(model.read(case)))
+    deepest, *lower = model.segment_every_level(model.prepare(model.read(case)), both_ways=False)
+    assert lower
+    assert np.array_equal(deepest, whole)
 
 
 @pytest.mark.slow
