@@ -35,7 +35,7 @@ def in_float32() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cascade(in_float32: None, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny dataset in two folds, planned with a patch that covers half of a case, and run as a cascade for fold 0."""
+    """The tiny dataset in two folds, planned with a patch that covers half of a case; both stages trained for fold 0."""
     root = Path(shutil.copytree(tiny_source, tmp_path_factory.mktemp("cascade") / "Balls"))
     for name in ("ball_4", "ball_5", "ball_7"):  # four training cases and a test case are enough
         for file in root.rglob(f"{name}*"):
@@ -46,8 +46,10 @@ def cascade(in_float32: None, tiny_source: Path, tmp_path_factory: pytest.TempPa
     lowres = "[patch]\ninitial_edge_3d = 13\n[lowres]\npatch_share = 0.9\nmin_volume_ratio = 1.2\n"
     planner = tiny_planner(epochs=1, iterations=2, validations=1) + lowres
     (root / "tiny.toml").write_text(planner, encoding="utf-8")
-    command = ["run", str(root), "--planner", str(root / "tiny.toml"), "-c", NAME, "--folds", "0", "--device", "cpu", "-q"]
-    assert main(command) == 0
+    assert main(["plan", str(root), "--planner", str(root / "tiny.toml"), "-q"]) == 0
+    assert main(["preprocess", str(root), "-c", NAME, "3d_lowres", "-q"]) == 0
+    for name, fold in (("3d_lowres", "0"), ("3d_lowres", "1"), (NAME, "0")):
+        assert main(["train", str(root), "-c", name, "--fold", fold, "--device", "cpu", "--tta", "off", "-q"]) == 0
     return root
 
 
@@ -55,14 +57,19 @@ def copied(cascade: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cascade, tmp_path / "Balls"))
 
 
-def test_run_trains_all_folds_of_the_first_stage_before_the_second(cascade: Path) -> None:
-    work = WorkFolder(cascade / "medseg3d-work")
+@pytest.mark.slow
+def test_run_trains_all_folds_of_the_first_stage_before_the_second(cascade: Path, tmp_path: Path) -> None:
+    root = copied(cascade, tmp_path)
+    work = WorkFolder(root / "medseg3d-work")
+    for name in ("3d_lowres", NAME):
+        shutil.rmtree(work.root / "models" / name)
+    assert main(["run", str(root), "-c", NAME, "--folds", "0", "--device", "cpu", "-q"]) == 0
     assert work.finished_folds("3d_lowres") == ("0", "1")
     assert work.finished_folds(NAME) == ("0",)
     selection = json.loads(work.selection.read_text(encoding="utf-8"))
     assert {tuple(found["configurations"]) for found in selection["candidates"]} >= {("3d_lowres",), (NAME,)}
     assert sorted(file.name for file in work.predictions.glob("*.nii.gz")) == ["ball_6.nii.gz"]
-    assert f"{NAME}" in work.report.read_text(encoding="utf-8")
+    assert NAME in work.report.read_text(encoding="utf-8")
 
 
 def test_each_case_is_seen_through_a_network_that_has_not_seen_it(cascade: Path) -> None:
