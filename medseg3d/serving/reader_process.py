@@ -33,7 +33,7 @@ from medseg3d.serving.cases import uploaded_case
 
 MIN_BYTES_PER_VOXEL = 8
 """Of an image in float32 and what its file holds; an image for which not even this is free would take the server down."""
-ARRAYS = ("image", "labels")
+ARRAYS = ("image", "labels", "soft")
 """The fields of a case that are no JSON."""
 
 
