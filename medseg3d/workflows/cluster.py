@@ -23,7 +23,7 @@ from medseg3d.workflows.load import predicting_model
 from medseg3d.workflows.predict_cases import predict_cases
 from medseg3d.workflows.prediction_record import PredictedCase, RecordFile
 from medseg3d.workflows.train import train
-from medseg3d.workflows.workers import Workers, resolved, tell_client
+from medseg3d.workflows.workers import Workers, begin_on_worker, resolved, tell_client
 
 _WORKER_LOCK = threading.Lock()
 """A worker may have several threads, and has one device."""
@@ -56,6 +56,7 @@ def _train_on_worker(root: Path, work: Path | None, options: TrainOptions) -> Ev
     """A fold may be locked still by a worker that died on another machine, until nothing was heard of it for some minutes."""
     until = time.monotonic() + 2 * STALE_SECONDS
     with _WORKER_LOCK:
+        begin_on_worker()
         while True:
             try:
                 return train(root, work, options, tell_client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -54,18 +55,43 @@ def cluster_workers(address: str | None, on: Listener = silent) -> Iterator[Work
         client.register_plugin(_extensions_plugin())
         client.subscribe_topic(TOPIC, lambda told: on(_event(told[1])))
         with_gpu = [worker for worker in found if worker["resources"].get(GPU)]
-        yield Workers(
-            cases=_Pool(client.get_executor(pure=False)),
-            networks=_Pool(client.get_executor(pure=False, **({"resources": {GPU: 1}} if with_gpu else {}))),
-            num_threads=sum(worker["nthreads"] for worker in found),
-            num_networks=len(with_gpu or found),
-        )
+        is_done = False
+        try:
+            yield Workers(
+                cases=_Pool(client.get_executor(pure=False)),
+                networks=_Pool(client.get_executor(pure=False, **({"resources": {GPU: 1}} if with_gpu else {}))),
+                num_threads=sum(worker["nthreads"] for worker in found),
+                num_networks=len(with_gpu or found),
+            )
+            is_done = True
+        finally:
+            if not is_done:  # stopped, or an error: what is in work would go on for nobody, and hold its fold
+                client.run(end_on_worker)
+
+
+_unwanted = threading.Event()
+"""In a worker: whoever asked for the work at hand is gone."""
+
+
+def end_on_worker() -> None:
+    """Nobody waits for the work at hand any more."""
+    _unwanted.set()
+
+
+def begin_on_worker() -> None:
+    """New work was asked for, by somebody who is there."""
+    _unwanted.clear()
 
 
 def tell_client(event: Event) -> None:
-    """A listener for work on a worker: whoever asked for it hears of it."""
+    """A listener for work on a worker: whoever asked for it hears of it.
+
+    Raises :class:`InputError` where nobody wants it any more; a training then goes on from its last epoch when it is asked for again.
+    """
     from distributed import get_worker
 
+    if _unwanted.is_set():
+        raise InputError("Stopped: whoever asked for this work is gone.")
     get_worker().log_event(TOPIC, {"stage": event.stage, "done": event.done, "total": event.total, "message": event.message})
 
 

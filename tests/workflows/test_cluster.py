@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from medseg3d.events import Event
 from medseg3d.preprocessing.store import Store
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.run import run
-from medseg3d.workflows.workers import cluster_workers
+from medseg3d.workflows.workers import begin_on_worker, cluster_workers, tell_client
 
 distributed = pytest.importorskip("distributed")
 
@@ -42,6 +44,7 @@ def test_workers_measure_and_preprocess_as_this_process_does(tiny_source: Path, 
     assert digests(here) == digests(there)
 
 
+@pytest.mark.slow  # dask tries for ten seconds
 def test_no_scheduler_is_one_sentence() -> None:
     with (
         pytest.raises(InputError, match=r"--cluster tcp://127\.0\.0\.1:1: no dask scheduler answers"),
@@ -70,3 +73,30 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(tiny: Path
         assert there == here
     there, here = ((tmp_path / name / "predictions/metrics.json").read_text() for name in ("there", "here"))
     assert json.loads(there)["cases"] == json.loads(here)["cases"]
+
+
+def _works_on(place: str) -> str:
+    begin_on_worker()
+    while True:
+        try:
+            tell_client(Event(stage="train", message="a step"))
+        except InputError as error:
+            Path(place).write_text(str(error), encoding="utf-8")
+            return str(error)
+        time.sleep(0.05)
+
+
+def test_what_workers_do_for_a_command_that_was_stopped_ends(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        with suppress(KeyboardInterrupt), cluster_workers(cluster.scheduler_address, heard.append) as workers:
+            assert workers is not None
+            workers.networks.submit(_works_on, str(tmp_path / "ended"))
+            while not heard:
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+        until = time.monotonic() + 20
+        while not (tmp_path / "ended").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    assert heard[0].message == "a step"
