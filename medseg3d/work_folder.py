@@ -4,6 +4,7 @@
 fingerprint.json  plan.json  planner.json  splits.json
 preprocessed/<data>/<case>/…
 models/<configuration>/fold_<k>/  weights.safetensors  last.safetensors  training.json  history.jsonl  progress.png
+                                  run.json
                                   validation/<case>.nii.gz  validation/metrics.json
 selection.json  predictions/  report.html  timings.json
 ```
