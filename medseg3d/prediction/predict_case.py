@@ -6,6 +6,7 @@ classes: not for one network, not for folds, ensembles of two configurations, ca
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels, resampled_box
 from medseg3d.validation.box import Box, BoxRule, find_box, grown
 
+logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 
@@ -119,6 +121,7 @@ def locate(
         box = None if found is None else _within(found, restoration.box)
         if box is None:
             notes.append(f"{member.previous.configuration.name} found nothing, so {configuration.name} saw the whole case")
+            logger.warning("%s: %s.", prepared.name, notes[-1])
         edges = [
             math.ceil(n * at / own) for n, at, own in zip(configuration.patch_size, configuration.spacing, restoration.spacing, strict=True)
         ]

@@ -122,6 +122,8 @@ def _with_warnings(made: Iterator[Outcome]) -> Iterator[Outcome]:
     for case, result in made:
         if isinstance(result, PredictedCase) and result.warnings:
             logger.warning("%s %s", in_words(case.name, result.warnings), CHECK)
+        for note in result.notes if isinstance(result, PredictedCase) else ():
+            logger.warning("%s: %s.", case.name, note)
         yield case, result
 
 

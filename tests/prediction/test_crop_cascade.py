@@ -60,12 +60,13 @@ def test_everything_beyond_the_box_is_background_and_the_foreground_lies_within(
     assert np.array_equal(labels, segment(prepared_for(case_with(60.0), one), [one], LABELS, CPU)), "asked for or not"
 
 
-def test_a_case_where_nothing_is_found_is_segmented_as_if_there_were_no_first_stage() -> None:
+def test_a_case_where_nothing_is_found_is_segmented_as_if_there_were_no_first_stage(caplog: pytest.LogCaptureFixture) -> None:
     one, plain = cropping(BoxRule(margin_mm=3.0, min_share=0.0)), Member(configuration=FULL, networks=(Fake(3, 1),), mirroring=False)
     raw = case_with(0.0)
     raw.image[raw.image > 0] = 100 + np.sign(raw.image[raw.image > 0] - 100)  # no voxel beyond two standard deviations
     located = locate(prepared_for(raw, one), [one], LABELS, CPU)
     assert located.notes == ("3d_lowres found nothing, so 3d_crop_fullres saw the whole case",)
+    assert f"case: {located.notes[0]}." in caplog.text
     assert np.array_equal(segment(located, [one], LABELS, CPU), segment(prepared_for(raw, plain), [plain], LABELS, CPU))
 
 
