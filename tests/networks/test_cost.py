@@ -101,7 +101,7 @@ def test_a_large_batch_costs_what_its_trace_says(family: str, features: tuple[in
         assert step_cost(network_plan, (4, 8, 8), batch) == Tracer(network_plan).traced_cost((4, 8, 8), batch)
 
 
-@pytest.mark.parametrize("family", [*STYLED, "dfanet", "mcibi"])
+@pytest.mark.parametrize("family", ["plain_unet", "mcibi"])
 def test_bytes_are_the_same_where_the_work_is_not_counted(family: str) -> None:
     tracer = Tracer(replace(plan(family), features=(8, 16, 32)))
     with_work, again, without = (tracer.step_cost((8, 32, 32), 2, counts_work=counts) for counts in (True, True, False))

@@ -88,8 +88,16 @@ def test_the_xception_encoder_is_xception() -> None:
     assert num_parameters(encoder) + 2048 * 1000 + 1000 == 22_855_952  # timm 1.0.31
 
 
-@pytest.mark.parametrize("family", TRUNKS)
-@pytest.mark.parametrize("kind", STAGES)
+def _pairs(families: tuple[str, ...], always: str) -> list[object]:
+    """Every family with every kind of stages; those that no other pair stands for run always."""
+    return [
+        (family, kind) if family == families[0] or kind == always else pytest.param(family, kind, marks=pytest.mark.slow)
+        for family in families
+        for kind in STAGES
+    ]
+
+
+@pytest.mark.parametrize(("family", "kind"), _pairs(TRUNKS, "xception"))
 def test_every_encoder_serves_every_family_with_a_trunk(family: str, kind: str) -> None:
     torch.manual_seed(0)
     flat, cube = (1, 2, 2), (2, 2, 2)
@@ -112,8 +120,7 @@ def test_every_encoder_serves_every_family_with_a_trunk(family: str, kind: str) 
     assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("family", UNETS)
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize(("family", "kind"), _pairs(UNETS, "dla"))
 def test_every_encoder_serves_every_unet(family: str, kind: str) -> None:
     torch.manual_seed(0)
     made = plan(family, (8, 8, 16), encoder=(2,), classes=3, strides=((1,) * 3, (1, 2, 2), (2, 2, 2)), deep=True)
