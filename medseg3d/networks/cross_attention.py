@@ -26,8 +26,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """``x`` ``(batch, of_query, …)`` asks, ``seen`` ``(batch, of_key, …)`` answers → ``(batch, width, …)`` of the size of ``x``."""
-        query, key, value = (part(y).flatten(2).transpose(1, 2) for part, y in ((self.query, x), (self.key, seen), (self.value, seen)))
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
+        parts = ((self.query, x), (self.key, seen), (self.value, seen))
+        query, key, value = (part(y).flatten(2).transpose(1, 2).unsqueeze(1) for part, y in parts)  # one head: ONNX wants four axes
+        attended = F.scaled_dot_product_attention(query, key, value).squeeze(1).transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
         found: Tensor = self.out(attended)
         return found
 
