@@ -122,11 +122,21 @@ def _boxes(
     def measure(case: Case) -> FoundBoxes:
         if case.label is None:
             raise InputError(f"{case.name}: has no label map to compare with.")
-        predicted, reference, spacing = read_label_maps(found[case.name].path, case.label, case.name)
+        predicted, reference, spacing = read_label_maps(found[case.name].path, case.label, case.name, soft=case.soft)
         return boxes_of(predicted != plan.labels.values[0], np.isin(reference, plan.labels.annotated_values[1:]), spacing)
 
     done = run_cases(measure, cases, name_of=lambda case: case.name, stage="first stage", bytes_of=_bytes_of_label_maps)
-    measured = {case.item.name: case.result for case in done if case.result is not None}
+    measured = {}
+    for case in done:
+        if case.failure is not None:
+            logger.error("%s", case.failure)
+        elif case.result is not None:
+            measured[case.item.name] = case.result
+    if not measured:
+        raise InputError(
+            f"{domain.dataset}: no label map could be compared with what {stage.name} finds, so {configuration.name} has no box to "
+            "train in. Name the folder of the dataset."
+        )
     choice = choose_box_rule(measured, extra_mm=max(stage.spacing))
     on(Event(stage="first stage", message=_in_words(choice, stage.name)))
     boxes = {name: _stored_box(plan, configuration, choice.rule, found[name].path, store.checked(name).restoration) for name in measured}
@@ -234,7 +244,7 @@ def _make(
     store = Store(domain.folder.store(configuration.data))
 
     def work(case: Case) -> None:
-        read = read_case(replace(case, label=found[case.name].path), frame=plan.reading_frame)
+        read = read_case(replace(case, label=found[case.name].path, soft=()), frame=plan.reading_frame)
         restoration = store.checked(case.name).restoration
         box = tuple(slice(start, stop) for start, stop in restoration.box)
         inside = nonzero_mask(to_network_order(read.image, plan.axis_order))[box]
