@@ -8,7 +8,6 @@ The list, its order, probabilities and ranges are those of nnU-Net 2.8.1's defau
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg3d.devices import wait_for
 from medseg3d.patches.further_augmentations import FurtherAugmentation
 from medseg3d.patches.previous_stage import PreviousDraw, change_previous, draw_previous, one_hot
 from medseg3d.patches.sampling import OUTSIDE, PatchBox
@@ -39,8 +37,6 @@ P_CONTRAST, CONTRAST_RANGE = 0.15, (0.75, 1.25)
 P_LOW_RESOLUTION, P_LOW_RESOLUTION_CHANNEL, LOW_RESOLUTION_RANGE = 0.25, 0.5, (0.5, 1.0)
 P_GAMMA_INVERTED, P_GAMMA, GAMMA_RANGE = 0.1, 0.3, (0.7, 1.5)
 P_MIRROR = 0.5
-MEASURED_PATCH, MEASURED_SAMPLES = (32, 64, 64), 16
-"""What the speed of augmentation is measured on."""
 EPS = 1e-7
 """Keeps a constant channel from dividing by zero."""
 
@@ -435,28 +431,3 @@ def mirror_labels(labels: Tensor, axes: Sequence[int], policy: AugmentationPolic
             mirrored[flipped == right] = left
         return mirrored
     return flipped
-
-
-def measure_augmentation(device: torch.device) -> float:
-    """Voxels of one channel and its labels that are augmented per second, in the mean of fixed draws; takes a second."""
-    policy = augmentation_policy(MEASURED_PATCH, num_channels=1, mirror_axes=(0, 1, 2))
-    rng = np.random.default_rng(0)
-    box = PatchBox(start=(0, 0, 0), size=MEASURED_PATCH)
-    batches = []
-    for _ in range(MEASURED_SAMPLES):
-        draw, crop = draw_augmentation(policy, rng), None
-        if draw.matrix is not None:
-            part, center = crop_box(box, draw.matrix, None)
-            crop = SpatialCrop(image=torch.rand(1, *part.size), labels=torch.zeros(part.size, dtype=torch.int16), center=center)
-        image, labels = torch.rand(1, 1, *MEASURED_PATCH), torch.zeros(1, *MEASURED_PATCH, dtype=torch.int16)
-        batches.append(Batch(image=image, labels=labels, names=("",), draws=(draw,), crops=(crop,)))
-    seconds = 0.0
-    for batch in batches:
-        runs = []
-        for _ in range(2):  # the first one makes kernels
-            began = time.perf_counter()
-            augment(batch, policy, device)
-            wait_for(device)
-            runs.append(time.perf_counter() - began)
-        seconds += min(runs)
-    return MEASURED_SAMPLES * math.prod(MEASURED_PATCH) / seconds

@@ -200,7 +200,7 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
 def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int, options: PlanOptions) -> tuple[Candidate, ...]:
     """What other networks would take on the device at hand."""
     from medseg3d.devices import choose_device, measure_speed
-    from medseg3d.patches.augmentation import measure_augmentation
+    from medseg3d.patches.augmentation_speed import measure_augmentation
 
     device = choose_device("auto")
     multiply_adds, moved = measure_speed(device)

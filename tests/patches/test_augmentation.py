@@ -19,8 +19,8 @@ from medseg3d.patches.augmentation import (
     augmentation_policy,
     crop_box,
     draw_augmentation,
-    measure_augmentation,
 )
+from medseg3d.patches.augmentation_speed import measure_augmentation
 from medseg3d.patches.sampling import OUTSIDE, PatchBox, read_patch
 
 CPU = torch.device("cpu")
