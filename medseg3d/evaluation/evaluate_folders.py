@@ -62,8 +62,8 @@ def evaluate_folders(
     declared = labels or labels_beside(references)
     if declared is not None and labels is None:
         declared = with_names(declared, names)
-    if declared is not None and (unknown := unknown_names(rows, declared.names)):
-        raise InputError(f"annotated.csv beside {references}: {', '.join(unknown)}: no label is called so.")
+    if declared is not None:
+        _check_annotated(rows, declared.names, references)
     evaluation = evaluate_pairs(
         [replace(pair, annotated=annotated_for(pair.case, rows)) for pair in matched.pairs],
         labels=declared,
@@ -74,6 +74,8 @@ def evaluate_folders(
         seed=seed,
         on=on,
     )
+    if declared is None:
+        _check_annotated(rows, [label.name for label in evaluation.labels], references)
     return replace(
         evaluation,
         predictions=str(predictions),
@@ -82,6 +84,15 @@ def evaluate_folders(
         extra_predictions=matched.extra,
         failures=(*matched.failures, *evaluation.failures),
     )
+
+
+def _check_annotated(rows: Sequence[tuple[str, tuple[str, ...] | None]], names: Sequence[str], references: Path) -> None:
+    """Raise :class:`InputError` for names in ``annotated.csv`` that no label has: their cases would leave all means without a word."""
+    if unknown := unknown_names(rows, names):
+        raise InputError(
+            f"annotated.csv beside {references}: {', '.join(unknown)}: no label is called so; the labels are {', '.join(names)}. Name the "
+            "label values in dataset.json, or in labels.csv beside the references."
+        )
 
 
 def evaluate_pairs(

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from medseg3d.errors import InputError
 from medseg3d.evaluation.evaluate_case import evaluate_case
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.labels import Labels
@@ -82,6 +83,13 @@ def test_a_label_without_any_known_surface_has_no_distances() -> None:
     (label, other) = evaluate_case(np.ones_like(reference), reference, spacing=(1, 1, 1), labels=ORGANS).labels
     assert (label.dice, label.hd95_mm, label.nsd) == (1, None, None)
     assert other.presence == "neither"
+
+
+def test_names_that_no_label_has_are_refused_also_without_a_list_of_labels(tmp_path: Path) -> None:
+    folders = write(tmp_path)
+    (tmp_path / "annotated.csv").write_text("case_0,edema\n", encoding="utf-8")
+    with pytest.raises(InputError, match="edema: no label is called so; the labels are label_1, label_2, label_3"):
+        evaluate(*folders)
 
 
 def annotated(root: Path) -> Evaluation:
