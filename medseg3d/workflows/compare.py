@@ -17,6 +17,7 @@ from medseg3d.files import check_writable, write_text
 from medseg3d.models.loading import load_models
 from medseg3d.options import CompareOptions, PlanOptions, PreprocessOptions, TrainOptions
 from medseg3d.plan import Configuration, Plan
+from medseg3d.planning import load_planner
 from medseg3d.provenance import weights_digest
 from medseg3d.records import read_record, write_record
 from medseg3d.reporting.comparison_page import write_comparison_page
@@ -64,11 +65,12 @@ def compare(root: Path, work: Path | None, options: CompareOptions, on: Listener
     choose_device(options.device)
     folder = WorkFolder(root / DEFAULT_FOLDER if work is None else work)
     check_writable(folder.root)
-    trained, problems = [], {}
-    for number, contender in enumerate(contenders, 1):
-        on(Event(stage="compare", message=f"— {contender.name} ({number} of {len(contenders)}) —"))
+    planned, problems = _all_planned(root, folder, contenders, options, on)
+    trained: list[Trained] = []
+    for number, (contender, configuration) in enumerate(planned, 1):
+        on(Event(stage="compare", message=f"— {contender.name} ({number} of {len(planned)}) —"))
         try:
-            trained.append(_trained(root, folder, contender, options, on))
+            trained.append(_trained(root, folder, contender, configuration, options, on))
         except (PlanError, PlanMismatchError, DivergedError, UnsupportedError) as error:
             problems[contender.name] = str(error)
             on(Event(stage="compare", message=f"{contender.name}: {error}"))
@@ -119,11 +121,41 @@ def _length_in_words(options: CompareOptions) -> str:
     return f"{epochs}{steps} each"
 
 
-def _trained(root: Path, folder: WorkFolder, contender: Contender, options: CompareOptions, on: Listener) -> Trained:
-    """One preset, from plan to validation."""
+def _all_planned(
+    root: Path, folder: WorkFolder, contenders: Sequence[Contender], options: CompareOptions, on: Listener
+) -> tuple[list[tuple[Contender, Configuration]], dict[str, str]]:
+    """What each preset trains, before anything is trained; and why the others cannot be planned.
+
+    Raises :class:`PlanError` for an unknown preset, :class:`InputError` for a configuration that a plan does not have, and for two presets
+    that would train the same network.
+    """
+    for contender in contenders:
+        load_planner(contender.preset)
+    planned: list[tuple[Contender, Configuration]] = []
+    problems: dict[str, str] = {}
+    for contender in contenders:
+        try:
+            made = _planned(root, folder, WorkFolder(folder.root / contender.name), contender, options, on)
+        except (PlanError, UnsupportedError) as error:
+            problems[contender.name] = str(error)
+            on(Event(stage="compare", message=f"{contender.name}: {error}"))
+            continue
+        if contender.configuration not in (None, *made.configurations):
+            known = ", ".join(made.configurations)
+            raise InputError(f"{contender.name}: its plan has no configuration {contender.configuration}. Name one of {known}.")
+        configuration = made.configuration(contender.configuration)
+        for other, chosen in planned:
+            if (other.preset, chosen.name) == (contender.preset, configuration.name):
+                raise InputError(f"{other.name} and {contender.name} are the same network, {chosen.name}. Leave one of them out.")
+        planned.append((contender, configuration))
+    return planned, problems
+
+
+def _trained(
+    root: Path, folder: WorkFolder, contender: Contender, configuration: Configuration, options: CompareOptions, on: Listener
+) -> Trained:
+    """One preset, from its plan to its validation."""
     own = WorkFolder(folder.root / contender.name)
-    made = _planned(root, folder, own, contender, options, on)
-    configuration = made.configuration(contender.configuration)
     preprocess(root, own.root, PreprocessOptions.of(options, configurations=[configuration.name], device="cpu"), on)
     training = TrainOptions.of(options, configuration=configuration.name, fold=options.fold, **options.length)
     evaluation = train(root, own.root, training, on)[None]

@@ -17,7 +17,7 @@ from medseg3d.validation.preset_comparison import Comparison
 from medseg3d.workflows.compare import contenders_of
 from tests.tiny_planner import tiny_planner
 
-CANNOT_BE = '\n[network]\nfamily = "icnet"\nmax_stages = 1\n'
+CANNOT_BE = '\n[network]\nfamily = "icnet"\nmax_stages = 2\n'
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,22 @@ def test_other_groups_than_those_of_the_folds_are_refused(dataset: Path, presets
     with pytest.raises(InputError, match="give other folds"):
         compare(dataset, presets=presets[:2], steps=1, device="cpu", group_pattern="(ball_[0-3]|ball_)")
     assert (dataset / "medseg3d-compare" / "splits.json").read_bytes() == folds
+
+
+@pytest.mark.parametrize(
+    ("named", "error", "message"),
+    [
+        (["default", "nosuch"], PlanError, "There is no planner 'nosuch'"),
+        (["default", "default@nosuch"], InputError, "has no configuration nosuch"),
+        (["default", "default@3d_fullres"], InputError, "default and default@3d_fullres are the same network"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_trained(
+    tiny_source: Path, tmp_path: Path, named: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        compare(tiny_source, tmp_path / "work", presets=named, steps=1, device="cpu")
+    assert not list((tmp_path / "work").rglob("weights.safetensors"))
 
 
 def test_steps_exclude_hours() -> None:
