@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.reading import label_values, read_case, read_label_maps
 from medseg3d.domain import Domain
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
+from medseg3d.evaluation.metrics import Evaluation, read_evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import run_cases
 from medseg3d.frame import grid_of, orientation_in
@@ -32,12 +34,12 @@ from medseg3d.preprocessing.boxed_case import stored_box
 from medseg3d.preprocessing.preprocess_case import Restoration, previous_stage_labels
 from medseg3d.preprocessing.previous_maps import PreviousMaps
 from medseg3d.preprocessing.store import ChunkedArray, Store
-from medseg3d.provenance import weights_digest
+from medseg3d.provenance import METRICS, weights_digest
 from medseg3d.training.folds import read_folds
 from medseg3d.validation.box import Box, BoxChoice, BoxRule, FoundBoxes, boxes_of, choose_box_rule, find_box, grown
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.origins import raw_cases
+from medseg3d.workflows.origins import raw_cases, validation_age
 from medseg3d.workflows.preprocess import bytes_to_preprocess
 from medseg3d.workflows.validate import validate
 
@@ -205,14 +207,23 @@ def _out_of_fold(
         )
     found, weights = {}, {}
     for fold in needed:
-        options = ValidateOptions(configuration=stage.name, fold=fold, device=device, keep_finished=True)
-        evaluation = validate(domain.dataset, folder.root, options, on)
+        evaluation = _validated(domain, plan, stage.name, fold, device, on)
         digest = weights_digest(folder.weights(stage.name, fold))
         weights[f"{stage.name}/{fold}"] = digest
         failed = {failure.case for failure in evaluation.failures}
         for name in (name for name in names if fold_of.get(name) == fold and name not in failed):
             found[name] = _Found(path=folder.validation(stage.name, fold) / f"{name}.nii.gz", weights=digest)
     return found, weights
+
+
+def _validated(domain: Domain, plan: Plan, stage: str, fold: str, device: str, on: Listener) -> Evaluation:
+    """The validation of a fold; a current one is read without its lock, as several machines may train second stages at once."""
+    metrics = domain.folder.validation(stage, fold) / METRICS
+    if metrics.exists() and validation_age(domain.dataset, domain.folder, plan, [stage], fold) is None:
+        with suppress(InputError):  # a damaged one is made again
+            return read_evaluation(metrics)
+    options = ValidateOptions(configuration=stage, fold=fold, device=device, keep_finished=True)
+    return validate(domain.dataset, domain.folder.root, options, on)
 
 
 def _digest(stored: str, weights: str) -> str:

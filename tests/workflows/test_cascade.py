@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,9 +17,12 @@ import torch
 from medseg3d import load_model
 from medseg3d.axes import to_network_order
 from medseg3d.commandline.cli import main
+from medseg3d.domain import domain_of
 from medseg3d.preprocessing.previous_maps import PreviousMaps
 from medseg3d.preprocessing.store import Store
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.taking_turns import fold_lock
+from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
 
 NAME = "3d_cascade_fullres"
@@ -86,6 +90,17 @@ def test_each_case_is_seen_through_a_network_that_has_not_seen_it(cascade: Path)
             candidates.append(to_network_order(plan.labels.encode(values, name), plan.axis_order)[box])
         assert learned.shape == stored.shape == candidates[0].shape
         assert any(np.array_equal(learned, found) for found in candidates)
+
+
+def test_a_first_stage_that_another_process_holds_does_not_stop_the_second(cascade: Path) -> None:
+    """Folds of a second stage may be trained on several machines at once."""
+    work = WorkFolder(cascade / "medseg3d-work")
+    domain = replace(domain_of(cascade, None), configuration=NAME)
+    with fold_lock(work.fold("3d_lowres", "0"), "is being validated"):
+        trained = training_domain(domain, "0", device="cpu")
+    assert trained.previous is not None
+    assert set(trained.previous) == {f"ball_{number}" for number in range(4)}
+    assert set(trained.previous_weights) == {"3d_lowres/0", "3d_lowres/1"}
 
 
 def test_what_predicts_is_both_stages(cascade: Path, tmp_path: Path) -> None:
