@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from medseg3d.preprocessing.chunked_array import ChunkedArray
 from medseg3d.preprocessing.preprocess_case import Restoration
-from medseg3d.preprocessing.store import ChunkedArray, StoredCase, StoredRecord
+from medseg3d.preprocessing.store import StoredCase, StoredRecord
 
 
 class BoxedCase(StoredCase):

@@ -14,7 +14,8 @@ import numpy as np
 
 from medseg3d.errors import InputError
 from medseg3d.files import replacing
-from medseg3d.preprocessing.store import ChunkedArray, file_checksum, save_array
+from medseg3d.preprocessing.chunked_array import ChunkedArray, save_array
+from medseg3d.preprocessing.store import file_checksum
 from medseg3d.records import read_record, write_record
 
 

@@ -31,9 +31,10 @@ from medseg3d.images import read_header, read_image
 from medseg3d.options import ValidateOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.boxed_case import stored_box
+from medseg3d.preprocessing.chunked_array import ChunkedArray
 from medseg3d.preprocessing.preprocess_case import Restoration, previous_stage_labels
 from medseg3d.preprocessing.previous_maps import PreviousMaps
-from medseg3d.preprocessing.store import ChunkedArray, Store
+from medseg3d.preprocessing.store import Store
 from medseg3d.provenance import METRICS, weights_digest
 from medseg3d.training.folds import read_folds
 from medseg3d.validation.box import Box, BoxChoice, BoxRule, FoundBoxes, boxes_of, choose_box_rule, find_box, grown

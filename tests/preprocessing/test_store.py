@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from medseg3d.errors import InputError, StorageError
 from medseg3d.plan import Resampling
 from medseg3d.preprocessing import store as store_module
+from medseg3d.preprocessing.chunked_array import BLOCK_BYTES, CHUNK_BYTES, chunk_shapes
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
-from medseg3d.preprocessing.store import Store, chunk_shapes, compact, foreground_index
+from medseg3d.preprocessing.store import Store, compact, foreground_index
 
 SHAPE = (9, 20, 17)
 
@@ -206,6 +207,6 @@ def test_a_store_that_is_not_there_says_so_when_it_is_read(tmp_path, case):
 @given(st.tuples(*[st.integers(1, 600)] * 3), st.tuples(*[st.integers(1, 300)] * 3), st.sampled_from([1, 2, 4]))
 def test_chunks_and_blocks_keep_their_limits(shape, patch, itemsize):
     chunks, blocks = chunk_shapes((2, *shape), itemsize, patch)
-    assert np.prod(chunks) * itemsize <= store_module.CHUNK_BYTES
-    assert np.prod(blocks) * itemsize <= store_module.BLOCK_BYTES
+    assert np.prod(chunks) * itemsize <= CHUNK_BYTES
+    assert np.prod(blocks) * itemsize <= BLOCK_BYTES
     assert all(1 <= b <= c <= n for b, c, n in zip(blocks, chunks, (2, *shape), strict=True))
