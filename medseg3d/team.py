@@ -72,6 +72,13 @@ class Team:
         value: Value = held[0]
         return value
 
+    def from_first_alone(self, make: Callable[[], Value]) -> Value:
+        """:meth:`from_first` for work that fills all cores of the machine, as the others wait meanwhile."""
+        if self.size == 1:
+            return make()
+        with _all_cores():
+            return self.from_first(make)
+
     def collected(self, value: Value) -> list[Value]:
         """The values of all processes, in their order."""
         if self.size == 1:
@@ -238,11 +245,31 @@ def is_loss_of_others(error: RuntimeError) -> bool:
     return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "TCPStore", "Connection reset", "Connection closed"))
 
 
+_cores: list[int] = []
+"""Of this machine, before they were divided among its processes."""
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Threads that are started meanwhile run on all cores; afterwards all is as before."""
+    if not _cores:
+        yield
+        return
+    own, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, _cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+        torch.set_num_threads(threads)
+
+
 def _take_cores(place: int, size: int) -> None:
     """Keep to this process's cores of the machine; where there are fewer than processes, some share one."""
     if not hasattr(os, "sched_setaffinity"):
         torch.set_num_threads(max(1, available_cores() // size))
         return
-    cores = sorted(os.sched_getaffinity(0))
+    global _cores
+    cores = _cores = sorted(os.sched_getaffinity(0))
     own = [cores[index] for index in Team(rank=place, size=size).part(len(cores))] or [cores[place % len(cores)]]
     os.sched_setaffinity(0, own)

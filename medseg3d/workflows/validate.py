@@ -215,7 +215,7 @@ def predict_and_evaluate(
         write_evaluation(evaluation, target / METRICS)
         return evaluation
 
-    return team.from_first(measure)
+    return team.from_first_alone(measure)
 
 
 def evaluate_both_ways(
@@ -263,7 +263,7 @@ def evaluate_both_ways(
         write_evaluation(used, target / METRICS)
         return used
 
-    return team.from_first(choose)
+    return team.from_first_alone(choose)
 
 
 def _predict_validation(
