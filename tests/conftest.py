@@ -22,6 +22,11 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The bytes of a file are no name: a gzip member holds the time, and processes that share the tests must name them alike."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and two test cases, 20×18×12 voxels: a bright ball in noise, label values 0, 3 and 7, mixed orientations."""

@@ -15,8 +15,8 @@ SECONDS_BETWEEN_FIGURES = 20.0
 
 
 def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:
-    """Drive a training to its end: a line and numbers per epoch, ``progress.png``."""
-    last_figure = 0.0
+    """Drive a training to its end: a line and numbers per epoch, ``progress.png`` now and then and at the end."""
+    last_figure = time.monotonic()
     for record in epochs:
         on(Event(stage="train", message=epoch_line(record), values=epoch_values(record), step=record.epoch))
         if time.monotonic() - last_figure > SECONDS_BETWEEN_FIGURES:
