@@ -6,6 +6,7 @@ One 4D file per case with a volume per label in the order of ``dataset.json``, w
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg3d import images
-from medseg3d.errors import LabelValueError
+from medseg3d.errors import InputError, LabelValueError
 from medseg3d.images import Image, ImageHeader, case_name
 
 NUMBERED = re.compile(r"(.+)_(\d{4})$")
@@ -23,16 +24,35 @@ ROUNDING = 0.01
 
 def soft_case_name(path: Path) -> str:
     """The case of a label file, without the number of a label."""
+    return _without_number(path) or case_name(path)
+
+
+IMAGES = {"labelsTr": "imagesTr", "labelsTs": "imagesTs", "labels": "images"}
+"""Where the images lie, beside the folder of the labels."""
+
+
+def _without_number(path: Path) -> str | None:
+    """The case of a file of one label; None for a file of all labels, whose case may have a name that ends in four digits."""
     found = NUMBERED.match(case_name(path))
-    return found[1] if found else case_name(path)
+    if found is None:
+        return None
+    try:
+        if images.read_header(path).num_volumes > 1:
+            return None
+    except InputError:
+        pass  # whoever reads it says what is wrong
+    folder, whole = path.parent.parent / IMAGES.get(path.parent.name, path.parent.name), case_name(path)
+    is_channel = any(folder.glob(f"{glob.escape(found[1])}_0000.*"))
+    has_image = any(folder.glob(f"{glob.escape(whole)}_0000.*")) or (not is_channel and any(folder.glob(f"{glob.escape(whole)}.*")))
+    return None if folder != path.parent and has_image else found[1]
 
 
 def soft_files(path: Path) -> tuple[Path, ...]:
     """The files of a case by one of them: those of all labels, or the only one."""
-    found = NUMBERED.match(case_name(path))
-    if found is None:
+    case = _without_number(path)
+    if case is None:
         return (path,)
-    return tuple(sorted(other for other in path.parent.glob(f"{found[1]}_????.*") if soft_case_name(other) == found[1]))
+    return tuple(sorted(other for other in path.parent.glob(f"{glob.escape(case)}_????.*") if _without_number(other) == case))
 
 
 def by_soft_case(files: Mapping[str, Path]) -> dict[str, Path]:
@@ -76,7 +96,7 @@ def most_probable(probabilities: np.ndarray, values: tuple[int, ...]) -> np.ndar
 def _volumes(path: Path, values: tuple[int, ...]) -> tuple[list[Image], bool]:
     """A volume per label, and whether the background is among them."""
     files, expected = soft_files(path), f"one volume for each of the {len(values)} labels, or for all but the background"
-    if NUMBERED.match(case_name(path)):
+    if _without_number(path) is not None:
         numbers = [int(case_name(file)[-4:]) for file in files]
         if numbers not in (list(values), list(values[1:])):
             raise LabelValueError(f"{path}: files for the label values {numbers}, expected {list(values[1:])}, or these and 0.")

@@ -19,7 +19,7 @@ from medseg3d.fingerprint.familiarity import profile_of
 from medseg3d.fingerprint.inferred_names import infer_labels, infer_modality
 from medseg3d.fingerprint.make_fingerprint import merge
 from medseg3d.fingerprint.records import Fingerprint
-from medseg3d.label_codes import unrecovered_values, with_annotated
+from medseg3d.label_codes import LabelCodes, unrecovered_values, with_annotated
 from medseg3d.labels import Labels
 from medseg3d.options import PlanningOptions
 from medseg3d.plan import Plan
@@ -28,6 +28,8 @@ from medseg3d.planning.reasons import Decided
 from medseg3d.wording import counted, listed
 
 logger = logging.getLogger(__name__)
+MOST_CODES = 32_767
+"""Patches hold 16 bits."""
 DEFAULT_PLANNER = "default"
 NAMED_CHANNELS = "named by dataset.json or --channels"
 """Why a plan took its channels' modalities, where they were not guessed."""
@@ -175,6 +177,11 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint, names: Mapping[int, str]
     if absent:
         warnings = (*warnings, f"No training case holds {', '.join(absent)}; the network cannot learn it.")
     labels = with_annotated(replace(labels, pairs=found.pairs), {case.name: case.annotated for case in dataset.training})
+    if LabelCodes(labels).num_codes > MOST_CODES:
+        raise DatasetError(
+            f"{dataset.root}: annotated.csv makes {len(labels.unannotated)} different sets of structures, more than fit with "
+            f"{len(labels.annotated_values)} label values. Annotate groups of cases alike, or train them as several datasets."
+        )
     return labels, found, (*warnings, *_about_kinds(dataset, fingerprint, labels))
 
 

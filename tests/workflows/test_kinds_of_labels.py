@@ -179,6 +179,15 @@ def test_files_that_hold_no_probabilities_cost_their_case(change, part: str, tmp
     assert part in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("in_one_file", [True, False])
+def test_cases_may_end_in_four_digits(in_one_file: bool, tmp_path: Path) -> None:
+    root = soft(tmp_path / "Soft", in_one_file=in_one_file)
+    for file in sorted(root.glob("*T?/ball_*")):
+        file.rename(file.with_name(file.name.replace("ball_", "ball_000")))
+    assert [case.name for case in open_dataset(root).training] == [f"ball_000{number}" for number in range(4)]
+    assert main(["doctor", str(root)]) == 0
+
+
 def test_soft_labels_go_with_plain_labels_only(tmp_path: Path) -> None:
     from medseg3d.errors import DatasetError
 
