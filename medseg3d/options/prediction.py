@@ -116,6 +116,16 @@ class ModelOptions(LevelOptions, MirroringOptions, DeviceOptions, MemberOptions)
         bool, Option("--whole-image", "let the network see each image at once, where memory allows (default: windows)")
     ] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flips is not None and self.mirroring is False:
+            raise InputError("--flips and --tta off: give at most one of them.")
+        if self.whole_image and (self.skip_empty or self.step != ModelOptions.step):
+            other = "--skip-empty" if self.skip_empty else "--step-size"
+            raise InputError(f"--whole-image and {other}: without windows there is no such thing.")
+        if len(set(self.scales)) < len(self.scales):
+            raise InputError(f"--scales {' '.join(f'{scale:g}' for scale in self.scales)}: each size once.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOptions):

@@ -19,6 +19,7 @@ from medseg3d.networks.build import family_of
 from medseg3d.networks.family import Sharing
 from medseg3d.networks.interfaces import Interface, interface_of
 from medseg3d.plan import NetworkPlan, Plan
+from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.records import from_plain
 from medseg3d.training.domains import TrainingDomain
 
@@ -41,9 +42,8 @@ class Meanings:
         """The later stage of a cascade also sees the labels of the earlier one."""
         labels = plan.labels
         regions = tuple(labels.names[region + 1] for region in range(len(labels.regions)))
-        more = (
-            f"earlier {labels.names[i] if i < len(labels.names) else i}" for i in range(1, network.in_channels - len(plan.channels) + 1)
-        )
+        order = in_order_of_values(labels)
+        more = (f"earlier {labels.names[order[i]] if i < len(order) else i + 1}" for i in range(network.in_channels - len(plan.channels)))
         return cls(channels=(*plan.channels, *more), outputs=regions or labels.names)
 
 

@@ -25,7 +25,7 @@ from medseg3d.records import read_record
 from medseg3d.training.state import TrainingState, read_summary
 from medseg3d.validation.selection import Selection
 from medseg3d.wording import counted, listed
-from medseg3d.work_folder import WorkFolder
+from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.run import predict_test_set
 from medseg3d.workflows.run_record import Environment, RunRecord, read_run, this_environment
@@ -77,6 +77,9 @@ def reproduce(work: Path, options: ReproduceOptions, on: Listener = silent) -> R
     another run; :class:`UnsupportedError` for a universal network.
     """
     folder = WorkFolder(work)
+    if not folder.plan.exists() and work_folder(work, None).plan.exists():  # the dataset's folder: its work folder is meant
+        folder = work_folder(work, None)
+        work = folder.root
     if is_universal(folder):
         raise UnsupportedError(f"{work}: holds a network of several datasets; making such a run again is not supported yet.")
     plan, folds = folder.read_plan(), recorded_folds(folder, options.device)

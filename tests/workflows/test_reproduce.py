@@ -49,8 +49,9 @@ def test_a_folder_of_another_run_and_a_missing_dataset_are_refused(trained: Path
     work = trained / "medseg3d-work"
     (tmp_path / "other").mkdir()
     (tmp_path / "other/plan.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="holds another run"):
-        reproduce(work, ReproduceOptions(output=tmp_path / "other"))
+    for named in (work, trained):  # the dataset's folder stands for the work folder in it
+        with pytest.raises(InputError, match="holds another run"):
+            reproduce(named, ReproduceOptions(output=tmp_path / "other"))
     with pytest.raises(InputError, match="the dataset of this run is not there"):
         reproduce(work, ReproduceOptions(output=tmp_path / "new", dataset=tmp_path / "nowhere"))
 
