@@ -180,6 +180,7 @@ def in_frame(case: CaseFingerprint, frame: Frame) -> CaseFingerprint:
         return (s, a, r)
 
     s, a, r = source
+    edges = case.foreground_edges or (0, 0, 0)
     return replace(
         case,
         axes=axes,
@@ -188,4 +189,5 @@ def in_frame(case: CaseFingerprint, frame: Frame) -> CaseFingerprint:
         crop=(box(0), box(1), box(2)),
         labels={value: replace(label, center=place(label.center)) for value, label in case.labels.items()},
         middle=None if case.middle is None else place(case.middle),
+        foreground_edges=case.foreground_edges and (edges[s], edges[a], edges[r]),
     )

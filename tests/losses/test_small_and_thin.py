@@ -91,7 +91,7 @@ def test_ignored_voxels_belong_to_no_lesion() -> None:
 
 def test_logits_of_a_patch_without_lesions_have_a_gradient() -> None:
     logits = torch.zeros(1, 2, 6, 6, requires_grad=True)
-    make_loss("cc_dice_ce", LossSettings(num_classes=2))(logits, torch.zeros(1, 6, 6)).backward()
+    make_loss("cc_dice_ce", LossSettings(num_classes=2))(logits, torch.zeros(1, 6, 6, dtype=torch.uint8)).backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
 
