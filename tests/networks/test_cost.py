@@ -92,7 +92,9 @@ def test_an_optimizer_with_more_numbers_takes_more() -> None:
     assert adamw.peak_bytes - sgd.peak_bytes == 4 * sgd.parameters
 
 
-@pytest.mark.parametrize(("features", "batches"), [((8, 16, 32), (40,)), ((8, 16, 256), (6, 40))], ids=str)
+@pytest.mark.parametrize(
+    ("features", "batches"), [((8, 16, 32), (40,)), pytest.param((8, 16, 256), (6, 40), marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("family", STYLED)
 def test_a_large_batch_costs_what_its_trace_says(family: str, features: tuple[int, ...], batches: tuple[int, ...]) -> None:
     # with 256 features the weights in half precision are the largest of what is saved, until the batch is large

@@ -58,7 +58,7 @@ def heads_of(outputs: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "dimensions"),
-    [(name, 2) for name in NAMES] + [pytest.param(name, 3, marks=pytest.mark.slow if name == "swinunetr" else ()) for name in NAMES],
+    [pytest.param(name, dimensions, marks=pytest.mark.slow if name == "swinunetr" else ()) for dimensions in (2, 3) for name in NAMES],
 )
 def test_every_head_has_the_size_of_its_stage_and_every_weight_a_gradient(family: str, dimensions: int) -> None:
     plan, size = made(family, dimensions)

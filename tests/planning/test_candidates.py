@@ -76,7 +76,7 @@ def test_the_proposed_come_first_and_every_number_is_there() -> None:
     assert unknown.seconds_per_epoch is None
 
 
-@pytest.mark.parametrize("name", ["vnet", "u2net", "unet_wide", "unet_3d"])
+@pytest.mark.parametrize("name", ["vnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("u2net", "unet_wide", "unet_3d"))])
 @pytest.mark.parametrize("gpu_memory_gb", [pytest.param(4.0, marks=pytest.mark.slow), 8.0])
 def test_traced_plans_fill_the_memory_and_no_more(name: str, gpu_memory_gb: float) -> None:
     summary = summary_of(shape=(120, 200, 200), num_cases=500)

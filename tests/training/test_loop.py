@@ -231,6 +231,7 @@ def test_a_full_disk_while_weights_are_saved_is_one_message(material: tuple[Plan
 FLOAT16 = Device(device=torch.device("cpu"), precision="float16")
 
 
+@pytest.mark.slow
 def test_float16_training_scales_its_loss_and_a_continued_run_keeps_the_scale(
     material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path
 ) -> None:

@@ -230,10 +230,11 @@ def test_one_onnx_file_for_several_networks_is_refused(trained: Path, tmp_path: 
 
 
 UNETS = ("plain_unet", "residual_unet", "classic_unet", "vnet", "u2net")
+QUICK = ("plain_unet", "residual_unet")
 ALL_FAMILIES = (
     ("plain_unet", 2),
-    *((name, 3) for name in UNETS),
-    *(pytest.param(name, 3, marks=pytest.mark.slow) for name in NETWORKS.built_in if name not in UNETS),
+    *((name, 3) for name in QUICK),
+    *(pytest.param(name, 3, marks=pytest.mark.slow) for name in NETWORKS.built_in if name not in QUICK),
 )
 
 

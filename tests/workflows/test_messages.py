@@ -338,7 +338,7 @@ def test_of_many_missing_predictions_ten_are_named(tiny: Path, tmp_path: Path, c
 
 
 def test_quiet_prints_no_table_and_writes_the_files(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(tiny), "-q", "--explain"]) == 0
+    assert main(["plan", str(tiny), "-q"]) == 0
     assert main(["evaluate", str(tiny / "labelsTr"), str(tiny / "labelsTr"), "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert (tiny / "medseg3d-work/plan.json").exists()

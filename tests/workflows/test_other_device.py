@@ -98,7 +98,8 @@ def test_preprocessing_there_gives_the_cpus_arrays(tiny_source: Path, tmp_path: 
         assert np.array_equal(case.labels[:], there[name].labels[:])
 
 
-@pytest.mark.parametrize("configuration", ["2d", pytest.param("3d_fullres", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_training_there_gives_the_cpus_losses_also_when_it_goes_on(configuration: str, tiny_source: Path, tmp_path: Path) -> None:
     # in float32; noise and dropout are drawn on the CPU, which a GPU does not do
     work = tmp_path / "work"
@@ -117,7 +118,7 @@ def test_training_there_gives_the_cpus_losses_also_when_it_goes_on(configuration
     ("preset", "precision"),
     [
         ("default", "float16"),
-        ("u2net", "float16"),
+        pytest.param("u2net", "float16", marks=pytest.mark.slow),
         *(pytest.param(preset, "bfloat16", marks=pytest.mark.slow) for preset in ("residual_m", "unet_2015", "vnet")),
     ],
 )

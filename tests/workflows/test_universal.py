@@ -132,7 +132,7 @@ def test_a_domain_is_added_without_a_bit_of_the_others_changing(
     assert any(bool(tensor.any()) for tensor in trained)
 
 
-@pytest.mark.parametrize("added", [None, "Flat"])
+@pytest.mark.parametrize("added", [None, pytest.param("Flat", marks=pytest.mark.slow)])
 def test_a_stopped_training_of_domains_goes_on_with_the_same_bits(work: Path, tmp_path: Path, added: str | None) -> None:
     domains = [training_domain(domain, "0") for domain in domains_of(Path(), work)]
     weights = work / "models/universal/fold_0/weights.safetensors"
