@@ -18,7 +18,7 @@ import pytest
 from tests.faults import Fault, render
 from tests.tiny_planner import tiny_planner
 
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # a process per core shares them out
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 for number in (signal.SIGINT, signal.SIGHUP):  # in the background of a script both are ignored, and so in every process that a test starts
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
