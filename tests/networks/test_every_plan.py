@@ -14,6 +14,7 @@ from medseg3d.networks import NETWORKS, build_network
 from medseg3d.networks.build import checked_plan
 from medseg3d.plan import NetworkPlan
 from medseg3d.precision import checked_precision
+from tests.networks import small_options
 from tests.networks.test_families import plan
 
 FAMILIES = sorted(name for name, family in NETWORKS.built_in.items() if family.has_style)
@@ -26,18 +27,9 @@ LEAST_STAGES = {
 }
 """A stem takes a stage or two, and something must be left behind it."""
 SMALL = {
+    **small_options.SMALL,
     "transunet": {"token_features": 8, "heads": 2, "layers": 1, "mlp_features": 8, "positions": 2},
-    "fcn": {"classifier_kernel": 3},
-    "deeplab_v3": {"head_features": 8},
     "dfanet": {"attention_features": 8, "decoder_features": 8},
-    "dfnet": {"decoder_features": 8},
-    "fast_scnn": {"context_features": 8},
-    "bisenet": {"context_features": 8},
-    "icnet": {"context_features": 8},
-    "swiftnet": {"decoder_features": 8},
-    "msfnet": {"decoder_features": 8},
-    "isnet": {"head_features": 8, "attention_features": 8},
-    "mcibi": {"head_features": 8, "attention_features": 8},
 }
 FLAT, CUBE = (1, 2, 2), (2, 2, 2)
 PLANS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {

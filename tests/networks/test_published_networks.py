@@ -38,6 +38,7 @@ from medseg3d.networks.resizing import upsampled
 from medseg3d.networks.resnet import dilated
 from medseg3d.networks.style import Style
 from medseg3d.plan import NetworkPlan
+from tests.networks import small_options
 from tests.networks.test_families import num_parameters, plan
 
 FAMILIES = {
@@ -57,18 +58,9 @@ DLA_34, DLA_60 = (16, 32, 64, 128, 256, 512), (16, 32, 128, 256, 512, 1024)
 BLOCKS_18, BLOCKS_50, BLOCKS_101 = (1, 1, 2, 2, 2, 2), (1, 1, 3, 4, 6, 3), (1, 1, 3, 4, 23, 3)
 CITYSCAPES = {"dimensions": 2, "channels": 3, "classes": 19}
 SMALL = {
+    **small_options.SMALL,
     "transunet": {"token_features": 16, "heads": 4, "layers": 2, "mlp_features": 32, "positions": 3},
-    "fcn": {"classifier_kernel": 3},
-    "deeplab_v3": {"head_features": 8},
     "dfanet": {"attention_features": 16, "decoder_features": 8},
-    "dfnet": {"decoder_features": 8},
-    "fast_scnn": {"context_features": 8},
-    "bisenet": {"context_features": 8},
-    "icnet": {"context_features": 8},
-    "swiftnet": {"decoder_features": 8},
-    "msfnet": {"decoder_features": 8},
-    "isnet": {"head_features": 8, "attention_features": 8},
-    "mcibi": {"head_features": 8, "attention_features": 8},
 }
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from medseg3d import load_model
 from medseg3d.axes import to_network_order
@@ -26,15 +24,6 @@ from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
 
 NAME = "3d_cascade_fullres"
-
-
-@pytest.fixture(scope="module")
-def in_float32() -> Iterator[None]:
-    """Training does not ask a process of its own whether bf16 is right here, which takes longer than the training."""
-    torch.nn.functional.conv3d(torch.zeros(1, 1, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3))  # oneDNN reads the variable once: before it is set
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
-        yield
 
 
 @pytest.fixture(scope="module")

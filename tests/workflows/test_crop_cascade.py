@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from medseg3d import load_model
 from medseg3d.commandline.cli import main
@@ -27,15 +25,6 @@ from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def in_float32() -> Iterator[None]:
-    """Training does not ask a process of its own whether bf16 is right here, which takes longer than the training."""
-    torch.nn.functional.conv3d(torch.zeros(1, 1, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3))  # oneDNN reads the variable once: before it is set
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
-        yield
 
 
 @pytest.fixture(scope="module")
