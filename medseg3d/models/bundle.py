@@ -347,8 +347,12 @@ def _postprocessing(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _step(step: Step) -> dict[str, Any]:
+    region: dict[str, Any] = {"index": step.index, "parts": list(step.parts)}
     if step.operation == "fill_holes" and step.parts:
-        function = {"_target_": "medseg3d.validation.postprocessing.RegionHoles", "index": step.index, "parts": list(step.parts)}
+        function = {"_target_": "medseg3d.validation.postprocessing.RegionHoles", **region}
+        return {"_target_": "Lambdad", "keys": "pred", "func": function}
+    if step.enclosing:
+        function = {"_target_": "medseg3d.validation.postprocessing.RegionLargest", **region, "enclosing": step.enclosing}
         return {"_target_": "Lambdad", "keys": "pred", "func": function}
     if step.operation == "fill_holes":
         return {"_target_": "FillHolesd", "keys": "pred", "applied_labels": [step.index], "connectivity": 1}

@@ -24,13 +24,15 @@ Operation = Literal["keep_largest_foreground", "keep_largest", "fill_holes"]
 class Step(Checked):
     """One operation; ``index`` is the label's or region's index, None for the whole foreground.
 
-    ``parts`` are the indices that make up a region; empty for a label, which is its own.
+    ``parts`` are the indices that make up a region; empty for a label, which is its own. ``enclosing`` is the index that voxels get which
+    a step takes from a region: that of the smallest region around it, or the background.
     """
 
     operation: Operation
     index: int | None = None
     parts: tuple[int, ...] = ()
-    came_later: ClassVar[tuple[str, ...]] = ("parts",)
+    enclosing: int = 0
+    came_later: ClassVar[tuple[str, ...]] = ("parts", "enclosing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +71,10 @@ def apply_postprocessing(indices: np.ndarray, postprocessing: Postprocessing) ->
     for step in postprocessing.steps:
         if step.operation == "keep_largest_foreground":
             keep_largest_foreground(result)
+        elif step.index is not None and step.operation == "keep_largest":
+            keep_largest(result, step.index, step.parts, step.enclosing)
         elif step.index is not None:
-            OPERATIONS[step.operation](result, step.index, step.parts)
+            fill_holes(result, step.index, step.parts)
     return result
 
 
@@ -82,15 +86,16 @@ def keep_largest_foreground(indices: np.ndarray) -> None:
         crop[outside_largest(crop > 0)] = 0
 
 
-def keep_largest(indices: np.ndarray, index: int, parts: Sequence[int] = ()) -> None:
+def keep_largest(indices: np.ndarray, index: int, parts: Sequence[int] = (), enclosing: int = 0) -> None:
     """Set to background, in place, all objects of a label but the largest; of equal ones the first in array order stays.
 
-    A region is the union of its ``parts``.
+    A region is the union of its ``parts``; where it lies in another one, its further objects become ``enclosing``, or they would leave
+    holes in that one.
     """
     mask = np.isin(indices, parts) if parts else indices == index
     box = _box_of(mask)
     if box is not None:
-        indices[box][outside_largest(mask[box])] = 0
+        indices[box][outside_largest(mask[box])] = enclosing
 
 
 def fill_holes(indices: np.ndarray, index: int, parts: Sequence[int] = ()) -> None:
@@ -114,16 +119,31 @@ class RegionHoles:
 
     def __call__(self, indices: Any) -> Any:
         """The same type, with its holes filled."""
-        array = np.array(indices if isinstance(indices, np.ndarray) else indices.numpy())
-        fill_holes(array[0], self.index, self.parts)
-        if isinstance(indices, np.ndarray):
-            return array
-        filled = indices.clone()
-        filled[array != indices.numpy()] = self.index
-        return filled
+        return _changed(indices, lambda array: fill_holes(array, self.index, self.parts))
 
 
-OPERATIONS: dict[str, Callable[[np.ndarray, int, Sequence[int]], None]] = {"keep_largest": keep_largest, "fill_holes": fill_holes}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionLargest:
+    """:func:`keep_largest` of a region that lies in another one, as :class:`RegionHoles`."""
+
+    index: int
+    parts: Sequence[int]
+    enclosing: int
+
+    def __call__(self, indices: Any) -> Any:
+        """The same type, with one object of the region."""
+        return _changed(indices, lambda array: keep_largest(array, self.index, self.parts, self.enclosing))
+
+
+def _changed(indices: Any, change: Callable[[np.ndarray], None]) -> Any:
+    """A copy of a label map ``(1, …)``, a tensor with its metadata or an array, after ``change`` of its three axes in place."""
+    array = np.array(indices if isinstance(indices, np.ndarray) else indices.numpy())
+    change(array[0])
+    if isinstance(indices, np.ndarray):
+        return array
+    result = indices.clone()
+    result.copy_(result.new_tensor(array))
+    return result
 
 
 def outside_largest(mask: np.ndarray) -> np.ndarray:

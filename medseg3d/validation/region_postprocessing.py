@@ -62,14 +62,22 @@ def choose_for_regions(
 def region_steps(labels: Labels) -> list[Step]:
     """All steps that are tried, in their order."""
     parts = {index: parts_of(labels, index) for index in labels.foreground}
-    largest = [Step(operation="keep_largest", index=index, parts=own) for index, own in parts.items()] if len(parts) > 1 else []
+    around = {index: enclosing_region(labels, index) for index in parts}
+    largest = [Step(operation="keep_largest", index=index, parts=own, enclosing=around[index]) for index, own in parts.items()]
     holes = [Step(operation="fill_holes", index=index, parts=own) for index, own in parts.items()]
-    return [Step(operation="keep_largest_foreground"), *largest, *holes]
+    return [Step(operation="keep_largest_foreground"), *(largest if len(parts) > 1 else []), *holes]
 
 
 def parts_of(labels: Labels, index: int) -> tuple[int, ...]:
     """The indices of a predicted label map that make up a region."""
     return tuple(other for other in labels.foreground if labels.values[other] in labels.members(index))
+
+
+def enclosing_region(labels: Labels, index: int) -> int:
+    """The index of the smallest region around another one whose own value lies outside of that; 0 where there is none."""
+    members = set(labels.members(index))
+    around = [other for other in labels.foreground if members < set(labels.members(other)) and labels.values[other] not in members]
+    return min(around, key=lambda other: len(labels.members(other)), default=0)
 
 
 def _count(prediction: np.ndarray, codes: np.ndarray, postprocessing: Postprocessing, labels: Labels) -> Counts:

@@ -7,10 +7,10 @@ import torch
 
 from medseg3d.label_codes import LabelCodes, with_annotated
 from medseg3d.labels import Labels
-from medseg3d.validation.postprocessing import Postprocessing, RegionHoles, Step, apply_postprocessing
+from medseg3d.validation.postprocessing import Postprocessing, RegionHoles, RegionLargest, Step, apply_postprocessing
 from medseg3d.validation.postprocessing_choice import choose_postprocessing
 from medseg3d.validation.postprocessing_evidence import ValidatedCase, is_split
-from medseg3d.validation.region_postprocessing import parts_of
+from medseg3d.validation.region_postprocessing import enclosing_region, parts_of, region_steps
 
 REGIONS = Labels(names=("background", "whole", "core"), values=(0, 1, 2), regions=((1, 2), (2,)), ignore=3)
 CLASSES = Labels(names=("background", "a", "b"), values=(0, 1, 2), ignore=3)
@@ -49,6 +49,24 @@ def test_a_region_is_cleaned_as_the_union_that_it_is() -> None:
     filled = apply_postprocessing(holed, Postprocessing(steps=(Step(operation="fill_holes", index=1, parts=(1, 2)),)))
     np.testing.assert_array_equal(filled, ball())
     np.testing.assert_array_equal(RegionHoles(index=1, parts=(1, 2))(torch.from_numpy(holed[None])).numpy()[0], ball())
+
+
+def test_a_second_object_of_an_inner_region_becomes_the_region_around_it_and_leaves_no_hole() -> None:
+    two = ball()
+    two[2, 2, 2] = two[4, 4, 4] = two[4, 4, 3] = 2
+    step = next(step for step in region_steps(REGIONS) if (step.operation, step.index) == ("keep_largest", 2))
+    cleaned = apply_postprocessing(two, Postprocessing(steps=(step,)))
+    np.testing.assert_array_equal(cleaned > 0, two > 0)
+    assert np.argwhere(cleaned == 2).tolist() == [[4, 4, 3], [4, 4, 4]]
+    in_bundle = RegionLargest(index=2, parts=step.parts, enclosing=step.enclosing)
+    np.testing.assert_array_equal(in_bundle(torch.from_numpy(two[None])).numpy()[0], cleaned)
+
+
+def test_the_enclosing_region_is_the_smallest_one_around_whose_own_value_lies_outside() -> None:
+    nested = Labels(names=("background", "whole", "core", "active"), values=(0, 1, 2, 3), regions=((1, 2, 3), (2, 3), (3,)))
+    assert [enclosing_region(nested, index) for index in nested.foreground] == [0, 1, 2]
+    crossing = Labels(names=("background", "left", "right"), values=(0, 1, 2), regions=((1, 3), (2, 3)))
+    assert [enclosing_region(crossing, index) for index in crossing.foreground] == [0, 0]
 
 
 def test_false_spots_of_regions_are_removed_where_no_region_falls() -> None:
