@@ -11,7 +11,9 @@ from typing import Any
 class Event:
     """``done`` of ``total`` steps of ``stage``; ``message`` is a line worth keeping on the screen.
 
-    ``facts`` say what a training is, where it begins; ``values`` are numbers worth a curve, by name, at the place ``step`` of it.
+    ``overall`` is the share, 0 to 1, of the whole work that is done, where ``done`` of ``total`` counts a part of it only: of all epochs
+    of a training, and of all trainings of a run. ``facts`` say what a training is, where it begins; ``values`` are numbers worth a
+    curve, by name, at the place ``step`` of it.
     """
 
     stage: str
@@ -21,6 +23,7 @@ class Event:
     facts: Mapping[str, Any] | None = None
     values: Mapping[str, float] | None = None
     step: int = 0
+    overall: float | None = None
 
     def __str__(self) -> str:
         """One line.

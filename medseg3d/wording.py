@@ -22,3 +22,18 @@ def listed(names: Sequence[str], *, most: int = 10) -> str:
     """
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, to the two largest units.
+
+    >>> duration(8.4), duration(75), duration(7500), duration(200_000)
+    ('8 s', '1 min', '2 h 5 min', '2 days 7 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    hours, days = minutes // 60, minutes // (24 * 60)
+    if days:
+        return f"{counted(days, 'day')} {hours % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

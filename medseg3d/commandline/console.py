@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from medseg3d.commandline.bars import Bars
 from medseg3d.commandline.terminal import ProgressLines
 from medseg3d.events import Event
 from medseg3d.options import OutputOptions
@@ -51,18 +51,7 @@ class Console:
             highlight=False, emoji=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH
         )
         self._err = rich.console.Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._err,
-            transient=True,
-            disable=self._is_quiet or not self._err.is_terminal,
-        )
-        self._stage: tuple[str, TaskID] | None = None
+        self._bars = Bars(self._err, is_shown=not self._is_quiet and self._err.is_terminal)
         self._progress: ProgressLines | None = None
         if not self._is_quiet and not self._err.is_terminal:
             self._progress = ProgressLines(lambda line: self._err.print(line, markup=False))
@@ -85,12 +74,8 @@ class Console:
             self._err.print(event.message, markup=False)
         if self._progress is not None:
             self._progress.listen(event)
-        elif event.total:
-            if self._stage is None or self._stage[0] != event.stage:
-                if self._stage is not None:
-                    self._bars.remove_task(self._stage[1])
-                self._stage = (event.stage, self._bars.add_task(event.stage, total=event.total))
-            self._bars.update(self._stage[1], completed=event.done, total=event.total)
+        else:
+            self._bars.listen(event)
 
     def warn(self, text: str) -> None:
         """A note on standard error."""

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from medseg3d.events import Event
+from medseg3d.pace import Pace
+from medseg3d.wording import duration
 
 SECONDS_BETWEEN_LINES = 60.0
 """Of a stage that goes on, where the output is a file: a night of training is some hundred lines."""
@@ -103,7 +105,8 @@ class ProgressLines:
         self._lock = threading.Lock()
         self._event: Event | None = None
         self._stage = ""
-        self._began = self._last = clock()
+        self._pace = Pace(clock=clock)
+        self._began = self._last = self._last_of_whole = clock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep_telling, name="progress", daemon=True)
 
@@ -118,8 +121,10 @@ class ProgressLines:
     def listen(self, event: Event) -> None:
         """Hear how far a stage has come. The epochs of a training are one stage."""
         with self._lock:
+            self._pace.listen(event)
             if event.message is not None:
                 self._last = self._clock()  # the message is a line itself
+                self._tell_whole()
             if not event.total:
                 return
             stage = event.stage.partition(", epoch ")[0]
@@ -136,17 +141,18 @@ class ProgressLines:
             now, event = self._clock(), self._event
             if event is not None and now - self._last >= self._seconds:
                 self._last = now
-                self._write(f"{event}, after {_minutes(now - self._began)}")
+                left = self._pace.stage_left
+                more = "" if left is None or event.done >= event.total else f", about {duration(left)} left"
+                self._write(f"{event}, after {duration(now - self._began)}{more}")
+                self._tell_whole()
+
+    def _tell_whole(self) -> None:
+        """Once a minute at most, between the lines of epochs as well: how much of all training is done."""
+        now, left, share = self._clock(), self._pace.all_left, self._pace.overall
+        if left is not None and share is not None and now - self._last_of_whole >= self._seconds:
+            self._last_of_whole = now
+            self._write(f"{100 * share:.0f} % of the training done, about {duration(left)} left")
 
     def _keep_telling(self) -> None:
         while not self._end.wait(self._seconds / 4):
             self.tell()
-
-
-def _minutes(seconds: float) -> str:
-    """
-    >>> _minutes(75), _minutes(7500)
-    ('1 min', '2 h 5 min')
-    """
-    minutes = int(seconds // 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

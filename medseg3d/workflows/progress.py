@@ -1,9 +1,10 @@
-"""Follow a training while it runs: a line and numbers per epoch, progress.png."""
+"""Follow a training while it runs: a line and numbers per epoch, progress.png, and which share of it is done."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg3d.events import Event, Listener
@@ -12,6 +13,23 @@ from medseg3d.training.state import EpochRecord, read_history
 
 SECONDS_BETWEEN_FIGURES = 20.0
 """Drawing progress.png takes half a second; short epochs need not pay it each time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How long a training is to be, by epochs or by a time budget, of which ``used_seconds`` were gone before it went on."""
+
+    epochs: int
+    hours: float | None = None
+    used_seconds: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def done(self, epoch: int, share_of_epoch: float) -> float:
+        """The share of the training that is over, 0 to 1, by whichever is further."""
+        share = (epoch + share_of_epoch) / self.epochs
+        if self.hours is not None:
+            share = max(share, (self.used_seconds + time.monotonic() - self.began) / (self.hours * 3600))
+        return min(1.0, share)
 
 
 def follow(epochs: Iterator[EpochRecord], title: str, target: Path, on: Listener) -> None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -98,12 +98,14 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
             chain.preprocess(
                 PreprocessOptions(configurations=names, jobs=options.jobs, max_ram_gb=options.max_ram_gb, cluster=options.cluster)
             )
+    whole = _Whole(len(wanted), on)
     with cluster_workers(options.cluster, on) as cluster:
         at_once = 1 if cluster is None else cluster.num_networks
         share = None if options.hours is None else options.hours / math.ceil(len(wanted) / at_once)
         for name, pairs in groupby(wanted, key=itemgetter(0)):  # a later configuration may need an earlier one's folds
             folds_of = [TrainOptions.of(options, configuration=None if is_shared else name, fold=fold, hours=share) for _, fold in pairs]
-            for evaluations in _trained(root, work, name, folds_of, clock, cluster, on):
+            for evaluations in _trained(root, work, name, folds_of, clock, cluster, whole):
+                whole.num_done += 1
                 for chain in chains:
                     chain.note(evaluations[chain.domain.name])
     is_validated = any(fold.isdigit() for _, fold in wanted)
@@ -111,19 +113,33 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
 
 
 def _trained(
-    root: Path, work: Path | None, name: str, folds: Sequence[TrainOptions], clock: _Clock, cluster: Workers | None, on: Listener
+    root: Path, work: Path | None, name: str, folds: Sequence[TrainOptions], clock: _Clock, cluster: Workers | None, whole: _Whole
 ) -> Iterator[Evaluations]:
     """Train folds of a configuration, one after the other here, or at once on the workers of a cluster."""
     if cluster is None:
         for one in folds:
             with clock.stage(f"train {name} fold {one.fold}"):
-                evaluations = train(root, work, one, on)
+                evaluations = train(root, work, one, whole.of_all)
             yield evaluations
         return
     with clock.stage(f"train {name}, {counted(len(folds), 'fold')} on a cluster"):
         for number, (one, evaluations) in enumerate(train_there(root, work, folds, cluster), 1):
-            on(Event(stage="train", message=f"{name} fold {one.fold} is trained and validated, {number} of {len(folds)}."))
+            message = f"{name} fold {one.fold} is trained and validated, {number} of {len(folds)}."
+            whole.on(Event(stage="train", message=message))
             yield evaluations
+
+
+class _Whole:
+    """Tells how much of all trainings is done, of which ``num_done`` are over."""
+
+    def __init__(self, total: int, on: Listener) -> None:
+        self._total, self.num_done, self.on = total, 0, on
+
+    def of_all(self, event: Event) -> None:
+        """Pass an event of the training at hand on, its share as one of the whole."""
+        if event.overall is not None:
+            event = replace(event, overall=(self.num_done + event.overall) / self._total)
+        self.on(event)
 
 
 def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,7 @@ from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.processes import train_on_devices
 from medseg3d.workflows.profiling import profiled
-from medseg3d.workflows.progress import follow
+from medseg3d.workflows.progress import Length, follow
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.run_record import RunRecord, facts_of, note_run, this_environment, train_command
 from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, stored_cases
@@ -172,7 +172,8 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
         note_training_data(target, _data_of(domains), is_restart=options.restart, weights=first.previous_weights)
         if first.boxes is not None and (options.restart or not (target / LAST).exists()):
             write_record(target / BOXES, first.boxes, "boxes")
-    on(Event(stage=stage, total=options.epochs or first.configuration.training.epochs))
+    length = _length(options, first, target)
+    on(Event(stage=stage, total=length.epochs))
     stop: StopRequest
 
     is_noted = not team.is_first
@@ -182,8 +183,11 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
         if not is_noted:  # not before: a run with other settings is refused, and a finished one is left as it is
             _note_run(network, options, domains, team, on)
             is_noted = True
-        on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps))
+        on(Event(stage=f"{stage}, epoch {epoch}", done=step, total=steps, overall=length.done(epoch, step / steps)))
         tick()
+
+    def on_validation(epoch: int, done: int, total: int) -> None:
+        on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total, overall=length.done(epoch, 1.0)))
 
     try:
         with (
@@ -206,7 +210,7 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
                 check=(lambda: None) if lock is None else lock.check,
                 team=team,
                 on_step=on_step,
-                on_validation=lambda epoch, done, total: on(Event(stage=f"{stage}, epoch {epoch}, validating", done=done, total=total)),
+                on_validation=on_validation,
             )
             if team.is_first:
                 follow(epochs, f"{network.name}, fold {network.fold}" + (f", adding {network.added}" if network.added else ""), target, on)
@@ -220,6 +224,16 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
         again = " without --restart" if options.restart else ""
         advice = f"Run the same command again{again} to go on."
         raise InterruptedBySignalError(stop.signal_number, f"Stopped; the state is saved in {target}. {advice}")
+
+
+def _length(options: TrainOptions, first: TrainingDomain, target: Path) -> Length:
+    """How long the training is to be, and what of it an earlier run has used."""
+    before = None if options.restart else read_summary(target)
+    return Length(
+        epochs=options.epochs or first.configuration.training.epochs,
+        hours=options.hours,
+        used_seconds=0.0 if before is None else before.elapsed_seconds,
+    )
 
 
 def _data_of(domains: Sequence[TrainingDomain]) -> dict[str, str]:

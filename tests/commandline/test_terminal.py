@@ -124,9 +124,9 @@ def test_a_log_file_gets_a_line_per_stage_and_per_minute() -> None:
         "fingerprint …",
         "preprocess …",
         "train 2d fold 0 …",
-        "train 2d fold 0, epoch 0: 61 of 250, after 1 min",
-        "train 2d fold 0, epoch 0: 121 of 250, after 2 min",
-        "train 2d fold 0, epoch 0: 181 of 250, after 3 min",
+        "train 2d fold 0, epoch 0: 61 of 250, after 1 min, about 3 min left",
+        "train 2d fold 0, epoch 0: 121 of 250, after 2 min, about 2 min left",
+        "train 2d fold 0, epoch 0: 181 of 250, after 3 min, about 1 min left",
         "train 2d fold 0, epoch 0, validating: 0 of 50, after 4 min",
     ]
 
