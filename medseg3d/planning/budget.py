@@ -165,8 +165,8 @@ class _TracedBytes:
         return estimate <= self.reference
 
     def batch_size(self, topology: Topology, estimate: int) -> int:
-        smallest = self.planner.batch.min_size
-        per_sample = self._bytes(topology, smallest + 1) - estimate
+        smallest = self.planner.batch.min_size  # the patch fits with it, so no line has to say whether one more could
+        per_sample = self._traced(self._network(topology), self.patch_size(topology), smallest + 1) - estimate
         return smallest + int((self.reference - estimate) / max(1, per_sample))
 
     def patch_size(self, topology: Topology) -> tuple[int, ...]:
