@@ -145,6 +145,8 @@ class NetworkPlan(Checked):
         )
 
 
+OptimizerName = Literal["sgd", "adamw", "muon"]
+"""What steps are made of a gradient; see :mod:`medseg3d.training.optimizers`."""
 ScheduleName = Literal["poly", "cosine", "cosine_restarts", "cyclical"]
 """How the learning rate runs; the formulas stand in :mod:`medseg3d.training.schedule`."""
 
@@ -159,12 +161,12 @@ class TrainingPlan(Checked):
     """Steps of an epoch, whatever the number of cases."""
     validation_iterations: Steps = 50
     """Batches of validation patches at the end of an epoch."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` with Nesterov momentum, or `adamw`."""
+    optimizer: OptimizerName = "sgd"
+    """`sgd` with Nesterov momentum, `adamw`, or `muon`: orthogonalized steps for kernels, `adamw` for the rest."""
     learning_rate: NotNegative = 0.01
     """The highest rate; `schedule` says how it runs."""
     momentum: Share = 0.99
-    """Of `sgd`: the share of a step that goes on in the next."""
+    """Of `sgd` and `muon`: the share of a step that goes on in the next; `muon` is used with 0.95."""
     weight_decay: NotNegative = 3e-5
     """Weight decay of the optimizer."""
     schedule: ScheduleName = "poly"

@@ -10,19 +10,20 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from medseg3d.networks.build import checked_plan, family_of
-from medseg3d.plan import NetworkPlan
+from medseg3d.plan import NetworkPlan, OptimizerName
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}
-"""float32 numbers that an optimizer keeps per parameter: the momentum; Adam's two moments."""
+OPTIMIZER_SLOTS: dict[OptimizerName, int] = {"sgd": 1, "adamw": 2, "muon": 1}
+"""float32 numbers that an optimizer keeps per parameter: the momentum; Adam's two moments; of `muon` the momentum, as nearly all are
+kernels."""
 BYTES = 4
 """Of a float32."""
 LARGEST_TRACED = 3
@@ -39,7 +40,7 @@ class StepCost:
     saved_bytes: int
     largest_bytes: int
     multiply_adds: int
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: OptimizerName
 
     @property
     def fixed_bytes(self) -> int:
@@ -58,7 +59,7 @@ def step_cost(
     batch_size: int,
     *,
     in_half_precision: bool = True,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
+    optimizer: OptimizerName = "sgd",
 ) -> StepCost:
     """Count a training step of ``batch_size`` patches, in bf16 mixed precision or in float32.
 
@@ -85,7 +86,7 @@ class Tracer:
         batch_size: int,
         *,
         in_half_precision: bool = True,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        optimizer: OptimizerName = "sgd",
         counts_work: bool = True,
     ) -> StepCost:
         """As :func:`step_cost`; without ``counts_work`` in half of the time, and ``multiply_adds`` is 0."""
@@ -106,14 +107,14 @@ class Tracer:
         batch_size: int,
         *,
         in_half_precision: bool = True,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        optimizer: OptimizerName = "sgd",
         counts_work: bool = True,
     ) -> StepCost:
         """As :meth:`step_cost`, with all of a large batch traced."""
         sizes, multiply_adds = self._sizes(patch_size, batch_size, in_half_precision=in_half_precision, counts_work=counts_work)
         return self._cost(sizes, multiply_adds, optimizer)
 
-    def _cost(self, sizes: Sequence[int], multiply_adds: int, optimizer: Literal["sgd", "adamw"]) -> StepCost:
+    def _cost(self, sizes: Sequence[int], multiply_adds: int, optimizer: OptimizerName) -> StepCost:
         return StepCost(
             parameters=self.parameters,
             saved_bytes=sum(sizes),

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil, prod
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from medseg3d.plan import NetworkPlan
+from medseg3d.plan import NetworkPlan, OptimizerName
 from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.stages import network_plan_of, stages_of
@@ -238,7 +238,7 @@ of unpadded ones, which lose their borders, do not."""
 
 
 @lru_cache(maxsize=512)
-def _traced_bytes(key: str, patch_size: tuple[int, ...], batch_size: int, optimizer: Literal["sgd", "adamw"]) -> int:
+def _traced_bytes(key: str, patch_size: tuple[int, ...], batch_size: int, optimizer: OptimizerName) -> int:
     """Bytes of a step of the network whose record ``key`` is, as JSON; the search for a patch asks for the same topologies again."""
     return _tracer(key).step_cost(patch_size, batch_size, optimizer=optimizer, counts_work=False).peak_bytes
 

@@ -13,7 +13,7 @@ from medseg3d.planning.reasons import Decided, Explanation
 
 def training(plan: TrainingPlan) -> Decided[TrainingPlan]:
     """The planner's, the same for all datasets, with the extensions that its parts are from."""
-    momentum = f", momentum {plan.momentum:g}" if plan.optimizer == "sgd" else ""
+    momentum = f", momentum {plan.momentum:g}" if plan.optimizer != "adamw" else ""
     providers = providers_of(plan)
     loss = plan.loss + _source(providers.get(plan.loss))
     named = (f"{name} ({_numbers(options)}){_source(providers.get(name))}" for name, options in plan.augmentations.items())

@@ -14,13 +14,12 @@ from medseg3d.networks.build import build_network, build_universal, sharing_of
 from medseg3d.networks.class_memory import memories
 from medseg3d.networks.family import Sharing
 from medseg3d.patches.augmentation import augment
-from medseg3d.plan import TrainingPlan
 from medseg3d.precision import checked_precision
 from medseg3d.team import Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.optimizers import optimizer_of
 from medseg3d.training.pooled_norm import pool_batch_norms
 from medseg3d.training.probe import trusted_precision
-from medseg3d.training.schedule import parameter_groups
 from medseg3d.training.step import Learner, Replica, scaler_for
 from medseg3d.training.tuning import freeze, frozen_norms
 
@@ -66,20 +65,6 @@ def _tell(network: nn.Module, codes: LabelCodes) -> None:
     network.label_codes = codes  # type: ignore[assignment]
     for memory in memories(network):
         memory.contents = torch.from_numpy(codes.contents()[1 if codes.labels.regions else 0 :].copy())
-
-
-def optimizer_of(network: nn.Module, settings: TrainingPlan) -> torch.optim.Optimizer:
-    """The plan's optimizer over what is trainable, with the learning rates of its layers."""
-    parameters = parameter_groups(network, settings)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
 
 
 def replicated(learner: Learner, team: Team) -> Learner:

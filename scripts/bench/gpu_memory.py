@@ -44,7 +44,7 @@ def measured_plans(name: str, gpu_memory_gb: float):  # type: ignore[no-untyped-
     from medseg3d.networks.build import build_network
     from medseg3d.networks.cost import step_cost
     from medseg3d.planning import DatasetSummary, load_planner, make_plan
-    from medseg3d.training.learner import optimizer_of
+    from medseg3d.training.optimizers import optimizer_of
     from medseg3d.training.step import compute_gradients
 
     summary = DatasetSummary(
