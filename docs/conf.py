@@ -36,6 +36,7 @@ NAVIGATION = {
         "docs/how-to/cluster",
         "docs/how-to/track",
         "docs/how-to/bad-data",
+        "docs/how-to/messages",
     ],
     "Extending": ["docs/extending"],
     "Concepts": [

@@ -28,20 +28,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 class MedsegError(Exception):
     """The root of all errors that are the user's to correct; printed without a traceback."""
 
     exit_code = 2
+    page: ClassVar[str] = ""
+    """The section of the documentation that is about errors of this kind; empty where a message says all."""
 
 
 class InputError(MedsegError):
     """A file, a folder or an argument is wrong."""
 
+    page = "how-to/messages.md#a-file-a-folder-or-an-option"
+
 
 class DatasetError(InputError):
     """A dataset cannot be used; ``findings`` holds one sentence per problem, all found at once."""
+
+    page = "how-to/messages.md#the-dataset"
 
     def __init__(self, message: str, findings: Sequence[str] = ()) -> None:
         self.findings = tuple(findings)
@@ -51,53 +58,79 @@ class DatasetError(InputError):
 class ImageReadError(InputError):
     """A file cannot be decoded, or is not one volume with one value per voxel."""
 
+    page = "how-to/messages.md#a-case"
+
 
 class GeometryMismatchError(InputError):
     """Two files that must lie on the same grid do not."""
+
+    page = "how-to/messages.md#a-case"
 
 
 class ChannelCountError(InputError):
     """A case has another number of channels than the dataset or the plan says."""
 
+    page = "how-to/messages.md#a-case"
+
 
 class NotFiniteError(InputError):
     """An image holds NaN or infinite voxels."""
+
+    page = "how-to/messages.md#a-case"
 
 
 class LabelValueError(InputError):
     """A label file holds values that are not integers or not in the list of labels."""
 
+    page = "how-to/messages.md#a-case"
+
 
 class UnsupportedError(MedsegError):
     """The dataset asks for something that is not supported yet; it is refused, never trained as something else."""
+
+    page = "how-to/messages.md#not-supported"
 
 
 class PlanError(MedsegError):
     """A planner file is wrong, or no plan can be made from the fingerprint."""
 
+    page = "how-to/messages.md#the-plan"
+
 
 class PlanMismatchError(MedsegError):
     """A plan, a preprocessed store or a model belongs to another dataset or configuration."""
+
+    page = "how-to/messages.md#another-plan-than-before"
 
 
 class BusyError(MedsegError):
     """Another process works on the same files now; the message says which one, where, and since when."""
 
+    page = "how-to/messages.md#another-process"
+
 
 class StorageError(MedsegError):
     """The disk is full, or a folder cannot be written."""
+
+    page = "how-to/messages.md#the-disk"
 
 
 class DamagedCaseError(StorageError):
     """The files of a preprocessed case are not as they were written."""
 
+    page = "how-to/messages.md#another-plan-than-before"
+
 
 class DivergedError(MedsegError):
     """Training gave NaN or infinite losses again and again."""
 
+    page = "how-to/messages.md#training-that-diverges"
+
 
 class ProcessError(MedsegError):
     """One of the processes that train together failed, with this exit code; the message is its own."""
+
+    page = "how-to/messages.md#one-of-several-processes"
 
     def __init__(self, message: str, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -120,6 +153,8 @@ class CaseFailure:
 
 class CasesFailedError(MedsegError):
     """The work is done, but the listed cases failed."""
+
+    page = "how-to/messages.md#some-cases-failed"
 
     exit_code = 3
 

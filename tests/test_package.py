@@ -27,7 +27,7 @@ def settings() -> configparser.ConfigParser:
 def test_every_package_of_the_tree_is_shipped(settings: configparser.ConfigParser) -> None:
     listed = set(settings["options"]["packages"].split())
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "medseg3d").rglob("__init__.py")}
-    assert listed == found | {"medseg3d.planners"}
+    assert listed == found | {"medseg3d.docs", "medseg3d.planners"}
 
 
 def test_the_map_shows_the_layers_that_are_checked(settings: configparser.ConfigParser) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from medseg3d.commandline.examples import examples_of
 from medseg3d.errors import InputError
 from medseg3d.options import Field, Options, OutputOptions, fields_of
 from medseg3d.version import __version__
@@ -41,12 +42,20 @@ def build_parser(commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParse
     parser = Parser(
         prog="medseg3d",
         description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
-        epilog="Without a dataset or model the current folder is meant. Start with: medseg3d run DATASET",
+        epilog="Without a dataset or model the current folder is meant. Start with: medseg3d run DATASET\n"
+        "COMMAND --help ends with examples; medseg3d docs shows the documentation.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in commands.items():
-        own = subparsers.add_parser(name, help=command.help, description=f"{command.help[0].upper()}{command.help[1:]}.")
+        own = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=examples_of(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         own.set_defaults(**{VERB: name})
         add_options(own, command.record)
     return parser
@@ -178,7 +187,8 @@ class Parser(argparse.ArgumentParser):
         if "--json" in self._given:
             sys.stdout.write(json.dumps({"error": "UsageError", "message": message, "exit_code": EXIT_USAGE}) + "\n")
             self.exit(EXIT_USAGE)
-        super().error(message)
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\nExamples: {self.prog} --help\n")
 
     def _nearest_command(self, message: str) -> list[str]:
         """The command that was probably meant where there is no such one."""

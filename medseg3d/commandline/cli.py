@@ -57,7 +57,7 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
         return error.exit_code
     except MedsegError as error:
         if not is_several or _speaks_first():
-            _print_error(error, as_json=as_json)
+            _print_error(error, as_json=as_json, is_quiet=namespace.quiet or False)
         return error.exit_code
     except KeyboardInterrupt as error:
         number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
@@ -89,11 +89,21 @@ def _set_up_logging(options: OutputOptions) -> None:
     logging.getLogger("medseg3d").setLevel(level)
 
 
-def _print_error(error: MedsegError, *, as_json: bool) -> None:
+def _print_error(error: MedsegError, *, as_json: bool, is_quiet: bool = False) -> None:
     if as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
         print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}), flush=True)
-    else:
-        print(f"medseg3d: {error}", file=sys.stderr)
+        return
+    print(f"medseg3d: {error}", file=sys.stderr)
+    if error.page and not is_quiet:
+        print(f"More about this: {_place(error.page)}", file=sys.stderr)
+
+
+def _place(page: str) -> str:
+    """Where a section of the documentation is read: the command that shows it, and its file."""
+    from medseg3d.pages import docs_folder
+
+    folder, short = docs_folder(), page.replace(".md", "").rpartition("/")[2]
+    return f"medseg3d docs {short}" + ("" if folder is None else f"  ({folder / page.partition('#')[0]})")
 
 
 def _speaks_first() -> bool:

@@ -236,4 +236,13 @@ class SlurmCommand(OutputOptions, SlurmOptions, OnDataset):
 class CompletionCommand(OutputOptions):
     """``medseg3d completion``."""
 
-    shell: Annotated[Literal["bash", "zsh"], Option("shell", "the shell to write a script for", is_required=True)] = "bash"
+    shell: Annotated[Literal["bash", "zsh", "fish"], Option("shell", "the shell to write a script for", is_required=True)] = "bash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocsCommand(OutputOptions):
+    """``medseg3d docs``."""
+
+    page: Annotated[
+        str | None, Option("page", "the name of a page or of a command, PAGE#SECTION for a part (default: the list)", metavar="PAGE")
+    ] = None

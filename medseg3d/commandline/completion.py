@@ -64,6 +64,33 @@ def _zsh_specs(fields: Iterable[Field]) -> Iterable[str]:
             yield _quoted(f"{alone}{flag}[{_plain(option.help)}]{value}")
 
 
+def _fish(commands: Mapping[str, Command[Any]]) -> str:
+    lines = []
+    for name, command in commands.items():
+        lines.append(f"complete -c medseg3d -n __medseg3d_no_verb -a {name} -d {_fish_quoted(command.help)}")
+        lines.append(f"complete -c medseg3d -n '__medseg3d_verb {name}' -s h -l help -d 'show help'")
+        lines += [f"complete -c medseg3d -n '__medseg3d_verb {name}' {_fish_spec(field)}" for field in fields_of(command.record)]
+    return FISH.format(lines="\n".join(lines))
+
+
+def _fish_spec(field: Field) -> str:
+    """The words of ``complete`` of fish for an option or an argument."""
+    words, takes_file = _words(field), field.type is Path or _takes_file(field)
+    flags = [f"-s {flag[1:]}" if len(flag) == 2 else f"-l {flag[2:]}" for flag in field.option.flags.split()] if field.is_flag else []
+    if field.type is bool:
+        value = []
+    elif words:
+        value = ["-x" if flags else "-f", "-a", _fish_quoted(" ".join(words))]
+    else:
+        value = ["-r", "-F"] if takes_file and flags else ["-F"] if takes_file else ["-x"] if flags else ["-f"]
+    return " ".join([*flags, *value, "-d", _fish_quoted(field.option.help)])
+
+
+def _fish_quoted(text: str) -> str:
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{quoted}'"
+
+
 def _words(field: Field) -> tuple[str, ...]:
     """What an option may be, where these are few words."""
     named = (field.option.metavar or "").split("|")
@@ -134,5 +161,22 @@ _medseg3d() {{
 compdef _medseg3d medseg3d
 """
 
-SHELLS: dict[str, Callable[[Mapping[str, Command[Any]]], str]] = {"bash": _bash, "zsh": _zsh}
+FISH = """\
+# Completion of medseg3d for fish: medseg3d completion fish > ~/.config/fish/completions/medseg3d.fish
+function __medseg3d_no_verb
+    test (count (commandline -opc)) -eq 1
+end
+
+function __medseg3d_verb
+    set -l words (commandline -opc)
+    test (count $words) -gt 1; and test $words[2] = $argv[1]
+end
+
+complete -c medseg3d -f
+complete -c medseg3d -n __medseg3d_no_verb -l help -d 'show help'
+complete -c medseg3d -n __medseg3d_no_verb -l version -d 'show the version'
+{lines}
+"""
+
+SHELLS: dict[str, Callable[[Mapping[str, Command[Any]]], str]] = {"bash": _bash, "zsh": _zsh, "fish": _fish}
 """The shells by name."""

@@ -331,6 +331,27 @@ class Console:
             self._lines([f"{counted(report.num_fixable, 'finding')} can be repaired: run the same command with --fix."])
         return 2 if errors else 0
 
+    def show_pages(self, found: Mapping[str, Path]) -> None:
+        """The pages of the documentation, each with its title."""
+        titles = {name: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for name, path in found.items()}
+        if self._is_json:
+            self._print_json({name: {"title": titles[name], "file": str(path)} for name, path in found.items()})
+            return
+        self._lines([f"{name:22} {title}" for name, title in titles.items()])
+        self._lines(["medseg3d docs PAGE shows one."])
+
+    def show_page(self, path: Path, text: str) -> None:
+        """A page or a part of it, laid out on a terminal, as it is in a file."""
+        from rich.markdown import Markdown
+
+        if self._is_json:
+            self._print_json({"file": str(path), "text": text})
+        elif self._out.is_terminal:
+            self._out.print(Markdown(text, hyperlinks=False))
+            self._out.print(f"This page: {path}", markup=False)
+        else:
+            sys.stdout.write(f"{text}\n")
+
     def _lines(self, lines: Sequence[str]) -> None:
         if not self._is_quiet:
             for line in lines:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medseg3d.commandline.arguments import Command
+from medseg3d.commandline.examples import USAGES
 from medseg3d.options import Field, Options, OutputOptions, fields_of
 
 DEFAULT = re.compile(r"\s*\(default: (.*?)\)")
@@ -23,7 +24,8 @@ Exit codes: 0 done, 1 a defect of ours, 2 wrong input, 3 done but some cases fai
 error is a document on standard output: `error`, `message`, `exit_code`.
 
 A shell completes commands, options, their values and files after `eval "$(medseg3d completion bash)"` in `~/.bashrc`, or
-`eval "$(medseg3d completion zsh)"` after `compinit` in `~/.zshrc`.
+`eval "$(medseg3d completion zsh)"` after `compinit` in `~/.zshrc`, or
+`medseg3d completion fish > ~/.config/fish/completions/medseg3d.fish`.
 """
 
 
@@ -33,8 +35,18 @@ def reference(commands: Mapping[str, Command[Any]]) -> str:
     parts = [HEAD, "## Every command\n", _table(OutputOptions, set())]
     for name, command in commands.items():
         usage = " ".join([name, *(_argument(field) for field in fields_of(command.record) if not field.is_flag)])
-        parts += [f"## {name}\n", f"`medseg3d {usage}`: {command.help}.\n", _table(command.record, shared)]
+        parts += [f"## {name}\n", f"`medseg3d {usage}`: {command.help}.\n", *_examples(name), _table(command.record, shared)]
     return "\n".join(parts)
+
+
+def _examples(name: str) -> Iterator[str]:
+    """What the command is typed like, and the page about it; nothing for a command without."""
+    if name not in USAGES:
+        return
+    page = USAGES[name].page
+    here = "" if page.startswith("reference/") else f"\n[More](../{page})\n"
+    own = page.removeprefix("reference/")
+    yield "\n".join(["```sh", *USAGES[name].lines, "```", here or (f"\n[More]({own})\n" if own != "command-line.md" else "")])
 
 
 def _table(record: type[Options], without: set[str]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg3d.commandline import commands as c
 from medseg3d.commandline.arguments import Command
+from medseg3d.commandline.examples import USAGES
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
 from medseg3d.processes import is_one_of_several
 from medseg3d.wording import counted, listed
@@ -264,6 +265,18 @@ def _completion(options: c.CompletionCommand, console: Console) -> None:
     sys.stdout.write(completion(options.shell, COMMANDS))  # as it is: no line may be broken
 
 
+def _docs(options: c.DocsCommand, console: Console) -> None:
+    from medseg3d.pages import page_of, pages, section_of
+
+    if options.page is None:
+        console.show_pages(pages())
+        return
+    name, _, anchor = options.page.partition("#")
+    path = page_of(USAGES[name].page if name in USAGES and name not in pages() else name)
+    text = path.read_text(encoding="utf-8")
+    console.show_page(path, section_of(text, anchor) if anchor else text)
+
+
 def _for_each(verb: Callable[[Domain], Result], options: c.OnDomain) -> Results[Result]:
     """What a verb gives for each domain that is meant, by its name; of an ordinary work folder for the only one, which has none."""
     from medseg3d.domain import domains_of
@@ -298,6 +311,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
     "reproduce": Command("make a run again from its record, and say whether it is the same bit for bit", c.ReproduceCommand, _reproduce),
     "slurm": Command("write the jobs of a plan for Slurm, one fold a job", c.SlurmCommand, _slurm),
+    "docs": Command("show the documentation that came with the package", c.DocsCommand, _docs),
     "completion": Command("print a script that completes commands, options and files in a shell", c.CompletionCommand, _completion),
 }
 """The verbs by their name, in the order of ``--help``."""

@@ -10,6 +10,7 @@ import pytest
 
 from medseg3d.commandline.completion import completion
 from medseg3d.commandline.verbs import COMMANDS
+from medseg3d.options import fields_of
 
 LINES = [
     (["tr"], {"train"}),
@@ -70,3 +71,25 @@ def test_zsh_completes(words: list[str], expected: set[str], place: Path) -> Non
     done = subprocess.run(command, cwd=place, capture_output=True, encoding="utf-8", check=True, timeout=60)
     found = {line.partition("FOUND:")[2].strip() for line in done.stdout.splitlines() if "FOUND:" in line}
     assert found == expected
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(("words", "expected"), LINES)
+def test_fish_completes(words: list[str], expected: set[str], place: Path) -> None:
+    script = place / "script"
+    script.write_text(completion("fish", COMMANDS), encoding="utf-8")
+    code = 'source $argv[1]; complete -C "$argv[2]"'
+    command = ["fish", "--no-config", "-c", code, str(script), " ".join(["medseg3d", *words])]
+    done = subprocess.run(command, cwd=place, capture_output=True, encoding="utf-8", check=True, timeout=60)
+    assert {line.partition("\t")[0].replace("\\", "") for line in done.stdout.splitlines()} == expected
+    assert done.stderr == ""
+
+
+def test_fish_is_told_of_every_option() -> None:
+    lines = completion("fish", COMMANDS).splitlines()
+    for name, command in COMMANDS.items():
+        own = [line for line in lines if f"'__medseg3d_verb {name}'" in line]
+        for field in fields_of(command.record):
+            for flag in field.option.flags.split() if field.is_flag else ():
+                word = f"-s {flag[1:]} " if len(flag) == 2 else f"-l {flag[2:]} "
+                assert any(word in line for line in own), (name, flag)
