@@ -21,7 +21,9 @@ from medseg3d.errors import CaseFailure
 from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.files import write_text
 from medseg3d.plan import Plan
+from medseg3d.reporting.case_pictures import Picture
 from medseg3d.reporting.charts import Chart, Series, line_chart, strip
+from medseg3d.reporting.viewer_parts import as_data, script_source, viewer_script, viewer_style
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +79,6 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A case seen: PNG bytes, the role it plays (worst, median, best) and its score."""
-
-    case: str
-    role: str
-    png: bytes
-    dice: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportInput:
     """All that the report shows. What is None or empty is not there yet, and the page says so instead of leaving a gap."""
 
@@ -123,6 +115,7 @@ def render(report: ReportInput) -> str:
     import importlib.resources
 
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
     source = importlib.resources.files("medseg3d.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -145,6 +138,10 @@ def render(report: ReportInput) -> str:
         "test_mean": mean_of_labels(label_rows(report.test_scores)) if report.test_scores else None,
         "num_test_measured": len({s.case for s in report.test_scores or ()}),
         "pictures": [{"picture": p, "uri": data_uri(p.png)} for p in report.pictures],
+        "scenes": Markup(as_data([p.scene for p in report.pictures if p.scene is not None])),
+        "viewer_script": Markup(viewer_script()),
+        "viewer_style": Markup(viewer_style()),
+        "script_source": script_source(viewer_script()),
         "facts": facts_view(report.facts) if report.facts else None,
         "plan_groups": plan_groups(report.explanations),
         "timings": timing_view(report.timings),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,11 +17,11 @@ from medseg3d.errors import CaseFailure, InputError, MedsegError
 from medseg3d.parsing import parse_json
 from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record, to_plain
+from medseg3d.reporting.case_pictures import Picture, ScoredCase, picture_cases
 from medseg3d.reporting.page import (
     DatasetFacts,
     FoldResult,
     LabelFacts,
-    Picture,
     ReportInput,
     Score,
     build_report,
@@ -171,63 +171,17 @@ def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int 
 
 
 def draw_cases(report: ReportInput, work: WorkFolder, dataset: Dataset, troubles: list[str]) -> tuple[Picture, ...]:
-    """Pictures of the worst, second worst, median and best validation case of the first configuration that has scores."""
+    """Pictures of the worst, the median and the best validation cases of the first configuration that has scores."""
     for configuration in configuration_names(report):
-        folds = [fold for fold in report.folds if fold.configuration == configuration]
-        rows = [row for row in case_rows(folds) if row["mean"] is not None]
-        if rows:
-            break
-    else:
-        return ()
-    pictures = []
-    for place, role in picture_roles(len(rows)):
-        row = rows[place]
-        try:
-            png = draw_case(row["case"], work.validation(configuration, row["fold"]), dataset, report.plan)
-        except MedsegError as error:
-            troubles.append(f"No picture of {row['case']}: {error}")
-            continue
-        pictures.append(Picture(case=row["case"], role=role, png=png, dice=row["mean"]))
-    return tuple(pictures)
+        rows = [row for row in case_rows([fold for fold in report.folds if fold.configuration == configuration]) if row["mean"] is not None]
+        if rows and report.plan is not None:
+            scored = [_scored(row, work.validation(configuration, row["fold"])) for row in rows]
+            return picture_cases(scored, {case.name: case for case in dataset.training}, report.plan, troubles)
+    return ()
 
 
-def picture_roles(num_cases: int) -> list[tuple[int, str]]:
-    """Places in the list of cases, worst first, that are worth a picture, and what they are called.
-
-    >>> picture_roles(1)
-    [(0, 'the only case')]
-    >>> picture_roles(9)
-    [(0, 'worst'), (1, 'second worst'), (4, 'median'), (8, 'best')]
-    """
-    if num_cases == 1:
-        return [(0, "the only case")]
-    roles: dict[int, str] = {0: "worst", num_cases - 1: "best"}
-    if num_cases >= 3:
-        roles.setdefault(num_cases // 2, "median")
-    if num_cases >= 5:
-        roles.setdefault(1, "second worst")
-    return sorted(roles.items())
-
-
-def draw_case(name: str, folder: Path, dataset: Dataset, plan: Plan | None) -> bytes:
-    """The picture of a training case and its prediction in ``folder``; raises :class:`InputError` where one is missing."""
-    from medseg3d.data.reading import read_case
-    from medseg3d.geometry import to_canonical
-    from medseg3d.images import read_image
-    from medseg3d.label_codes import as_predicted
-    from medseg3d.labels import as_integers
-    from medseg3d.reporting.figures import case_figure
-
-    cases = {case.name: case for case in dataset.training}
-    if name not in cases:
-        raise InputError(f"the dataset in {dataset.root} has no training case of this name any more.")
-    raw = read_case(cases[name])
-    path = folder / f"{name}.nii.gz"
-    prediction = as_integers(to_canonical(read_image(path).array, raw.orientation), str(path))
-    labels = plan.labels if plan else dataset.labels
-    values = dict(zip(labels.values[1:], labels.names[1:], strict=True)) if labels else {}
-    reference = raw.labels if raw.labels is None or labels is None else as_predicted(labels, raw.labels)
-    return case_figure(raw.image[0], reference, prediction, spacing=raw.spacing, labels=values)
+def _scored(row: Mapping[str, Any], folder: Path) -> ScoredCase:
+    return ScoredCase(case=row["case"], mean=row["mean"], folder=folder, dice=row["dice"])
 
 
 def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult, ...], list[Evaluation]]:

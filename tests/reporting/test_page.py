@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from medseg3d.errors import CaseFailure
+from medseg3d.reporting.case_pictures import Picture
 from medseg3d.reporting.page import (
     DatasetFacts,
     FoldResult,
     LabelFacts,
-    Picture,
     ReportInput,
     Score,
     as_text,
@@ -79,7 +82,7 @@ def full_report(path: Path, name: str = "liver") -> ReportInput:
         selected=("3d_fullres",),
         selection_notes=(name,),
         test_scores=scores,
-        pictures=(Picture(case=name, role="worst", png=b"\x89PNG", dice=0.0),),
+        pictures=(Picture(case=name, role="worst", png=b"\x89PNG", dice=0.0, scene={"case": name, "title": name}),),
         timings={name: 10.0, "train": 30.0},
         failures=(CaseFailure(case=name, stage=name, reason=name),),
         warnings=(name,),
@@ -91,9 +94,19 @@ def test_names_of_cases_and_labels_never_become_tags(tmp_path: Path) -> None:
     page = build_report(full_report(tmp_path / "report.html", EVIL)).read_text(encoding="utf-8")
     tags = Tags(page)
     assert not tags.open
-    assert "script" not in {tag for tag, _ in tags.found}
+    assert [attributes.get("type") for tag, attributes in tags.found if tag == "script"] == ["application/json", None]
     assert all(not key.startswith("on") for _, attributes in tags.found for key in attributes)
     assert "alert(1)" in "".join(tags.text)
+
+
+def test_the_page_lets_its_own_script_run_and_no_other(tmp_path: Path) -> None:
+    page = render(full_report(tmp_path / "report.html", EVIL))
+    (policy,) = re.findall(r"script-src ([^\"]*)\"", page)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts]
+    assert policy.replace("&#39;", "'").split() == digests
+    data = re.findall(r'<script type="application/json" id="scenes">(.*?)</script>', page, re.S)
+    assert json.loads(data[0]) == [{"case": EVIL, "title": EVIL}]
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:

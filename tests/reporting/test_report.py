@@ -12,7 +12,8 @@ import pytest
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import write_evaluation
-from medseg3d.reporting.report import picture_roles, read_history, read_work, write_page
+from medseg3d.reporting.case_pictures import picture_roles
+from medseg3d.reporting.report import read_history, read_work, write_page
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
 
