@@ -84,6 +84,9 @@ class OnModel(Options):
 class RunCommand(OutputOptions, RunOptions, OnDatasets):
     """``medseg3d run``."""
 
+    dry_run: Annotated[bool, Option("--dry-run", "say what would be done, how long and how much disk it takes; write nothing")] = False
+    yes: Annotated[bool, Option("-y --yes", "ask nothing, also on a terminal: take names and groups as they are found")] = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand(OutputOptions, PlanOptions, OnDatasets):

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
-from rich.table import Table
+from rich.markup import escape
 
 from medseg3d.commandline.bars import Bars
+from medseg3d.commandline.tables import candidates_table, dry_run_table, megabytes, plan_table, stage_table, table_of_names
 from medseg3d.commandline.terminal import ProgressLines
 from medseg3d.events import Event
 from medseg3d.options import OutputOptions
@@ -21,15 +22,16 @@ from medseg3d.wording import counted
 if TYPE_CHECKING:
     from medseg3d.data.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.plan import Plan
     from medseg3d.training.initial import TakenOver
     from medseg3d.validation.preset_comparison import Comparison
     from medseg3d.validation.selection import Selection
+    from medseg3d.workflows.dry_run import DryRun
     from medseg3d.workflows.export import ExportResult
     from medseg3d.workflows.find_lr import LearningRateResult
     from medseg3d.workflows.info import Info
     from medseg3d.workflows.plan import PlanResult
     from medseg3d.workflows.predict import PredictResult
-    from medseg3d.workflows.prediction_record import PredictedCase
     from medseg3d.workflows.preprocess import PreprocessResult
     from medseg3d.workflows.reproduce import Reproduction
     from medseg3d.workflows.run import RunResult
@@ -105,28 +107,16 @@ class Console:
                 }
             )
             return
-        plan = result.plan
-        table = Table(title=f"Plan for {plan.dataset} ({plan.planner})")
-        for column in ("", "configuration", "spacing in mm", "patch", "batch", "stages", "features", "median case"):
-            table.add_column(column, overflow="fold")
-        for name, c in plan.configurations.items():
-            table.add_row(
-                "→" if name == plan.recommended else "",
-                name,
-                _by(c.spacing),
-                _by(c.patch_size),
-                str(c.batch_size),
-                str(len(c.network.strides)),
-                f"{c.network.features[0]}–{c.network.features[-1]}",
-                _by(c.median_shape),
-            )
-        self._out.print(table)
-        self._lines([f"Recommended: {plan.recommended}. {plan.recommended_reason}", *plan.notes])
+        self._show_plan(result.plan)
         if explain:
             self._explain(result)
         self._lines([f"Note: {warning}" for warning in result.warnings])
         if result.path is not None:
             self._lines([f"Written: {result.path}"])
+
+    def _show_plan(self, plan: Plan) -> None:
+        self._out.print(plan_table(plan))
+        self._lines([f"Recommended: {plan.recommended}. {plan.recommended_reason}", *plan.notes])
 
     def _explain(self, result: PlanResult) -> None:
         last = None
@@ -134,7 +124,7 @@ class Console:
             if e.configuration != last:
                 self._out.rule(e.configuration or "dataset")
                 last = e.configuration
-            self._out.print(f"[bold]{_escape(e.quantity)}[/bold] = [cyan]{_escape(str(e.value))}[/cyan]")
+            self._out.print(f"[bold]{escape(e.quantity)}[/bold] = [cyan]{escape(str(e.value))}[/cyan]")
             self._out.print(f"  why: {e.rule}", markup=False)
             self._out.print(f"  from: {e.inputs}", markup=False)
             self._out.print(f"  changes with: {e.changes_it}", markup=False)
@@ -145,18 +135,8 @@ class Console:
         """What other networks would take, the ones worth training first."""
         if not result.candidates:
             return
-        table = Table(title="Networks for this dataset (→ worth training; seconds per epoch as this machine would take them)")
-        for column in ("", "planner", "configuration", "parameters", "memory of a step", "G multiply-adds", "s per epoch", "disk", "why"):
-            table.add_column(column, overflow="fold")
         shown = [c for c in result.candidates if c.is_proposed or c.parameters or c.problem]
-        for c in shown:
-            numbers = ("–",) * 5
-            if not c.problem:
-                seconds = "–" if c.seconds_per_epoch is None else f"{c.seconds_per_epoch:,.0f}"
-                work = f"{c.multiply_adds_per_step / 1e9:,.1f}"
-                numbers = (f"{c.parameters / 1e6:.1f} M", f"{c.memory_gb:.1f} GB", work, seconds, f"{c.disk_gb:.2f} GB")
-            table.add_row("→" if c.is_proposed else "", c.planner, c.configuration, *numbers, _escape(c.problem or c.reason))
-        self._out.print(table)
+        self._out.print(candidates_table(shown))
         others: dict[str, list[str]] = {}
         for c in result.candidates:
             if c not in shown:
@@ -243,7 +223,7 @@ class Console:
             )
             return
         if self._is_verbose and result.cases:
-            self._out.print(_stage_table(result.cases))
+            self._out.print(stage_table(result.cases))
             self._lines([f"Computed in {', '.join(sorted({case.precision for case in result.cases.values()}))}."])
         files = (*result.written, *result.kept)
         if len(files) == 1:
@@ -295,6 +275,21 @@ class Console:
             self.show_selection(result.selection)
         self.show_evaluation(result.test, title="Test set")
         self._lines([f"The report lies in {result.report}"])
+
+    def show_dry_run(self, result: DryRun, hours: float | None) -> None:
+        """The plan, then a row per step with its time and disk, and what is worth knowing before it begins."""
+        from medseg3d.records import to_plain
+        from medseg3d.workflows.dry_run import advice
+
+        lines = advice(result, hours)
+        if self._is_json:
+            more = {"seconds": result.seconds, "disk_bytes": result.disk_bytes, "fits_disk": result.fits_disk, "advice": lines}
+            self._print_json({**to_plain(result), **more})
+            return
+        self._show_plan(result.plan)
+        self._out.print(dry_run_table(result))
+        self._lines([*lines, *(f"Note: {warning}" for warning in result.warnings)])
+        self._lines([f"Nothing was written. Results would lie in {result.work}, with {megabytes(result.free_bytes)} free there."])
 
     def show_reproduction(self, result: Reproduction) -> None:
         """What is the same and what is not, and what is different about machine and versions."""
@@ -383,16 +378,6 @@ class Console:
         sys.stdout.write(json.dumps(document, indent=2, default=_path_as_text) + "\n")
 
 
-def _by(values: Iterable[float]) -> str:
-    return "×".join(f"{value:.4g}" for value in values)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _failure_dicts(failures: Iterable[Any]) -> list[dict[str, str]]:
     return [{"case": f.case, "stage": f.stage, "reason": f.reason} for f in failures]
 
@@ -401,31 +386,3 @@ def _path_as_text(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _stage_table(cases: Mapping[str, PredictedCase]) -> Table:
-    """Seconds of each stage and the peak of memory, a row per case."""
-    stages = list(dict.fromkeys(stage for case in cases.values() for stage in case.seconds))
-    rows = []
-    for name, case in cases.items():
-        seconds = (f"{case.seconds[stage]:.2f}" if stage in case.seconds else "–" for stage in stages)
-        rows.append([name, " x ".join(map(str, case.shape)), *seconds, "–" if case.peak_mib is None else f"{case.peak_mib:.0f}"])
-    title = "Seconds per stage (the next case is read and the last one written meanwhile)"
-    return table_of_names(title, ["file", "shape", *stages, "peak MiB"], rows)
-
-
-NAME_WIDTH = 14
-"""Characters that a column of names gets at least; longer names go on in the next line, so that no two look alike."""
-
-
-def table_of_names(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Names in the first column, numbers in the others; names are never cut off, however narrow the terminal is."""
-    table = Table(title=title)
-    rows = list(rows)
-    widest = max((len(row[0]) for row in rows), default=0)
-    table.add_column(header[0], overflow="fold", min_width=min(NAME_WIDTH, widest))
-    for column in header[1:]:
-        table.add_column(column, justify="right")
-    for name, *cells in rows:
-        table.add_row(_escape(name), *cells)
-    return table

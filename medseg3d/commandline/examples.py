@@ -18,7 +18,8 @@ USAGES: Mapping[str, Usage] = {
     "run": Usage(
         "start.md",
         (
-            "medseg3d run Liver  # everything, up to the report",
+            "medseg3d run Liver  # ask for names where there are none, then everything up to the report",
+            "medseg3d run Liver --dry-run  # only say what would be done, how long it takes, and how much disk",
             "medseg3d run Liver --hours 8  # all training within eight hours",
             "medseg3d run Liver --planner small --folds 0 --hours 0.5  # a first impression without a GPU",
             "medseg3d run Liver Spleen -w organs  # two datasets that share one network",

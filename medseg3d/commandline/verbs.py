@@ -167,10 +167,24 @@ def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
 def _run(options: c.RunCommand, console: Console) -> None:
     from medseg3d.workflows.run import run_domains
 
+    if options.dry_run:
+        _dry_run(options, console)
+        return
     with console:
         results = run_domains(options.datasets, options.work, options, console.listen)
     console.show(results, console.show_run)
     _report_failures(results, "failed; the others are done")
+
+
+def _dry_run(options: c.RunCommand, console: Console) -> None:
+    from medseg3d.workflows.dry_run import dry_run
+    from medseg3d.workflows.plan_domains import share_a_network
+
+    if share_a_network(options.datasets, options.work, options.planner):
+        raise InputError("--dry-run is for a single dataset.")
+    with console:
+        found = dry_run(options.datasets[0] if options.datasets else Path(), options.work, options, console.listen)
+    console.show_dry_run(found, options.hours)
 
 
 def _export(options: c.ExportCommand, console: Console) -> None:

@@ -31,13 +31,14 @@ from medseg3d.planning import (
     read_nnunet_fingerprint,
     summarize,
 )
-from medseg3d.planning.candidates import Candidate, Speed, candidates
+from medseg3d.planning.candidates import Candidate, candidates
 from medseg3d.planning.inherit import inherited_plan
 from medseg3d.planning.loss_rules import check_extensions
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Splits
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
+from medseg3d.workflows.estimate import measured_speed
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, NAMED_CHANNELS, describe_dataset
 from medseg3d.workflows.taking_turns import planning_lock
 from medseg3d.workflows.verb import verb
@@ -199,13 +200,7 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
 
 def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int, options: PlanOptions) -> tuple[Candidate, ...]:
     """What other networks would take on the device at hand."""
-    from medseg3d.devices import choose_device, measure_speed
-    from medseg3d.patches.augmentation_speed import measure_augmentation
-
-    device = choose_device("auto")
-    multiply_adds, moved = measure_speed(device)
-    augmented = measure_augmentation(device.device)
-    speed = Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved, augmented_voxels=augmented)
+    speed = measured_speed("auto")
     return candidates(
         summary, gpu_memory_gb=made.gpu_memory_gb, speed=speed, num_datasets=num_datasets, own=made, real_time=options.real_time
     )

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import rich.console
 
-from medseg3d.commandline.console import Console, table_of_names
+from medseg3d.commandline.console import Console
+from medseg3d.commandline.tables import table_of_names
 from medseg3d.data.checks import DoctorReport, Finding
 from medseg3d.errors import CaseFailure
 from medseg3d.events import Event

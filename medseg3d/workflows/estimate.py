@@ -1,0 +1,125 @@
+"""How long training and prediction take on the device at hand: a plan and three measured speeds go in, seconds come out.
+
+Rules of thumb, by the multiply-adds and feature maps of the network, which is traced without data. Where a fold has been trained for an
+epoch or more, its own seconds per epoch are known and count instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from medseg3d.errors import InputError
+from medseg3d.options import TrainingOptions
+from medseg3d.plan import Configuration, Plan
+from medseg3d.planning.candidates import BACKWARD, Speed, step_seconds
+from medseg3d.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    from medseg3d.networks.cost import StepCost
+
+STEP = 0.5
+"""Windows of a prediction lie half a window apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldEstimate:
+    """One training: ``seconds`` are still to go, ``disk_bytes`` what its weights and state take; ``epochs_done`` of ``epochs`` are over.
+
+    ``is_measured`` says that the seconds are from its own epochs.
+    """
+
+    configuration: str
+    fold: str
+    epochs: int
+    epochs_done: int
+    seconds: float
+    disk_bytes: float
+    is_measured: bool
+
+
+def measured_speed(device_name: str) -> Speed:
+    """Three speeds of a device; takes some seconds."""
+    from medseg3d.devices import choose_device, measure_speed
+    from medseg3d.patches.augmentation_speed import measure_augmentation
+
+    device = choose_device(device_name)
+    multiply_adds, moved = measure_speed(device)
+    augmented = measure_augmentation(device.device)
+    return Speed(device=str(device.device), multiply_adds=multiply_adds, bytes=moved, augmented_voxels=augmented)
+
+
+def traced(configuration: Configuration, batch_size: int | None = None) -> StepCost:
+    """What a training step of a configuration takes."""
+    from medseg3d.networks.cost import step_cost
+
+    batch = batch_size or configuration.batch_size
+    return step_cost(configuration.network, configuration.patch_size, batch, optimizer=configuration.training.optimizer)
+
+
+def fold_estimate(
+    configuration: Configuration, fold: str, folder: WorkFolder, options: TrainingOptions, speed: Speed, *, hours: float | None
+) -> FoldEstimate:
+    """What the training of a fold takes from where it stands; with ``hours`` that is known."""
+    from medseg3d.training.state import read_history, read_summary
+
+    target, settings = folder.fold(configuration.name, fold), configuration.training
+    cost = traced(configuration, options.batch_size)
+    epochs = options.epochs or settings.epochs
+    state = None if options.restart else read_summary(target)
+    done = 0 if state is None else epochs if state.is_finished else min(state.epoch, epochs)
+    measured = [] if state is None else [float(str(record["seconds"])) for record in read_history(target)]
+    if measured:
+        per_epoch = median(measured)
+    else:
+        iterations = options.iterations or settings.iterations_per_epoch
+        per_step = step_seconds(cost, configuration, options.batch_size or configuration.batch_size, speed)
+        checked = settings.validation_iterations * iterations / settings.iterations_per_epoch
+        per_epoch = per_step * (iterations + checked / (1 + BACKWARD))  # an epoch is also measured, without a backward pass
+    seconds = (epochs - done) * per_epoch
+    if hours is not None:
+        used = 0.0 if state is None else state.elapsed_seconds
+        seconds = min(seconds, max(0.0, hours * 3600 - used)) if done < epochs else 0.0
+    return FoldEstimate(
+        configuration=configuration.name,
+        fold=fold,
+        epochs=epochs,
+        epochs_done=done,
+        seconds=seconds,
+        disk_bytes=float(cost.fixed_bytes),  # last.safetensors holds weights and the optimizer's numbers; weights.safetensors the weights
+        is_measured=bool(measured),
+    )
+
+
+def prediction_seconds(plan: Plan, configuration: Configuration, speed: Speed, *, num_cases: int, num_networks: int) -> float:
+    """Seconds to predict cases of the median size with mirroring, by each of some networks."""
+    from medseg3d.prediction.sliding_window import window_starts
+
+    cost = traced(configuration, 1)
+    forward = (cost.multiply_adds / speed.multiply_adds) + cost.saved_bytes / speed.bytes
+    shape, patch = configuration.median_shape[-len(configuration.patch_size) :], configuration.patch_size
+    windows = math.prod(len(window_starts(int(n), size, STEP)) for n, size in zip(shape, patch, strict=True))
+    if configuration.dimensions == 2:
+        windows *= _num_slices(plan)
+    return forward * windows * 2 ** len(configuration.mirror_axes) * num_cases * num_networks
+
+
+def _num_slices(plan: Plan) -> int:
+    volumes: Sequence[Configuration] = [each for each in plan.configurations.values() if each.dimensions == 3]
+    return int(volumes[-1].median_shape[0]) if volumes else 1
+
+
+def in_words(folds: Sequence[FoldEstimate], device: str) -> str:
+    """One sentence on how long all trainings take; raises :class:`InputError` without any."""
+    from medseg3d.wording import counted, duration
+
+    if not folds:
+        raise InputError("There is no fold to train.")
+    left = sum(fold.seconds for fold in folds)
+    epochs = sorted({fold.epochs for fold in folds})
+    length = f"{counted(len(folds), 'training')} of {' and '.join(map(str, epochs))} epochs"
+    source = "by the epochs so far" if all(fold.is_measured for fold in folds) else "by a rule of thumb"
+    return f"{length} on {device}: about {duration(left)} {source}."
