@@ -5,8 +5,8 @@ One data's way through the package, a stage per name:
 ``images`` raw files, read and written · ``data`` what belongs together, and what is wrong with it · ``fingerprint`` what the data is
 like · ``planning`` → ``plan`` what was decided · ``preprocessing`` → store · ``patches`` → ``networks`` → ``training`` · ``prediction``
 logits → label map on the original grid · ``validation`` what validation decides, such as postprocessing · ``evaluation`` metrics ·
-``models`` what is carried away and predicts again · ``reporting`` the page. ``workflows`` holds each verb of the ``commandline`` on one
-page.
+``dicom_objects`` results as DICOM · ``models`` what is carried away and predicts again · ``reporting`` the page. ``workflows`` holds each
+verb of the ``commandline`` on one page.
 """
 
 from __future__ import annotations

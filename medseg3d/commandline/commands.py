@@ -146,7 +146,9 @@ class PredictCommand(OutputOptions, PredictOptions, OnDomain):
         Path,
         Option("-i --input", "a folder of images, one image, or a tree of DICOM series", metavar="INPUT", is_required=True),
     ] = Path()
-    output: Annotated[Path, Option("-o --output", "a folder, or a .nii.gz file for one image", metavar="OUTPUT", is_required=True)] = Path()
+    output: Annotated[
+        Path, Option("-o --output", "a folder, or a .nii.gz or .dcm file for one image", metavar="OUTPUT", is_required=True)
+    ] = Path()
     model: Annotated[
         Path | None,
         Option(

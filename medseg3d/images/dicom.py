@@ -101,6 +101,12 @@ def read_image(path: Path, files: Sequence[Path] = (), *, volume: int | None = N
     return Image(array=array.transpose(2, 1, 0), header=found.header)
 
 
+def series_slices(path: Path, files: Sequence[Path] = ()) -> tuple[tuple[DicomFile, ...], ImageHeader]:
+    """The headers of the slices, slice k of the image by :func:`read_image` is the k-th, and the header of the image."""
+    found = _open(path, files)
+    return tuple(found.slices), found.header
+
+
 def several_series(path: Path, series: Sequence[Series]) -> ImageReadError:
     """The error of a place that holds more than one, with what each is."""
     found = []

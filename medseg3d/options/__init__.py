@@ -5,6 +5,7 @@ here, and the code that obeys it: the parser, the keywords in Python and ``docs/
 """
 
 from medseg3d.options.comparing import CompareOptions
+from medseg3d.options.dicom import DicomOptions, OutputType, SegmentationType
 from medseg3d.options.option import Field, Option, Options, arguments_of, fields_of
 from medseg3d.options.planning import DatasetOptions, PlanningOptions, PlanOptions, PreprocessOptions
 from medseg3d.options.prediction import (
@@ -31,6 +32,7 @@ __all__ = [
     "CompareOptions",
     "DatasetOptions",
     "DeviceOptions",
+    "DicomOptions",
     "ExportOptions",
     "Field",
     "FindLrOptions",
@@ -42,6 +44,7 @@ __all__ = [
     "Option",
     "Options",
     "OutputOptions",
+    "OutputType",
     "PlanOptions",
     "PlanningOptions",
     "PredictOptions",
@@ -50,6 +53,7 @@ __all__ = [
     "ReproduceOptions",
     "RunOptions",
     "SeedOptions",
+    "SegmentationType",
     "SelectOptions",
     "ServeOptions",
     "ServerOptions",

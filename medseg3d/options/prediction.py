@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from medseg3d.errors import InputError
+from medseg3d.options.dicom import DicomOptions
 from medseg3d.options.option import Option, Options
 from medseg3d.options.resources import DeviceOptions
 
@@ -128,7 +129,7 @@ class ModelOptions(LevelOptions, MirroringOptions, DeviceOptions, MemberOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(DicomOptions, ModelOptions):
     """Options of ``predict``."""
 
     probabilities: Annotated[bool, Option("--probabilities", "write CASE.npz with float16 probabilities as well")] = False

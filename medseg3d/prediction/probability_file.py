@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -41,14 +41,20 @@ def probability_array(
             with scratch.open("wb") as file:
                 _reserve(file, 2 * prod(shape))
             storage().finish(scratch)
-        if wanted == "nnunet":  # classes one after the other, z first
-            array = np.memmap(scratch, np.float16, "r+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
-        else:
-            array = np.memmap(scratch, np.float16, "r+", shape=shape, order="F")
-        yield to_canonical(array, prepared.orientation)
+        yield to_canonical(scratch_probabilities(target, shape, wanted, mode="r+"), prepared.orientation)
     except BaseException:
         remove_file(scratch)
         raise
+
+
+def scratch_probabilities(
+    target: Path, shape: tuple[int, ...], wanted: ProbabilityFormat | None, *, mode: Literal["r", "r+"] = "r"
+) -> np.ndarray:
+    """Probabilities (class, x, y, z) in the scratch file; for nnU-Net classes lie one after the other, z first."""
+    scratch = scratch_file(target)
+    if wanted == "nnunet":
+        return np.memmap(scratch, np.float16, mode, shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
+    return np.memmap(scratch, np.float16, mode, shape=shape, order="F")
 
 
 def write_probabilities(target: Path, shape: tuple[int, ...], labels: Labels, wanted: ProbabilityFormat, grid: Geometry) -> None:
@@ -115,7 +121,10 @@ def facts_file(target: Path) -> Path:
 
 def probability_file(target: Path) -> Path:
     """``CASE.npz`` beside the label map ``CASE.nii.gz``."""
-    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + ".npz")
+    name = target.name
+    for ending in (".gz", ".nii", ".dcm", ".seg", ".rtstruct", ".sr"):
+        name = name.removesuffix(ending)
+    return target.with_name(f"{name}.npz")
 
 
 def scratch_file(target: Path) -> Path:

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from medseg3d.data.dataset import Case
+from medseg3d.dicom_objects.outputs import Outputs
 from medseg3d.errors import BusyError, CaseFailure, InputError
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.execution import memory_budget, run_cases
@@ -79,6 +80,7 @@ def predict_there(
     *,
     executor: Executor,
     record: RecordFile,
+    outputs: Outputs,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Each case wherever the executor runs it, from and into the same folders; a worker loads the model once."""
     absolute = {name: target.resolve() for name, target in targets.items()}
@@ -90,11 +92,13 @@ def predict_there(
             folds=fold_names(options.folds),
             configuration=names_of(options.configuration),
             scales=tuple(options.scales),
+            output_type=tuple(options.output_type),
             flips=None if options.flips is None else tuple(options.flips),
         ),
         identity=identity,
         targets=absolute,
         record=RecordFile(record.path.resolve()),
+        outputs=outputs,
     )
     found = [resolved(case) for case in pending]
     done = run_cases(work, found, name_of=lambda case: case.name, stage="predict", num_workers=len(pending) or 1, executor=executor)
@@ -110,11 +114,14 @@ def _predict_on_worker(
     identity: str,
     targets: dict[str, Path],
     record: RecordFile,
+    outputs: Outputs,
 ) -> PredictedCase:
     with _WORKER_LOCK:
         model = _worker_model(place, options, identity)
         budget = memory_budget(options.max_ram_gb)
-        ((_, result),) = predict_cases(model, [case], targets, record=record, probabilities=options.wanted_probabilities, budget=budget)
+        ((_, result),) = predict_cases(
+            model, [case], targets, record=record, probabilities=options.wanted_probabilities, budget=budget, outputs=outputs
+        )
     if isinstance(result, CaseFailure):
         raise InputError(result.reason)
     return result

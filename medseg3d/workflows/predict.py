@@ -11,6 +11,7 @@ from pathlib import Path
 from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of
 from medseg3d.data.prediction_cases import find_prediction_cases
+from medseg3d.dicom_objects.outputs import ENDINGS, Outputs, outputs_of
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
@@ -74,6 +75,7 @@ def predict(
 def _predict(
     source: Path | Sequence[Case], output: Path, options: PredictOptions, place: Path, executor: Executor | None, on: Listener
 ) -> PredictResult:
+    outputs = outputs_of(options, output, beside=(place, place.parent))
     loaded = predicting_model(place, options)
     if (options.jobs or 1) > 1 and loaded.device.is_gpu:
         raise InputError(
@@ -83,28 +85,32 @@ def _predict(
     if options.wanted_probabilities == "nnunet":
         check_nnunet_labels(loaded.plan.labels)
     cases, unusable = _cases_of(source, loaded.plan.channels, options.series_description)
-    targets = _targets(cases, source, output)
+    targets = _targets(cases, source, output, outputs)
+    identity = loaded.identity + outputs.identity
     folder = next(iter(targets.values())).parent
     check_writable(folder)
     earlier = recorded(folder)
-    kept, pending = _divide(_part(cases, options.part), targets, earlier, loaded.identity, options)
+    kept, pending = _divide(_part(cases, options.part), targets, earlier, identity, options, outputs)
     record = RecordFile(folder / record_name(options.part))
     if executor is None:
         budget = memory_budget(options.max_ram_gb)
-        made = predict_cases(loaded, pending, targets, record=record, probabilities=options.wanted_probabilities, budget=budget)
+        made = predict_cases(
+            loaded, pending, targets, record=record, probabilities=options.wanted_probabilities, budget=budget, outputs=outputs
+        )
     else:
         if options.jobs is not None:  # they share the memory
             options = replace(options, max_ram_gb=memory_budget(options.max_ram_gb) / 2**30 / options.jobs)
-        made = _with_warnings(predict_there(place, options, loaded.identity, pending, targets, executor=executor, record=record))
+        there = predict_there(place, options, loaded.identity, pending, targets, executor=executor, record=record, outputs=outputs)
+        made = _with_warnings(there)
     _warn_of_changed(kept, earlier)
     doubtful = _doubtful(kept, earlier, strict=options.strict)
     outcomes = list(_counted(made, len(pending), on))
-    outputs = {targets[case.name].name: result for case, result in outcomes if isinstance(result, PredictedCase)}
+    made_now = {targets[case.name].name: result for case, result in outcomes if isinstance(result, PredictedCase)}
     return PredictResult(
-        written=tuple(folder / name for name in outputs),
+        written=tuple(folder / name for name in made_now),
         kept=tuple(target for target in kept if target not in doubtful),
         failures=(*unusable, *doubtful.values(), *(result for _, result in outcomes if isinstance(result, CaseFailure))),
-        cases=outputs,
+        cases=made_now,
         model=loaded.identity,
     )
 
@@ -166,20 +172,20 @@ def _part(cases: Sequence[Case], part: tuple[int, int] | None) -> Sequence[Case]
     return cases[number - 1 :: total]
 
 
-def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path) -> dict[str, Path]:
+def _targets(cases: Sequence[Case], source: Path | Sequence[Case], output: Path, outputs: Outputs) -> dict[str, Path]:
     ending = "" if output.is_dir() else ending_of(output)
     reader = READERS.get(ending)
-    if reader is not None and reader.write is not None:
+    if (reader is not None and reader.write is not None) or (outputs.main != "nifti" and ending.endswith(".dcm")):
         if len(cases) != 1:
             raise InputError(f"{output}: names one file, but the input holds {len(cases)} cases. Name an output folder.")
         return {cases[0].name: output}
     if reader is not None or ending in REFUSED_ENDINGS:
-        raise InputError(f"{output}: label maps are not written as {ending}. Name a file that ends with {writable()}, or a folder.")
+        raise InputError(f"{output}: label maps are not written as {ending}. Name a file that ends with {writable()} or .dcm, or a folder.")
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; name a folder, or a file that ends with .nii.gz.")
+        raise InputError(f"{output}: is a file; name a folder, or a file that ends with .nii.gz or .dcm.")
     if isinstance(source, Path) and source.is_dir() and output.exists() and output.resolve() == source.resolve():
         raise InputError(f"{output}: the output folder is the input folder; the images would be overwritten. Name another one.")
-    return {case.name: output / f"{case.name}.nii.gz" for case in cases}
+    return {case.name: output / f"{case.name}{ENDINGS[outputs.main]}" for case in cases}
 
 
 def _divide(
@@ -188,6 +194,7 @@ def _divide(
     record: Predictions,
     identity: str,
     options: PredictOptions,
+    outputs: Outputs,
 ) -> tuple[list[Path], list[Case]]:
     kept, pending, foreign = [], [], []
     for case in cases:
@@ -195,7 +202,7 @@ def _divide(
         inputs = {channel.path.resolve() for channel in case.channels}
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
-        complete = target.exists() and has_probabilities(target, options.wanted_probabilities)
+        complete = outputs.are_there(target) and has_probabilities(target, options.wanted_probabilities)
         if complete and entry is not None and entry.model == identity and _is_of(case, entry.input_digest):
             kept.append(target)
         elif target.exists() and not options.overwrite and (entry is None or entry.model != identity):

@@ -16,14 +16,23 @@ from medseg3d.boundary import CaseBoundary
 from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of
 from medseg3d.data.reading import RawCase
+from medseg3d.dicom_objects.made_by import made_by
+from medseg3d.dicom_objects.outputs import NIFTI_ONLY, Outputs
+from medseg3d.dicom_objects.source import SourceSeries
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.execution import peak_memory, reset_peak_memory
 from medseg3d.files import file_digest, remove_file, replacing
-from medseg3d.images import read_header, write_label_map
+from medseg3d.images import read_header
 from medseg3d.models.model import Model
 from medseg3d.options import ProbabilityFormat
 from medseg3d.prediction.predict_case import PreparedCase
-from medseg3d.prediction.probability_file import probability_array, remove_probabilities, scratch_file, write_probabilities
+from medseg3d.prediction.probability_file import (
+    probability_array,
+    remove_probabilities,
+    scratch_file,
+    scratch_probabilities,
+    write_probabilities,
+)
 from medseg3d.prediction.sliding_window import SHARE_FOR_SUMS
 from medseg3d.workflows.prediction_record import PredictedCase, RecordFile
 
@@ -40,6 +49,7 @@ class _Ready:
     raw: RawCase | None
     prepared: PreparedCase | None
     seconds: dict[str, float]
+    source: SourceSeries | None = None
 
 
 def predict_cases(
@@ -50,18 +60,20 @@ def predict_cases(
     record: RecordFile,
     probabilities: ProbabilityFormat | None,
     budget: int,
+    outputs: Outputs = NIFTI_ONLY,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
 
     ``record`` is added to by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
     """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
+    kept = probabilities or ("medseg3d" if outputs.needs_probabilities else None)
     boundary = CaseBoundary("predict")
     sums = int(SHARE_FOR_SUMS * budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming: Future[_Ready] | None = None
         for index, case in enumerate(pending):
-            current = upcoming or reader.submit(_read, case, model)
+            current = upcoming or reader.submit(_read, case, model, outputs)
             upcoming = None
             reset_peak_memory()
             prepared = ready = indices = chances = None
@@ -69,10 +81,10 @@ def predict_cases(
                 ready = current.result()
                 prepared = _prepare(ready, model)
                 if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
-                    upcoming = reader.submit(_read, pending[index + 1], model)
+                    upcoming = reader.submit(_read, pending[index + 1], model, outputs)
                 with (
                     _timed(ready.seconds, "segment"),
-                    probability_array(targets[case.name], prepared, model.plan.labels, probabilities) as chances,
+                    probability_array(targets[case.name], prepared, model.plan.labels, kept) as chances,
                 ):
                     prepared = model.locate(prepared, max_bytes=sums)
                     indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
@@ -83,7 +95,9 @@ def predict_cases(
                 continue
             prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
             chances = None  # the file is whole then; some systems cannot delete a file that is mapped
-            writing.append((case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record)))
+            writing.append(
+                (case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record, outputs))
+            )
             prepared = ready = indices = None
             if len(writing) > 1:  # one file is being written while the next image is in the network
                 yield from _written(*writing.pop(0), boundary)
@@ -102,10 +116,11 @@ def _written(case: Case, future: Future[PredictedCase], boundary: CaseBoundary) 
         yield case, outcome
 
 
-def _read(case: Case, model: Model) -> _Ready:
+def _read(case: Case, model: Model, outputs: Outputs) -> _Ready:
     """Read a case, and prepare it where the network runs on another device: on a CPU that would only take its cores."""
     ready = _Ready(case, digest_of(case), None, None, {})
     with _timed(ready.seconds, "read"):
+        ready.source = outputs.source(case)  # what has none is refused before it is predicted
         ready.raw = model.read(case)
     if model.device.device.type != "cpu":
         ready.prepared = _prepare(ready, model)
@@ -151,6 +166,7 @@ def _write(
     model: Model,
     ready: _Ready,
     record: RecordFile,
+    outputs: Outputs,
 ) -> PredictedCase:
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
 
@@ -159,7 +175,7 @@ def _write(
     def made(digest: str) -> PredictedCase:
         peak = peak_memory()
         return PredictedCase(
-            model=model.identity,
+            model=model.identity + outputs.identity,
             input_digest=ready.digest,
             output_digest=digest,
             finished=time.time(),
@@ -173,12 +189,21 @@ def _write(
 
     try:
         remove_probabilities(target)
+        outputs.remove_beside(target)
+        shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
+        values = model.finish(indices, prepared.orientation)
+        result = None
+        if ready.source is not None:
+            maker = made_by(model.plan.dataset, model.identity)
+            chances = scratch_probabilities(target, shape, probabilities) if outputs.needs_probabilities else None
+            result = outputs.result(values, model.plan.labels, ready.source, maker, chances)
         with replacing(target) as temporary:
-            write_label_map(temporary, model.finish(indices, prepared.orientation), prepared.header)
+            outputs.write(temporary, outputs.main, values, prepared.header, result)
             digest = file_digest(temporary)
             record.start(target, made(digest), digest)
+        outputs.write_beside(target, values, prepared.header, result)
+        result = chances = None  # a file that is mapped cannot be deleted on some systems
         if probabilities is not None:
-            shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
             write_probabilities(target, shape, model.plan.labels, probabilities, prepared.header.geometry)
     finally:
         remove_file(scratch_file(target))

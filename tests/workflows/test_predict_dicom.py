@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import highdicom
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from medseg3d.commandline.cli import main
@@ -52,3 +54,48 @@ def test_series_are_chosen_by_their_description(trained: Path, hospital: Path, t
     assert main([*command, "--series-description", "t2.*FAT"]) == 0
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["p1_Study20240131_Series3.nii.gz"]
     assert main([*command, "--series-description", "sagittal"]) == 2
+
+
+def test_one_series_becomes_a_seg_with_the_voxels_of_the_label_map(trained: Path, tmp_path: Path) -> None:
+    series = write_series(tmp_path / "s", volume(SHAPE, 2), kind=MR, orientation=(0, 1, 0, 0, 0, -1))
+    command = ["predict", str(trained), "-i", str(series), "--device", "cpu", "-q", "-o"]
+    assert main([*command, str(tmp_path / "a.nii.gz")]) == 0
+    assert main([*command, str(tmp_path / "a.dcm")]) == 0
+    seg = highdicom.seg.segread(tmp_path / "a.dcm")
+    uids = [f"1.2.3.1.{index + 1}" for index in range(SHAPE[2])]
+    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    labels = np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj)
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == ["shell", "core"]
+    for place, value in enumerate((3, 7)):
+        np.testing.assert_array_equal(frames[..., place].T, labels == value)
+
+
+def test_several_types_are_written_side_by_side_and_kept(trained: Path, hospital: Path, tmp_path: Path) -> None:
+    (tmp_path / "codes.csv").write_text("name,code,scheme,meaning\nshell,1,99LAB,Shell\n", "utf-8")
+    command = ["predict", str(trained), "-i", str(hospital / "P1/S2"), "-o", str(tmp_path / "out"), "--device", "cpu", "-q"]
+    command += ["--output-type", "nifti", "dicom-seg", "dicom-rtstruct", "dicom-sr", "--segmentation-type", "fractional"]
+    command += ["--codes", str(tmp_path / "codes.csv")]
+    assert main(command) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"S2.nii.gz", "S2.seg.dcm", "S2.rtstruct.dcm", "S2.sr.dcm", "predictions.json"}
+    seg = pydicom.dcmread(tmp_path / "out/S2.seg.dcm")
+    assert seg.SegmentationType == "FRACTIONAL"
+    assert seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "99LAB"
+    assert pydicom.dcmread(tmp_path / "out/S2.sr.dcm").CurrentRequestedProcedureEvidenceSequence
+    before = seg.InstanceCreationTime, (tmp_path / "out/S2.seg.dcm").stat().st_mtime_ns
+    assert main(command) == 0
+    assert before[1] == (tmp_path / "out/S2.seg.dcm").stat().st_mtime_ns
+    (tmp_path / "out/S2.sr.dcm").unlink()
+    assert main(command) == 0
+    assert (tmp_path / "out/S2.sr.dcm").exists()
+
+
+def test_what_is_no_series_is_refused_before_it_is_predicted(
+    trained: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tiny / "imagesTs/ball_6_0000.nii.gz"
+    assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / "a.dcm"), "--device", "cpu"]) == 3
+    assert "this image is no DICOM series" in " ".join(capsys.readouterr().err.split())
+    command = ["predict", str(trained), "-i", str(image), "--device", "cpu", "-o"]
+    assert main([*command, str(tmp_path / "a.nii.gz"), "--output-type", "dicom-sr"]) == 2
+    assert "the name is that of nifti" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,131 @@
+"""The series that a result belongs to: a folder or its files go in, what its slices share, and each slice as pydicom knows it, come out.
+
+Headers are read by our own reader, so that no foreign header reaches another library; what is copied is checked value by value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medseg3d.errors import InputError
+from medseg3d.geometry import Geometry
+from medseg3d.images.dicom import holds_series, series_slices
+from medseg3d.images.dicom_file import DicomFile, looks_like_dicom
+from medseg3d.images.dicom_tags import NUMBERS
+from medseg3d.images.itk import LPS_TO_RAS
+from medseg3d.images.opening import reading
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight")
+STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription")
+MUST_BE_THERE = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", *STUDY[1:6])
+"""Empty where the series does not tell (type 2)."""
+REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+"""Without these nothing can refer to a slice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSeries:
+    """The slices of a series in the order of the image's third axis, and the image's grid."""
+
+    slices: tuple[DicomFile, ...]
+    geometry: Geometry
+
+    @property
+    def first(self) -> DicomFile:
+        """For what all slices share."""
+        return self.slices[0]
+
+    @property
+    def modality(self) -> str:
+        """CT, MR, PT …; OT where the series does not tell."""
+        return self.first.text("Modality") or "OT"
+
+    @property
+    def frame_of_reference(self) -> str:
+        """That of the slices; one of the series' own where they have none, or each has another."""
+        uids = {file.text("FrameOfReferenceUID") for file in self.slices}
+        return uids.pop() if len(uids) == 1 and "" not in uids else uid_of("frame", self.first.text("SeriesInstanceUID"))
+
+    def datasets(self) -> list[Dataset]:
+        """Each slice as pydicom knows it: patient, study, series, and its place in space."""
+        return [self._dataset(index) for index in range(len(self.slices))]
+
+    def _dataset(self, index: int) -> Dataset:
+        from pydicom.dataset import Dataset
+
+        file, dataset = self.slices[index], Dataset()
+        dataset.SpecificCharacterSet = "ISO_IR 192"  # texts are Unicode by now
+        copy_tags(file, dataset, (*PATIENT, *STUDY, "SeriesNumber", "InstanceNumber", "PositionReferenceIndicator", *REQUIRED))
+        dataset.Modality = self.modality
+        dataset.FrameOfReferenceUID = self.frame_of_reference
+        dataset.Columns, dataset.Rows = self.geometry.shape[:2]
+        for tag, count in (("ImageOrientationPatient", 6), ("ImagePositionPatient", 3), ("PixelSpacing", 2)):
+            setattr(dataset, tag, [decimal(value) for value in file.numbers(tag, count)])
+        dataset.SliceThickness = decimal(self.geometry.spacing[2])
+        return dataset
+
+    def position(self, index: int) -> np.ndarray:
+        """Of the first pixel of a slice in mm (LPS), as the slice itself says."""
+        return self.slices[index].numbers("ImagePositionPatient", 3)
+
+    def points(self, index: int, pixels: np.ndarray) -> np.ndarray:
+        """Places (column, row) in a slice → mm (LPS)."""
+        linear = LPS_TO_RAS @ self.geometry.matrix[:3, :2]
+        return np.asarray(self.position(index) + pixels @ linear.T)
+
+
+def source_series(path: Path, files: Sequence[Path] = ()) -> SourceSeries:
+    """The series in a folder, whose slices may be named; raises :class:`InputError` where it is none, or nothing can refer to it."""
+    is_series = bool(files) or (holds_series(path) if path.is_dir() else looks_like_dicom(path))
+    if not is_series:
+        raise InputError(
+            f"{path.name}: a DICOM result refers to the series that it was made of, and this image is no DICOM series. Predict the series "
+            "itself, or choose --output-type nifti."
+        )
+    with reading(path):
+        slices, header = series_slices(path, files)
+    for file in slices:
+        if missing := [tag for tag in REQUIRED if not file.text(tag)]:
+            raise InputError(f"{file.path}: has no {missing[0]} {NUMBERS[missing[0]]}, so that no DICOM result can refer to it.")
+    return SourceSeries(slices=slices, geometry=header.geometry)
+
+
+def copy_tags(file: DicomFile, dataset: Dataset, names: Sequence[str]) -> None:
+    """Copy what a header says, and leave out values that the standard does not allow."""
+    for name in names:
+        text = file.text(name)
+        try:
+            if text or name in MUST_BE_THERE:
+                setattr(dataset, name, text)
+        except (ValueError, OverflowError):  # pydicom writes no value that its tag does not allow
+            if name in MUST_BE_THERE:
+                setattr(dataset, name, "")
+
+
+def decimal(value: float) -> str:
+    """A number as DICOM's decimal strings take it: at most 16 characters."""
+    from pydicom.valuerep import format_number_as_ds
+
+    return format_number_as_ds(float(value) or 0.0)  # no minus zero
+
+
+def uid_of(*parts: str | bytes) -> str:
+    """A UID that is the same for the same parts: 2.25 and a number of 128 bits (PS3.5 B.2), so that nothing is stored twice.
+
+    >>> uid_of("a", "b") == uid_of("a", "b"), uid_of("ab") == uid_of("a", "b"), len(uid_of("a")) <= 64
+    (True, False, True)
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return f"2.25.{int.from_bytes(digest.digest(), 'big')}"

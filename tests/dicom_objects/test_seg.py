@@ -1,0 +1,102 @@
+"""DICOM SEG: other programs read the voxels that were written, on the slices of the series."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from medseg3d.dicom_objects.result import Result
+from medseg3d.dicom_objects.seg import segmentation
+from medseg3d.errors import InputError
+from medseg3d.labels import Labels
+from tests.dicom_objects.conftest import PLANES, result_on
+
+
+@pytest.mark.parametrize(("plane", "kind"), [*((plane, "binary") for plane in PLANES), ("oblique", "labelmap"), ("reversed", "fractional")])
+def test_highdicom_reads_the_same_voxels_slice_by_slice(plane: str, kind: str, tmp_path: Path) -> None:
+    result = result_on(tmp_path / "series", plane)
+    segmentation(result, kind).save_as(tmp_path / "a.dcm")  # type: ignore[arg-type]
+    seg = highdicom.seg.segread(tmp_path / "a.dcm")
+    numbers = [3, 7, 9] if kind == "labelmap" else [1, 2, 3]
+    frames = seg.get_pixels_by_source_instance(
+        [file.text("SOPInstanceUID") for file in result.source.slices], segment_numbers=numbers, assert_missing_frames_are_empty=True
+    )
+    assert frames.shape == (6, 8, 9, 3)
+    for place, segment in enumerate(result.segments):
+        np.testing.assert_array_equal(frames[..., place].T, result.mask(segment), err_msg=segment.name)
+
+
+def test_pydicom_reads_the_same_voxels_at_the_places_of_the_slices(result: Result, tmp_path: Path) -> None:
+    segmentation(result).save_as(tmp_path / "a.dcm")
+    seg = pydicom.dcmread(tmp_path / "a.dcm")
+    found = np.zeros(result.values.shape, np.uint8)
+    values = {segment.index: segment.value for segment in result.segments}
+    positions = np.stack([result.source.position(index) for index in range(6)])
+    for frame, group in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        index = int(np.abs(positions - place).sum(1).argmin())
+        assert np.abs(positions[index] - place).max() < 1e-4
+        found[:, :, index][frame.T > 0] = values[group.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        assert source.ReferencedSOPInstanceUID == result.source.slices[index].text("SOPInstanceUID")
+    np.testing.assert_array_equal(found, result.values)
+
+
+def test_simpleitk_reads_the_same_voxels_frame_by_frame(result: Result, tmp_path: Path) -> None:
+    segmentation(result).save_as(tmp_path / "a.dcm")
+    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.dcm")))
+    masks = {segment.index: mask for segment, mask in result.masks()}
+    uids = [file.text("SOPInstanceUID") for file in result.source.slices]
+    for frame, group in zip(frames, pydicom.dcmread(tmp_path / "a.dcm").PerFrameFunctionalGroupsSequence, strict=True):
+        index = uids.index(group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        np.testing.assert_array_equal(frame.T > 0, masks[number][:, :, index])
+    assert (frames > 0).sum() == sum(mask.sum() for mask in masks.values())
+
+
+def test_it_refers_to_its_series_and_names_patient_structures_and_model(axial: Result) -> None:
+    seg = segmentation(axial)
+    assert str(seg.PatientName) == "Müller^Änna"
+    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID) == ("1.2.3", "1.2.9")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.1"
+    assert "abc" not in seg.SoftwareVersions
+    assert f"model {axial.made_by.version}" in seg.SoftwareVersions
+    kidney, tumor, thing = seg.SegmentSequence
+    assert (kidney.SegmentLabel, kidney.SegmentedPropertyTypeCodeSequence[0].CodeValue) == ("left kidney", "64033007")
+    assert kidney.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    assert (tumor.SegmentedPropertyTypeCodeSequence[0].CodeValue, tumor.AnatomicRegionSequence[0].CodeMeaning) == ("108369006", "Liver")
+    assert thing.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "99MEDSEG3D"
+
+
+def test_uids_are_the_same_for_the_same_content_only(axial: Result) -> None:
+    again, other = segmentation(axial), segmentation(replace(axial, values=axial.values[::-1].copy()))
+    assert segmentation(axial).SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
+    assert again.SOPInstanceUID != segmentation(axial, "fractional").SOPInstanceUID
+
+
+def test_regions_become_segments_that_overlap(tmp_path: Path) -> None:
+    labels = Labels(names=("background", "whole", "core"), values=(0, 3, 7), regions=((3, 7), (7,)))
+    result = result_on(tmp_path / "s", labels=labels)
+    seg = segmentation(result)
+    assert seg.SegmentsOverlap == "YES"
+    seg.save_as(tmp_path / "a.dcm")
+    read = highdicom.seg.segread(tmp_path / "a.dcm")
+    frames = read.get_pixels_by_source_instance(
+        [file.text("SOPInstanceUID") for file in result.source.slices], assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(frames[..., 0].T, result.values > 0)
+    np.testing.assert_array_equal(frames[..., 1].T, result.values == 7)
+    with pytest.raises(InputError, match="regions overlap"):
+        segmentation(result, "labelmap")
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_an_empty_label_map_is_written_as_well(axial: Result, kind: str, tmp_path: Path) -> None:
+    segmentation(replace(axial, values=np.zeros_like(axial.values)), kind).save_as(tmp_path / "a.dcm")  # type: ignore[arg-type]
+    assert not pydicom.dcmread(tmp_path / "a.dcm").pixel_array.any()
