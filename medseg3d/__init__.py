@@ -22,12 +22,14 @@ __all__ = [
     "Fingerprint",
     "Model",
     "Plan",
+    "ProgressBars",
     "SlidingWindow",
     "Store",
     "__version__",
     "build_network",
     "compare",
     "demo",
+    "dry_run",
     "evaluate",
     "load_model",
     "make_fingerprint",
@@ -47,11 +49,13 @@ HOMES = {
     "Fingerprint": "fingerprint.records",
     "Model": "models.model",
     "Plan": "plan",
+    "ProgressBars": "commandline.notebook",
     "SlidingWindow": "prediction.sliding_window",
     "Store": "preprocessing.store",
     "build_network": "networks.build",
     "compare": "workflows.compare",
     "demo": "workflows.demo",
+    "dry_run": "workflows.dry_run",
     "evaluate": "workflows.evaluate",
     "load_model": "models.loading",
     "make_fingerprint": "fingerprint.make_fingerprint",
@@ -67,6 +71,7 @@ HOMES = {
 """The module of each public name. It is imported when the name is first used, so that ``import medseg3d`` is instant."""
 
 if TYPE_CHECKING:
+    from medseg3d.commandline.notebook import ProgressBars
     from medseg3d.data.dataset import Dataset
     from medseg3d.data.open_dataset import open_dataset
     from medseg3d.evaluation.metrics import Evaluation
@@ -84,6 +89,7 @@ if TYPE_CHECKING:
     from medseg3d.work_folder import read_plan
     from medseg3d.workflows.compare import compare
     from medseg3d.workflows.demo import demo
+    from medseg3d.workflows.dry_run import dry_run
     from medseg3d.workflows.evaluate import evaluate
     from medseg3d.workflows.plan_dataset import plan_dataset
     from medseg3d.workflows.preprocess import preprocess_dataset

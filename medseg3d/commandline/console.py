@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,6 +79,13 @@ class Console:
             self._progress.listen(event)
         else:
             self._bars.listen(event)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No bars while a person is asked."""
+        self._bars.stop()
+        yield
+        self._bars.start()
 
     def warn(self, text: str) -> None:
         """A note on standard error."""

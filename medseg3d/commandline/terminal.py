@@ -99,7 +99,7 @@ class ProgressLines:
     """
 
     def __init__(
-        self, write: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic, seconds: float = SECONDS_BETWEEN_LINES
+        self, write: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic, seconds: float = SECONDS_BETWEEN_LINES
     ) -> None:
         self._write, self._clock, self._seconds = write, clock, seconds
         self._lock = threading.Lock()

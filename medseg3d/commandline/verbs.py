@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg3d.commandline import commands as c
 from medseg3d.commandline.arguments import Command
 from medseg3d.commandline.examples import USAGES
+from medseg3d.commandline.questions import is_interactive
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
 from medseg3d.processes import is_one_of_several
 from medseg3d.wording import counted, listed
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from medseg3d.commandline.console import Console
     from medseg3d.domain import Domain
     from medseg3d.evaluation.metrics import Evaluation
+    from medseg3d.options import RunOptions
     from medseg3d.training.initial import TakenOver
+    from medseg3d.work_folder import WorkFolder
+    from medseg3d.workflows.plan import PlanResult
     from medseg3d.workflows.preprocess import PreprocessResult
 
 Result = TypeVar("Result")
@@ -170,10 +175,31 @@ def _run(options: c.RunCommand, console: Console) -> None:
     if options.dry_run:
         _dry_run(options, console)
         return
+    asks = is_interactive() and not (options.yes or options.json or options.quiet)
     with console:
-        results = run_domains(options.datasets, options.work, options, console.listen)
+        review = partial(_review, console) if asks else None
+        results = run_domains(options.datasets, options.work, options, console.listen, review=review)
     console.show(results, console.show_run)
     _report_failures(results, "failed; the others are done")
+
+
+def _review(console: Console, planned: PlanResult, folder: WorkFolder, options: RunOptions) -> RunOptions:
+    """Ask what only a person knows, before anything is trained."""
+    from medseg3d.commandline.questions import answered, asked_hours, standard_terminal
+    from medseg3d.fingerprint.records import Fingerprint
+    from medseg3d.records import read_record
+    from medseg3d.workflows.estimate import estimates, measured_speed
+    from medseg3d.workflows.unknown import unknown_of
+
+    terminal = standard_terminal()
+    with console.paused():
+        fingerprint = read_record(folder.fingerprint, Fingerprint, "fingerprint")
+        options = answered(unknown_of(planned.plan, fingerprint, options), options, terminal)
+        if options.hours is None and options.epochs is None and options.cluster is None:
+            speed = measured_speed(options.device)
+            folds = estimates(planned.plan, folder, options, speed, num_folds=len(planned.folds.folds) if planned.folds else 1)
+            options = asked_hours(folds, speed.device, options, terminal)
+    return options
 
 
 def _dry_run(options: c.RunCommand, console: Console) -> None:

@@ -41,7 +41,12 @@ def names_beside(root: Path) -> dict[int, str]:
         raise InputError(f"{root}: names of labels in {there[0].name} and in {there[1].name}; keep one of the files.")
     if not there:
         return {}
-    return _from_csv(there[0]) if there[0].suffix == ".csv" else _from_json(there[0])
+    return names_in_file(there[0])
+
+
+def names_in_file(path: Path) -> dict[int, str]:
+    """The names in a file like ``labels.csv`` or ``labels.json``; raises :class:`InputError` for one that says something else."""
+    return _from_json(path) if path.suffix == ".json" else _from_csv(path)
 
 
 def with_names(labels: Labels, names: Mapping[int, str]) -> Labels:

@@ -43,7 +43,7 @@ class GroupChoice:
 def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Splits, tuple[str, ...]]:
     """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings."""
     names = tuple(case.name for case in fingerprint.cases)
-    found = Grouping(group_of={}) if choice.is_made else find_groups(names, _likeness(fingerprint))
+    found = Grouping(group_of={}) if choice.is_made else find_groups(names, likeness_of(fingerprint))
     renewed: tuple[str, ...] = ()
     if splits.exists() and not choice.is_made:
         before = read_folds(splits)
@@ -75,7 +75,7 @@ def _groups(names: tuple[str, ...], choice: GroupChoice, found: Grouping) -> tup
     return ("off" if choice.is_off else "found"), found.group_of
 
 
-def _likeness(fingerprint: Fingerprint) -> Likeness:
+def likeness_of(fingerprint: Fingerprint) -> Likeness:
     """What tells copies and the images of one patient among the cases; see :mod:`medseg3d.data.grouping`."""
     intensities = {}
     for case in fingerprint.cases:

@@ -24,8 +24,8 @@ from medseg3d.planning.candidates import Speed
 from medseg3d.records import read_record
 from medseg3d.training.folds import make_splits, read_folds
 from medseg3d.wording import counted, duration
-from medseg3d.work_folder import WorkFolder, fold_names, work_folder
-from medseg3d.workflows.estimate import FoldEstimate, fold_estimate, measured_speed, prediction_seconds
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.estimate import FoldEstimate, configurations_of, estimates, measured_speed, prediction_seconds
 from medseg3d.workflows.plan import earlier_choices
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, describe_dataset
 from medseg3d.workflows.preprocess import preprocess_cases
@@ -97,13 +97,13 @@ def dry_run(dataset: Path | str, work: Path | str | None = None, options: RunOpt
     reading = (time.perf_counter() - began) / len(sample.training)
     plan, warnings = _planned(sample, fingerprint, folder, options)
     plan = replace(plan, num_training=len(opened.training))
-    names = _configurations(plan, options)
+    names = configurations_of(plan, options)
     stored = _stored(sample, plan, names, options)
     on(Event(stage="dry run: measure the device", total=1))
     speed = measured_speed(options.device)
     on(Event(stage="dry run: measure the device", done=1, total=1))
     num_folds = _num_folds(opened, folder)
-    folds = _folds(plan, names, folder, options, speed, num_folds)
+    folds = estimates(plan, folder, options, speed, num_folds=num_folds)
     steps = [
         DryStep(name="plan", what=f"read and measure {counted(len(opened.training), 'case')}", seconds=reading * len(opened.training)),
         DryStep(
@@ -169,13 +169,6 @@ def _planned(sample: Dataset, fingerprint: Fingerprint, folder: WorkFolder, opti
     return described.plan_by(rules, memory).value, described.warnings
 
 
-def _configurations(plan: Plan, options: RunOptions) -> tuple[str, ...]:
-    """What is trained, the earlier stages of a cascade first."""
-    given = options.configurations
-    chosen = (given,) if isinstance(given, str) else given or (plan.recommended,)
-    return tuple(dict.fromkeys(stage for name in chosen for stage in reversed(plan.stages_of(name))))
-
-
 def _stored(sample: Dataset, plan: Plan, names: Sequence[str], options: RunOptions) -> DryStep:
     """Seconds and bytes of one case that is preprocessed."""
     tried: Sequence[Case] = sample.training[:STORED_SAMPLE]
@@ -199,14 +192,6 @@ def _num_folds(opened: Dataset, folder: WorkFolder) -> int:
     if opened.declared_splits is not None:
         return len(opened.declared_splits)
     return len(make_splits([case.name for case in opened.training], labels_present={}, group_of={})[0])
-
-
-def _folds(plan: Plan, names: Sequence[str], folder: WorkFolder, options: RunOptions, speed: Speed, num_folds: int) -> list[FoldEstimate]:
-    """Every training; the hours are shared equally."""
-    folds = fold_names(options.folds) or tuple(map(str, range(num_folds)))
-    wanted = [(name, fold) for name in names for fold in folds]
-    hours = None if options.hours is None else options.hours / len(wanted)
-    return [fold_estimate(plan.configuration(name), fold, folder, options, speed, hours=hours) for name, fold in wanted]
 
 
 def _train_step(fold: FoldEstimate) -> DryStep:

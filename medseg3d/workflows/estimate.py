@@ -13,10 +13,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from medseg3d.errors import InputError
-from medseg3d.options import TrainingOptions
+from medseg3d.options import RunOptions, TrainingOptions
 from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.candidates import BACKWARD, Speed, step_seconds
-from medseg3d.work_folder import WorkFolder
+from medseg3d.wording import counted, duration
+from medseg3d.work_folder import WorkFolder, fold_names
 
 if TYPE_CHECKING:
     from medseg3d.networks.cost import StepCost
@@ -94,6 +95,21 @@ def fold_estimate(
     )
 
 
+def configurations_of(plan: Plan, options: RunOptions) -> tuple[str, ...]:
+    """What ``run`` trains, the earlier stages of a cascade first."""
+    given = options.configurations
+    chosen = (given,) if isinstance(given, str) else given or (plan.recommended,)
+    return tuple(dict.fromkeys(stage for name in chosen for stage in reversed(plan.stages_of(name))))
+
+
+def estimates(plan: Plan, folder: WorkFolder, options: RunOptions, speed: Speed, *, num_folds: int) -> list[FoldEstimate]:
+    """Every training of a run; the hours are shared equally."""
+    folds = fold_names(options.folds) or tuple(map(str, range(num_folds)))
+    wanted = [(name, fold) for name in configurations_of(plan, options) for fold in folds]
+    hours = None if options.hours is None else options.hours / len(wanted)
+    return [fold_estimate(plan.configuration(name), fold, folder, options, speed, hours=hours) for name, fold in wanted]
+
+
 def prediction_seconds(plan: Plan, configuration: Configuration, speed: Speed, *, num_cases: int, num_networks: int) -> float:
     """Seconds to predict cases of the median size with mirroring, by each of some networks."""
     from medseg3d.prediction.sliding_window import window_starts
@@ -114,8 +130,6 @@ def _num_slices(plan: Plan) -> int:
 
 def in_words(folds: Sequence[FoldEstimate], device: str) -> str:
     """One sentence on how long all trainings take; raises :class:`InputError` without any."""
-    from medseg3d.wording import counted, duration
-
     if not folds:
         raise InputError("There is no fold to train.")
     left = sum(fold.seconds for fold in folds)

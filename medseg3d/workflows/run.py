@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -60,6 +60,9 @@ class RunResult:
     failures: tuple[CaseFailure, ...]
 
 
+Review = Callable[[PlanResult, WorkFolder, RunOptions], RunOptions]
+
+
 @verb(RunOptions)
 def run(root: Path, work: Path | None, options: RunOptions, on: Listener) -> RunResult:
     """Plan, preprocess, train, select, predict ``imagesTs``, evaluate, report.
@@ -71,8 +74,14 @@ def run(root: Path, work: Path | None, options: RunOptions, on: Listener) -> Run
     return results[domain_of(root, work).name]
 
 
-def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions, on: Listener = silent) -> dict[str | None, RunResult]:
-    """:func:`run` for a dataset, the current folder where none is named, or for several that share a network; the results by domain."""
+def run_domains(
+    datasets: Sequence[Path], work: Path | None, options: RunOptions, on: Listener = silent, *, review: Review | None = None
+) -> dict[str | None, RunResult]:
+    """:func:`run` for a dataset, the current folder where none is named, or for several that share a network; the results by domain.
+
+    ``review`` is called with the plan of a single dataset before anything is trained in its work folder, and may change the options; the
+    dataset is planned again then.
+    """
     is_shared = share_a_network(datasets, work, options.planner)
     root = Path() if is_shared or not datasets else datasets[0]
     channels, configurations = ((name,) if isinstance(name, str) else name for name in (options.channels, options.configurations))
@@ -90,6 +99,12 @@ def run_domains(datasets: Sequence[Path], work: Path | None, options: RunOptions
     clock = _Clock(folder)
     with clock.stage("plan"):
         planned = plan_domains(datasets, work, PlanOptions.of(options), on)
+    if review is not None and not is_shared and not any(folder.root.glob("models/*/fold_*")):
+        changed = review(planned[None], folder, options)
+        if changed != options:
+            options = changed
+            with clock.stage("plan"):
+                planned = plan_domains(datasets, work, PlanOptions.of(options), on)
     chains = [_Chain(domain, planned[domain.name], clock, options, on) for domain in domains_of(root, work) if not domain.is_added]
     wanted = _wanted(chains, configurations, folds)
     names = tuple(dict.fromkeys(name for name, _ in wanted))

@@ -1,0 +1,162 @@
+"""Ask a person at a terminal what a dataset does not say: names of channels and labels, patients, and how long training may take."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg3d.errors import InputError
+from medseg3d.options import RunOptions
+from medseg3d.wording import counted, duration
+
+if TYPE_CHECKING:
+    from medseg3d.workflows.estimate import FoldEstimate
+    from medseg3d.workflows.unknown import GroupQuestion, LabelQuestion, Unknown
+
+MOST_LABELS = 12
+"""More are named in a file rather than one after the other."""
+LONG_SECONDS = 12 * 3600.0
+"""Training that takes longer than a night is worth a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """Where is asked: ``write`` shows a text, ``read`` gives the line that was typed, an empty text at the end of the input."""
+
+    write: Callable[[str], object]
+    read: Callable[[], str]
+
+    def ask(self, question: str, taken: str) -> str:
+        """What was typed, ``taken`` for nothing."""
+        self.write(f"{question} [{taken}]: ")
+        line = self.read()
+        if not line:
+            self.write("\n")  # the end of the input: everything else is taken as it is
+        return line.strip() or taken
+
+
+def is_interactive() -> bool:
+    """Somebody sits at a terminal and can answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def standard_terminal() -> Terminal:
+    """Questions on standard error, as results go to standard output; answers from standard input."""
+
+    def write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    return Terminal(write, sys.stdin.readline)
+
+
+def answered(unknown: Unknown, options: RunOptions, terminal: Terminal) -> RunOptions:
+    """The options with the answers of a person; what is only confirmed counts as an answer too, so that it is not asked again."""
+    if not unknown.is_any:
+        return options
+    terminal.write("The dataset leaves some things open. Enter takes what stands in brackets; Ctrl-C stops, and nothing is lost.\n")
+    if unknown.channels:
+        names = []
+        for channel in unknown.channels:
+            terminal.write(f"\nChannel {channel.number}: {channel.seen}.\n")
+            names.append(terminal.ask("  CT, MRI, PET or another modality (only the name CT changes how values are scaled)", channel.taken))
+        options = replace(options, channels=tuple(names))
+    if unknown.labels:
+        options = replace(options, label_names={**(options.label_names or {}), **_names(unknown.labels, terminal)})
+    if unknown.groups is not None:
+        options = _groups(unknown.groups, options, terminal)
+    terminal.write("\nKept in the plan. To change an answer, give --channels, --labels, --groups or --no-groups.\n")
+    return options
+
+
+def _names(labels: Sequence[LabelQuestion], terminal: Terminal) -> dict[int, str]:
+    """A name for each label value, all different."""
+    taken = {label.value: label.taken for label in labels}
+    if len(labels) > MOST_LABELS:
+        return _names_from_file(taken, terminal)
+    names: dict[int, str] = {}
+    for label in labels:
+        terminal.write(f"\nLabel {label.value}: {label.seen}.\n")
+        while True:
+            name = terminal.ask("  which structure (left_kidney, tumor, …)", label.taken)
+            if name not in names.values() and not re.search("[=,]", name):
+                break
+            terminal.write("  A name stands once, without = and commas.\n")
+        names[label.value] = name
+    return names
+
+
+def _names_from_file(taken: dict[int, str], terminal: Terminal) -> dict[int, str]:
+    from medseg3d.data.label_names import names_in_file
+
+    terminal.write(f"\n{counted(len(taken), 'label')} have no names.\n")
+    while True:
+        answer = terminal.ask("  a file with the columns value,name (labels.csv)", "none")
+        if answer == "none":
+            return taken
+        try:
+            return {**taken, **names_in_file(Path(answer).expanduser())}
+        except InputError as error:
+            terminal.write(f"  {error}\n")
+
+
+def _groups(question: GroupQuestion, options: RunOptions, terminal: Terminal) -> RunOptions:
+    """Which cases stay in one fold."""
+    if question.is_found:
+        terminal.write(f"\n{question.seen}.\n")
+        while True:
+            answer = terminal.ask("  keep each patient in one fold: yes or no", "yes").lower()
+            if answer in ("y", "yes", "n", "no"):
+                return options if answer.startswith("y") else replace(options, no_groups=True)
+            terminal.write("  Expected yes or no.\n")
+    terminal.write(f"\n{question.seen + '.' if question.seen else 'Nothing tells which cases are of one patient.'}\n")
+    while True:
+        answer = terminal.ask(
+            "  several cases of one patient: no, a file with the columns case,group, or a pattern such as ^(p\\d+)_", "no"
+        )
+        if answer.lower() in ("n", "no"):
+            return replace(options, no_groups=True)
+        try:
+            return _grouped(answer, question.cases, options)
+        except InputError as error:
+            terminal.write(f"  {error}\n")
+
+
+def _grouped(answer: str, cases: Sequence[str], options: RunOptions) -> RunOptions:
+    """The options with a table or a pattern, which is tried on the names of the cases; raises :class:`InputError`."""
+    from medseg3d.training.folds import check_groups, groups_from_csv, groups_from_pattern
+
+    if answer.lower() in ("y", "yes"):
+        raise InputError("Say which: a file with the columns case,group, or a pattern that gives the same text for images of one patient.")
+    if answer.endswith(".csv"):
+        table = Path(answer).expanduser()
+        check_groups(groups_from_csv(table), cases, str(table))
+        return replace(options, groups=table)
+    groups_from_pattern(cases, answer)
+    return replace(options, group_pattern=answer)
+
+
+def asked_hours(folds: Sequence[FoldEstimate], device: str, options: RunOptions, terminal: Terminal) -> RunOptions:
+    """The options with the hours that a person gives to training, where it would take longer than a night."""
+    from medseg3d.workflows.estimate import in_words
+
+    seconds = sum(fold.seconds for fold in folds)
+    if seconds <= LONG_SECONDS:
+        return options
+    terminal.write(f"\n{in_words(folds, device)}\n")
+    while True:
+        answer = terminal.ask("  hours that all training may take, at best a night or more", "no limit")
+        if answer == "no limit":
+            return options
+        try:
+            hours = float(answer.removesuffix("h").strip())
+        except ValueError:
+            hours = 0.0
+        if 0 < hours < float("inf"):
+            terminal.write(f"  All training takes {duration(hours * 3600)}, shared equally by {counted(len(folds), 'training')}.\n")
+            return replace(options, hours=hours)
+        terminal.write("  Expected a number above 0, such as 8.\n")
