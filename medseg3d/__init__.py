@@ -5,8 +5,8 @@ One data's way through the package, a stage per name:
 ``images`` raw files, read and written · ``data`` what belongs together, and what is wrong with it · ``fingerprint`` what the data is
 like · ``planning`` → ``plan`` what was decided · ``preprocessing`` → store · ``patches`` → ``networks`` → ``training`` · ``prediction``
 logits → label map on the original grid · ``validation`` what validation decides, such as postprocessing · ``evaluation`` metrics ·
-``dicom_objects`` results as DICOM · ``models`` what is carried away and predicts again · ``reporting`` the page. ``workflows`` holds each
-verb of the ``commandline`` on one page.
+``structures`` their volumes and places · ``dicom_objects`` results as DICOM · ``models`` what is carried away and predicts again ·
+``reporting`` the page. ``workflows`` holds each verb of the ``commandline`` on one page.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "make_fingerprint",
+    "measure",
     "open_dataset",
     "plan_dataset",
     "preprocess_dataset",
@@ -59,6 +60,7 @@ HOMES = {
     "evaluate": "workflows.evaluate",
     "load_model": "models.loading",
     "make_fingerprint": "fingerprint.make_fingerprint",
+    "measure": "workflows.measure",
     "open_dataset": "data.open_dataset",
     "plan_dataset": "workflows.plan_dataset",
     "preprocess_dataset": "workflows.preprocess",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from medseg3d.workflows.demo import demo
     from medseg3d.workflows.dry_run import dry_run
     from medseg3d.workflows.evaluate import evaluate
+    from medseg3d.workflows.measure import measure
     from medseg3d.workflows.plan_dataset import plan_dataset
     from medseg3d.workflows.preprocess import preprocess_dataset
     from medseg3d.workflows.run import run

@@ -10,6 +10,7 @@ from medseg3d.options import (
     CompareOptions,
     ExportOptions,
     FindLrOptions,
+    MeasureOptions,
     MemberOptions,
     Option,
     Options,
@@ -182,6 +183,24 @@ class EvaluateCommand(OutputOptions, SeedOptions):
         Option(
             "-o --output",
             "a .json file (.csv beside it) or a folder (default: metrics.json in the folder of predictions; for two files none)",
+            metavar="FILE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureCommand(OutputOptions, MeasureOptions):
+    """``medseg3d measure``."""
+
+    label_maps: Annotated[Path, Option("label_maps", "a folder of label maps, or one", metavar="LABELS", is_required=True)] = Path()
+    images: Annotated[
+        Path | None, Option("images", "the folder of their images, of the same names, for intensities; or one", metavar="IMAGES")
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option(
+            "-o --output",
+            "a .json file (.csv beside it) or a folder (default: structures.json in the folder of label maps; for one file none)",
             metavar="FILE",
         ),
     ] = None

@@ -21,6 +21,8 @@ from medseg3d.options import OutputOptions
 from medseg3d.wording import counted
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medseg3d.data.checks import DoctorReport
     from medseg3d.evaluation.metrics import Evaluation
     from medseg3d.plan import Plan
@@ -98,6 +100,17 @@ class Console:
             self._print_json({"message": text})
         elif not self._is_quiet:
             self._out.print(text, markup=False)
+
+    def show_parts(self, document: Any, parts: Iterable[Table | str]) -> None:
+        """Tables and lines for people; with ``--json`` the document."""
+        if self._is_json:
+            self._print_json(document)
+            return
+        for part in parts:
+            if isinstance(part, str):
+                self._lines([part])
+            else:
+                self._out.print(part)
 
     def show_plan(self, result: PlanResult, *, explain: bool) -> None:
         """The configurations, which one is recommended, warnings; with ``explain`` every number's reason."""
@@ -227,6 +240,7 @@ class Console:
                     "kept": [str(path) for path in result.kept],
                     "failures": _failure_dicts(result.failures),
                     "cases": to_plain(result.cases),
+                    **({} if result.structures is None else {"structures": to_plain(result.structures)}),
                 }
             )
             return

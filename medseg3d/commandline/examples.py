@@ -68,6 +68,14 @@ USAGES: Mapping[str, Usage] = {
         "reference/metrics.md",
         ("medseg3d evaluate label_maps references", "medseg3d evaluate a.nii.gz b.nii.gz --json"),
     ),
+    "measure": Usage(
+        "how-to/measure.md",
+        (
+            "medseg3d measure label_maps images  # volumes, places and intensities as CSV and JSON",
+            "medseg3d measure label_maps --distances tumor:vessel  # the gap between two structures",
+            "medseg3d measure seg.nii.gz scan.nii.gz --json",
+        ),
+    ),
     "doctor": Usage("how-to/bad-data.md", ("medseg3d doctor Liver", "medseg3d doctor Liver --fix  # what was there before is kept")),
     "demo": Usage("start.md", ("medseg3d demo phantom",)),
     "report": Usage("concepts/evaluation.md", ("medseg3d report Liver",)),

@@ -15,6 +15,7 @@ from medseg3d.commandline.arguments import Command
 from medseg3d.commandline.examples import USAGES
 from medseg3d.commandline.questions import is_interactive
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
+from medseg3d.options import MeasureOptions
 from medseg3d.processes import is_one_of_several
 from medseg3d.wording import counted, listed
 
@@ -139,6 +140,7 @@ def _compare(options: c.CompareCommand, console: Console) -> None:
 
 
 def _predict(options: c.PredictCommand, console: Console) -> None:
+    from medseg3d.commandline.case_tables import structure_table
     from medseg3d.domain import domain_of
     from medseg3d.workflows.predict import predict
 
@@ -152,6 +154,8 @@ def _predict(options: c.PredictCommand, console: Console) -> None:
     with console:
         result = predict(options.input, options.output, options, model=model, on=console.listen)
     console.show_predicted(result)
+    if result.structures is not None and not options.json:
+        console.show_parts(None, structure_table(result.structures))
     others = "the others are done" if result.written or result.kept else "no other is left"
     _report_failures({None: result}, f"could not be predicted; {others}")
 
@@ -167,6 +171,18 @@ def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
     if missing := evaluation.missing_predictions:
         message = f"{counted(len(missing), 'reference')} without a prediction; the means are over the others: {listed(missing)}."
         raise CasesFailedError(message, ())
+
+
+def _measure(options: c.MeasureCommand, console: Console) -> None:
+    from medseg3d.commandline.case_tables import structure_table
+    from medseg3d.records import to_plain
+    from medseg3d.workflows.measure import measure
+
+    with console:
+        found = measure(options.label_maps, options.images, MeasureOptions.of(options), output=options.output, on=console.listen)
+    console.show_parts(to_plain(found), structure_table(found))
+    others = "the others are done" if found.cases else "no other is left, so nothing is written"
+    _report_failures({None: found}, f"could not be measured; {others}")
 
 
 def _run(options: c.RunCommand, console: Console) -> None:
@@ -342,6 +358,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "compare": Command("train several presets alike on one fold, and compare them case by case", c.CompareCommand, _compare),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
     "evaluate": Command("evaluate label maps against references", c.EvaluateCommand, _evaluate),
+    "measure": Command("volume, place, intensities and distances of each structure", c.MeasureCommand, _measure),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),
     "demo": Command("make a phantom dataset to try everything on", c.DemoCommand, _demo),
     "report": Command("write report.html again from what is there", c.ReportCommand, _report),

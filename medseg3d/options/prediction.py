@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from medseg3d.errors import InputError
 from medseg3d.options.dicom import DicomOptions
+from medseg3d.options.measuring import StructureOptions
 from medseg3d.options.option import Option, Options
 from medseg3d.options.resources import DeviceOptions
 
@@ -129,7 +130,7 @@ class ModelOptions(LevelOptions, MirroringOptions, DeviceOptions, MemberOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(DicomOptions, ModelOptions):
+class PredictOptions(DicomOptions, ModelOptions, StructureOptions):
     """Options of ``predict``."""
 
     probabilities: Annotated[bool, Option("--probabilities", "write CASE.npz with float16 probabilities as well")] = False
@@ -137,6 +138,9 @@ class PredictOptions(DicomOptions, ModelOptions):
         Literal["medseg3d", "nnunet"] | None,
         Option("--probabilities-format", "medseg3d (x, y, z; default), or nnunet (z, y, x) for nnUNetv2_ensemble; implies --probabilities"),
     ] = None
+    statistics: Annotated[
+        bool, Option("--statistics", "measure volume, place and intensities of each structure as well: structures.json and .csv")
+    ] = False
     overwrite: Annotated[bool, Option("--overwrite", "replace outputs of another model")] = False
     strict: Annotated[
         bool,
@@ -176,6 +180,8 @@ class PredictOptions(DicomOptions, ModelOptions):
         super().__post_init__()
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise InputError(f"--part {self.part[0]}/{self.part[1]}: expected two numbers such as 2/8, the first from 1 to the second.")
+        if (self.distances or self.radiomics) and not self.statistics:
+            raise InputError(f"--{'distances' if self.distances else 'radiomics'}: is measured with --statistics; give it as well.")
         if self.cluster is not None and self.jobs is not None:
             raise InputError("--jobs and --cluster: the workers of a cluster are its processes; give at most one of them.")
 

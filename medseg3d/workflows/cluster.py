@@ -94,6 +94,9 @@ def predict_there(
             scales=tuple(options.scales),
             output_type=tuple(options.output_type),
             flips=None if options.flips is None else tuple(options.flips),
+            statistics=False,  # measured here, when all are done
+            distances=(),
+            radiomics=False,
         ),
         identity=identity,
         targets=absolute,

@@ -22,11 +22,13 @@ from medseg3d.images.header import REFUSED_ENDINGS
 from medseg3d.images.readers import READERS, writable
 from medseg3d.options import PredictOptions
 from medseg3d.prediction.probability_file import check_nnunet_labels, has_probabilities
+from medseg3d.structures.records import Structures
 from medseg3d.wording import counted, listed
 from medseg3d.workflows.cluster import predict_there
 from medseg3d.workflows.load import predicting_model
 from medseg3d.workflows.local_processes import local_processes
 from medseg3d.workflows.predict_cases import predict_cases
+from medseg3d.workflows.predicted_structures import check_measurable, measure_predicted
 from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
 from medseg3d.workflows.workers import cluster_workers
 
@@ -37,13 +39,17 @@ NO_OPTIONS = PredictOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictResult:
-    """Files written, files kept from an earlier call, cases that failed, by file name how each was made, and the model's identity."""
+    """Files written, files kept from an earlier call, cases that failed, by file name how each was made, and the model's identity.
+
+    ``structures`` are the numbers of the structures in them, where ``statistics`` were asked for.
+    """
 
     written: tuple[Path, ...]
     kept: tuple[Path, ...]
     failures: tuple[CaseFailure, ...]
     cases: dict[str, PredictedCase] = field(default_factory=dict)
     model: str = ""
+    structures: Structures | None = None
 
 
 def predict(
@@ -86,6 +92,8 @@ def _predict(
         check_nnunet_labels(loaded.plan.labels)
     cases, unusable = _cases_of(source, loaded.plan.channels, options.series_description)
     targets = _targets(cases, source, output, outputs)
+    if options.statistics:
+        check_measurable(targets)
     identity = loaded.identity + outputs.identity
     folder = next(iter(targets.values())).parent
     check_writable(folder)
@@ -106,12 +114,16 @@ def _predict(
     doubtful = _doubtful(kept, earlier, strict=options.strict)
     outcomes = list(_counted(made, len(pending), on))
     made_now = {targets[case.name].name: result for case, result in outcomes if isinstance(result, PredictedCase)}
+    failures = (*unusable, *doubtful.values(), *(result for _, result in outcomes if isinstance(result, CaseFailure)))
+    present = [case for case in cases if targets[case.name].name in made_now or targets[case.name] in set(kept) - doubtful.keys()]
+    structures = measure_predicted(present, targets, loaded.plan, options, on) if options.statistics else None
     return PredictResult(
         written=tuple(folder / name for name in made_now),
         kept=tuple(target for target in kept if target not in doubtful),
-        failures=(*unusable, *doubtful.values(), *(result for _, result in outcomes if isinstance(result, CaseFailure))),
+        failures=(*failures, *(structures.failures if structures is not None else ())),
         cases=made_now,
         model=loaded.identity,
+        structures=structures,
     )
 
 

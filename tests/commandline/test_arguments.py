@@ -32,6 +32,7 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "find-lr": ["--fold", "0"],
         "predict": ["-i", ".", "-o", "."],
         "evaluate": [".", "."],
+        "measure": ["."],
         "demo": ["."],
         "export": ["-o", "."],
         "import": ["nnunet", ".", "-o", "."],

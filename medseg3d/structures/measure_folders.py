@@ -1,0 +1,200 @@
+"""A folder of label maps, and the images that belong to them → the numbers of all structures, case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d import images
+from medseg3d.data.case_files import Findings, image_files
+from medseg3d.data.channels import channels_of_file, grouped_by_case
+from medseg3d.data.dataset import Case, ChannelFile
+from medseg3d.data.label_names import with_names
+from medseg3d.data.reading import label_file, read_case
+from medseg3d.errors import CaseFailure, InputError
+from medseg3d.evaluation.evaluate_folders import label_names_beside, labels_beside, labels_found
+from medseg3d.events import Event, Listener, silent
+from medseg3d.execution import run_cases
+from medseg3d.geometry import Geometry, from_canonical
+from medseg3d.images import case_name
+from medseg3d.labels import Labels
+from medseg3d.structures.distances import wanted_pairs
+from medseg3d.structures.measure_case import measure_case
+from medseg3d.structures.radiomics import radiomics_extractor
+from medseg3d.structures.records import CaseStructures, Structures
+
+BYTES_PER_VOXEL = 24
+"""The label map as read and as places, masks and surfaces of a structure as large as the image; the image's float32 comes on top."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is measured beside the shapes: distances of these pairs (``first:second``, or ``all``), and radiomic features."""
+
+    distances: tuple[str, ...] = ()
+    radiomics: bool = False
+
+
+def measure_folders(
+    label_maps: Path,
+    image_folder: Path | None = None,
+    *,
+    labels: Labels | None = None,
+    wanted: Wanted | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    on: Listener = silent,
+) -> Structures:
+    """Measure every label map of a folder, or one file; intensities are those of the image of the same case name.
+
+    ``labels``: given, or those of the ``dataset.json`` in or above the folder, or all values that occur (0 is background). Cases that
+    cannot be measured are in ``failures``. Raises :class:`InputError` where there is no label map at all.
+    """
+    maps, failures = _label_maps(label_maps)
+    channels, without = _with_images(maps, image_folder)
+    cases = [Case(name=name, channels=channels.get(name, ()), label=file) for name, file in maps.items()]
+    names = label_names_beside(label_maps)
+    declared = labels or labels_beside(label_maps)
+    if labels is None and declared is not None:
+        declared = with_names(declared, names)
+    channel_names = _channel_names(label_maps, max((len(case.channels) for case in cases), default=0))
+    found = measure_cases(
+        cases,
+        labels=declared,
+        label_names=names,
+        channel_names=channel_names,
+        wanted=wanted,
+        num_workers=num_workers,
+        max_bytes=max_bytes,
+        on=on,
+    )
+    return Structures(
+        labels=str(label_maps),
+        images="" if image_folder is None else str(image_folder),
+        cases=found.cases,
+        failures=(*failures, *found.failures),
+        without_image=without,
+    )
+
+
+def measure_cases(
+    cases: Sequence[Case],
+    *,
+    labels: Labels | None,
+    label_names: Mapping[int, str] | None = None,
+    channel_names: Sequence[str] = (),
+    wanted: Wanted | None = None,
+    num_workers: int | None = None,
+    max_bytes: int | None = None,
+    on: Listener = silent,
+) -> Structures:
+    """Measure cases whose ``label`` is a label map; arguments as in :func:`measure_folders`."""
+    asked = wanted or Wanted()
+    extractor = radiomics_extractor() if asked.radiomics else None
+
+    def measure(case: Case) -> CaseStructures:
+        label_map, geometry, volumes = _read(case)
+        known = labels or with_names(labels_found(label_map), label_names or {})
+        pairs = wanted_pairs(asked.distances, [known.names[index] for index in known.foreground])
+        named = {_channel_name(channel_names, number): volume for number, volume in enumerate(volumes)}
+        return measure_case(label_map, geometry, labels=known, name=case.name, images=named, pairs=pairs, radiomics=extractor)
+
+    if labels is not None:
+        wanted_pairs(asked.distances, [labels.names[index] for index in labels.foreground])  # a slip is told once, not by every case
+    done: list[CaseStructures] = []
+    failures: list[CaseFailure] = []
+    on(Event(stage="measure", total=len(cases)))
+    for each in run_cases(
+        measure, cases, name_of=lambda case: case.name, stage="measure", bytes_of=_bytes_of, num_workers=num_workers, max_bytes=max_bytes
+    ):
+        if each.result is not None:
+            done.append(each.result)
+        elif each.failure is not None:
+            failures.append(each.failure)
+        on(Event(stage="measure", done=len(done) + len(failures), total=len(cases)))
+    return Structures(
+        labels="",
+        images="",
+        cases=tuple(sorted(done, key=lambda case: case.case)),
+        failures=tuple(sorted(failures, key=lambda failure: failure.case)),
+    )
+
+
+def _read(case: Case) -> tuple[np.ndarray, Geometry, list[np.ndarray]]:
+    """A label map and its image on the axes of one file; raises as reading a training case does."""
+    if case.label is None:
+        raise InputError(f"{case.name}: has no label map to measure.")
+    if not case.channels:
+        label_map, header = label_file(case.label)
+        return label_map, header.geometry, []
+    raw = read_case(case)
+    if raw.labels is None:
+        raise InputError(f"{case.name}: has no label map to measure.")
+    volumes = [from_canonical(channel, raw.orientation) for channel in raw.image]
+    return from_canonical(raw.labels, raw.orientation), raw.header.geometry, volumes
+
+
+def _label_maps(place: Path) -> tuple[dict[str, Path], tuple[CaseFailure, ...]]:
+    if not place.exists():
+        raise InputError(f"{place}: no such file or folder of label maps.")
+    if not place.is_dir():
+        return {case_name(place): place}, ()
+    findings = Findings()
+    files = image_files(place, findings)
+    findings.settle(files)
+    failed = {failure.case for failure in findings.failures}
+    found = {name: file for name, file in files.items() if name not in failed}
+    if not found:
+        reasons = "; ".join([*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
+        raise InputError(f"{place}: no label maps in this folder. {reasons or 'Name the folder that holds the files themselves.'}")
+    return found, findings.failures
+
+
+def _with_images(maps: Mapping[str, Path], place: Path | None) -> tuple[dict[str, tuple[ChannelFile, ...]], tuple[str, ...]]:
+    """The channels of each case, and the cases without any where images were named."""
+    if place is None:
+        return {}, ()
+    if not place.exists():
+        raise InputError(f"{place}: no such file or folder of images.")
+    findings = Findings()
+    is_series = place.is_dir() and len(maps) == 1 and not image_files(place, Findings(), with_dicom=False)
+    if place.is_file() or is_series:
+        if len(maps) > 1:
+            raise InputError(f"{place}: one image for {len(maps)} label maps. Name the folder of their images.")
+        header = images.read_header(place)
+        return {next(iter(maps)): channels_of_file(place, header.num_volumes, findings)}, ()
+    grouped, _ = grouped_by_case(place, maps, None, findings, is_required=False)
+    without = tuple(sorted(set(maps) - set(grouped)))
+    if len(without) == len(maps):
+        raise InputError(f"{place}: no image has the name of a label map, such as {next(iter(maps))}.*, or {next(iter(maps))}_0000.*.")
+    return {name: channels for name, channels in grouped.items() if name in maps}, without
+
+
+def _channel_names(label_maps: Path, count: int) -> tuple[str, ...]:
+    """Those of the ``dataset.json`` in or above the folder, where it has as many; else placeholders."""
+    from medseg3d.data.dataset_json import channel_names
+    from medseg3d.records import read_json
+
+    folder = label_maps.parent if label_maps.is_file() else label_maps
+    for place in (folder, folder.resolve().parent):
+        file = place / "dataset.json"
+        if file.is_file() and isinstance(declared := read_json(file), dict):
+            names = channel_names(declared, Findings())
+            return names if len(names) == count else ()
+    return ()
+
+
+def _channel_name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else f"channel_{number}"
+
+
+def _bytes_of(case: Case) -> int:
+    if case.label is None:
+        return 0
+    try:
+        return (BYTES_PER_VOXEL + 8 * len(case.channels)) * images.read_header(case.label).num_voxels
+    except InputError:
+        return 0
