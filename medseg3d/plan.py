@@ -204,7 +204,23 @@ class TrainingPlan(Checked):
     """Share of the patches whose case is drawn in proportion to 1 - Dice, which is measured on the training cases after every epoch."""
     providers: dict[Name, Provider] = field(default_factory=dict)
     """Which extensions the loss and the augmentations are from, by their names; written by plan, without those that are built in."""
-    came_later: ClassVar[tuple[str, ...]] = ("augmentations", "balanced_cases", "balanced_classes", "hard_cases", "providers")
+    follows_budget: bool = field(default_factory=bool)
+    """Where a run is short, optimizer, schedule, averaging and patches follow the number of its steps; see
+    `docs/concepts/training.md`."""
+    weight_averaging: Share = field(default_factory=float)
+    """Averaged weights are measured beside the last ones, and the better are kept: their mean age, as a share of the run so far (0.1); 0
+    for none."""
+    patch_growth: ShareBelowOne = field(default_factory=float)
+    """Share of the run in which patches grow to their full size, with more of them in a batch while they are small; 0 for full size from
+    the first step on."""
+    best_on_tiles: bool = field(default_factory=bool)
+    """The best epoch is chosen on fixed windows that cover whole validation cases, instead of on patches that are centered on labels."""
+    augmentation_reduction: ShareBelowOne = field(default_factory=float)
+    """By this share augmentations are drawn less often, mirroring apart."""
+    came_later: ClassVar[tuple[str, ...]] = (
+        *("augmentations", "balanced_cases", "balanced_classes", "hard_cases", "providers"),
+        *("follows_budget", "weight_averaging", "patch_growth", "best_on_tiles", "augmentation_reduction"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,11 +65,12 @@ def plan_digest(plan: Plan, configuration: Configuration, split: Split) -> str:
     """Changes when anything changes that makes another network or other data of a configuration: plan, labels, axes, the fold's cases.
 
     What plans did not have once is left out where it has the value that all had then: folds that were trained before stay valid. Where a
-    part comes from is left out as well: its name says what it is.
+    part comes from is left out as well: its name says what it is; and whether short runs follow their budget.
     """
     described = to_plain(configuration)
     described["network"].pop("provider", None)
     described["training"].pop("providers", None)
+    described["training"].pop("follows_budget", None)  # a run notes what it followed
     if not configuration.training.unit_gradients:
         del described["training"]["unit_gradients"]
     parts = {

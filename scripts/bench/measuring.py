@@ -24,12 +24,13 @@ MAX_SAMPLING_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One finished command."""
+    """One finished command; ``cpu_seconds`` are those of all its cores, its own processes included."""
 
     command: tuple[str, ...]
     seconds: float
     peak_mib: float | None
     exit_code: int
+    cpu_seconds: float = 0.0
 
 
 class CommandFailedError(RuntimeError):
@@ -78,7 +79,8 @@ def run_measured(
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise CommandFailedError(f"{' '.join(words)}\nended with exit code {exit_code}; the end of {log}:\n{tail}")
     largest = usage.ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
-    return Measured(command=words, seconds=seconds, peak_mib=max(largest, sampler.peak_mib or 0), exit_code=exit_code)
+    peak = max(largest, sampler.peak_mib or 0)
+    return Measured(command=words, seconds=seconds, peak_mib=peak, exit_code=exit_code, cpu_seconds=usage.ru_utime + usage.ru_stime)
 
 
 class _Sampler(threading.Thread):
