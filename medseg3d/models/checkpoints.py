@@ -81,7 +81,12 @@ class ModelCard:
 
 def save_weights(path: Path, network: torch.nn.Module, card: ModelCard) -> Path:
     """Write a network's weights and its card, atomically."""
-    save_tensors(path, dict(network.state_dict()), {"format_version": FORMAT_VERSION, "card": to_plain(card)})
+    return save_weight_tensors(path, network.state_dict(), card)
+
+
+def save_weight_tensors(path: Path, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Path:
+    """:func:`save_weights` of tensors that are not in their network, such as averaged ones."""
+    save_tensors(path, dict(tensors), {"format_version": FORMAT_VERSION, "card": to_plain(card)})
     return path
 
 

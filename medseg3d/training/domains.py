@@ -25,7 +25,7 @@ from medseg3d.patches.case_choice import CaseChoice
 from medseg3d.patches.further_augmentations import AUGMENTATIONS, further_augmentations
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.patches.sampling import PatchSource, SoftCase, generator
-from medseg3d.plan import Configuration, Plan
+from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.preprocessing.preprocess_case import in_order_of_values
 from medseg3d.preprocessing.store import StoredCase
 from medseg3d.team import ALONE, Team
@@ -130,6 +130,24 @@ class TrainingDomain:
         annotated = counts[: self.codes.ignored].sum()
         inside = float(contents[region] @ counts)
         return (float(annotated - inside), inside)
+
+
+def following(domains: Sequence[TrainingDomain], recipe: TrainingPlan | None) -> list[TrainingDomain]:
+    """The domains with the training numbers of a run in their plans' place; what is each one's own, its loss and its patches, stays."""
+    if recipe is None:
+        return list(domains)
+    common = {name: getattr(recipe, name) for name in OF_A_RUN}
+    return [
+        replace(domain, configuration=replace(domain.configuration, training=replace(domain.configuration.training, **common)))
+        for domain in domains
+    ]
+
+
+OF_A_RUN = (
+    *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup", "weight_averaging", "patch_growth"),
+    *("best_on_tiles", "augmentation_reduction", "foreground_oversampling"),
+)
+"""The training numbers that follow the length of a run."""
 
 
 def running_parts(configurations: Iterable[Configuration]) -> dict[str, str]:

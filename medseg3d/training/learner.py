@@ -50,6 +50,11 @@ def make_learner(
     )
 
 
+def learner_following(learner: Learner, recipe: TrainingPlan | None) -> Learner:
+    """With the optimizer of a run's own training numbers, before its first step."""
+    return learner if recipe is None else replace(learner, optimizer=optimizer_of(learner.network, recipe))
+
+
 def sharing_between(domains: Sequence[TrainingDomain]) -> Sharing | None:
     """How one network serves the domains; None for a single dataset, whose network is its own."""
     return None if domains[0].name == NO_NAME else sharing_of({domain.name: domain.configuration.network for domain in domains})

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,22 +22,24 @@ import torch
 
 from medseg3d.devices import Device, is_not_deterministic, is_out_of_memory, use_all_cores
 from medseg3d.errors import DivergedError, InputError
-from medseg3d.models.checkpoints import ModelCard, save_weights
+from medseg3d.models.checkpoints import ModelCard, save_weight_tensors
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
 from medseg3d.patches.loading import PatchLoader
 from medseg3d.signals import StopRequest, last_words
 from medseg3d.team import ALONE, Team
-from medseg3d.training.begin import asked_state, begin
+from medseg3d.training.averaging import averaging
+from medseg3d.training.begin import Begun, asked_state, begin
 from medseg3d.training.collapse import silent_since, warnings
 from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader, training_case_loader
 from medseg3d.training.hard_cases import measured_cases
 from medseg3d.training.initial import InitialWeights, read_initial
+from medseg3d.training.judging import Judged, judge
 from medseg3d.training.learner import make_learner, replicated, sharing_between
-from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, smoothed, validate_patches
+from medseg3d.training.pseudo_dice import SMOOTHING, PatchValidation, mean_of_known, validate_patches
 from medseg3d.training.schedule import learning_rate
 from medseg3d.training.state import BEST, LAST, EpochRecord, TrainingState, append_history, save_state, write_summary
-from medseg3d.training.step import Learner, apply_gradients, compute_gradients
+from medseg3d.training.step import apply_gradients, compute_gradients
 from medseg3d.training.tuning import Tuning, tuned
 
 logger = logging.getLogger(__name__)
@@ -98,11 +100,10 @@ def train_domains(
     card = ModelCard(plans=plans, configurations={domain.name: domain.configuration.name for domain in domains}, fold=fold)
     joins = None if added is None else sharing_between(domains)
     try:
-        learner, state = begin(
-            learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check, team=team
-        )
+        begun = begin(learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check, team=team)
+        state = begun.state
         _check_shares(state, team)
-        run = _Run(replicated(learner, team), state, trained, folder, card, options, check, team)
+        run = _Run(begun, folder, card, options, check, team)
         with last_words(run.save):
             yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
@@ -142,22 +143,21 @@ class _Run:
 
     def __init__(
         self,
-        learner: Learner,
-        state: TrainingState,
-        domains: Sequence[TrainingDomain],
+        begun: Begun,
         folder: Path,
         card: ModelCard,
         options: TrainingOptions,
         check: Callable[[], None],
         team: Team,
     ) -> None:
-        self.learner, self.state, self.domains = learner, state, domains
+        self.learner, self.state, self.domains = replicated(begun.learner, team), begun.state, begun.domains
         self.folder, self.card, self.options, self.team = folder, card, options, team
-        self.settings = domains[0].configuration.training
+        self.settings = begun.domains[0].configuration.training
         self._rate: float | None = None
         self._check = check
         self._changing = threading.RLock()
         """Held while weights and state do not belong together, so that another thread can save them where the process must end."""
+        self.average = averaging(self.learner.network, self.settings.weight_averaging, self._changing, begun.averaged)
 
     def train_epoch(self, stop: StopRequest, on_step: Progress) -> bool:
         """Train to the end of the epoch; False where a stop request came first."""
@@ -179,9 +179,19 @@ class _Run:
                 loss = self._gradients(batch, index)
                 with self._changing:
                     step = apply_gradients(self.learner, loss, running_norm=self.state.running_norm(index))
+                    if self.average is not None and step.is_finite:
+                        self.average.note(self.state.averaged_steps + 1)
                     names = batch.names if step.is_finite else tuple(itertools.chain(*self.team.collected(batch.names)))
                     seconds, waited, stops = self._agreed(time.perf_counter() - start, reader.waited_seconds, stop)
-                    self.state = self.state.after_step(step, domain=index, cases=names, began=began, seconds=seconds, waited=waited)
+                    self.state = self.state.after_step(
+                        step,
+                        domain=index,
+                        cases=names,
+                        began=began,
+                        seconds=seconds,
+                        waited=waited,
+                        is_averaged=self.average is not None,
+                    )
                 bad_in_a_row = [] if step.is_finite else [*bad_in_a_row, *names]
                 if not step.is_finite:
                     _check_not_diverged(names, bad_in_a_row)
@@ -233,19 +243,17 @@ class _Run:
     def finish_epoch(self, on_validation: Progress = _ignore) -> EpochRecord:
         """Measure, keep the weights if they are the best so far, save the state, and give the epoch's record."""
         began, state = time.perf_counter(), self.state
-        found = self._validate(on_validation)
+        judged = self._judged(on_validation)
+        found, value = judged.last, judged.value
         case_dice = self._measured_cases()
-        mean = mean_of_known([each.mean for each in found])
-        smooth = state.smoothed_dice if mean is None else smoothed(state.smoothed_dice, mean)
-        value = None if smooth is None else smooth.value
         seconds, _, _ = self._agreed(time.perf_counter() - began, 0.0, StopRequest())
         record = EpochRecord(
             epoch=state.epoch,
             train_loss=state.loss_sum / state.num_losses if state.num_losses else None,
             validation_loss=mean_of_known([each.loss for each in found]),
             pseudo_dice={label: dice for each in found for label, dice in each.dice.items()},
-            pseudo_dice_mean=mean,
-            pseudo_dice_smoothed=value,
+            pseudo_dice_mean=judged.mean,
+            pseudo_dice_smoothed=None if judged.smooth is None else judged.smooth.value,
             learning_rate=self._rate_of_last_step(),
             seconds=state.epoch_seconds + seconds,
             waiting_share=state.epoch_waiting / max(state.epoch_seconds, 1e-9),
@@ -254,26 +262,39 @@ class _Run:
             # without validation cases (fold "all") the newest weights are the best there is
             is_best=value is None or state.best is None or value > state.best,
             elapsed_seconds=state.elapsed_seconds + seconds,
+            averaged_dice_mean=judged.averaged_mean,
+            is_average=judged.is_average,
         )
         with self._changing:
-            self.state = replace(state.after_epoch(record, smooth), silent=self._silent(found), case_dice=case_dice)
+            self.state = replace(state.after_epoch(record, judged), silent=self._silent(found), case_dice=case_dice)
             if self.team.is_first:
                 self._check()
                 if record.is_best:  # everything comes before the state: where this is stopped, the epoch is trained and written once more
-                    self._save_best(record)
+                    self._save_best(record, judged)
                 append_history(self.folder, record)
                 self.save()
         return record
 
-    def _validate(self, on_validation: Progress) -> list[PatchValidation]:
-        """Each domain on as many batches as are a fifth of its steps, with nnU-Net's numbers."""
-        num_batches = self._num_measured()
-        counter = itertools.count()
+    def _judged(self, on_validation: Progress) -> Judged:
+        """The last weights and the averaged ones on the same patches, each domain on as many batches as are a fifth of its steps, with
+        nnU-Net's numbers."""
+        num_batches, counter = self._num_measured(), itertools.count()
+        has_average = self.average is not None and self.average.is_there
+        total = num_batches * len(self.domains) * (2 if has_average else 1)
 
         def tell() -> None:
-            on_validation(self.state.epoch, next(counter), num_batches * len(self.domains))
+            on_validation(self.state.epoch, min(next(counter), total), total)
 
         tell()
+        last, averaged = self._validated(num_batches, tell), None
+        if self.average is not None and has_average:
+            with self.average.in_place():
+                averaged = self._validated(num_batches, tell)
+        memory = 0.0 if self.settings.best_on_tiles else SMOOTHING
+        return judge(last, averaged, before=(self.state.smoothed_dice, self.state.averaged), memory=memory)
+
+    def _validated(self, num_batches: int, tell: Callable[[], None]) -> list[PatchValidation]:
+        """What the network as it is now reaches, by domain."""
         network, device = self.learner.network, self.learner.device
         return [
             validate_patches(
@@ -334,22 +355,29 @@ class _Run:
             return
         with self._changing:
             self._check()
-            save_state(self.folder, self.state, self.learner.network, self.learner.optimizer, self.learner.scaler)
+            weights = self.learner.network.state_dict() if self.average is None else self.average.last
+            averaged = {} if self.average is None else self.average.averaged
+            save_state(self.folder, self.state, weights, self.learner.optimizer, self.learner.scaler, averaged=averaged)
             self._complete()
 
     def _complete(self) -> None:
         """Write what stands beside the state, where a run was killed before it could."""
         if not (self.folder / BEST).exists():
-            self._save_best(None)
+            self._save_best(None, None)
         write_summary(self.folder, self.state)
 
-    def _save_best(self, record: EpochRecord | None) -> None:
+    def _save_best(self, record: EpochRecord | None, judged: Judged | None) -> None:
+        """The better weights of an epoch, or the present ones."""
+        is_average = judged is not None and judged.is_average
         facts: dict[str, float | int | str | None] = {
             "epoch": self.state.epoch if record is None else record.epoch,
-            "pseudo_dice_smoothed": None if record is None else record.pseudo_dice_smoothed,
+            "pseudo_dice_smoothed": None if judged is None else judged.value,
             "precision": self.state.precision,
         }
-        save_weights(self.folder / BEST, self.learner.network, replace(self.card, facts=facts))
+        weights: Mapping[str, torch.Tensor] = self.learner.network.state_dict()
+        if self.average is not None:
+            weights, facts["weights"] = (self.average.averaged, "averaged") if is_average else (self.average.last, "last")
+        save_weight_tensors(self.folder / BEST, weights, replace(self.card, facts=facts))
 
     def _set_learning_rate(self, planned: int) -> None:
         """Before every step; a plain polynomial moves once per epoch, as nnU-Net's does."""

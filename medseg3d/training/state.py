@@ -21,8 +21,10 @@ from medseg3d.extensions import version_of
 from medseg3d.files import remove_file, write_text
 from medseg3d.models.checkpoints import FORMAT_VERSION, load_into, load_tensors, save_tensors
 from medseg3d.parsing import parse_json
+from medseg3d.plan import TrainingPlan
 from medseg3d.records import Checked, from_plain, read_record, to_plain, write_record
 from medseg3d.training.initial import TakenOver
+from medseg3d.training.judging import Judged
 from medseg3d.training.pseudo_dice import Smoothed
 from medseg3d.training.step import Step
 from medseg3d.training.tuning import Tuning
@@ -51,6 +53,10 @@ class EpochRecord:
     skipped_iterations: int
     is_best: bool
     elapsed_seconds: float
+    averaged_dice_mean: float | None = None
+    """Of the averaged weights, measured on the same patches; None where weights are not averaged."""
+    is_average: bool = False
+    """The averaged weights are the better ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +104,13 @@ class TrainingState(Checked):
     """Labels that the last epochs predicted nowhere, and in how many of them in a row."""
     case_dice: dict[str, float] = field(default_factory=dict)
     """How well the training cases are known, where hard ones are drawn more often; by name, ``DOMAIN/CASE`` of several datasets."""
-    came_later: ClassVar[tuple[str, ...]] = ("taken", "tuning", "silent", "case_dice")
+    recipe: TrainingPlan | None = None
+    """The training numbers that it follows in the place of the plan's, as they were chosen for its length; None for the plan's."""
+    averaged_steps: int = 0
+    """How many steps its averaged weights are the mean of."""
+    averaged: Smoothed | None = None
+    """The smoothed pseudo-Dice of the averaged weights."""
+    came_later: ClassVar[tuple[str, ...]] = ("taken", "tuning", "silent", "case_dice", "recipe", "averaged_steps", "averaged")
 
     @property
     def is_over(self) -> bool:
@@ -119,7 +131,15 @@ class TrainingState(Checked):
         return self.gradient_norms[domain] if self.gradient_norms else 0.0
 
     def after_step(
-        self, step: Step, *, domain: int, cases: Sequence[str], began: TrainingState, seconds: float, waited: float
+        self,
+        step: Step,
+        *,
+        domain: int,
+        cases: Sequence[str],
+        began: TrainingState,
+        seconds: float,
+        waited: float,
+        is_averaged: bool = False,
     ) -> TrainingState:
         """With one more step on a batch of these cases; ``seconds`` ago the state was ``began``, and ``waited`` of them went to waiting."""
         norms = list(self.gradient_norms or (0.0,) * len(self.batch_sizes))
@@ -131,6 +151,7 @@ class TrainingState(Checked):
             epoch_seconds=began.epoch_seconds + seconds,
             epoch_waiting=began.epoch_waiting + waited,
             gradient_norms=tuple(norms) if any(norms) else self.gradient_norms,
+            averaged_steps=self.averaged_steps + int(is_averaged and step.is_finite),
         )
         if step.is_finite:
             return replace(after, loss_sum=self.loss_sum + step.loss, num_losses=self.num_losses + 1)
@@ -139,8 +160,9 @@ class TrainingState(Checked):
             counts[name] = counts.get(name, 0) + 1
         return replace(after, skipped=self.skipped + 1, skipped_total=self.skipped_total + 1, skipped_cases=counts)
 
-    def after_epoch(self, record: EpochRecord, smooth: Smoothed | None) -> TrainingState:
+    def after_epoch(self, record: EpochRecord, judged: Judged) -> TrainingState:
         """At the beginning of the next epoch, or at the end of the run."""
+        smooth = judged.smooth
         after = replace(
             self,
             epoch=self.epoch + 1,
@@ -154,7 +176,8 @@ class TrainingState(Checked):
             skipped=0,
             smoothed=record.pseudo_dice_smoothed,
             smoothed_weight=None if smooth is None else smooth.weight,
-            best=record.pseudo_dice_smoothed if record.is_best else self.best,
+            averaged=judged.averaged_smooth,
+            best=judged.value if record.is_best else self.best,
             best_epoch=self.epoch if record.is_best else self.best_epoch,
         )
         return replace(after, is_finished=after.is_over)
@@ -172,10 +195,17 @@ SavedRun = tuple[TrainingState, dict[str, torch.Tensor], dict[str, object]]
 
 
 def save_state(
-    folder: Path, state: TrainingState, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    folder: Path,
+    state: TrainingState,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    averaged: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write weights, optimizer and place in the run: one file, atomically; then what people read of it."""
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    """Write weights, averaged ones if there are any, optimizer and place in the run: one file, atomically; then what people read of it."""
+    tensors = {f"network.{name}": tensor for name, tensor in weights.items()}
+    tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.items()}
     plain = optimizer.state_dict()
     numbers: dict[str, dict[str, float]] = {}
     for index, slots in plain["state"].items():
@@ -257,6 +287,11 @@ def restore_state(
     scaler_state = metadata.get("scaler")
     if isinstance(scaler_state, dict) and scaler_state:
         scaler.load_state_dict(scaler_state)
+
+
+def saved_average(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The averaged weights among the tensors of a saved run; empty where it has none."""
+    return {name.removeprefix("averaged."): tensor for name, tensor in tensors.items() if name.startswith("averaged.")}
 
 
 def check_same_run(saved: TrainingState, asked: TrainingState, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,9 +22,19 @@ MIN_BATCH = 2
 """The smallest batch of nnU-Net's plans."""
 
 
-def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, labels: Tensor, *, hours: float, planned: int) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affordable:
+    """How large a batch is in a run of some hours, and about how many seconds a step of it takes."""
+
+    batch_size: int
+    step_seconds: float
+
+
+def batch_for_hours(
+    learner: Learner, domain: TrainingDomain, image: Tensor, labels: Tensor, *, hours: float, planned: int, is_fixed: bool = False
+) -> Affordable:
     """The ``planned`` size of a batch, or a smaller one where it would leave too few steps: early on, steps count for more than their
-    size. ``image`` and ``labels`` are a batch, or what one of several processes has of it.
+    size, unless it ``is_fixed``. ``image`` and ``labels`` are a batch, or what one of several processes has of it.
     """
     durations = []
     for _ in range(TIMED_STEPS):  # the weights stay as they are
@@ -33,7 +44,8 @@ def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, lab
         durations.append(time.perf_counter() - began)
     learner.network.zero_grad(set_to_none=True)
     affordable = hours * 3600 / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / planned)
-    size = max(min(MIN_BATCH, planned), min(planned, int(affordable)))
+    size = planned if is_fixed else max(min(MIN_BATCH, planned), min(planned, int(affordable)))
+    found = Affordable(batch_size=size, step_seconds=min(durations) * size / planned)
     if size < planned:
         logger.warning(
             "%sA step takes %.2g s here, so the batch is %d instead of the plan's %d: that gives about %d steps in %.2g hours.",
@@ -41,7 +53,7 @@ def batch_for_hours(learner: Learner, domain: TrainingDomain, image: Tensor, lab
             min(durations),
             size,
             planned,
-            hours * 3600 / (min(durations) * size / planned),
+            hours * 3600 / found.step_seconds,
             hours,
         )
-    return size
+    return found

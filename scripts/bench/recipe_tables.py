@@ -75,7 +75,8 @@ def differences_table(runs: Sequence[Run], bases: Mapping[str, str | None]) -> s
             found = paired(runs, change, base, budget)
             if found:
                 mean, low, high = interval(found)
-                each = ", ".join(f"{name} {100 * np.mean([np.mean(seed) for seed in seeds.values()]):+.2f}" for name, seeds in found.items())
+                means = {name: 100 * np.mean([np.mean(patients) for patients in seeds.values()]) for name, seeds in found.items()}
+                each = ", ".join(f"{name} {value:+.2f}" for name, value in means.items())
                 count = "; ".join(f"{name} {len(next(iter(seeds.values())))} × {len(seeds)}" for name, seeds in found.items())
                 verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
                 rows.append((change, base, budget, each, count, f"{100 * mean:+.2f}", f"{100 * low:+.2f} … {100 * high:+.2f}", verdict))
@@ -85,14 +86,17 @@ def differences_table(runs: Sequence[Run], bases: Mapping[str, str | None]) -> s
 
 
 def _pairs(runs: Sequence[Run], bases: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """What is compared with what: a change with what it extends, and averaged weights with the last ones of the same run."""
+    """What is compared with what: a change with what it extends, and of one run the averaged weights with the last ones.
+
+    The last weights of both are compared as well: what is kept may be the averaged ones.
+    """
     found: list[tuple[str, str]] = []
     for change in dict.fromkeys(run.change for run in runs):
         name, _, variant = change.partition(":")
+        if (base := bases.get(name)) is not None:
+            found.append((change, f"{base}:{variant}" if variant else base))
         if variant == "averaged":
             found.append((change, f"{name}:last"))
-        elif not variant and (base := bases.get(name)) is not None:
-            found.append((change, base))
     return found
 
 

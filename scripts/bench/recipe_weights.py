@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from medseg3d.models.checkpoints import FORMAT_VERSION, load_tensors, read_card, save_tensors
-from medseg3d.records import to_plain
+from medseg3d.models.checkpoints import load_tensors, read_card, save_weight_tensors
 from medseg3d.training.state import BEST, LAST
 
 
@@ -15,7 +14,7 @@ def main(fold: Path, variant: str) -> None:
     tensors, _ = load_tensors(fold / LAST)
     beginning = {"last": "network.", "averaged": "averaged."}[variant]
     chosen = {name.removeprefix(beginning): tensor for name, tensor in tensors.items() if name.startswith(beginning)}
-    save_tensors(fold / BEST, chosen, {"format_version": FORMAT_VERSION, "card": to_plain(read_card(fold / BEST))})
+    save_weight_tensors(fold / BEST, chosen, read_card(fold / BEST))
 
 
 if __name__ == "__main__":

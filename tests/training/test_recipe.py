@@ -1,0 +1,155 @@
+"""A short run: its own training numbers, averaged weights, and that a run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from medseg3d.devices import Device
+from medseg3d.models.checkpoints import load_tensors
+from medseg3d.options import TrainingOptions
+from medseg3d.plan import Configuration, Plan, TrainingPlan
+from medseg3d.planning.recipe_rules import SHORT_RUN, recipe_for
+from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.records import read_record
+from medseg3d.signals import StopRequest
+from medseg3d.training.averaging import STEPS_BETWEEN, AveragedWeights
+from medseg3d.training.domains import NO_NAME, TrainingDomain
+from medseg3d.training.judging import judge
+from medseg3d.training.loop import train_domains
+from medseg3d.training.pseudo_dice import PatchValidation
+from medseg3d.training.state import EpochRecord, TrainingState
+from medseg3d.work_folder import WorkFolder
+
+FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
+SHORT = TrainingPlan(follows_budget=True)
+Material = tuple[Plan, Configuration, list[StoredCase]]
+
+
+@pytest.fixture(scope="module")
+def material(trained: Path) -> Material:
+    work = WorkFolder(trained / "medseg3d-work")
+    plan = work.read_plan()
+    configuration = plan.configuration(None)
+    store = Store(work.store(configuration.data))
+    return plan, configuration, [store.read(name, in_memory=True) for name in store.names()]
+
+
+def train(
+    material: Material, folder: Path, training: TrainingPlan, *, stop_after: int | None = None, **options: object
+) -> list[EpochRecord]:
+    """The records of the epochs; with ``stop_after`` the run is asked to stop after so many steps."""
+    plan, configuration, cases = material
+    stop, steps = StopRequest(), []
+
+    def count(*place: int) -> None:
+        steps.append(place)
+        if len(steps) == stop_after:
+            stop.set(15)
+
+    configuration = replace(configuration, training=training)
+    domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=configuration, training=cases[:4], validation=cases[4:])
+    return list(
+        train_domains(
+            [domain],
+            name=configuration.name,
+            fold="0",
+            folder=folder,
+            device=FLOAT32,
+            options=TrainingOptions(**options),  # type: ignore[arg-type]
+            plan_digest="x",
+            stop=stop,
+            on_step=count,
+        )
+    )
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / "last.safetensors")[0]
+
+
+def test_a_long_run_and_one_that_does_not_follow_keep_the_plan() -> None:
+    assert recipe_for(SHORT, steps=SHORT_RUN).value == SHORT
+    assert recipe_for(TrainingPlan(), steps=100).value == TrainingPlan()
+
+
+def test_a_short_run_trains_with_adamw_and_a_cosine_and_says_so() -> None:
+    decided = recipe_for(SHORT, steps=2750)
+    assert (decided.value.optimizer, decided.value.schedule) == ("adamw", "cosine")
+    assert "optimizer adamw" in decided.reasons[0].value
+    assert "2,800 steps" in decided.reasons[0].inputs
+
+
+def test_a_plan_that_chose_its_optimizer_and_a_user_who_chose_a_rate_keep_them() -> None:
+    chosen = replace(SHORT, optimizer="adamw", learning_rate=4e-3)
+    assert recipe_for(chosen, steps=100).value.learning_rate == 4e-3
+    assert recipe_for(replace(SHORT, learning_rate=0.5), steps=100, keeps_rate=True).value.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("mean_age", [0.1, 0.25, 0.5])
+def test_the_mean_age_of_averaged_weights_is_the_share_that_was_asked_for(mean_age: float) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    average, steps = AveragedWeights(network, mean_age, _NoLock()), 4000
+    for step in range(1, steps + 1):
+        nn.init.constant_(network.weight, float(step))
+        average.note(step)
+    assert 1 - float(average.averaged["weight"]) / steps == pytest.approx(mean_age, rel=0.05)
+
+
+def test_a_network_has_its_own_weights_again_after_the_averaged_ones_were_in_its_place() -> None:
+    network = nn.BatchNorm1d(2)
+    average = AveragedWeights(network, 0.1, _NoLock())
+    average.note(STEPS_BETWEEN)
+    nn.init.constant_(network.weight, 5.0)
+    with average.in_place():
+        assert network.weight.tolist() == [1.0, 1.0]
+        assert average.last["weight"].tolist() == [5.0, 5.0]
+    assert network.weight.tolist() == [5.0, 5.0]
+    assert average.averaged["weight"].tolist() == [1.0, 1.0]
+
+
+class _NoLock:
+    """Nothing else runs."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("last", "averaged", "is_average"), [(0.5, 0.6, True), (0.6, 0.5, False), (None, None, True)])
+def test_the_better_weights_are_kept_and_the_averaged_ones_where_nothing_is_measured(
+    last: float | None, averaged: float | None, is_average: bool
+) -> None:
+    found = [[PatchValidation(loss=None, dice={} if dice is None else {"a": dice})] for dice in (last, averaged)]
+    judged = judge(found[0], found[1], before=(None, None), memory=0.9)
+    assert judged.is_average == is_average
+    assert judged.value == (None if last is None else 0.6)
+
+
+def test_a_short_run_that_was_stopped_gives_the_bits_of_one_that_was_not(material: Material, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    records = train(material, whole, SHORT, epochs=2, iterations=4)
+    assert train(material, parts, SHORT, epochs=2, iterations=4, stop_after=6)[0].epoch == 0
+    train(material, parts, SHORT, epochs=2, iterations=4)
+    first, second = tensors_of(whole), tensors_of(parts)
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
+    state = read_record(parts / "training.json", TrainingState, "training")
+    assert state.recipe is not None
+    assert state.recipe.optimizer == "adamw"
+    assert state.averaged_steps == 8
+    assert records[-1].averaged_dice_mean is not None
+
+
+def test_averaging_does_not_change_what_is_trained(material: Material, tmp_path: Path) -> None:
+    for mean_age in (0.0, 0.1):
+        train(material, tmp_path / str(mean_age), TrainingPlan(weight_averaging=mean_age), epochs=1, iterations=4)
+    plain, averaged = tensors_of(tmp_path / "0.0"), tensors_of(tmp_path / "0.1")
+    assert all(tensor.equal(averaged[name]) for name, tensor in plain.items())
+    assert any(name.startswith("averaged.") for name in averaged)
