@@ -1,8 +1,9 @@
 """What a change of the training recipe is worth: paired with what it changes, by the Dice of the same validation cases.
 
 A change is a planner file in ``scripts/bench/recipes``, and is measured against the file that it extends. Both train the same fold with
-the same seed, for the same number of steps of the same batch (``--steps``, which other work on the machine does not falsify) or for the
-same minutes by the clock on the wall (``--minutes``, for cores that nothing is shared with). Where a run averages its weights, the last
+the same seed, for the same work (``--steps`` of the recipe ``present``, which other work on the machine does not falsify; a change whose
+steps take fewer multiply-adds trains as many more) or for the same minutes by the clock on the wall (``--minutes``, for cores that nothing
+is shared with). Where a run averages its weights, the last
 weights and the averaged ones are measured as well, of one and the same training. In: the folder of datasets that MEDSEG3D_DATA names.
 Out: a line per run in ``recipes.jsonl``, and Markdown tables with the paired differences and their 95 % intervals. A run that was killed
 goes on where it was: what stands in ``recipes.jsonl`` is not trained again.
@@ -31,6 +32,8 @@ from splits import paired_folds
 
 CHANGES = Path(__file__).with_name("recipes")
 DATASETS = ("Hippocampus", "ACDC", "CHAOS_T2", "OpenKBP", "LeftAtrium", "phantom")
+PRESENT = "present"
+"""What changes are measured against in the end; ``--steps`` are steps of it."""
 EPOCHS = 20
 """By steps a run has so many epochs: enough to choose the best of, few enough that their ends cost little."""
 BATCH = 2
@@ -60,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=changes(), choices=changes(), metavar="CHANGE", help=f"of {', '.join(changes())}")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS, metavar="DATASET", help=", ".join(DATASETS))
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
+    length.add_argument("--steps", type=int, default=600, help="of training, each as much work as one of the present recipe (default: 600)")
     length.add_argument("--minutes", type=float, help="of training, by the clock on the wall")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples of a step, with --steps (default: 2)")
     parser.add_argument("--fold", default="0")
@@ -186,8 +189,18 @@ class Chain:
         """The words for how long it trains."""
         if self.options.minutes is not None:
             return ("--hours", f"{self.options.minutes / 60:.5f}")
-        per_epoch = max(1, round(self.options.steps / EPOCHS))
+        per_epoch = max(1, round(self.options.steps * self.share_of_steps() / EPOCHS))
         return ("--epochs", str(EPOCHS), "--iterations", str(per_epoch), "--batch-size", str(self.options.batch))
+
+    def share_of_steps(self) -> float:
+        """How many steps cost what one of the present recipe costs."""
+        reference = self.shared / "reference"
+        if not (reference / "plan.json").exists():
+            reference.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.shared / "fingerprint.json", reference / "fingerprint.json")
+            words = (self.dataset.root, "-w", reference, "--planner", CHANGES / f"{PRESENT}.toml")
+            run_measured(self.ours.command("plan", *words), log=self.log)
+        return multiply_adds(reference / "plan.json") / multiply_adds(self.work / "plan.json")
 
     @property
     def fold(self) -> Path:
@@ -225,6 +238,16 @@ class Chain:
     def run(self, verb: str, *words: str) -> float:
         """A command of ours; the seconds that it took of a core."""
         return run_measured(self.ours.command(verb, self.dataset.root, "-w", self.work, *words), log=self.log).cpu_seconds
+
+
+def multiply_adds(plan: Path) -> int:
+    """Of a forward pass of one patch, with the configuration that a plan recommends."""
+    from medseg3d.networks.cost import step_cost
+    from medseg3d.plan import Plan
+    from medseg3d.records import read_record
+
+    record = read_record(plan, Plan, "plan").configuration(None)
+    return step_cost(record.network, record.patch_size, 1).multiply_adds
 
 
 if __name__ == "__main__":
