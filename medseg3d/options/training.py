@@ -29,8 +29,12 @@ class TrainingOptions(BatchOptions):
     epochs: Annotated[int | None, Option("--epochs", "epochs to train (default: the plan's)", metavar="N", at_least=1)] = None
     iterations: Annotated[int | None, Option("--iterations", "steps per epoch (default: the plan's)", metavar="N", at_least=1)] = None
     hours: Annotated[
-        float | None, Option("--hours", "train for this time; the learning rate follows it", metavar="H", unit="hours", above=0)
+        float | None,
+        Option("--hours", "train for this time; the learning rate follows it", metavar="H", unit="hours", above=0, group="time"),
     ] = None
+    minutes: Annotated[float | None, Option("--minutes", "as --hours, in minutes", metavar="M", unit="minutes", above=0, group="time")] = (
+        None
+    )
     devices: Annotated[
         str | None,
         Option(
@@ -56,6 +60,12 @@ class TrainingOptions(BatchOptions):
     restart: Annotated[
         bool, Option("--restart", "begin anew instead of going on, also where the plan or the cases changed", group="goal")
     ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minutes is not None:  # all else knows hours only
+            object.__setattr__(self, "hours", self.minutes / 60)
+            object.__setattr__(self, "minutes", None)
 
 
 @dataclass(frozen=True, kw_only=True)

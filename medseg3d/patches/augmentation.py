@@ -60,6 +60,8 @@ class AugmentationPolicy:
     """Its pairs of left and right labels."""
     soft_labels: int = 0
     """So many of the last channels that come with the image are the probabilities of soft labels."""
+    reduction: float = 0.0
+    """By this share changes are made less often, mirroring apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,7 @@ def draw_augmentation(policy: AugmentationPolicy, rng: np.random.Generator) -> A
     """Draw the parameters of one sample."""
     channels = range(policy.num_channels)
     axes = range(len(policy.patch_size))
-    return AugmentationDraw(
+    draw = AugmentationDraw(
         matrix=_draw_matrix(policy, rng),
         noise=(rng.uniform(*NOISE_RANGE), int(rng.integers(2**62))) if rng.random() < P_NOISE else None,
         blur=tuple(tuple(rng.uniform(*BLUR_RANGE) for _ in axes) if rng.random() < P_BLUR_CHANNEL else None for _ in channels)
@@ -172,6 +174,18 @@ def draw_augmentation(policy: AugmentationPolicy, rng: np.random.Generator) -> A
         further=tuple(each.augmentation.draw(rng, each.options) for each in policy.further),
         previous=draw_previous(len(policy.previous_labels), rng) if policy.previous_labels else None,
     )
+    return _reduced(draw, policy.reduction, rng) if policy.reduction else draw
+
+
+REDUCED = ("matrix", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma")
+"""What is made less often. Mirroring costs nothing and is what prediction does as well; a cascade must always learn to doubt its first
+stage."""
+
+
+def _reduced(draw: AugmentationDraw, share: float, rng: np.random.Generator) -> AugmentationDraw:
+    """Without each of the changes with the probability ``share``, drawn last: all else is as it would be without."""
+    unchanged = AugmentationDraw()
+    return replace(draw, **{name: getattr(unchanged, name) for name in REDUCED if rng.random() < share})
 
 
 def _draw_factors(rng: np.random.Generator, probability: float, bounds: tuple[float, float], count: int) -> tuple[float, ...]:

@@ -153,11 +153,21 @@ class PatchLoader:
             previous=self._joined(firsts),
         )
 
+    def batch_of(self, places: Sequence[tuple[int, PatchBox]]) -> Batch:
+        """The patches at some boxes, each of the case at a place among all, as they are; the boxes hold the margin."""
+        patches = [self._read(self.cases[case], box) for case, box in places]
+        return Batch(
+            image=self._tensor(np.stack([self._in_patch_axes(patch.image) for patch in patches])),
+            labels=self._tensor(np.stack([self._in_patch_axes(patch.labels) for patch in patches])),
+            names=tuple(self.cases[case].name for case, _ in places),
+            previous=self._joined([self._read_previous(self.cases[case], box) for case, box in places]),
+        )
+
     def _joined(self, firsts: Sequence[np.ndarray | None]) -> torch.Tensor | None:
         """The first stage's label maps of a batch; empty where a crop holds them."""
         if self.previous is None:
             return None
-        previous = np.zeros((len(self.samples), *self.patch_size), np.int16)
+        previous = np.zeros((len(firsts), *self.patch_size), np.int16)
         for sample, first in enumerate(firsts):
             if first is not None:
                 previous[sample] = self._in_patch_axes(first)

@@ -9,6 +9,7 @@ from medseg3d.extensions import source_text
 from medseg3d.plan import TrainingPlan
 from medseg3d.planning.loss_rules import providers_of
 from medseg3d.planning.reasons import Decided, Explanation
+from medseg3d.planning.recipe_rules import RULE
 
 
 def training(plan: TrainingPlan) -> Decided[TrainingPlan]:
@@ -27,7 +28,7 @@ def training(plan: TrainingPlan) -> Decided[TrainingPlan]:
         ),
         rule=(
             f"The planner's numbers, the same for all datasets; the learning rate {_schedule(plan)}, and each epoch ends with "
-            f"{plan.validation_iterations} validation batches."
+            f"{plan.validation_iterations} validation batches." + (f" {RULE}" if plan.follows_budget else "")
         ),
         inputs="The planner alone: nothing of the dataset enters.",
         changes_it="training.* of the planner, or --epochs and --iterations of train.",

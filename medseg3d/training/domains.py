@@ -84,7 +84,8 @@ class TrainingDomain:
             previous_labels=() if self.previous is None else in_order_of_values(self.plan.labels),
             previous_pairs=self.plan.labels.pairs,
         )
-        return replace(made, soft_labels=len(self.plan.labels.foreground)) if self.plan.labels.soft else made
+        soft = len(self.plan.labels.foreground) if self.plan.labels.soft else 0
+        return replace(made, soft_labels=soft, reduction=configuration.training.augmentation_reduction)
 
     def margin(self) -> tuple[int, ...]:
         """Voxels at each end of a patch that get no logits."""

@@ -14,9 +14,11 @@ from medseg3d.networks.build import build_network, build_universal, sharing_of
 from medseg3d.networks.class_memory import memories
 from medseg3d.networks.family import Sharing
 from medseg3d.patches.augmentation import augment
+from medseg3d.plan import TrainingPlan
 from medseg3d.precision import checked_precision
 from medseg3d.team import Team
 from medseg3d.training.domains import NO_NAME, TrainingDomain, patch_loader
+from medseg3d.training.growth import grown_batch, grown_domains
 from medseg3d.training.optimizers import optimizer_of
 from medseg3d.training.pooled_norm import pool_batch_norms
 from medseg3d.training.probe import trusted_precision
@@ -94,7 +96,9 @@ def in_trusted_precision(
     for domain, size in zip(domains, batch_sizes, strict=True):
         batch = patch_loader(domain, batch_size=size, seed=seed, on_gpu=device.is_gpu).make_batch(0, 0)
         image, _ = augment(batch, domain.policy, device.device)
-        device = trusted_precision(device, domain.configuration, size)
+        for grown in grown_domains(domain) if domain.configuration.training.patch_growth else [domain]:
+            patch = grown.configuration.patch_size
+            device = trusted_precision(device, grown.configuration, grown_batch(size, domain.configuration.patch_size, patch))
         if domain.name:
             network.domain = domain.name  # type: ignore[assignment]
         device = checked_precision(network, image[:1], device, is_trained=is_trained)

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from medseg3d.devices import Device, is_not_deterministic, is_out_of_memory, use_all_cores
-from medseg3d.errors import DivergedError, InputError
+from medseg3d.devices import Device, use_all_cores
 from medseg3d.models.checkpoints import ModelCard, save_weight_tensors
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
@@ -32,14 +32,17 @@ from medseg3d.training.averaging import averaging
 from medseg3d.training.begin import Begun, asked_state, begin
 from medseg3d.training.collapse import silent_since, warnings
 from medseg3d.training.domains import TrainingDomain, draw_domain, patch_loader, training_case_loader
+from medseg3d.training.failures import check_not_diverged, check_shares, explained
+from medseg3d.training.growth import grown_batch, grown_domains, growth_stage
 from medseg3d.training.hard_cases import measured_cases
 from medseg3d.training.initial import InitialWeights, read_initial
 from medseg3d.training.judging import Judged, judge
 from medseg3d.training.learner import make_learner, replicated, sharing_between
 from medseg3d.training.pseudo_dice import SMOOTHING, PatchValidation, mean_of_known, validate_patches
 from medseg3d.training.schedule import learning_rate
-from medseg3d.training.state import BEST, LAST, EpochRecord, TrainingState, append_history, save_state, write_summary
+from medseg3d.training.state import BEST, LAST, EpochRecord, append_history, save_state, write_summary
 from medseg3d.training.step import apply_gradients, compute_gradients
+from medseg3d.training.tiles import validate_tiles
 from medseg3d.training.tuning import Tuning, tuned
 
 logger = logging.getLogger(__name__)
@@ -52,8 +55,6 @@ def _ignore(epoch: int, done: int, total: int) -> None:
     """Nobody listens."""
 
 
-MAX_BAD_STEPS_IN_A_ROW = 20
-"""So many steps with a NaN or infinite loss one after the other are no accident of a batch any more."""
 EPOCHS_IN_A_TIME_BUDGET = 30
 """With ``hours`` an epoch ends after this share of the budget at the latest, so that slow devices decay and validate as well."""
 
@@ -102,29 +103,15 @@ def train_domains(
     try:
         begun = begin(learner, state, trained, folder, options=options, init=read_initial(init), joins=joins, check=check, team=team)
         state = begun.state
-        _check_shares(state, team)
+        check_shares(state, team)
         run = _Run(begun, folder, card, options, check, team)
         with last_words(run.save):
             yield from _epochs(run, stop, on_step, on_validation)
     except RuntimeError as error:
-        explained = _explained(error, state, device)
-        if explained is None:
+        reason = explained(error, state, device)
+        if reason is None:
             raise
-        raise explained from error
-
-
-def _explained(error: RuntimeError, state: TrainingState, device: Device) -> InputError | None:
-    """What the user can do about an error of torch; None where that is nothing."""
-    if torch.are_deterministic_algorithms_enabled() and is_not_deterministic(error):
-        reason = str(error).partition(". ")[0]
-        return InputError(f"{state.configuration}: cannot be trained with --deterministic here ({reason}). Leave it out.")
-    if not is_out_of_memory(error):
-        return None
-    sizes = ", ".join(map(str, state.batch_sizes))
-    return InputError(
-        f"{state.configuration}, fold {state.fold}: a training step with a batch of {sizes} does not fit the memory of {device.device}. "
-        "Close what else uses it, give a smaller --batch-size, or plan again with a smaller --gpu-memory. What is trained so far is kept."
-    )
+        raise reason from error
 
 
 def _epochs(run: _Run, stop: StopRequest, on_step: Progress, on_validation: Progress) -> Iterator[EpochRecord]:
@@ -194,7 +181,7 @@ class _Run:
                     )
                 bad_in_a_row = [] if step.is_finite else [*bad_in_a_row, *names]
                 if not step.is_finite:
-                    _check_not_diverged(names, bad_in_a_row)
+                    check_not_diverged(names, bad_in_a_row)
                 on_step(self.state.epoch, self.state.iteration, planned)
                 if stops:
                     return False
@@ -204,7 +191,8 @@ class _Run:
 
     def _gradients(self, batch: Batch, index: int) -> float:
         """The gradients of a batch of a domain, and its loss; the weights stay."""
-        state, learner, domain = self.state, self.learner, self.domains[index]
+        state, learner = self.state, self.learner
+        domain, num_samples = self._grown(index)
         torch.manual_seed(_step_seed(state.seed, state.epoch, state.iteration, self.team.rank))  # dropout draws the same after a resume
         image, labels = augment(batch, domain.policy, learner.device.device)
         return compute_gradients(
@@ -216,7 +204,7 @@ class _Run:
             scaler=learner.scaler,
             domain=domain.name,
             replica=learner.replica,
-            num_samples=state.batch_sizes[index],
+            num_samples=num_samples,
         )
 
     def _agreed(self, seconds: float, waited: float, stop: StopRequest) -> tuple[float, float, bool]:
@@ -296,9 +284,26 @@ class _Run:
     def _validated(self, num_batches: int, tell: Callable[[], None]) -> list[PatchValidation]:
         """What the network as it is now reaches, by domain."""
         network, device = self.learner.network, self.learner.device
+        if self.settings.best_on_tiles:
+            return self.team.from_first(lambda: self._validated_on_tiles(num_batches, tell))
         return [
             validate_patches(
                 network, domain, self._loader(index, is_validation=True), device, num_batches=num_batches, on_batch=tell, team=self.team
+            )
+            for index, domain in enumerate(self.domains)
+        ]
+
+    def _validated_on_tiles(self, num_batches: int, tell: Callable[[], None]) -> list[PatchValidation]:
+        """As many windows as patches would be, or half of them where averaged weights are measured as well: no more work in all."""
+        shared = 1 if self.average is None else 2
+        return [
+            validate_tiles(
+                self.learner.network,
+                domain,
+                self._loader(index, is_validation=True, team=ALONE),
+                self.learner.device,
+                num_tiles=max(1, num_batches * self.state.batch_sizes[index] // shared),
+                on_batch=tell,
             )
             for index, domain in enumerate(self.domains)
         ]
@@ -313,7 +318,8 @@ class _Run:
     def _num_measured(self) -> int:
         """Batches of each domain that an epoch is measured on."""
         share = self.settings.validation_iterations / self.settings.iterations_per_epoch
-        of_one = max(1, self.state.iteration // len(self.domains))
+        steps = self.state.iterations_per_epoch if self.settings.best_on_tiles else None  # a last epoch is cut short by the clock
+        of_one = max(1, (steps or self.state.iteration) // len(self.domains))
         return max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
 
     def _measured_cases(self) -> dict[str, float]:
@@ -399,39 +405,36 @@ class _Run:
             return self._rate_of_step(self.state.iteration - 1, self.state.iterations_per_epoch or self.settings.iterations_per_epoch)
         return self._rate or 0.0
 
+    def _grown(self, index: int) -> tuple[TrainingDomain, int]:
+        """A domain with the patch of this epoch, and how many of them are a batch: as many voxels as at full size."""
+        share, domain, batch_size = self.settings.patch_growth, self.domains[index], self.state.batch_sizes[index]
+        if not share:
+            return domain, batch_size
+        sizes = self._sizes[index]
+        stage = growth_stage(self.state.progress_at_epoch_start, share, len(sizes))
+        return sizes[stage], grown_batch(batch_size, domain.configuration.patch_size, sizes[stage].configuration.patch_size)
+
+    @cached_property
+    def _sizes(self) -> list[list[TrainingDomain]]:
+        """Each domain at its sizes, the full one last."""
+        return [grown_domains(domain) for domain in self.domains]
+
     def _domain_of(self, iteration: int) -> int:
         return draw_domain(self.domains, seed=self.state.seed, epoch=self.state.epoch, iteration=iteration)
 
-    def _loader(self, index: int, *, is_validation: bool = False) -> PatchLoader:
+    def _loader(self, index: int, *, is_validation: bool = False, team: Team | None = None) -> PatchLoader:
         state, device = self.state, self.learner.device
+        domain, batch_size = self.domains[index], state.batch_sizes[index]
+        if not is_validation:
+            domain, batch_size = self._grown(index)
         return patch_loader(
-            self.domains[index],
-            batch_size=state.batch_sizes[index],
+            domain,
+            batch_size=batch_size,
             seed=state.seed,
             on_gpu=device.is_gpu,
             is_validation=is_validation,
-            team=self.team,
+            team=team or self.team,
             case_dice=self._case_dice(self.domains[index]),
-        )
-
-
-def _check_shares(state: TrainingState, team: Team) -> None:
-    """Raise :class:`InputError` where a process would have nothing to do."""
-    if min(state.batch_sizes) < team.size:
-        raise InputError(
-            f"A batch of {min(state.batch_sizes)} cannot be shared by {team.size} processes. Give fewer --devices, or --batch-size "
-            f"{team.size} or more (with --restart where the fold is begun)."
-        )
-
-
-def _check_not_diverged(names: Sequence[str], bad_in_a_row: Sequence[str]) -> None:
-    """Log a bad step; raise :class:`DivergedError` where it is one too many."""
-    logger.warning("Skipped a step with a NaN or infinite loss or gradient; cases of the batch: %s.", ", ".join(names))
-    if len(bad_in_a_row) >= MAX_BAD_STEPS_IN_A_ROW * len(names):
-        raise DivergedError(
-            f"Training diverged: {MAX_BAD_STEPS_IN_A_ROW} steps in a row gave a NaN or infinite loss "
-            f"(cases {', '.join(sorted(set(bad_in_a_row))[:10])}). The weights of the best epoch are kept. "
-            "Look at these images with medseg3d doctor, or train with a lower learning rate (planner file, training.learning_rate)."
         )
 
 

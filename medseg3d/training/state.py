@@ -126,6 +126,11 @@ class TrainingState(Checked):
         progress = (self.epoch + share_of_epoch) / self.epochs
         return progress if self.hours is None else max(progress, self.elapsed_seconds / (self.hours * 3600))
 
+    @property
+    def progress_at_epoch_start(self) -> float:
+        """:meth:`progress` as it was then, also where the run goes on in the middle of the epoch."""
+        return replace(self, elapsed_seconds=self.elapsed_seconds - self.epoch_seconds).progress()
+
     def running_norm(self, domain: int) -> float:
         """Of a domain's gradients; 0 before its first step."""
         return self.gradient_norms[domain] if self.gradient_norms else 0.0

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from medseg3d.devices import Device
+from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors
 from medseg3d.options import TrainingOptions
+from medseg3d.patches.augmentation import REDUCED, AugmentationDraw, augmentation_policy, draw_augmentation
+from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.planning.recipe_rules import SHORT_RUN, recipe_for
 from medseg3d.preprocessing.store import Store, StoredCase
@@ -19,10 +27,12 @@ from medseg3d.records import read_record
 from medseg3d.signals import StopRequest
 from medseg3d.training.averaging import STEPS_BETWEEN, AveragedWeights
 from medseg3d.training.domains import NO_NAME, TrainingDomain
+from medseg3d.training.growth import SIZES, growing_sizes, grown_batch
 from medseg3d.training.judging import judge
 from medseg3d.training.loop import train_domains
 from medseg3d.training.pseudo_dice import PatchValidation
 from medseg3d.training.state import EpochRecord, TrainingState
+from medseg3d.training.tiles import fixed_tiles
 from medseg3d.work_folder import WorkFolder
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
@@ -145,6 +155,65 @@ def test_a_short_run_that_was_stopped_gives_the_bits_of_one_that_was_not(materia
     assert state.recipe.optimizer == "adamw"
     assert state.averaged_steps == 8
     assert records[-1].averaged_dice_mean is not None
+
+
+def test_patches_grow_to_their_full_size_and_a_stopped_run_goes_on_with_the_same(material: Material, tmp_path: Path) -> None:
+    growing = TrainingPlan(patch_growth=0.7)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(material, whole, growing, epochs=2, iterations=2)
+    train(material, parts, growing, epochs=2, iterations=2, stop_after=1)
+    train(material, parts, growing, epochs=2, iterations=2)
+    first, second = tensors_of(whole), tensors_of(parts)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from((1, 2, 4, 8, 16))), min_size=2, max_size=3))
+def test_growing_sizes_rise_to_the_full_one_in_strides_that_the_network_can_halve(axes: list[tuple[int, int]]) -> None:
+    stride = [step for _, step in axes]
+    full = [count * step for count, step in axes]
+    sizes = growing_sizes(full, stride)
+    assert sizes[-1] == tuple(full)
+    assert len(sizes) <= SIZES
+    for small, large in pairwise(sizes):
+        assert all(a <= b for a, b in zip(small, large, strict=True))
+        assert small != large
+    assert all(edge % step == 0 for size in sizes for edge, step in zip(size, stride, strict=True))
+    assert all(grown_batch(3, full, size) * math.prod(size) <= 3 * math.prod(full) for size in sizes)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5),
+    st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16)),
+    st.integers(1, 60),
+)
+def test_fixed_tiles_cover_whole_cases_and_stay_within_their_number(
+    shapes: list[tuple[int, int, int]], patch: tuple[int, int, int], most: int
+) -> None:
+    tiles = fixed_tiles(shapes, patch, (0, 0, 0), most=most)
+    assert 0 < sum(len(boxes) for _, boxes in tiles) <= most
+    for case, boxes in tiles:
+        covered = np.zeros(shapes[case], bool)
+        for box in boxes:
+            covered[tuple(slice(max(0, start), start + size) for start, size in zip(box.start, box.size, strict=True))] = True
+        assert covered.all() or (len(tiles) == 1 and len(boxes) == most)
+
+
+def test_augmentations_that_are_reduced_are_fewer_and_otherwise_the_same() -> None:
+    policy = augmentation_policy((16, 16, 16), num_channels=1, mirror_axes=(0, 1, 2))
+    draws = [
+        (draw_augmentation(policy, generator(0, k)), draw_augmentation(replace(policy, reduction=0.5), generator(0, k))) for k in range(400)
+    ]
+    assert all(few.mirror == full.mirror for full, few in draws)
+    for name in REDUCED:
+        made = [(getattr(full, name), getattr(few, name)) for full, few in draws if getattr(full, name)]
+        assert all(few in (full, getattr(AugmentationDraw(), name)) for full, few in made)
+        assert 0.25 < sum(few == full for full, few in made) / len(made) < 0.75
+
+
+def test_minutes_are_hours() -> None:
+    assert TrainingOptions(minutes=30) == TrainingOptions(hours=0.5)
+    with pytest.raises(InputError, match="at most one"):
+        TrainingOptions(minutes=30, hours=1)
 
 
 def test_averaging_does_not_change_what_is_trained(material: Material, tmp_path: Path) -> None:
