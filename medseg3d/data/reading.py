@@ -14,6 +14,7 @@ import numpy as np
 from medseg3d import images
 from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe, turn_in_words
+from medseg3d.data.segmentations import onto_grid
 from medseg3d.data.soft_labels import most_probable, read_soft
 from medseg3d.errors import GeometryMismatchError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
@@ -151,6 +152,11 @@ def label_file(path: Path, soft: tuple[int, ...] = ()) -> tuple[np.ndarray, Imag
     return label_values(path, image.array), image.header
 
 
+def is_segmentation(path: Path) -> bool:
+    """Whether a label file is one of named segments, whose grid may be a part of the image's."""
+    return images.ending_of(path) == ".seg.nrrd"
+
+
 def label_values(path: Path, array: np.ndarray) -> np.ndarray:
     """The integers of a label file; floats within 1e-4 of a whole number are rounded, all others refused.
 
@@ -199,6 +205,8 @@ def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orienta
     else:
         values, header = label_file(path)
     turned = _on_grid(values, header.geometry, geometry, orientation)
+    if isinstance(turned, GeometryDifference) and is_segmentation(path):  # such files leave out what is empty
+        turned = to_canonical(onto_grid(values, header.geometry, geometry, f"{case.name}: {path.name}"), orientation)
     if isinstance(turned, GeometryDifference):
         advice = (
             "If the voxels fit and only the header is wrong, copy the image's header onto the label; else resample the label."

@@ -60,7 +60,14 @@ _MAX_KEYS = 10_000
 
 
 def read_header(path: Path) -> TextHeader:
-    """Parse and check the header; raises :class:`ImageReadError`."""
+    """Parse and check the header; raises :class:`ImageReadError`, also for a segmentation with several layers."""
+    parsed, pairs = read_layers(path)
+    _refuse_layers(path, pairs, parsed.voxels.sizes, parsed.volume_axis)
+    return parsed
+
+
+def read_layers(path: Path) -> tuple[TextHeader, dict[str, str]]:
+    """Parse and check the header of any file, and its key/value pairs."""
     fields, pairs = _fields(path)
     for name in ("type", "dimension", "sizes", "encoding"):
         if name not in fields:
@@ -72,7 +79,6 @@ def read_header(path: Path) -> TextHeader:
     kinds = _words(path, fields, "kinds", dimension)
     directions = _directions(path, fields, dimension)
     volume_axis = _volume_axis(path, kinds, directions, sizes)
-    _refuse_layers(path, pairs, sizes, volume_axis)
     affine, notes = _affine(path, fields, directions, [axis for axis in range(dimension) if axis != volume_axis])
     kind = kinds[volume_axis].lower() if volume_axis is not None else ""
     is_small_color = volume_axis is not None and sizes[volume_axis] in (3, 4) and fields["type"].lower() in _TYPES["u1"]
@@ -84,7 +90,7 @@ def read_header(path: Path) -> TextHeader:
         affine=affine,
         is_color=kind in COLOR_KINDS or (is_small_color and kind not in ("time", "list")),
         notes=notes,
-    )
+    ), pairs
 
 
 def _fields(path: Path) -> tuple[dict[str, str], dict[str, str]]:

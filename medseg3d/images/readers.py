@@ -6,7 +6,7 @@ What reads a format is imported when the first file of it is met.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,8 +153,37 @@ def _text_reader(name: str, parse: Callable[[Path], TextHeader]) -> Reader:
     return Reader(name=name, header=header, volumes=volumes_of, data_files=data_files)
 
 
+def _segmentation_header(path: Path, files: Sequence[Path]) -> ImageHeader:
+    """That of a label map, however many layers hold the segments."""
+    from medseg3d.images import nrrd, text_header
+
+    parsed, _ = nrrd.read_layers(path)
+    header = text_header.image_header(path, "nrrd", parsed)
+    return header if header.num_volumes == 1 else replace(header, num_volumes=1, stored_shape=header.geometry.shape)
+
+
+def _segmentation_volumes(path: Path, volumes: Volumes, files: Sequence[Path]) -> tuple[Image, ...]:
+    from medseg3d.images import nrrd, text_header
+    from medseg3d.images.header import Image
+    from medseg3d.images.segments import merged, read_segmentation
+
+    found = None if nrrd.read_layers(path)[0].volume_axis is None else read_segmentation(path)
+    if found is None or len(found.layers) == 1:
+        parsed = nrrd.read_header(path)
+        return tuple(text_header.read_image(path, "nrrd", parsed, volume=volume) for volume in volumes)
+    return (Image(array=merged(found, path), header=_segmentation_header(path, files)),) * len(volumes)
+
+
+def _segmentation_files(path: Path) -> tuple[Path, ...]:
+    from medseg3d.images import nrrd
+
+    voxels = nrrd.read_layers(path)[0].voxels
+    return (path,) if voxels.is_attached else (path, *(file for file in voxels.files if file != path))
+
+
 NIFTI = Reader(name="nifti", header=_nifti_header, volumes=_nifti_volumes, write=_write_nifti)
 NRRD = _text_reader("nrrd", _nrrd)
+SEGMENTATION = replace(NRRD, header=_segmentation_header, volumes=_segmentation_volumes, data_files=_segmentation_files)
 METAIMAGE = _text_reader("mha", _metaimage)
 DICOM = Reader(name="dicom", header=_dicom_header, volumes=_dicom_volumes)
 
@@ -164,7 +193,7 @@ READERS = Registry(
     {
         ".nii.gz": NIFTI,
         ".nii": NIFTI,
-        ".seg.nrrd": NRRD,
+        ".seg.nrrd": SEGMENTATION,
         ".nrrd": NRRD,
         ".nhdr": NRRD,
         ".mha": METAIMAGE,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medseg3d.errors import ImageReadError, InputError
 from medseg3d.images import data_files, ending_of
-from medseg3d.images.readers import METAIMAGE, NRRD, READERS
+from medseg3d.images.readers import METAIMAGE, NRRD, READERS, SEGMENTATION
 
 DETACHED = (".nhdr", ".mhd")
 
@@ -21,7 +21,7 @@ def check_attached(path: Path) -> None:
     ending = ending_of(path)
     if ending in DETACHED:
         raise InputError(f"{path}: a header whose voxels lie in another file. Send one file: .nii.gz, .nrrd or .mha.")
-    if READERS.get(ending) not in (NRRD, METAIMAGE):
+    if READERS.get(ending) not in (NRRD, SEGMENTATION, METAIMAGE):
         return
     try:
         is_attached, reason = data_files(path) == (path,), ""
