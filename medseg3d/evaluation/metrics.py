@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from medseg3d.data.grouping import find_groups
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.compare import Interval, interval_of
 from medseg3d.evaluation.measures import METRICS
@@ -163,8 +164,12 @@ def summarize_cases(
     extra_predictions: Iterable[str] = (),
     failures: Iterable[CaseFailure] = (),
     seed: int = 0,
+    patients: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Cases → an evaluation, sorted by case name; a label that a case does not list occurs in neither there."""
+    """Cases → an evaluation, sorted by case name; a label that a case does not list occurs in neither there.
+
+    The interval resamples ``patients``, by case; None: those that the names of the cases tell, where they tell any.
+    """
     names: dict[int, str] = {}
     ordered = sorted(cases, key=lambda case: case.case)
     for case in ordered:
@@ -172,12 +177,15 @@ def summarize_cases(
             names.setdefault(label.value, label.name)
     complete = tuple(_with_all_labels(case, names) for case in ordered)
     summaries = tuple(_summarize_label(complete, place) for place in range(len(names)))
+    group_of = find_groups([case.case for case in complete]).group_of if patients is None else patients
+    dice = {case.case: case.foreground_dice for case in complete if case.foreground_dice is not None}
+    groups = [group_of.get(case, f"case {case}") for case in dice]
     return Evaluation(
         predictions=predictions,
         references=references,
         tolerance_mm=tolerance_mm,
         num_cases=len(complete),
-        foreground_dice=interval_of([c.foreground_dice for c in complete if c.foreground_dice is not None], seed=seed),
+        foreground_dice=interval_of(list(dice.values()), seed=seed, groups=groups),
         mean_dice_over_labels=mean_of(s.dice.mean for s in summaries),
         labels=summaries,
         missing_predictions=tuple(sorted(missing_predictions)),

@@ -15,11 +15,14 @@ from medseg3d.plan import Plan
 if TYPE_CHECKING:
     from medseg3d.data.dataset import Case
     from medseg3d.data.reading import RawCase
+    from medseg3d.evaluation.failure_kinds import Failure
 
 MAX_CHANNELS = 4
 """Embedded of an image; of more, the first ones."""
 MAX_PIXELS = 8e6
 """Of all slices of a page: about 6 MB of it, so that it can still be mailed."""
+MAX_MISTAKES, MAX_LABELS = 15, 4
+"""Cases of which the kinds of failure are told, as many as the first table has; and labels of each, the worst."""
 NUM_LEVELS, NUM_LEVELS_CT = 256, 1024
 """Grays that a screen shows; CT keeps steps of 4 HU over its whole range, so that every window has enough of them."""
 
@@ -58,6 +61,30 @@ def picture_cases(rows: Sequence[ScoredCase], cases: Mapping[str, Case], plan: P
     return tuple(pictures)
 
 
+def mistakes_of(
+    rows: Sequence[ScoredCase], cases: Mapping[str, Case], plan: Plan, troubles: list[str], *, tolerance_mm: float | None
+) -> dict[str, tuple[Failure, ...]]:
+    """What went wrong in the :data:`MAX_MISTAKES` worst of ``rows``, by case; cases without a mistake worth a word are left out."""
+    from medseg3d.evaluation.evaluate_case import TOLERANCE_MM
+    from medseg3d.evaluation.failure_kinds import failures_of_files
+
+    found = {}
+    for row in rows[:MAX_MISTAKES]:
+        case = cases.get(row.case)
+        if case is None or case.label is None:
+            continue
+        path = row.folder / f"{row.case}.nii.gz"
+        try:
+            failures = failures_of_files(path, case.label, row.case, plan.labels, tolerance_mm=tolerance_mm or TOLERANCE_MM)
+        except MedsegError as error:
+            troubles.append(f"What went wrong in {row.case} cannot be told: {error}")
+            continue
+        named = [failure for failure in failures if case.annotated is None or failure.label in case.annotated]
+        if named:
+            found[row.case] = tuple(named[:MAX_LABELS])
+    return found
+
+
 def picture_roles(num_cases: int) -> list[tuple[int, str]]:
     """Places in the list of cases, worst first, that are worth a picture, and what they are called.
 
@@ -66,8 +93,8 @@ def picture_roles(num_cases: int) -> list[tuple[int, str]]:
     >>> picture_roles(9)
     [(0, 'worst'), (1, 'second worst'), (2, 'third worst'), (4, 'median'), (8, 'best')]
     """
-    if num_cases == 1:
-        return [(0, "the only case")]
+    if num_cases <= 1:
+        return [(0, "the only case")] if num_cases else []
     roles: dict[int, str] = {0: "worst", num_cases - 1: "best"}
     if num_cases >= 3:
         roles.setdefault(num_cases // 2, "median")

@@ -1,8 +1,8 @@
 """Make the report's page: one HTML file that says what the data is, what was decided and why, and how good the model is.
 
-In: a :class:`ReportInput`, filled by hand or by ``report.read_work``. Out: one file without scripts and with nothing to load:
-pictures are data URIs and the style sheet is inline, so it can be mailed and opened years later. Names of cases and labels are
-not trusted: every text is escaped, and the page forbids itself scripts and network.
+In: a :class:`ReportInput`, filled by hand or by ``report.read_work``. Out: one file with nothing to load: pictures are
+data URIs, style sheet and script are inline, so it can be mailed and opened years later. Names of cases and labels are not trusted: every
+text is escaped, and the page forbids itself every other script and the network.
 """
 
 from __future__ import annotations
@@ -15,33 +15,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg3d.errors import CaseFailure
+from medseg3d.evaluation.failure_kinds import KINDS, Failure
 from medseg3d.extensions import needed_arguments, source_text
 from medseg3d.files import write_text
 from medseg3d.plan import Plan
 from medseg3d.reporting.case_pictures import Picture
-from medseg3d.reporting.charts import Chart, Series, line_chart, strip
-from medseg3d.reporting.viewer_parts import as_data, script_source, viewer_script, viewer_style
+from medseg3d.reporting.charts import Chart, Series, line_chart
+from medseg3d.reporting.paper import paper_view
+from medseg3d.reporting.scatter import explaining_charts
+from medseg3d.reporting.scores import Score, columns_of, defined, label_rows, mean_of_labels, summary
+from medseg3d.reporting.training_facts import TrainingFacts
+from medseg3d.reporting.viewer_parts import as_data, page_script, script_source, viewer_style
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """How well one label of one case was found; None where a value is not defined.
-
-    A label that neither side holds has no value at all. One that only the reference holds is a false negative, one that only
-    the prediction holds a false positive: both have a Dice of 0 and no distance, so a mean distance alone would hide them.
-    """
-
-    case: str
-    label: str
-    dice: float | None
-    hd95_mm: float | None = None
-    nsd: float | None = None
-    further: Mapping[str, float | None] = field(default_factory=dict)
-    is_false_negative: bool = False
-    is_false_positive: bool = False
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +66,8 @@ class DatasetFacts:
     orientations: Mapping[str, int]
     labels: tuple[LabelFacts, ...]
     num_test: int | None = None
+    names: tuple[str, ...] = ()
+    """Of the training cases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +90,16 @@ class ReportInput:
     test_scores: tuple[Score, ...] | None = None
     nsd_tolerance_mm: float | None = None
     pictures: tuple[Picture, ...] = ()
+    test_pictures: tuple[Picture, ...] = ()
+    mistakes: Mapping[str, tuple[Failure, ...]] = field(default_factory=dict)
+    """What went wrong in the worst cases, by case, the worst first; ``test_mistakes`` in those of the test set."""
+    test_mistakes: Mapping[str, tuple[Failure, ...]] = field(default_factory=dict)
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """By case, where several images are of one patient; intervals resample patients then."""
+    grouping: str = ""
+    """How cases were kept together in the folds; see :class:`medseg3d.training.folds.Splits`."""
+    num_folds: int = 0
+    training: tuple[TrainingFacts, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     """Stage → seconds, in the order of the stages."""
     failures: tuple[CaseFailure, ...] = ()
@@ -114,17 +116,20 @@ def render(report: ReportInput) -> str:
     """The page as text."""
     import importlib.resources
 
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    source = importlib.resources.files("medseg3d.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, score=score, duration=duration, numbers=numbers, text=as_text)
-    shown = shown_configuration(report)
+    folder = importlib.resources.files("medseg3d.reporting")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=number, score=score, duration=duration, numbers=numbers, text=as_text, breakable=breakable)
+    return environment.get_template("report.html.jinja").render({**_about_model(report), **_about_cases(report), **paper_view(report)})
+
+
+def _about_model(report: ReportInput) -> dict[str, Any]:
     networks = [configuration.network for configuration in report.plan.configurations.values()] if report.plan else []
     providers = tuple(dict.fromkeys(network.provider for network in networks if network.provider))
     arguments = needed_arguments(providers)
-    page = {
+    return {
         "report": report,
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "shell_work": shlex.quote(report.work),
@@ -132,21 +137,33 @@ def render(report: ReportInput) -> str:
         "shell_extensions": f"{shlex.join(arguments)} " if arguments else "",
         "extension_files": [repr(file) for file in arguments[1::2]],
         "extensions": [source_text(provider) for provider in providers],
-        "shown": shown,
+        "shown": shown_configuration(report),
         "configurations": [configuration_view(report, name) for name in configuration_names(report)],
-        "test": label_rows(report.test_scores) if report.test_scores is not None else None,
-        "test_mean": mean_of_labels(label_rows(report.test_scores)) if report.test_scores else None,
-        "num_test_measured": len({s.case for s in report.test_scores or ()}),
-        "pictures": [{"picture": p, "uri": data_uri(p.png)} for p in report.pictures],
-        "scenes": Markup(as_data([p.scene for p in report.pictures if p.scene is not None])),
-        "viewer_script": Markup(viewer_script()),
-        "viewer_style": Markup(viewer_style()),
-        "script_source": script_source(viewer_script()),
         "facts": facts_view(report.facts) if report.facts else None,
         "plan_groups": plan_groups(report.explanations),
         "timings": timing_view(report.timings),
     }
-    return environment.from_string(source).render(page)
+
+
+def _about_cases(report: ReportInput) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    shown = shown_configuration(report)
+    drawn = shown["scores"] if shown else report.test_scores or ()
+    return {
+        "test": test_view(report) if report.test_scores is not None else None,
+        "pictures": [{"picture": p, "uri": data_uri(p.png, "image/png")} for p in report.pictures],
+        "test_pictures": [{"picture": p, "uri": data_uri(p.png, "image/png")} for p in report.test_pictures],
+        "scenes": Markup(as_data([p.scene for p in report.pictures if p.scene is not None])),
+        "test_scenes": Markup(as_data([p.scene for p in report.test_pictures if p.scene is not None])),
+        "mistakes": list(report.mistakes.items()),
+        "test_mistakes": list(report.test_mistakes.items()),
+        "kinds": KINDS,
+        "explaining": explaining_charts(drawn),
+        "page_script": Markup(page_script()),
+        "viewer_style": Markup(viewer_style()),
+        "script_source": script_source(page_script()),
+    }
 
 
 def configuration_names(report: ReportInput) -> list[str]:
@@ -169,78 +186,47 @@ def configuration_view(report: ReportInput, name: str) -> dict[str, Any]:
     """Scores of a configuration pooled over its folds (each case is validated in one fold), per label, fold and case."""
     folds = [fold for fold in report.folds if fold.configuration == name]
     scores = [score for fold in folds for score in fold.scores or ()]
-    rows = label_rows(scores)
     return {
         "name": name,
-        "labels": rows,
-        "mean": mean_of_labels(rows),
-        "num_cases": len({s.case for s in scores}),
         "num_measured": sum(fold.scores is not None for fold in folds),
         "folds": [fold_row(fold) for fold in folds],
-        "cases": case_rows(folds),
-        "label_names": [row["name"] for row in rows],
         "charts": [chart for chart in learning_curves(folds) if chart],
+        **score_view(scores, case_rows(folds), report.patients),
     }
 
 
-def label_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Per label: mean, standard deviation and number of the defined values, and the dots of its Dice values."""
-    rows = []
-    further = list(dict.fromkeys(key for s in scores for key in s.further))
-    for name in dict.fromkeys(s.label for s in scores):
-        mine = [s for s in scores if s.label == name]
-        dice = _defined(s.dice for s in mine)
-        rows.append(
-            {
-                "name": name,
-                "num": len(mine),
-                "dice": summary(dice),
-                "hd95": summary(_defined(s.hd95_mm for s in mine)),
-                "nsd": summary(_defined(s.nsd for s in mine)),
-                "further": {key: summary(_defined(s.further.get(key) for s in mine)) for key in further},
-                "num_false_negatives": sum(s.is_false_negative for s in mine),
-                "num_false_positives": sum(s.is_false_positive for s in mine),
-                "dots": strip(dice),
-                "mean_at": strip([statistics.fmean(dice)])[0] if dice else None,
-            }
-        )
-    return rows
+def test_view(report: ReportInput) -> dict[str, Any]:
+    """Scores of the test set as those of a configuration."""
+    scores = report.test_scores or ()
+    return score_view(scores, case_rows([FoldResult(configuration="", fold="test", scores=tuple(scores))]), report.patients)
 
 
-def mean_of_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean of the labels' means, every label counting once; labels without any defined value do not count."""
+def score_view(scores: Sequence[Score], cases: list[dict[str, Any]], patients: Mapping[str, str]) -> dict[str, Any]:
+    """Tables by label, by metric and by case."""
+    rows = label_rows(scores, patients)
     return {
-        key: statistics.fmean(means) if (means := [row[key]["mean"] for row in rows if row[key]["mean"] is not None]) else None
-        for key in ("dice", "hd95", "nsd")
-    }
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (of a sample, None below two values), smallest, median, largest, count."""
-    if not values:
-        return {"mean": None, "std": None, "low": None, "median": None, "high": None, "num": 0}
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "low": min(values),
-        "median": statistics.median(values),
-        "high": max(values),
-        "num": len(values),
+        "scores": scores,
+        "labels": rows,
+        "means": mean_of_labels(scores, patients),
+        "columns": columns_of(scores),
+        "num_cases": len({s.case for s in scores}),
+        "cases": cases,
+        "label_names": [row["name"] for row in rows],
     }
 
 
 def fold_row(fold: FoldResult) -> dict[str, Any]:
     """One line of the table of folds."""
-    rows = label_rows(fold.scores or ())
-    smoothed = _defined(record.get("pseudo_dice_smoothed") for record in fold.history)
-    seconds = _defined(record.get("seconds") for record in fold.history)
-    waiting = _defined(record.get("waiting_share") for record in fold.history)
+    means = mean_of_labels(fold.scores or ())
+    smoothed = defined(record.get("pseudo_dice_smoothed") for record in fold.history)
+    seconds = defined(record.get("seconds") for record in fold.history)
+    waiting = defined(record.get("waiting_share") for record in fold.history)
     return {
         "fold": fold.fold,
         "epochs": len(fold.history) or None,
         "is_finished": fold.is_finished,
         "best": max(smoothed) if smoothed else None,
-        "dice": mean_of_labels(rows)["dice"],
+        "dice": means["dice"].mean if "dice" in means else None,
         "num": len({s.case for s in fold.scores or ()}),
         "is_measured": fold.scores is not None,
         "seconds": sum(seconds) if seconds else None,
@@ -254,8 +240,8 @@ def case_rows(folds: Sequence[FoldResult]) -> list[dict[str, Any]]:
     for fold in folds:
         for name in dict.fromkeys(s.case for s in fold.scores or ()):
             mine = {s.label: s for s in fold.scores or () if s.case == name}
-            dice = _defined(s.dice for s in mine.values())
-            hd95 = _defined(s.hd95_mm for s in mine.values())
+            dice = defined(s.dice for s in mine.values())
+            hd95 = defined(s.values.get("hd95_mm") for s in mine.values())
             rows.append(
                 {
                     "case": name,
@@ -339,9 +325,9 @@ def timing_view(timings: Mapping[str, float]) -> list[dict[str, Any]]:
     return [{"stage": stage, "seconds": seconds, "share": seconds / total if total else 0.0} for stage, seconds in timings.items()]
 
 
-def data_uri(png: bytes) -> str:
-    """PNG bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 # ------------------------------------------------------------------------------------------------- how values are written
@@ -383,6 +369,17 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def breakable(name: str) -> Markup:
+    """A name that breaks at its underscores, hyphens and slashes only, and is escaped.
+
+    >>> breakable("left_kidney<")
+    Markup('left_<wbr>kidney&lt;')
+    """
+    from markupsafe import Markup
+
+    return Markup("".join(f"{Markup.escape(c)}<wbr>" if c in "_-/" else Markup.escape(c) for c in name))
+
+
 def numbers(values: Sequence[float], joiner: str = "\u00a0×\u00a0") -> str:
     """Several numbers in one cell."""
     return joiner.join(number(float(value)) for value in values)
@@ -410,10 +407,6 @@ def _values(fold: FoldResult, key: str) -> list[float | None]:
     return [value if isinstance(value := record.get(key), int | float) else None for record in fold.history]
 
 
-def _defined(values: Any) -> list[float]:
-    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
-
-
 def _mean(values: Sequence[object]) -> float | None:
-    defined = _defined(values)
-    return statistics.fmean(defined) if defined else None
+    known = defined(values)
+    return statistics.fmean(known) if known else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,17 +17,19 @@ from medseg3d.errors import CaseFailure, InputError, MedsegError
 from medseg3d.parsing import parse_json
 from medseg3d.plan import Plan
 from medseg3d.records import read_json, read_record, to_plain
-from medseg3d.reporting.case_pictures import Picture, ScoredCase, picture_cases
+from medseg3d.reporting.case_pictures import ScoredCase, mistakes_of, picture_cases
 from medseg3d.reporting.page import (
     DatasetFacts,
     FoldResult,
     LabelFacts,
     ReportInput,
-    Score,
     build_report,
     case_rows,
     configuration_names,
 )
+from medseg3d.reporting.paper import write_paper
+from medseg3d.reporting.scores import scores_of
+from medseg3d.reporting.training_facts import partition_of, training_facts
 from medseg3d.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ T = TypeVar("T")
 def write_page(root: Path, work: Path, output: Path, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
     """Write the page of the dataset in ``root`` and its work folder to ``output``; what is not there yet, the page says.
 
+    The methods, tables and checklist for a paper are written into the folder beside it that is called like it, without the ending.
+
     Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
     """
     from medseg3d.data.open_dataset import open_dataset
@@ -52,7 +56,9 @@ def write_page(root: Path, work: Path, output: Path, *, failures: Sequence[CaseF
         dataset = open_dataset(root, channels=folder.read_plan().channels if folder.plan.exists() else None)
     except MedsegError as error:
         found.append(f"The dataset could not be opened for the pictures: {error}")
-    return build_report(replace(read_work(folder, dataset=dataset, failures=failures, warnings=found), output=output))
+    report = replace(read_work(folder, dataset=dataset, failures=failures, warnings=found), output=output)
+    write_paper(report, output.with_suffix(""))
+    return build_report(report)
 
 
 def read_work(
@@ -85,10 +91,11 @@ def read_work(
         if evaluation.missing_predictions:
             names = ", ".join(evaluation.missing_predictions)
             troubles.append(f"Not predicted, and so not part of the means: {names}.")
+    partition = partition_of(work.splits)
     report = ReportInput(
         output=work.report,
         dataset=plan.dataset if plan else fingerprint.dataset if fingerprint else work.root.resolve().parent.name,
-        work=str(work.root),
+        work=str(work.root.resolve()),
         facts=dataset_facts(fingerprint, plan, num_test=len(dataset.test) if dataset else None) if fingerprint else None,
         plan=plan,
         explanations=_explanations(work, plan, fingerprint, troubles) if plan and fingerprint else (),
@@ -98,11 +105,16 @@ def read_work(
         test_scores=scores_of(test) if test else None,
         nsd_tolerance_mm=_tolerance(evaluations, troubles),
         timings=_read_timings(work.timings, troubles),
+        training=tuple(training_facts(work.fold(fold.configuration, fold.fold)) for fold in folds),
+        patients=partition.patients,
+        grouping=partition.grouping,
+        num_folds=partition.num_folds,
         failures=_unique([*failures, *(fingerprint.failures if fingerprint else ()), *(f for e in evaluations for f in e.failures)]),
         made_by=f"medseg3d {__version__}",
     )
-    pictures = draw_cases(report, work, dataset, troubles) if dataset and plan else ()
-    return replace(report, pictures=pictures, warnings=tuple(dict.fromkeys([*warnings, *troubles])))
+    if dataset and plan:
+        report = replace(report, **_look_at_cases(report, plan, work, dataset, troubles))
+    return replace(report, warnings=tuple(dict.fromkeys([*warnings, *troubles])))
 
 
 def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubles: list[str]) -> tuple[dict[str, Any], ...]:
@@ -119,24 +131,6 @@ def _explanations(work: WorkFolder, plan: Plan, fingerprint: Fingerprint, troubl
         troubles.append(f"The plan cannot be explained: {error}")
         logger.warning("The report is written without the reasons of the plan. %s", error)
         return ()
-
-
-def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
-    """The report's scores of an evaluation; labels that neither side holds stay, with None."""
-    return tuple(
-        Score(
-            case=case.case,
-            label=label.name,
-            dice=label.dice,
-            hd95_mm=label.hd95_mm,
-            nsd=label.nsd,
-            further=label.further,
-            is_false_negative=label.presence == "only_reference",
-            is_false_positive=label.presence == "only_prediction",
-        )
-        for case in evaluation.cases
-        for label in case.labels
-    )
 
 
 def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int | None = None) -> DatasetFacts:
@@ -167,21 +161,32 @@ def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int 
         orientations=orientations,
         labels=tuple(labels),
         num_test=num_test,
+        names=tuple(case.name for case in fingerprint.cases),
     )
 
 
-def draw_cases(report: ReportInput, work: WorkFolder, dataset: Dataset, troubles: list[str]) -> tuple[Picture, ...]:
-    """Pictures of the worst, the median and the best validation cases of the first configuration that has scores."""
-    for configuration in configuration_names(report):
-        rows = [row for row in case_rows([fold for fold in report.folds if fold.configuration == configuration]) if row["mean"] is not None]
-        if rows and report.plan is not None:
-            scored = [_scored(row, work.validation(configuration, row["fold"])) for row in rows]
-            return picture_cases(scored, {case.name: case for case in dataset.training}, report.plan, troubles)
-    return ()
+def _look_at_cases(report: ReportInput, plan: Plan, work: WorkFolder, dataset: Dataset, troubles: list[str]) -> dict[str, Any]:
+    """Pictures, and what went wrong: of the first configuration that has scores, and of the test set."""
+    training, test = ({case.name: case for case in cases} for cases in (dataset.training, dataset.test))
+    rows = next(filter(None, (_validated(report, work, name) for name in configuration_names(report))), [])
+    tested = _scored([FoldResult(configuration="", fold="", scores=report.test_scores)], lambda row: work.predictions)
+    return {
+        "pictures": picture_cases(rows, training, plan, troubles),
+        "test_pictures": picture_cases(tested, test, plan, troubles),
+        "mistakes": mistakes_of(rows, training, plan, troubles, tolerance_mm=report.nsd_tolerance_mm),
+        "test_mistakes": mistakes_of(tested, test, plan, troubles, tolerance_mm=report.nsd_tolerance_mm),
+    }
 
 
-def _scored(row: Mapping[str, Any], folder: Path) -> ScoredCase:
-    return ScoredCase(case=row["case"], mean=row["mean"], folder=folder, dice=row["dice"])
+def _validated(report: ReportInput, work: WorkFolder, configuration: str) -> list[ScoredCase]:
+    folds = [fold for fold in report.folds if fold.configuration == configuration]
+    return _scored(folds, lambda row: work.validation(configuration, row["fold"]))
+
+
+def _scored(folds: Sequence[FoldResult], folder: Callable[[Mapping[str, Any]], Path]) -> list[ScoredCase]:
+    """Cases with a mean, worst first, and where their label maps lie."""
+    rows = [row for row in case_rows(folds) if row["mean"] is not None]
+    return [ScoredCase(case=row["case"], mean=row["mean"], folder=folder(row), dice=row["dice"]) for row in rows]
 
 
 def _read_folds(work: WorkFolder, troubles: list[str]) -> tuple[tuple[FoldResult, ...], list[Evaluation]]:

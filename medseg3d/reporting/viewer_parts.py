@@ -20,6 +20,12 @@ def viewer_script() -> str:
 
 
 @cache
+def page_script() -> str:
+    """The script of a report: the viewer, and what copies texts and opens what is folded for printing."""
+    return viewer_script() + "(() => {\n'use strict';\n" + _file("page.js") + "})();\n"
+
+
+@cache
 def viewer_style() -> str:
     """The style sheet; colors are the page's own variables."""
     return _file("viewer.css")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from medseg3d.data.grouping import divided_message, find_groups
 from medseg3d.data.splits import read_splits
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.parsing import read_table
-from medseg3d.records import read_record, write_record
+from medseg3d.records import Checked, read_record, write_record
 from medseg3d.wording import counted, listed
 
 __all__ = [
@@ -36,17 +36,19 @@ DEFAULT_SEED = 12345
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Splits:
+class Splits(Checked):
     """The contents of ``splits.json``.
 
     ``grouping`` says how cases were kept together: by what their names and images tell (``found``), as the user said (``given``), not at
     all because the user said so (``off``), or by the user's own folds (``declared``); it is empty in an older file. ``left_out`` are the
-    cases that the user's own folds leave out.
+    cases that the user's own folds leave out. ``patients`` says which cases were kept together, and is empty in an older file.
     """
 
     folds: tuple[Split, ...]
     grouping: Literal["", "found", "given", "off", "declared"] = ""
     left_out: tuple[str, ...] = ()
+    patients: dict[str, str] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("patients",)
 
 
 def make_splits(

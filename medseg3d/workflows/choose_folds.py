@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from medseg3d.data.dataset import Dataset
+from medseg3d.data.dataset import Dataset, Split
 from medseg3d.data.grouping import Grouping, Likeness, find_groups
 from medseg3d.events import Event, Listener, silent
 from medseg3d.fingerprint.records import Fingerprint
@@ -48,7 +48,7 @@ def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choic
     if splits.exists() and not choice.is_made:
         before = read_folds(splits)
         if before.folds == dataset.declared_splits:
-            return _declared(dataset, found)
+            return _declared(dataset, found, before.patients)
         kept = _kept(before, dataset, names, found)
         if kept is not None:
             if dataset.declared_splits is not None:
@@ -62,7 +62,7 @@ def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choic
     grouping, group_of = _groups(names, choice, found)
     present = {case.name: frozenset(case.labels) for case in fingerprint.cases}
     made, warnings = make_splits(names, labels_present=present, group_of=group_of)
-    return Splits(folds=made, grouping=grouping), (*renewed, *filter(None, [found.note]), *warnings)
+    return Splits(folds=made, grouping=grouping, patients=dict(group_of)), (*renewed, *filter(None, [found.note]), *warnings)
 
 
 def _groups(names: tuple[str, ...], choice: GroupChoice, found: Grouping) -> tuple[Literal["found", "given", "off"], Mapping[str, str]]:
@@ -97,17 +97,24 @@ def _kept(before: Splits, dataset: Dataset, names: tuple[str, ...], found: Group
     if fitted is None:
         return None
     splits, warnings = fitted
-    folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out)
+    patients = before.patients if before.grouping in ("given", "off") else _patients(splits, before.patients, found)
+    folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out, patients=patients)
     divided = divided_patients(folds, names, group_of=found.group_of)
     return folds, (*warnings, *filter(None, [divided]))
 
 
-def _declared(dataset: Dataset, found: Grouping) -> tuple[Splits, tuple[str, ...]]:
+def _patients(splits: Sequence[Split], before: Mapping[str, str], found: Grouping) -> dict[str, str]:
+    """Of the cases in the folds, also of those that cannot be read now."""
+    placed = {name for split in splits for name in (*split.train, *split.validation)}
+    return {name: patient for name, patient in sorted({**before, **found.group_of}.items()) if name in placed}
+
+
+def _declared(dataset: Dataset, found: Grouping, before: Mapping[str, str] | None = None) -> tuple[Splits, tuple[str, ...]]:
     """The user's own folds, with what there is to say of them."""
     splits = dataset.declared_splits or ()
     placed = {name for split in splits for name in (*split.train, *split.validation)}
     left_out = tuple(case.name for case in dataset.training if case.name not in placed)
-    folds = Splits(folds=splits, grouping="declared", left_out=left_out)
+    folds = Splits(folds=splits, grouping="declared", left_out=left_out, patients=_patients(splits, before or {}, found))
     warnings = []
     if left_out:
         where = "in no fold of the dataset's own file, neither trained on nor validated"

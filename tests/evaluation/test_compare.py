@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg3d.evaluation.compare import interval_of, paired_difference
+from medseg3d.evaluation.compare import interval_of, intervals_of_columns, paired_difference
 
 
 @settings(max_examples=30, deadline=None)
@@ -39,3 +39,24 @@ def test_a_constant_advantage_is_certain_although_cases_differ():
     difference = paired_difference([h + 0.05 for h in hard], hard)
     assert difference.low == pytest.approx(0.05)
     assert difference.high == pytest.approx(0.05)
+
+
+def test_patients_are_drawn_whole_and_a_patient_per_case_changes_nothing():
+    generator = np.random.default_rng(1)
+    patients = np.repeat(generator.normal(0.7, 0.1, 12), 5)
+    values = list(patients + generator.normal(0, 0.001, 60))
+    alone, together = interval_of(values), interval_of(values, groups=[f"p{n // 5}" for n in range(60)])
+    assert together.high - together.low > 1.8 * (alone.high - alone.low)  # about the square root of five
+    assert (together.mean, together.median, together.n) == (pytest.approx(alone.mean), pytest.approx(alone.median), 60)
+    assert interval_of(values, groups=[f"p{n}" for n in range(60)]) == alone
+    assert interval_of(values, groups=["p"] * 60).low is None
+
+
+def test_columns_with_gaps_have_intervals_of_what_is_there_and_of_the_mean_of_their_means():
+    table = np.array([[0.2, 1.0], [0.4, np.nan], [0.6, np.nan], [np.nan, np.nan]])
+    (first, second), whole = intervals_of_columns(table, groups=["a", "b", "c", "d"])
+    assert (first.mean, first.n, second.mean, second.n) == (pytest.approx(0.4), 3, 1.0, 1)
+    assert (second.low, second.high) == (None, None)
+    assert 0.2 <= first.low <= 0.4 <= first.high <= 0.6
+    assert whole.mean == pytest.approx(0.7)
+    assert intervals_of_columns(np.full((2, 1), np.nan), groups=["a", "b"])[1].mean is None

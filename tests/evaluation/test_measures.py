@@ -23,8 +23,7 @@ from medseg3d.evaluation.metrics import (
 from medseg3d.extensions import forget_extensions, use_extension
 from medseg3d.labels import Labels
 from medseg3d.records import to_plain
-from medseg3d.reporting.page import label_rows
-from medseg3d.reporting.report import scores_of
+from medseg3d.reporting.scores import label_rows, scores_of
 
 ROOT = Path(__file__).parents[2]
 LABELS = Labels(names=("background", "left", "right", "rare"), values=(0, 3, 7, 9))
@@ -84,7 +83,7 @@ def test_it_is_written_read_and_shown_also_where_its_extension_is_not_there(tmp_
     assert table_header(evaluation)[-4:] == ("Sens.", "Odd", "FN cases", "FP cases")
     assert table_rows(evaluation)[0][-4] == "0.750 (2)"
     assert all(len(row) == len(table_header(evaluation)) for row in table_rows(evaluation))
-    assert label_rows(scores_of(evaluation))[0]["further"]["sensitivity"]["mean"] == 0.75
+    assert label_rows(scores_of(evaluation))[0]["values"]["sensitivity"]["mean"] == 0.75
     forget_extensions()
     again = read_evaluation(path)
     assert table_header(again)[-4:] == ("odd", "sensitivity", "FN cases", "FP cases")

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from medseg3d.errors import CaseFailure
+from medseg3d.evaluation.failure_kinds import Failure
 from medseg3d.reporting.case_pictures import Picture
 from medseg3d.reporting.page import (
     DatasetFacts,
     FoldResult,
     LabelFacts,
     ReportInput,
-    Score,
     as_text,
     build_report,
     case_rows,
-    label_rows,
-    mean_of_labels,
     render,
 )
+from medseg3d.reporting.scores import Score, label_rows, mean_of_labels
+from medseg3d.reporting.training_facts import TrainingFacts
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
@@ -33,7 +33,7 @@ EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 class Tags(HTMLParser):
     """Collects start tags, attributes and text; complains about tags that are not closed."""
 
-    VOID = frozenset({"meta", "img", "line", "path", "circle", "br"})
+    VOID = frozenset({"meta", "img", "line", "path", "circle", "br", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class Tags(HTMLParser):
 def full_report(path: Path, name: str = "liver") -> ReportInput:
     history = tuple({"epoch": e, "train_loss": 1.0 - e / 10, "pseudo_dice": {name: e / 10}, "seconds": 2.0} for e in range(5))
     scores = (
-        Score(case="good", label=name, dice=0.9, hd95_mm=2.0, nsd=0.95),
-        Score(case=name, label=name, dice=0.0, nsd=0.0, is_false_negative=True),
-        Score(case="absent", label=name, dice=None),
+        Score(case="good", label=name, values={"dice": 0.9, "hd95_mm": 2.0, "nsd": 0.95}, volume_ml=3.0, spacing_mm=(5.0, 1.0, 1.0)),
+        Score(case=name, label=name, values={"dice": 0.0, "nsd": 0.0}, is_false_negative=True, volume_ml=1.0, spacing_mm=(3.0, 1.0, 1.0)),
+        Score(case="absent", label=name),
     )
     return ReportInput(
         output=path,
@@ -83,6 +83,9 @@ def full_report(path: Path, name: str = "liver") -> ReportInput:
         selection_notes=(name,),
         test_scores=scores,
         pictures=(Picture(case=name, role="worst", png=b"\x89PNG", dice=0.0, scene={"case": name, "title": name}),),
+        mistakes={name: (Failure(label=name, kind="missed", dice=0.0, detail=name),)},
+        patients={name: name, "good": name},
+        training=(TrainingFacts(configuration="3d_fullres", fold="0", cpu=name, device=name, versions={name: name}),),
         timings={name: 10.0, "train": 30.0},
         failures=(CaseFailure(case=name, stage=name, reason=name),),
         warnings=(name,),
@@ -113,7 +116,9 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     page = render(full_report(tmp_path / "report.html"))
     addresses = [value for _, attributes in Tags(page).found for key, value in attributes.items() if key in ("src", "href")]
     assert addresses
-    assert all(str(a).startswith(("#", "data:image/png;base64,")) for a in addresses)
+    assert all(
+        str(a).startswith(("#", "data:image/png;base64,", "data:text/csv;base64,", "data:application/x-tex;base64,")) for a in addresses
+    )
     assert not re.search(r"https?:|@import|url\(", page)
 
 
@@ -130,23 +135,27 @@ def test_an_empty_work_folder_gives_a_page_that_says_what_is_missing(tmp_path: P
 
 def test_a_missed_label_counts_as_zero_and_an_absent_one_not_at_all() -> None:
     scores = [
-        Score(case="a", label="x", dice=0.8),
-        Score(case="b", label="x", dice=0.0, is_false_negative=True),
-        Score(case="c", label="x", dice=None),
+        Score(case="a", label="x", values={"dice": 0.8}),
+        Score(case="b", label="x", values={"dice": 0.0}, is_false_negative=True),
+        Score(case="c", label="x", values={"dice": None}),
     ]
     (row,) = label_rows(scores)
-    assert row["dice"]["mean"] == pytest.approx(0.4)
-    assert (row["dice"]["num"], row["num"], row["num_false_negatives"]) == (2, 3, 1)
+    dice = row["values"]["dice"]
+    assert dice["mean"] == pytest.approx(0.4)
+    assert (dice["from"], dice["to"]) == pytest.approx((0.0, 0.8))
+    assert (dice["num"], row["num"], row["num_false_negatives"]) == (2, 3, 1)
 
 
 def test_the_mean_of_labels_counts_every_label_once() -> None:
-    scores = [Score(case=str(i), label="often", dice=1.0) for i in range(9)] + [Score(case="0", label="rare", dice=0.0)]
-    assert mean_of_labels(label_rows(scores))["dice"] == pytest.approx(0.5)
+    scores = [Score(case=str(i), label="often", values={"dice": 1.0}) for i in range(9)] + [
+        Score(case="0", label="rare", values={"dice": 0.0})
+    ]
+    assert mean_of_labels(scores)["dice"].mean == pytest.approx(0.5)
 
 
 def test_cases_come_worst_first_and_those_without_a_value_last() -> None:
     def score(case: str, dice: float | None) -> Score:
-        return Score(case=case, label="x", dice=dice)
+        return Score(case=case, label="x", values={"dice": dice})
 
     folds = [
         FoldResult(configuration="c", fold="0", scores=(score("b", 0.5), score("none", None))),
@@ -163,7 +172,7 @@ def test_a_page_with_many_labels_and_folds_still_renders(tmp_path: Path) -> None
             configuration="3d_fullres",
             fold=str(k),
             history=tuple({"epoch": e, "pseudo_dice": dict.fromkeys(names, 0.5)} for e in range(3)),
-            scores=tuple(Score(case=f"c{k}_{c}", label=n, dice=0.5) for c in range(6) for n in names),
+            scores=tuple(Score(case=f"c{k}_{c}", label=n, values={"dice": 0.5}) for c in range(6) for n in names),
         )
         for k in range(3)
     )

@@ -10,8 +10,9 @@ import pytest
 
 from medseg3d.reporting.case_pictures import Picture
 from medseg3d.reporting.chosen_slices import embed_case
-from medseg3d.reporting.page import FoldResult, ReportInput, Score, build_report
+from medseg3d.reporting.page import FoldResult, ReportInput, build_report
 from medseg3d.reporting.scene import Volumes, quantize
+from medseg3d.reporting.scores import Score
 from tests.browser import CHROMIUM, Browser, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -40,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for case in ("first", "second")
     ]
     pictures = tuple(Picture(case=scene["case"], role="worst", png=b"", scene=scene) for scene in scenes)
-    folds = (FoldResult(configuration="3d", fold="0", scores=(Score(case="first", label="organ", dice=0.5),)),)
+    folds = (FoldResult(configuration="3d", fold="0", scores=(Score(case="first", label="organ", values={"dice": 0.5}),)),)
     path = tmp_path_factory.mktemp("page") / "report.html"
     return build_report(ReportInput(output=path, dataset="d", work="w", folds=folds, pictures=pictures))
 

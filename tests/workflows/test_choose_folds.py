@@ -61,6 +61,7 @@ def test_a_plan_keeps_patients_together_and_says_so(heart: Path, planner: str) -
     made = plan(heart, planner=planner)
     assert made.folds is not None
     assert patients_divided(made.folds) == 0
+    assert made.folds.patients["p3_ES"] == "p3"
     assert len(made.folds.folds) == 5
     assert any("12 cases look like 6 patients by their names (p0_ED, p0_ES)" in warning for warning in made.warnings)
     assert plan(heart).folds == made.folds
@@ -71,6 +72,7 @@ def test_no_groups_undoes_it_for_good(heart: Path, capsys: pytest.CaptureFixture
     assert main(["plan", str(heart), "--no-groups"]) == 0
     folds = read_folds(heart / "medseg3d-work" / "splits.json")
     assert patients_divided(folds) > 0
+    assert folds.patients == {}
     again = plan(heart)
     assert (again.folds, again.warnings) == (folds, ())
     capsys.readouterr()

@@ -1,0 +1,96 @@
+"""What a paper needs of a report: methods, tables as LaTeX and CSV, the CLAIM checklist; on the page, and as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg3d.files import write_text
+from medseg3d.reporting.claim import Item, checklist
+from medseg3d.reporting.methods import REFERENCES, bibtex, methods_paragraphs
+from medseg3d.reporting.scores import Score, columns_of, label_rows, mean_of_labels
+from medseg3d.reporting.tables import cases_csv, labels_csv, labels_latex
+
+if TYPE_CHECKING:
+    from medseg3d.reporting.page import ReportInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table as a file: its title, the file's name and its text."""
+
+    title: str
+    name: str
+    text: str
+
+    @property
+    def uri(self) -> str:
+        """The file as a link of the page."""
+        kind = "text/csv" if self.name.endswith(".csv") else "application/x-tex"
+        return f"data:{kind};base64,{base64.b64encode(self.text.encode('utf-8')).decode('ascii')}"
+
+
+def paper_view(report: ReportInput) -> dict[str, Any]:
+    """What the page shows of it."""
+    items = checklist(report) if report.plan is not None else ()
+    counts = {status: sum(item.status == status for item in items) for status in ("filled", "filled in part", "authors")}
+    return {
+        "methods": methods_paragraphs(report),
+        "references": REFERENCES,
+        "bibtex": bibtex(report),
+        "paper_tables": list(tables_of(report)),
+        "claim": items,
+        "claim_counts": {"filled": counts["filled"], "part": counts["filled in part"], "authors": counts["authors"]} if items else None,
+    }
+
+
+def write_paper(report: ReportInput, folder: Path) -> tuple[Path, ...]:
+    """The same as files: ``methods.md``, ``references.bib``, tables, ``claim-2024.csv``; none before anything is planned."""
+    if report.plan is None:
+        return ()
+    references = "\n".join(f"{number}. {text}" for number, text in enumerate(REFERENCES, 1))
+    files = {
+        "methods.md": "\n\n".join((*methods_paragraphs(report), references)) + "\n",
+        "references.bib": bibtex(report),
+        "claim-2024.csv": claim_csv(checklist(report)),
+        **{table.name: table.text for table in tables_of(report)},
+    }
+    return tuple(write_text(folder / name, text) for name, text in files.items())
+
+
+def tables_of(report: ReportInput) -> Iterator[Table]:
+    """By configuration and for the test set: the labels as LaTeX and CSV, the cases as CSV."""
+    names = list(dict.fromkeys(fold.configuration for fold in report.folds if fold.scores))
+    for name in names:
+        folds = {score.case: fold.fold for fold in report.folds if fold.configuration == name for score in fold.scores or ()}
+        scores = [score for fold in report.folds if fold.configuration == name for score in fold.scores or ()]
+        what = f"cross-validation of {name}, {len(folds)} images"
+        yield from _tables(report, scores, folds, f"validation-{name}", f"Labels, {what}", what)
+    if report.test_scores:
+        what = f"test set, {len({score.case for score in report.test_scores})} images"
+        yield from _tables(report, report.test_scores, {}, "test", f"Labels, {what}", what)
+
+
+def _tables(report: ReportInput, scores: Sequence[Score], folds: Mapping[str, str], stem: str, title: str, what: str) -> Iterator[Table]:
+    rows, means, columns = label_rows(scores, report.patients), mean_of_labels(scores, report.patients), columns_of(scores)
+    unit = "patients" if report.patients else "images"
+    caption = f"Segmentation of {report.dataset}: mean and 95 % bootstrap interval over {unit}, {what}."
+    latex = labels_latex(rows, means, columns, caption=caption, label=f"tab:{stem}")
+    yield Table(title=title, name=f"{stem}-labels.tex", text=latex)
+    yield Table(title=title, name=f"{stem}-labels.csv", text=labels_csv(rows, means, columns))
+    yield Table(title=f"Cases, {what}", name=f"{stem}-cases.csv", text=cases_csv(scores, folds, report.patients))
+
+
+def claim_csv(items: Sequence[Item]) -> str:
+    """One row per item."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["item", "section", "topic", "status", "answer", "to_add"])
+    for item in items:
+        writer.writerow([item.number, item.section, item.topic, item.status, item.answer, item.add])
+    return text.getvalue()

@@ -1,0 +1,98 @@
+"""What a fold was trained with, by ``run.json`` and ``training.json``, and which cases belong together, by ``splits.json``: for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg3d.errors import InputError
+from medseg3d.records import read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFacts:
+    """One trained fold. What no file says is None or empty; ``hours`` is the time budget that it was given."""
+
+    configuration: str
+    fold: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""
+    cpu: str = ""
+    device: str = ""
+    processes: int = 1
+    seed: int | None = None
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    hours: float | None = None
+    precision: str = ""
+    init: str = ""
+    begun: str = ""
+    command: str = ""
+
+
+def training_facts(folder: Path) -> TrainingFacts:
+    """The facts of a fold by its folder; files that are missing or cannot be read leave gaps."""
+    run, state = _contents(folder / "run.json"), _contents(folder / "training.json")
+    environments = run.get("environments")
+    environment = environments[-1] if isinstance(environments, list) and environments and isinstance(environments[-1], dict) else {}
+    versions = environment.get("versions")
+    return TrainingFacts(
+        configuration=folder.parent.name,
+        fold=folder.name.removeprefix("fold_"),
+        versions={str(name): str(version) for name, version in versions.items()} if isinstance(versions, dict) else {},
+        system=_text(environment.get("system")),
+        cpu=_text(environment.get("cpu")),
+        device=_text(environment.get("device")),
+        processes=_whole(environment.get("processes")) or 1,
+        seed=_whole(run.get("seed")),
+        epochs=_whole(state.get("epoch")),
+        iterations_per_epoch=_whole(state.get("iterations_per_epoch")),
+        hours=float(state["hours"]) if isinstance(state.get("hours"), int | float) else None,
+        precision=_text(state.get("precision")),
+        init=_text(state.get("init")),
+        begun=_text(run.get("begun")),
+        command=_text(run.get("command")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """What ``splits.json`` says: the patients of cases (those of the names where an older file is silent), how they were kept together,
+    and the number of folds."""
+
+    patients: Mapping[str, str] = field(default_factory=dict)
+    grouping: str = ""
+    num_folds: int = 0
+
+
+def partition_of(splits: Path) -> Partition:
+    """The partition by its file; patients only where one of them has several images."""
+    from medseg3d.data.grouping import find_groups
+
+    stored = _contents(splits)
+    folds = [fold for fold in stored.get("folds") or [] if isinstance(fold, dict)]
+    names = {str(name) for fold in folds for side in ("train", "validation") for name in fold.get(side) or []}
+    grouping, patients = _text(stored.get("grouping")), stored.get("patients")
+    if not isinstance(patients, dict):
+        patients = find_groups(sorted(names)).group_of if grouping not in ("given", "off") else {}
+    is_shared = len(set(patients.values())) < len(patients)
+    known = {str(case): str(patient) for case, patient in patients.items()} if is_shared else {}
+    return Partition(patients=known, grouping=grouping, num_folds=len(folds))
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except InputError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,181 @@
+"""What a paper gets: intervals over patients, tables that spreadsheets and LaTeX read, methods and a checklist of what is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medseg3d.evaluation.failure_kinds import Failure
+from medseg3d.plan import Plan
+from medseg3d.reporting.claim import TOPICS, checklist
+from medseg3d.reporting.methods import methods_paragraphs
+from medseg3d.reporting.page import DatasetFacts, FoldResult, LabelFacts, ReportInput, render
+from medseg3d.reporting.paper import claim_csv, tables_of, write_paper
+from medseg3d.reporting.scatter import explaining_charts
+from medseg3d.reporting.scores import Score, columns_of, label_rows, mean_of_labels
+from medseg3d.reporting.tables import cases_csv, labels_csv, labels_latex
+from medseg3d.reporting.training_facts import TrainingFacts, partition_of, training_facts
+from medseg3d.workflows.plan import plan as plan_dataset
+
+
+def score(case: str, label: str, dice: float | None, **about: object) -> Score:
+    return Score(case=case, label=label, values={"dice": dice, "hd95_mm": None if dice is None else 10 - 9 * dice}, **about)  # type: ignore[arg-type]
+
+
+SCORES = tuple(
+    score(f"p{patient}_{visit}", label, 0.5 + 0.05 * patient, volume_ml=float(patient + 1), spacing_mm=(1.0 + patient, 1.0, 1.0))
+    for patient in range(6)
+    for visit in ("a", "b")
+    for label in ("=cmd", "left_lung")
+)
+PATIENTS = {s.case: s.case[:2] for s in SCORES}
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    root = Path(shutil.copytree(tiny_source, tmp_path_factory.mktemp("planned") / "Balls"))
+    return plan_dataset(root, planner=str(root / "tiny.toml")).plan
+
+
+@pytest.fixture
+def report(planned: Plan) -> ReportInput:
+    plan = planned
+    label = LabelFacts(name="shell", value=3, num_cases=6, volumes_ml=(1.0,), components=(1,))
+    return ReportInput(
+        output=Path("r.html"),
+        dataset="Balls",
+        work="/work",
+        plan=plan,
+        facts=DatasetFacts(
+            channels=("MRI",), shapes=((12, 18, 20),), spacings=((1.5, 1.0, 1.0),), orientations={"RAS": 1}, labels=(label,), num_test=2
+        ),
+        folds=(FoldResult(configuration=plan.recommended, fold="0", history=({"epoch": 0, "seconds": 60.0},), scores=SCORES),),
+        test_scores=SCORES[:4],
+        nsd_tolerance_mm=1.0,
+        mistakes={"p0_a": (Failure(label="left_lung", kind="shifted", dice=0.5),)},
+        patients=PATIENTS,
+        grouping="found",
+        num_folds=5,
+        training=(
+            TrainingFacts(
+                configuration=plan.recommended, fold="0", cpu="Some CPU  9, AVX2", device="cpu", versions={"torch": "2.13"}, seed=7
+            ),
+        ),
+        made_by="medseg3d 0.1.0",
+    )
+
+
+def test_intervals_of_patients_are_wider_than_those_of_their_images() -> None:
+    def width(patients: dict[str, str]) -> float:
+        values = label_rows(SCORES, patients)[0]["values"]["dice"]
+        return float(values["to"] - values["from"])
+
+    assert width(PATIENTS) > 1.2 * width({})
+    assert label_rows(SCORES, PATIENTS)[0]["values"]["dice"]["mean"] == pytest.approx(0.625)
+    assert label_rows(SCORES, dict.fromkeys(PATIENTS, "one"))[0]["values"]["dice"]["from"] is None
+
+
+def test_the_csv_of_labels_reads_back_and_holds_no_formula() -> None:
+    rows, means, columns = label_rows(SCORES, PATIENTS), mean_of_labels(SCORES, PATIENTS), columns_of(SCORES)
+    read = list(csv.DictReader(io.StringIO(labels_csv(rows, means, columns))))
+    assert [(row["label"], row["metric"]) for row in read[:2]] == [("'=cmd", "dice"), ("'=cmd", "hd95_mm")]
+    assert float(read[0]["mean"]) == pytest.approx(0.625)
+    assert float(read[0]["interval_low"]) < 0.625 < float(read[0]["interval_high"])
+    assert read[-2]["label"] == "mean of labels"
+    cases = list(csv.DictReader(io.StringIO(cases_csv(SCORES, {"p0_a": "3"}, PATIENTS))))
+    assert (cases[0]["patient"], cases[0]["fold"], len(cases)) == ("p0", "3", len(SCORES))
+
+
+def test_the_latex_of_labels_escapes_names_and_has_as_many_cells_as_columns() -> None:
+    rows, means, columns = label_rows(SCORES, PATIENTS), mean_of_labels(SCORES, PATIENTS), columns_of(SCORES)
+    text = labels_latex(rows, means, columns, caption="50 % of {x}", label="tab:x")
+    body = text.split(r"\midrule")[1].strip().split("\n")
+    assert r"left\_lung" in text
+    assert r"50 \% of \{x\}" in text
+    assert all(line.count("&") == len(columns) + 1 + line.count(r"\&") and line.endswith(r"\\") for line in body)
+
+
+def test_methods_say_what_was_done_and_nothing_else(report: ReportInput) -> None:
+    text = "\n".join(methods_paragraphs(report))
+    for said in ("6 patients", "shell, core", "Some CPU 9", "1 epochs", "2000 resamples of whole patients", "Seed: 7", "torch 2.13"):
+        assert said in text
+    assert "None" not in text
+    assert methods_paragraphs(replace(report, plan=None)) == ()
+    bare = "\n".join(methods_paragraphs(replace(report, facts=None, folds=(), training=(), patients={}, test_scores=None)))
+    assert "None" not in bare
+    assert "bootstrap" not in bare
+
+
+def test_at_least_thirty_items_of_the_checklist_are_filled_and_the_others_are_named(report: ReportInput) -> None:
+    items = checklist(report)
+    assert [item.number for item in items] == list(range(1, 45))
+    assert len(TOPICS) == 44
+    filled = [item for item in items if item.status != "authors"]
+    assert len(filled) >= 30
+    assert {item.number for item in items if item.status == "authors"} == {3, 4, 5, 15, 16, 17, 18, 34, 41, 44}
+    assert all(item.add for item in items if item.status == "filled in part")
+    assert not any("None" in item.answer for item in items)
+    assert len(claim_csv(items).splitlines()) == 45
+
+
+def test_what_is_not_known_is_left_to_the_authors(report: ReportInput) -> None:
+    untrained = {item.number: item.status for item in checklist(replace(report, folds=(), test_scores=None, mistakes={}))}
+    assert all(untrained[number] == "authors" for number in (2, 25, 28, 32, 33, 37, 38, 39))
+    assert {item.status for item in checklist(replace(report, plan=None))} == {"authors"}
+
+
+def test_files_for_a_paper_are_written_and_stand_on_the_page(report: ReportInput, tmp_path: Path) -> None:
+    written = {path.name: path.read_text(encoding="utf-8") for path in write_paper(report, tmp_path / "report")}
+    assert {"methods.md", "references.bib", "claim-2024.csv", "test-labels.tex", "test-cases.csv"} <= set(written)
+    assert {table.name for table in tables_of(report)} <= set(written)
+    page = render(report)
+    assert "CLAIM 2024" in page
+    assert "What the Dice depends on" in page
+    assert write_paper(replace(report, plan=None), tmp_path / "none") == ()
+
+
+def test_dots_stand_where_volume_and_dice_say_and_what_does_not_vary_is_not_drawn() -> None:
+    volume, spacing = explaining_charts(SCORES)
+    assert [line.name for line in volume.lines] == ["=cmd", "left_lung"]
+    dots = volume.lines[0].dots
+    assert dots == tuple(sorted(dots))  # larger volumes to the right, and here with higher Dice
+    assert [y for _, y in dots] == sorted((y for _, y in dots), reverse=True)
+    assert len(spacing.lines[0].dots) == 12
+    assert explaining_charts([replace(s, volume_ml=2.0, spacing_mm=(1.0,)) for s in SCORES]) == []
+
+
+def test_a_training_says_what_it_was_and_a_folder_without_files_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "3d_fullres" / "fold_2"
+    folder.mkdir(parents=True)
+    environments = [{"versions": {"torch": "1"}}, {"versions": {"torch": "2"}, "cpu": "C", "device": "cuda", "processes": 2}]
+    (folder / "run.json").write_text(json.dumps({"seed": 4, "environments": environments}), encoding="utf-8")
+    (folder / "training.json").write_text(
+        json.dumps({"epoch": 9, "iterations_per_epoch": 250, "hours": 1, "precision": "float32"}), encoding="utf-8"
+    )
+    facts = training_facts(folder)
+    assert (facts.configuration, facts.fold, facts.seed, facts.epochs, facts.hours) == ("3d_fullres", "2", 4, 9, 1.0)
+    assert (facts.versions, facts.cpu, facts.device, facts.processes) == ({"torch": "2"}, "C", "cuda", 2)
+    assert training_facts(tmp_path / "c" / "fold_1") == TrainingFacts(configuration="c", fold="1")
+    (folder / "run.json").write_text("[", encoding="utf-8")
+    assert training_facts(folder).versions == {}
+
+
+def test_patients_come_from_the_splits_or_in_older_ones_from_the_names(tmp_path: Path) -> None:
+    names = [f"p{n}_{phase}" for n in range(5) for phase in ("ED", "ES")]
+    fold = {"train": names[:5], "validation": names[5:]}
+    older = tmp_path / "splits.json"
+
+    def written(**more: object) -> dict[str, str]:
+        older.write_text(json.dumps({"format": "medseg3d/splits", "format_version": 1, "folds": [fold], **more}), encoding="utf-8")
+        return dict(partition_of(older).patients)
+
+    assert written()["p3_ES"] == "p3"
+    assert written(grouping="off") == {}
+    assert written(grouping="given", patients={"a": "1", "b": "1"}) == {"a": "1", "b": "1"}
+    assert partition_of(tmp_path / "missing.json").num_folds == 0
