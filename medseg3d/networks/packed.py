@@ -27,6 +27,7 @@ from medseg3d.networks.convolutions import (
     lone_axis,
 )
 from medseg3d.networks.normalization import InstanceNorm, channels_last
+from medseg3d.networks.winograd import FOUR
 
 PACKED_KINDS = (PlaneConv2d, VolumeConv3d, DepthwiseConv3d, SlicewiseConv3d)
 """Kernels of one voxel are matrix products already."""
@@ -37,32 +38,6 @@ MIN_SLICES = 2.8
 """Of the four that are computed at once, in the mean: 1.4 times fewer products at least."""
 CACHED_NUMBERS = 2**19
 """Sums of slices that are made and convolved together (2 MiB)."""
-OF_SLICES = (
-    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
-    (0.0, -4.0, -4.0, 1.0, 1.0, 0.0),
-    (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
-    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0),
-    (0.0, 2.0, -1.0, -2.0, 1.0, 0.0),
-    (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
-)
-"""Winograd's F(4, 3): six sums of six neighboring slices …"""
-OF_KERNEL = (
-    (1 / 4, 0.0, 0.0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0.0, 0.0, 1.0),
-)
-"""… with six sums of the kernel's three slices …"""
-OF_SUMS = (
-    (1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
-    (0.0, 1.0, -1.0, 2.0, -2.0, 0.0),
-    (0.0, 1.0, 1.0, 4.0, 4.0, 0.0),
-    (0.0, 1.0, -1.0, 8.0, -8.0, 1.0),
-)
-"""… give four slices."""
-
 _ARRANGING = threading.Lock()
 
 
@@ -164,11 +139,11 @@ class _SlicesOfFour:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
-        kernels = torch.einsum("kj,oijyx->koiyx", torch.tensor(OF_KERNEL, dtype=torch.float64), weight.double()).float()
+        kernels = torch.einsum("kj,oijyx->koiyx", torch.tensor(FOUR.of_kernel, dtype=torch.float64), weight.double()).float()
         size = (1, x.shape[1], *x.shape[3:])
         self.bias, self.out_channels = bias, len(weight)
         self.weights = [_prepacked(kernel, [1, 1], [1, 1], [1, 1], 1, size) for kernel in kernels]
-        self.of_slices, self.of_sums = torch.tensor(OF_SLICES), torch.tensor(OF_SUMS)
+        self.of_slices, self.of_sums = torch.tensor(FOUR.of_slices), torch.tensor(FOUR.of_sums)
 
     def __call__(self, x: Tensor) -> Tensor:
         volumes = [self._of_sample(sample) for sample in x.movedim(1, -1)]
