@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def _scene(raw: RawCase, prediction: np.ndarray, plan: Plan, row: ScoredCase, ro
         channels=tuple(numbers for numbers, _ in channels),
         reference=None if reference is None else label_indices(reference, plan.labels),
         prediction=label_indices(prediction, plan.labels),
-        uncertainty=_uncertainty(row, raw),
+        uncertainty=_uncertainty(row, raw, plan),
     )
     return embed_case(
         row.case,
@@ -170,7 +171,7 @@ def are_channels_ct(plan: Plan) -> tuple[bool, ...]:
     return tuple(each.scheme == "ct" for each in plan.configurations[plan.recommended].normalization)
 
 
-def _uncertainty(row: ScoredCase, raw: RawCase) -> np.ndarray | None:
+def _uncertainty(row: ScoredCase, raw: RawCase, plan: Plan) -> np.ndarray | None:
     """From the probabilities beside the label map, where somebody had them written (``--probabilities``)."""
     from medseg3d.geometry import to_canonical
     from medseg3d.prediction.probability_file import probability_file
@@ -182,8 +183,8 @@ def _uncertainty(row: ScoredCase, raw: RawCase) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = file["probabilities"] if "values" in file.files else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: the probabilities cannot be read ({error}).") from error
     if stored is None or stored.shape[1:] != tuple(raw.header.geometry.shape):
         return None  # nnU-Net's order of axes, or those of another image
-    return to_canonical(uncertainty_of(stored), raw.orientation)
+    return to_canonical(uncertainty_of(stored, are_regions=bool(plan.labels.regions)), raw.orientation)

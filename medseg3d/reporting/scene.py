@@ -255,14 +255,18 @@ def color_of(place: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def uncertainty_of(probabilities: np.ndarray) -> np.ndarray:
+def uncertainty_of(probabilities: np.ndarray, *, are_regions: bool = False) -> np.ndarray:
     """Probabilities (output, …) → 0 (sure) to 255 (as unsure as can be), uint8: how far the most probable class is from certain.
 
-    ``1 - max p`` over its largest value, ``1 - 1 / K`` for K classes; a single output is that of a region, and unsure at one half.
+    ``1 - max p`` over its largest value, ``1 - 1 / K`` for K classes. Regions overlap: each is unsure at one half, and the most unsure one
+    counts.
     """
-    classes = probabilities.shape[0]
-    highest = np.asarray(probabilities, np.float32).max(axis=0)
-    share = 1 - np.abs(2 * highest - 1) if classes == 1 else (1 - highest) / (1 - 1 / classes)
+    values = np.asarray(probabilities, np.float32)
+    classes = values.shape[0]
+    if are_regions or classes == 1:
+        share = (1 - np.abs(2 * values - 1)).max(axis=0)
+    else:
+        share = (1 - values.max(axis=0)) / (1 - 1 / classes)
     unsure: np.ndarray = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
     return unsure
 

@@ -6,14 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 
-from medseg3d.data.dataset import Case
 from medseg3d.models.model import Model
 from medseg3d.serving.gate import Gate
-from medseg3d.serving.jobs import Jobs
+from medseg3d.serving.jobs import Job, Jobs
 from medseg3d.serving.predict_upload import predict_upload
 from medseg3d.serving.reader import Reader
 from medseg3d.serving.routes import add_refusals, routes
@@ -33,8 +31,11 @@ def build_app(model: Model, settings: ServeSettings, reader: Reader | None = Non
     """
     reading = reader or Reader(model.plan)
 
-    def work(case: Case, output: Path, tell: Callable[[str], None]) -> dict[str, float]:
-        return predict_upload(case, output, model=model, reader=reading, tell=tell)
+    def work(job: Job, tell: Callable[[str], None]) -> dict[str, float]:
+        if job.case is None:
+            raise ValueError(f"Job {job.id} was queued without a case")
+        view = job.view if job.is_viewed else None
+        return predict_upload(job.case, job.labels, model=model, reader=reading, tell=tell, view=view)
 
     jobs = Jobs(work, max_jobs=settings.max_jobs, keep_seconds=60 * settings.keep_minutes, max_kept=settings.max_kept)
 

@@ -33,14 +33,12 @@ logger = logging.getLogger(__name__)
 
 State = Literal["receiving", "queued", "running", "done", "failed", "dropped"]
 Reason = Literal["input", "memory", "storage", "defect", "stopped", "deleted"]
-Work = Callable[[Case, Path, Callable[[str], None]], dict[str, float]]
-"""Makes the label map of a case in a file, tells each stage as it begins, and returns the seconds of the stages."""
 
 ID_BYTES = 16
 """Whoever knows the id of a job gets its label map, so that it must not be guessed."""
 MAX_UPLOADS, MAX_UPLOADS_OF_ONE = 64, 8
 """That come at once, so that slow clients neither fill the disk nor lock others out."""
-UPLOAD, LABELS = "upload", "labels.nii.gz"
+UPLOAD, LABELS, VIEW = "upload", "labels.nii.gz", "view"
 USUAL_SECONDS = 10.0
 """What the first client that is sent away is told to wait."""
 
@@ -70,7 +68,7 @@ def _uncancellable() -> Future[None]:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """One upload and what becomes of it; only :class:`Jobs` changes it.
+    """One upload and what becomes of it; only :class:`Jobs` changes it. ``is_viewed``: slices are to be kept for the viewer.
 
     ``seconds`` are those of the stages, first the wait in the queue; ``warnings`` what the command line would have printed.
     ``ended`` resolves when nothing will change any more. ``client`` is the address that it comes from.
@@ -79,6 +77,7 @@ class Job:
     id: str
     folder: Path
     client: str = ""
+    is_viewed: bool = False
     state: State = "receiving"
     case: Case | None = None
     stage: str | None = None
@@ -97,6 +96,15 @@ class Job:
     def labels(self) -> Path:
         """The label map, where it is done."""
         return self.folder / LABELS
+
+    @property
+    def view(self) -> Path:
+        """What the viewer shows, where it was asked for."""
+        return self.folder / VIEW
+
+
+Work = Callable[[Job, Callable[[str], None]], dict[str, float]]
+"""Makes the label map of a job's case, tells each stage as it begins, and returns the seconds of the stages."""
 
 
 class Jobs:
@@ -152,13 +160,13 @@ class Jobs:
         if self._is_stopping:
             raise StoppingError
 
-    def enqueue(self, job: Job, case: Case) -> None:
+    def enqueue(self, job: Job, case: Case, *, is_viewed: bool = False) -> None:
         """The files are there: let the job wait for its turn. Raises :class:`QueueFullError`, :class:`StoppingError`."""
         with self._changed:
             self.check_open()
             if self._is_full():
                 raise QueueFullError
-            job.case, job.state, job.changed_at = case, "queued", time.monotonic()
+            job.case, job.is_viewed, job.state, job.changed_at = case, is_viewed, "queued", time.monotonic()
             self._queue.append(job)
             self._changed.notify()
 
@@ -266,7 +274,7 @@ class Jobs:
             raise ValueError(f"Job {job.id} was queued without a case")
         with _warnings_into(job):
             try:
-                job.seconds = {**job.seconds, **self._work(job.case, job.labels, tell)}  # others may be reading the old one
+                job.seconds = {**job.seconds, **self._work(job, tell)}  # others may be reading the old one
             except Exception as error:  # whatever one upload meets, the next one is to be served
                 return failure_of(error, job)
         return None

@@ -16,20 +16,27 @@ from starlette.routing import Match, Route
 from medseg3d.errors import InputError, MedsegError
 from medseg3d.models.model import Model
 from medseg3d.records import to_plain
+from medseg3d.reporting.viewer_parts import script_source
 from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, Refusal, describe_health, describe_job, describe_model
 from medseg3d.serving.attached import taken
 from medseg3d.serving.jobs import Failure, Job, Jobs, QueueFullError, StoppingError, failure_of
-from medseg3d.serving.page import render_page
+from medseg3d.serving.page import overview_script, render_page
 from medseg3d.serving.reader import Reader, ReaderDefectError
 from medseg3d.serving.settings import ServeSettings
 from medseg3d.serving.upload import UploadLimits, receive_upload
+from medseg3d.serving.view import packed_slice, read_scene
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether a client that waits is still there."""
 MAX_WARNINGS_HEADER = 4000
 """Characters of a JSON list; the job itself has them whole."""
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-"""The page runs no script and loads nothing."""
+PAGE_POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_source(overview_script())}; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""The page runs its own script, which asks this server only, and loads nothing."""
+KNOWN_FIELDS = ("wait", "view")
+"""Of the form, beside the files."""
 
 Described = dict[int | str, dict[str, Any]]
 """Answers by their status, for the description of the interface."""
@@ -61,6 +68,11 @@ def upload_form() -> dict[str, Any]:
                                 "description": f"One image ({taken()}), one per channel, or one .zip of a DICOM series.",
                             },
                             "wait": {"type": "boolean", "default": True, "description": "As the parameter of the same name."},
+                            "view": {
+                                "type": "boolean",
+                                "default": False,
+                                "description": "Keep slices of image and label map for a viewer.",
+                            },
                         },
                     }
                 }
@@ -97,9 +109,10 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
         async with _new_job(jobs, request.client.host if request.client else "") as job:
             limits = UploadLimits(max_bytes=settings.max_upload_bytes, max_seconds=60 * settings.max_upload_minutes)
             upload = await receive_upload(request, job.upload, limits=limits, check=jobs.check_open)
-            is_waiting = _is_waiting(wait, upload.fields)
+            flags = _flags(upload.fields)
+            is_waiting = flags.get("wait", True) if wait is None else wait
             case = await asyncio.to_thread(reader.case, upload.files, max_unpacked_bytes=settings.max_unpacked_bytes)
-            jobs.enqueue(job, case)
+            jobs.enqueue(job, case, is_viewed=flags.get("view", False))
         if not is_waiting:
             place = f"/jobs/{job.id}"
             return JSONResponse(to_plain(describe_job(job, jobs)), 202, headers={"Location": place, "Cache-Control": "no-store"})
@@ -118,6 +131,27 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
     def job_labels(name: str) -> FileResponse:
         """The label map of a job that is done; 409 before, and what went wrong otherwise."""
         return _label_map(_known(jobs, name), jobs)
+
+    @router.get("/jobs/{name}/view", responses=refusals(404, 409, 410, 422, 503, 507), response_model=None)
+    def job_view(name: str) -> JSONResponse:
+        """What a viewer needs to know of a job that was sent with `view=true`: axes, spacing, channels, labels."""
+        return JSONResponse(_scene(_known(jobs, name), jobs), headers={"Cache-Control": "no-store"})
+
+    slices: Described = {200: {"content": {"application/octet-stream": {}}, "description": "The layers of the slice, one after the other."}}
+
+    @router.get("/jobs/{name}/view/{axis}/{index}", responses={**slices, **refusals(404, 409, 410, 422, 503, 507)}, response_class=Response)
+    def job_slice(name: str, axis: int, index: int) -> Response:
+        """A slice normal to an axis (0: from inferior to superior, 1: from posterior to anterior, 2: from left to right)."""
+        job = _known(jobs, name)
+        scene = _scene(job, jobs)
+        try:
+            packed = packed_slice(job.view, scene, axis, index)
+        except IndexError:
+            raise HTTPException(404, f"No such slice; the image has {scene['shape']}.") from None
+        except FileNotFoundError:
+            raise HTTPException(410, "The job was deleted.") from None
+        headers = {"Content-Encoding": "deflate", "Cache-Control": "no-store"}
+        return Response(packed, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/jobs/{name}", status_code=204, responses=refusals(404, 422))
     def delete_job(name: str) -> None:
@@ -178,17 +212,20 @@ def _known(jobs: Jobs, name: str) -> Job:
     return job
 
 
-def _is_waiting(parameter: bool | None, fields: dict[str, str]) -> bool:
-    """The parameter, or the form's field of the same name; other fields are refused, as they may be slips."""
-    unknown = sorted(set(fields) - {"wait"})
+def _flags(fields: dict[str, str]) -> dict[str, bool]:
+    """The form's fields that say yes or no; unknown ones are refused, as they may be slips."""
+    unknown = sorted(set(fields) - set(KNOWN_FIELDS))
     if unknown:
         advice = "; to send a file with curl, put an @ before its name" if "file" in unknown else ""
-        raise InputError(f"Unknown fields of the form: {', '.join(unknown)[:200]}; expected wait{advice}.")
+        raise InputError(f"Unknown fields of the form: {', '.join(unknown)[:200]}; expected {' or '.join(KNOWN_FIELDS)}{advice}.")
     answers = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    text = fields.get("wait", "true").strip().lower()
-    if text not in answers:
-        raise InputError(f"wait={text[:50]}: expected true or false.")
-    return answers[text] if parameter is None else parameter
+    flags = {}
+    for name, given in fields.items():
+        text = given.strip().lower()
+        if text not in answers:
+            raise InputError(f"{name}={text[:50]}: expected true or false.")
+        flags[name] = answers[text]
+    return flags
 
 
 async def _ended(job: Job, jobs: Jobs, request: Request) -> None:
@@ -200,16 +237,30 @@ async def _ended(job: Job, jobs: Jobs, request: Request) -> None:
             await asyncio.to_thread(jobs.delete, job)
 
 
-def _label_map(job: Job, jobs: Jobs) -> FileResponse:
+def _scene(job: Job, jobs: Jobs) -> dict[str, Any]:
+    _check_done(job, jobs)
+    scene = read_scene(job.view)
+    if scene is None:
+        raise HTTPException(404, "The job was sent without view=true, so that no slices were kept.")
+    return scene
+
+
+def _check_done(job: Job, jobs: Jobs) -> None:
     if job.failure is not None:
         raise _refusal(job.failure, jobs, job)
     if job.state != "done" or job.case is None:
         raise HTTPException(409, f"The job is {job.state}.", {"Retry-After": "1"})
+
+
+def _label_map(job: Job, jobs: Jobs) -> FileResponse:
+    _check_done(job, jobs)
     seconds = {f"X-Seconds-{stage.capitalize()}": f"{value:.4f}" for stage, value in job.seconds.items()}
     headers = {"X-Job-Id": job.id, "X-Num-Warnings": str(len(job.warnings)), "Cache-Control": "no-store", **seconds}
     if job.warnings:
         headers["X-Warnings"] = warnings_header(job.warnings)
-    return FileResponse(job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name}.nii.gz")
+    return FileResponse(
+        job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name if job.case else job.id}.nii.gz"
+    )
 
 
 def warnings_header(warnings: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from medseg3d.data.dataset import Case
 from medseg3d.models.model import Model
-from medseg3d.serving.jobs import MAX_UPLOADS, MAX_UPLOADS_OF_ONE, Jobs, QueueFullError
+from medseg3d.serving.jobs import MAX_UPLOADS, MAX_UPLOADS_OF_ONE, Job, Jobs, QueueFullError
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
 pytest.importorskip("uvicorn", reason="needs medseg3d[serve]")
@@ -26,7 +26,7 @@ def queue(max_jobs: int) -> Iterator[tuple[Jobs, threading.Event]]:
     """A queue whose jobs wait until they are let go."""
     go = threading.Event()
 
-    def work(case: Case, output: Path, tell: Any) -> dict[str, float]:
+    def work(job: Job, tell: Any) -> dict[str, float]:
         go.wait(30)
         return {}
 
