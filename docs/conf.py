@@ -34,6 +34,7 @@ NAVIGATION = {
         "docs/how-to/fine-tune",
         "docs/how-to/serve",
         "docs/how-to/docker",
+        "docs/how-to/hospital",
         "docs/how-to/resume",
         "docs/how-to/cluster",
         "docs/how-to/track",

@@ -10,6 +10,7 @@ from medseg3d.options import (
     CompareOptions,
     ExportOptions,
     FindLrOptions,
+    ListenOptions,
     MeasureOptions,
     MemberOptions,
     Option,
@@ -242,6 +243,15 @@ class InfoCommand(OutputOptions, OnModel):
 @dataclass(frozen=True, kw_only=True)
 class ServeCommand(OutputOptions, ServeOptions, OnModel):
     """``medseg3d serve``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenCommand(OutputOptions, ListenOptions):
+    """``medseg3d listen``."""
+
+    rules: Annotated[
+        Path, Option("rules", "a TOML file: what is listened to, which series, where results go", metavar="RULES", is_required=True)
+    ] = Path()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,13 @@ USAGES: Mapping[str, Usage] = {
             "medseg3d serve liver.medseg3d --port 9000 --device cuda",
         ),
     ),
+    "listen": Usage(
+        "how-to/hospital.md",
+        (
+            "medseg3d listen night.toml  # until Ctrl+C",
+            "medseg3d listen night.toml --once  # what is there now, then end",
+        ),
+    ),
     "reproduce": Usage("how-to/track.md", ("medseg3d reproduce Liver/medseg3d-work",)),
     "slurm": Usage("how-to/cluster.md", ("medseg3d slurm Liver",)),
     "docs": Usage(

@@ -272,6 +272,13 @@ def _serve(options: c.ServeCommand, console: Console) -> None:
         serve(options.model, replace(options, token=token), console.listen)
 
 
+def _listen(options: c.ListenCommand, console: Console) -> None:
+    from medseg3d.workflows.listen import listen
+
+    with console:
+        listen(options.rules, options, console.listen)
+
+
 def _doctor(options: c.DoctorCommand, console: Console) -> int:
     from medseg3d.workflows.doctor import doctor
 
@@ -366,6 +373,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "import": Command("take a model that another program trained", c.ImportCommand, _import),
     "info": Command("what a model is: labels, networks, folds, metrics", c.InfoCommand, _info),
     "serve": Command("keep a model warm and predict what is sent to it", c.ServeCommand, _serve),
+    "listen": Command("take DICOM studies in by rules, predict them and send the results on", c.ListenCommand, _listen),
     "reproduce": Command("make a run again from its record, and say whether it is the same bit for bit", c.ReproduceCommand, _reproduce),
     "slurm": Command("write the jobs of a plan for Slurm, one fold a job", c.SlurmCommand, _slurm),
     "docs": Command("show the documentation that came with the package", c.DocsCommand, _docs),

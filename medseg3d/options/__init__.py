@@ -6,6 +6,7 @@ here, and the code that obeys it: the parser, the keywords in Python and ``docs/
 
 from medseg3d.options.comparing import CompareOptions
 from medseg3d.options.dicom import DicomOptions, OutputType, SegmentationType
+from medseg3d.options.listening import ListenOptions
 from medseg3d.options.measuring import MeasureOptions, StructureOptions
 from medseg3d.options.option import Field, Option, Options, arguments_of, fields_of
 from medseg3d.options.planning import DatasetOptions, PlanningOptions, PlanOptions, PreprocessOptions
@@ -39,6 +40,7 @@ __all__ = [
     "FindLrOptions",
     "FoldChoice",
     "LevelOptions",
+    "ListenOptions",
     "MeasureOptions",
     "MemberOptions",
     "MirroringOptions",

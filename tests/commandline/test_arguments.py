@@ -38,6 +38,7 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "import": ["nnunet", ".", "-o", "."],
         "completion": ["bash"],
         "reproduce": ["."],
+        "listen": ["."],
     }
     assert typed(name, *needed.get(name, [])) == record()
 
