@@ -57,6 +57,10 @@ class PlanningOptions(DatasetOptions):
         Path | None,
         Option("--inherit-plan", "plan as a model was planned, so that its weights fit (train --init MODEL)", metavar="MODEL"),
     ] = None
+    members: Annotated[
+        int | None,
+        Option("--members", "networks with other seeds on the cases of fold 0, in the place of folds", metavar="N", at_least=1),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

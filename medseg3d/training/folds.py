@@ -15,6 +15,7 @@ from medseg3d.data.grouping import divided_message, find_groups
 from medseg3d.data.splits import read_splits
 from medseg3d.errors import DatasetError, InputError
 from medseg3d.parsing import read_table
+from medseg3d.ranges import Counted
 from medseg3d.records import Checked, read_record, write_record
 from medseg3d.wording import counted, listed
 
@@ -42,13 +43,15 @@ class Splits(Checked):
     ``grouping`` says how cases were kept together: by what their names and images tell (``found``), as the user said (``given``), not at
     all because the user said so (``off``), or by the user's own folds (``declared``); it is empty in an older file. ``left_out`` are the
     cases that the user's own folds leave out. ``patients`` says which cases were kept together, and is empty in an older file.
+    ``members`` is 0 where the folds are those of a cross-validation; otherwise so many folds are the same, for networks with other seeds.
     """
 
     folds: tuple[Split, ...]
     grouping: Literal["", "found", "given", "off", "declared"] = ""
     left_out: tuple[str, ...] = ()
     patients: dict[str, str] = field(default_factory=dict)
-    came_later: ClassVar[tuple[str, ...]] = ("patients",)
+    members: Counted = 0
+    came_later: ClassVar[tuple[str, ...]] = ("patients", "members")
 
 
 def make_splits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +28,15 @@ from medseg3d.wording import counted, listed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupChoice:
-    """What the user says of groups: a regular expression on the names, a table, or that there are none. At most one of them."""
+    """What the user says of groups: a regular expression on the names, a table, or that there are none. At most one of them.
+
+    ``members`` asks for so many networks on the cases of the first fold, in the place of folds.
+    """
 
     pattern: str | None = None
     table: Path | None = None
     is_off: bool = False
+    members: int | None = None
 
     @property
     def is_made(self) -> bool:
@@ -41,17 +45,26 @@ class GroupChoice:
 
 
 def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Splits, tuple[str, ...]]:
-    """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings."""
+    """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings.
+
+    Where networks with other seeds are asked for, or were before, all of them get the first of these folds.
+    """
+    folds, warnings = _cross_validation(dataset, fingerprint, splits, choice)
+    members = choice.members or folds.members
+    return (replace(folds, folds=folds.folds[:1] * members, members=members), warnings) if members else (folds, warnings)
+
+
+def _cross_validation(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Splits, tuple[str, ...]]:
     names = tuple(case.name for case in fingerprint.cases)
     found = Grouping(group_of={}) if choice.is_made else find_groups(names, likeness_of(fingerprint))
     renewed: tuple[str, ...] = ()
     if splits.exists() and not choice.is_made:
         before = read_folds(splits)
-        if before.folds == dataset.declared_splits:
+        if before.folds == dataset.declared_splits and not before.members:
             return _declared(dataset, found, before.patients)
         kept = _kept(before, dataset, names, found)
         if kept is not None:
-            if dataset.declared_splits is not None:
+            if dataset.declared_splits is not None and not before.members:
                 differs = f"{splits} has other folds than the dataset's own file, and is used; delete it to take those."
                 kept = (kept[0], (*kept[1], differs))
             return kept
@@ -88,19 +101,33 @@ def likeness_of(fingerprint: Fingerprint) -> Likeness:
 
 def _kept(before: Splits, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Splits, tuple[str, ...]] | None:
     """The folds of an earlier plan for the cases of now; None where they must be made anew."""
+    measured = [name for name in names if name not in before.left_out]
+    grown = _first_grown(before, measured, found.group_of) if before.members else before.folds
     fitted = fit_splits(
-        before.folds,
-        measured=[name for name in names if name not in before.left_out],
+        grown,
+        measured=measured,
         all_names=[*(case.name for case in dataset.training), *(failure.case for failure in dataset.failures)],
         group_of=found.group_of if before.grouping in ("", "found") else None,
     )
     if fitted is None:
         return None
     splits, warnings = fitted
+    if before.members and grown != before.folds[:1]:
+        warnings = (*warnings, "New cases are trained on by all members: train them again with medseg3d train --fold K --restart.")
     patients = before.patients if before.grouping in ("given", "off") else _patients(splits, before.patients, found)
-    folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out, patients=patients)
+    folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out, patients=patients, members=before.members)
     divided = divided_patients(folds, names, group_of=found.group_of)
     return folds, (*warnings, *filter(None, [divided]))
+
+
+def _first_grown(before: Splits, measured: Sequence[str], group_of: Mapping[str, str]) -> tuple[Split, ...]:
+    """The fold that all members share, with new cases to train on; one of a patient who is validated is validated as well."""
+    first = before.folds[0]
+    validated = {group_of[name] for name in first.validation if name in group_of}
+    new = [name for name in measured if name not in {*first.train, *first.validation}]
+    held = [name for name in new if group_of.get(name) in validated]
+    train = (*first.train, *(name for name in new if name not in held))
+    return (Split(train=train, validation=(*first.validation, *held)),)
 
 
 def _patients(splits: Sequence[Split], before: Mapping[str, str], found: Grouping) -> dict[str, str]:

@@ -102,7 +102,7 @@ def plan_by(
         if model is not None:
             decided = inherited_plan(decided, described.summary, rules, *model)
         table = None if options.groups is None else Path(options.groups)
-        asked = GroupChoice(pattern=options.group_pattern, table=table, is_off=options.no_groups)
+        asked = GroupChoice(pattern=options.group_pattern, table=table, is_off=options.no_groups, members=options.members)
         folds, split_warnings = choose_folds(dataset, described.fingerprint, folder.splits, asked)
         split_warnings = (*split_warnings, *_stale_models(folder, decided.value))
         write_record(folder.splits, folds, "splits")

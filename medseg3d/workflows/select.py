@@ -16,7 +16,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError, PlanMismatchError
-from medseg3d.evaluation.metrics import Evaluation, read_evaluation
+from medseg3d.evaluation.metrics import Evaluation, mean_of, read_evaluation
 from medseg3d.events import Event, Listener
 from medseg3d.files import remove_file
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
@@ -98,7 +98,7 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
         Candidate(
             configurations=m.names,
             folds=dict.fromkeys(m.names, m.folds),
-            dice={case: dice for evaluation in m.evaluations for case, dice in evaluation.dice_per_case().items()},
+            dice=_dice_of_cases(m.evaluations),
         )
         for m in measured
     ]
@@ -117,6 +117,15 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
     selection = replace(selection, postprocessing=chosen, mirroring=mirroring, notes=notes, origin=origin)
     write_record(folder.selection, selection, "selection")
     return selection
+
+
+def _dice_of_cases(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
+    """The Dice of each case; the mean of those networks that were validated on the same one."""
+    found: dict[str, list[float | None]] = {}
+    for evaluation in evaluations:
+        for case, dice in evaluation.dice_per_case().items():
+            found.setdefault(case, []).append(dice)
+    return {case: mean_of(values).mean for case, values in found.items()}
 
 
 BYTES_PER_VOXEL = 20
@@ -249,11 +258,16 @@ def _origin(root: Path, folder: WorkFolder, plan: Plan, names: Sequence[str], fo
 
 
 def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> Iterator[ValidatedCase]:
-    """The validation cases of a candidate; each loads its predicted and reference indices when it is asked to."""
+    """The validation cases of a candidate; each loads its predicted and reference indices when it is asked to.
+
+    Each is given once, also where several networks were validated on it: it is evidence once.
+    """
+    given: set[str] = set()
     cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
     for fold, target in zip(best.folds, best.label_maps, strict=True):
         for name in read_split(folder, fold).validation:
-            label = cases[name].label if name in cases else None
+            label = cases[name].label if name in cases and name not in given else None
+            given.add(name)
             if label is not None:
                 load = partial(_load, plan, cases[name], target / f"{name}.nii.gz", label)
                 yield ValidatedCase(name=name, load=load)

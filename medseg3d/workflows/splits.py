@@ -15,7 +15,7 @@ from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.boxed_case import BoxedCase
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import to_plain
-from medseg3d.training.folds import read_folds
+from medseg3d.training.folds import Splits, read_folds
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder
 
@@ -50,10 +50,20 @@ def all_folds(domains: Sequence[Domain]) -> tuple[str, ...]:
     return tuple(map(str, range(max(len(_splits(domain.folder)) for domain in domains))))
 
 
+def seed_of(domains: Sequence[Domain], fold: str, seed: int) -> int:
+    """The seed of a fold: the user's, and another one for each of the networks that share the cases of one fold."""
+    is_member = fold.isdigit() and any(_folds(domain.folder).members for domain in domains)
+    return seed + int(fold) if is_member else seed
+
+
 def _splits(folder: WorkFolder) -> tuple[Split, ...]:
+    return _folds(folder).folds
+
+
+def _folds(folder: WorkFolder) -> Splits:
     if not folder.splits.exists():
         raise InputError(f"{folder.root}: there is no splits.json here. Run medseg3d plan first.")
-    return read_folds(folder.splits).folds
+    return read_folds(folder.splits)
 
 
 def _check_among(fold: str, num_folds: int) -> None:

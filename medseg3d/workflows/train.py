@@ -41,7 +41,7 @@ from medseg3d.workflows.profiling import profiled
 from medseg3d.workflows.progress import Length, follow
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.run_record import RunRecord, facts_of, note_run, this_environment, train_command
-from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, stored_cases
+from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, seed_of, stored_cases
 from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
 from medseg3d.workflows.tracking import tracked
 from medseg3d.workflows.validate import validate_domain
@@ -201,7 +201,7 @@ def train_network(network: NetworkFold, options: TrainOptions, lock: Lock | None
                 fold=network.fold,
                 folder=target,
                 device=choose_device(options.device),
-                options=options,
+                options=replace(options, seed=seed_of(network.domains, network.fold, options.seed)),
                 plan_digest=_digest(network, domains),
                 stop=stop,
                 init=_initial(network, first, options.init),
