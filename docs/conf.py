@@ -27,6 +27,7 @@ NAVIGATION = {
         "docs/how-to/labels",
         "docs/how-to/predict",
         "docs/how-to/measure",
+        "docs/how-to/correct",
         "docs/how-to/nnunet-models",
         "docs/how-to/share",
         "docs/how-to/compare-networks",

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from medseg3d.commandline.tables import table_of_names
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medseg3d.evaluation.compare import Interval
     from medseg3d.structures.records import CaseStructures, Structure, Structures
+    from medseg3d.validation.corrected import Round
+    from medseg3d.workflows.propose import Proposals
 
 SHOWN_CASES = 12
 """Rows of cases with numbers of their own; more are summed up, and the CSV has them all."""
@@ -81,3 +87,54 @@ def _over_cases(cases: tuple[CaseStructures, ...], name: str) -> tuple[str, ...]
         f"{mean(each.num_objects for each in there):.1f}",
         str(sum(each.is_at_edge for each in there)),
     )
+
+
+def proposal_table(found: Proposals) -> Iterator[Table | str]:
+    """The cases in their order, and why; what to do with them."""
+    table = Table(title=f"Worth annotating next, of {len(found.estimates)} images")
+    for column in ("", "case", "expected Dice", "unlikeness", "why"):
+        table.add_column(column, overflow="fold")
+    for rank, each in enumerate(found.proposed, 1):
+        dice = "–" if each.expected_dice is None else f"{each.expected_dice:.3f}"
+        table.add_row(str(rank), escape(each.case), dice, f"{each.unlikeness:.1f}", escape("; ".join(each.reasons)))
+    yield table
+    yield f"Predictions to start from lie in {found.folder}."
+    yield "Correct them and save them into the dataset's folder corrections; medseg3d correct learns from them."
+
+
+def correction_table(now: Round, work: Path) -> Iterator[Table | str]:
+    """Dice before and after on the same validation cases, and what to do where it fell."""
+    rows = [
+        (
+            change.configuration,
+            str(len(change.cases)),
+            _number(change.before.mean),
+            _number(change.after.mean),
+            _number(change.difference.mean, signed=True),
+            _interval(change.difference),
+            change.verdict,
+        )
+        for change in now.changes
+    ]
+    header = ("configuration", "cases", "Dice before", "Dice after", "change", "95 % interval", "verdict")
+    yield table_of_names(f"Round {now.number}: {len(now.taken)} corrected, measured on the same validation cases", header, rows)
+    for change in now.changes:
+        parts = [f"{name} {value:+.4f}" for name, value in change.labels.items() if value is not None]
+        yield f"{change.configuration}, by label: {', '.join(parts) or 'nothing to compare'}"
+        if change.worst:
+            yield f"Lost most: {', '.join(f'{case} {value:+.4f}' for case, value in change.worst)}"
+    earlier = work / now.earlier
+    if any(change.verdict == "worse" for change in now.changes):
+        yield f"The earlier weights were better: go on with them, medseg3d predict -m {earlier}, and look at the corrections."
+    else:
+        yield f"The earlier weights stay in {earlier}; delete the folder when you do not need them any more."
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return "–" if value is None else f"{value:+.4f}" if signed else f"{value:.4f}"
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "–"
+    return f"{interval.low:+.4f} to {interval.high:+.4f}"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from medseg3d.options import (
     CompareOptions,
+    CorrectOptions,
     ExportOptions,
     FindLrOptions,
     ListenOptions,
@@ -19,6 +20,7 @@ from medseg3d.options import (
     PlanOptions,
     PredictOptions,
     PreprocessOptions,
+    ProposeOptions,
     ReproduceOptions,
     RunOptions,
     SeedOptions,
@@ -187,6 +189,16 @@ class EvaluateCommand(OutputOptions, SeedOptions):
             metavar="FILE",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposeCommand(OutputOptions, ProposeOptions, OnDataset):
+    """``medseg3d propose``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectCommand(OutputOptions, CorrectOptions, OnDataset):
+    """``medseg3d correct``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,20 @@ USAGES: Mapping[str, Usage] = {
         "reference/metrics.md",
         ("medseg3d evaluate label_maps references", "medseg3d evaluate a.nii.gz b.nii.gz --json"),
     ),
+    "propose": Usage(
+        "how-to/correct.md",
+        (
+            "medseg3d propose Liver -i scans  # the ten scans most worth annotating, with predictions to start from",
+            "medseg3d propose Liver -i scans -n 25 --diversity 0.8",
+        ),
+    ),
+    "correct": Usage(
+        "how-to/correct.md",
+        (
+            "medseg3d correct Liver  # what lies in Liver/corrections",
+            "medseg3d correct Liver -i new_scans --hours 1  # also images that had no label before",
+        ),
+    ),
     "measure": Usage(
         "how-to/measure.md",
         (

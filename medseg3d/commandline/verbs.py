@@ -173,6 +173,28 @@ def _evaluate(options: c.EvaluateCommand, console: Console) -> None:
         raise CasesFailedError(message, ())
 
 
+def _propose(options: c.ProposeCommand, console: Console) -> None:
+    from medseg3d.commandline.case_tables import proposal_table
+    from medseg3d.records import to_plain
+    from medseg3d.workflows.propose import propose
+
+    with console:
+        found = propose(options.dataset, options.work, options, console.listen)
+    console.show_parts(to_plain(found), proposal_table(found))
+    _report_failures({None: found}, "could not be predicted, and are not proposed")
+
+
+def _correct(options: c.CorrectCommand, console: Console) -> None:
+    from medseg3d.commandline.case_tables import correction_table
+    from medseg3d.records import to_plain
+    from medseg3d.work_folder import work_folder
+    from medseg3d.workflows.correct import correct
+
+    with console:
+        now = correct(options.dataset, options.work, options, console.listen)
+    console.show_parts(to_plain(now), correction_table(now, work_folder(options.dataset, options.work).root))
+
+
 def _measure(options: c.MeasureCommand, console: Console) -> None:
     from medseg3d.commandline.case_tables import structure_table
     from medseg3d.records import to_plain
@@ -365,6 +387,8 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "compare": Command("train several presets alike on one fold, and compare them case by case", c.CompareCommand, _compare),
     "predict": Command("label maps for new images", c.PredictCommand, _predict),
     "evaluate": Command("evaluate label maps against references", c.EvaluateCommand, _evaluate),
+    "propose": Command("which images to annotate next: those that the model is unsure of, and unlike ones", c.ProposeCommand, _propose),
+    "correct": Command("take corrected label maps into the training set and learn on from the present weights", c.CorrectCommand, _correct),
     "measure": Command("volume, place, intensities and distances of each structure", c.MeasureCommand, _measure),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),
     "demo": Command("make a phantom dataset to try everything on", c.DemoCommand, _demo),

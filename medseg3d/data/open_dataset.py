@@ -17,6 +17,7 @@ from typing import Any, Literal
 from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.case_files import Findings, composed, differs_in_case, image_files, is_unicode, listed_file, printable
 from medseg3d.data.channels import channels_of_file, grouped_by_case
+from medseg3d.data.corrections import with_corrections
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
 from medseg3d.data.dataset_json import channel_names, declared_labels
 from medseg3d.data.label_names import names_beside, with_names
@@ -85,6 +86,7 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
             given = f"{counted(len(channels), 'channel name')} given ({', '.join(channels)})"
             findings.append(f"{given}, the cases have {len(dataset.channel_names)}")
         dataset = replace(dataset, channel_names=tuple(channels), has_named_channels=True)
+    dataset = with_corrections(dataset)
     if not dataset.training and not findings:
         findings.append("no training case can be used" if dataset.failures else "no training case found: no images")
     return dataset, tuple(findings)

@@ -5,6 +5,7 @@ here, and the code that obeys it: the parser, the keywords in Python and ``docs/
 """
 
 from medseg3d.options.comparing import CompareOptions
+from medseg3d.options.correcting import CorrectOptions, ProposeOptions
 from medseg3d.options.dicom import DicomOptions, OutputType, SegmentationType
 from medseg3d.options.listening import ListenOptions
 from medseg3d.options.measuring import MeasureOptions, StructureOptions
@@ -32,6 +33,7 @@ __all__ = [
     "BatchOptions",
     "CasesOptions",
     "CompareOptions",
+    "CorrectOptions",
     "DatasetOptions",
     "DeviceOptions",
     "DicomOptions",
@@ -54,6 +56,7 @@ __all__ = [
     "PredictOptions",
     "PreprocessOptions",
     "ProbabilityFormat",
+    "ProposeOptions",
     "ReproduceOptions",
     "RunOptions",
     "SeedOptions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -90,13 +90,19 @@ def make_splits(
 
 
 def fit_splits(
-    splits: Sequence[Split], *, measured: Sequence[str], all_names: Sequence[str], group_of: Mapping[str, str] | None = None
+    splits: Sequence[Split],
+    *,
+    measured: Sequence[str],
+    all_names: Sequence[str],
+    group_of: Mapping[str, str] | None = None,
+    avoid: Collection[int] = (),
 ) -> tuple[tuple[Split, ...], tuple[str, ...]] | None:
     """Older folds for the cases that are there now, with warnings; None where they must be made anew.
 
     Cases that the dataset no longer has (``all_names``) are dropped; one that merely cannot be read keeps its place. A newly
     ``measured`` case is validated in the fold with the fewest validation cases and trained in the others; one of a patient
-    (``group_of``) whose other cases are there already, where these are validated. Folds that train and
+    (``group_of``) whose other cases are there already, where these are validated. In the folds ``avoid``
+    it is validated only where all are named. Folds that train and
     validate on the same cases, or that lose all cases of one side, are made anew. Raises :class:`DatasetError` where a fold
     trains on some of its validation cases.
     """
@@ -119,7 +125,7 @@ def fit_splits(
     validated = {name for names in validation for name in names} | set(new)
     for name in new:
         siblings = {other for other in validated if group_of and name in group_of and group_of.get(other) == group_of[name]}
-        fold = min(range(len(splits)), key=lambda k: (not siblings & set(validation[k]), len(validation[k])))
+        fold = min(range(len(splits)), key=lambda k: (not siblings & set(validation[k]), k in avoid, len(validation[k])))
         for k in range(len(splits)):
             (validation if k == fold else train)[k].append(name)
     if not all(train) or not all(validation):

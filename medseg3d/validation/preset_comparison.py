@@ -99,7 +99,7 @@ def compared(
                 trained=each,
                 dice=interval_of(values[number], seed=seed),
                 difference=difference,
-                verdict=_verdict(difference, is_baseline=number == 0),
+                verdict=verdict_of(difference) if number else "baseline",
             )
         )
     return Comparison(
@@ -124,9 +124,8 @@ def _values(trained: Trained, cases: Sequence[str]) -> list[float]:
     return [1.0 if (value := trained.dice[case]) is None else value for case in cases]
 
 
-def _verdict(difference: Interval | None, *, is_baseline: bool) -> Verdict:
-    if is_baseline:
-        return "baseline"
+def verdict_of(difference: Interval | None) -> Verdict:
+    """What a paired difference says of the second network."""
     if difference is None or difference.low is None or difference.high is None or difference.n < MIN_CASES:
         return "too few cases"
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "no clear difference"

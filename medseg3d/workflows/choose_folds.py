@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -62,7 +62,7 @@ def _cross_validation(dataset: Dataset, fingerprint: Fingerprint, splits: Path, 
         before = read_folds(splits)
         if before.folds == dataset.declared_splits and not before.members:
             return _declared(dataset, found, before.patients)
-        kept = _kept(before, dataset, names, found)
+        kept = kept_folds(before, dataset, names, found)
         if kept is not None:
             if dataset.declared_splits is not None and not before.members:
                 differs = f"{splits} has other folds than the dataset's own file, and is used; delete it to take those."
@@ -99,8 +99,11 @@ def likeness_of(fingerprint: Fingerprint) -> Likeness:
     return Likeness(contents={case.name: case.content for case in fingerprint.cases}, intensities=intensities)
 
 
-def _kept(before: Splits, dataset: Dataset, names: tuple[str, ...], found: Grouping) -> tuple[Splits, tuple[str, ...]] | None:
-    """The folds of an earlier plan for the cases of now; None where they must be made anew."""
+def kept_folds(
+    before: Splits, dataset: Dataset, names: tuple[str, ...], found: Grouping, *, avoid: Collection[int] = ()
+) -> tuple[Splits, tuple[str, ...]] | None:
+    """The folds of an earlier plan for the cases of now, which the folds ``avoid`` train on where they can; None where they must be made
+    anew."""
     measured = [name for name in names if name not in before.left_out]
     grown = _first_grown(before, measured, found.group_of) if before.members else before.folds
     fitted = fit_splits(
@@ -108,6 +111,7 @@ def _kept(before: Splits, dataset: Dataset, names: tuple[str, ...], found: Group
         measured=measured,
         all_names=[*(case.name for case in dataset.training), *(failure.case for failure in dataset.failures)],
         group_of=found.group_of if before.grouping in ("", "found") else None,
+        avoid=avoid,
     )
     if fitted is None:
         return None

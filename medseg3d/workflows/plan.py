@@ -94,7 +94,7 @@ def plan_by(
     folder = work_folder(root, work)
     check_writable(folder.root)
     with planning_lock(folder, on):
-        fingerprint = _measure(dataset, folder, options, on)
+        fingerprint = measure_dataset(dataset, folder, options, on)
         described = describe_dataset(dataset, fingerprint, label_names)
         write_record(folder.fingerprint, described.fingerprint, "fingerprint")
         decided = described.plan_by(rules, gpu_memory_gb)
@@ -206,7 +206,8 @@ def _candidates(summary: DatasetSummary, made: Plan, num_datasets: int, options:
     )
 
 
-def _measure(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Listener) -> Fingerprint:
+def measure_dataset(dataset: Dataset, folder: WorkFolder, options: CasesOptions, on: Listener = silent) -> Fingerprint:
+    """The fingerprint in the work folder, with what is new or has changed measured again."""
     previous = None
     if folder.fingerprint.exists():
         try:

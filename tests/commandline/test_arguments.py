@@ -33,6 +33,7 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "predict": ["-i", ".", "-o", "."],
         "evaluate": [".", "."],
         "measure": ["."],
+        "propose": ["-i", "."],
         "demo": ["."],
         "export": ["-o", "."],
         "import": ["nnunet", ".", "-o", "."],

@@ -1,0 +1,101 @@
+"""What retraining on corrections gave: Dice of the same validation cases before and after → better or not, with a paired interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
+from medseg3d.evaluation.metrics import Evaluation
+from medseg3d.validation.preset_comparison import Verdict, verdict_of
+
+Dice = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Of a configuration, over the validation cases that the weights of before and of after were both measured on, all folds together.
+
+    Both are measured against the label maps of today. ``labels``: the mean change of the Dice of each label.
+    """
+
+    configuration: str
+    cases: tuple[str, ...]
+    before: Interval
+    after: Interval
+    difference: Interval
+    verdict: Verdict
+    labels: dict[str, float | None]
+    worst: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One call of ``correct``: what was taken, where the weights of before lie (below the work folder), which folds were trained again."""
+
+    number: int
+    taken: tuple[str, ...]
+    added: tuple[str, ...]
+    earlier: str
+    folds: dict[str, tuple[str, ...]]
+    is_finished: bool = False
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """``corrections.json`` of a work folder."""
+
+    rounds: tuple[Round, ...] = field(default_factory=tuple)
+
+
+SHOWN_WORST = 3
+"""Cases that lost most, to be looked at."""
+
+
+def change_of(configuration: str, before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], *, seed: int = 0) -> Change:
+    """Compare the evaluations of a configuration by fold.
+
+    A case whose reference is empty counts as 1 for weights that predict nothing there; one that is empty for both is left out.
+    """
+    old = {case: dice for evaluation in before.values() for case, dice in evaluation.dice_per_case().items()}
+    new = {case: dice for evaluation in after.values() for case, dice in evaluation.dice_per_case().items()}
+    cases = sorted(case for case in old.keys() & new.keys() if old[case] is not None or new[case] is not None)
+    first, second = [_value(old[case]) for case in cases], [_value(new[case]) for case in cases]
+    difference = paired_difference(second, first, seed=seed)
+    lost = sorted((b - a, case) for case, a, b in zip(cases, first, second, strict=True) if b < a)
+    return Change(
+        configuration=configuration,
+        cases=tuple(cases),
+        before=interval_of(first, seed=seed),
+        after=interval_of(second, seed=seed),
+        difference=difference,
+        verdict=verdict_of(difference),
+        labels=_labels(before, after, set(cases)),
+        worst=tuple((case, change) for change, case in lost[:SHOWN_WORST]),
+    )
+
+
+def _value(dice: float | None) -> float:
+    return 1.0 if dice is None else dice
+
+
+def _labels(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], cases: set[str]) -> dict[str, float | None]:
+    """The mean change of each label over the cases in which both have a Dice."""
+    old, new = _by_label(before), _by_label(after)
+    found: dict[str, float | None] = {}
+    for name in new:
+        pairs = [(old[name][case], dice) for case, dice in new[name].items() if case in cases and case in old.get(name, {})]
+        found[name] = sum(b - a for a, b in pairs) / len(pairs) if pairs else None
+    return found
+
+
+def _by_label(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for evaluation in evaluations.values():
+        for case in evaluation.cases:
+            for label in case.labels:
+                own = found.setdefault(label.name, {})
+                if label.dice is not None:
+                    own[case.case] = label.dice
+    return found

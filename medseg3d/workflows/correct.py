@@ -1,0 +1,201 @@
+"""Correct: label maps that people corrected join the training set, and the network learns on from its present weights.
+
+The weights of before stay in ``WORK/earlier/N``, a work folder of its own; both are compared on the same validation cases.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from medseg3d.data.grouping import find_groups
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.domain import is_universal
+from medseg3d.errors import InputError, PlanMismatchError
+from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
+from medseg3d.evaluation.metrics import Evaluation
+from medseg3d.events import Event, Listener
+from medseg3d.files import check_writable, copy_file, storage, storage_errors
+from medseg3d.fingerprint.familiarity import profile_of
+from medseg3d.options import CorrectOptions, PreprocessOptions, SelectOptions, TrainOptions
+from medseg3d.plan import Plan
+from medseg3d.records import read_record, write_record
+from medseg3d.training.folds import read_folds
+from medseg3d.validation.corrected import Round, Rounds, change_of
+from medseg3d.wording import counted, listed
+from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.choose_folds import kept_folds, likeness_of
+from medseg3d.workflows.evaluate import work_tolerance_mm
+from medseg3d.workflows.plan import measure_dataset
+from medseg3d.workflows.plan_dataset import describe_dataset
+from medseg3d.workflows.preprocess import preprocess
+from medseg3d.workflows.propose import image_folder_of
+from medseg3d.workflows.select import select
+from medseg3d.workflows.take_corrections import take_corrections
+from medseg3d.workflows.taking_turns import planning_lock
+from medseg3d.workflows.train import train
+from medseg3d.workflows.verb import verb
+
+logger = logging.getLogger(__name__)
+
+RECORD = "corrections.json"
+EARLIER = "earlier"
+SHARE_OF_EPOCHS = 4
+"""A quarter of the plan's: the network knows all but what was corrected."""
+SHARE_OF_RATE = 10
+"""A tenth of the plan's learning rate: what was learned stays, as in other fine-tuning."""
+COPIED = ("plan.json", "planner.json", "splits.json", "fingerprint.json", "selection.json")
+"""What makes the weights of before a model that predicts as it did."""
+
+
+@verb(CorrectOptions)
+def correct(root: Path, work: Path | None, options: CorrectOptions, on: Listener) -> Round:
+    """Take corrections, train all trained folds on from their weights, and compare; a call that was stopped goes on.
+
+    Raises :class:`InputError` where nothing is new, or nothing was trained yet.
+    """
+    folder = work_folder(root, work)
+    if is_universal(folder):
+        raise InputError(
+            f"{folder.root}: serves several datasets, and corrections train one. Export the dataset's model and use its folder."
+        )
+    check_writable(folder.root)
+    rounds = read_rounds(folder)
+    going_on = rounds.rounds[-1] if rounds.rounds and not rounds.rounds[-1].is_finished else None
+    now = going_on or _begun(root, folder, options, len(rounds.rounds) + 1, on)
+    rounds = Rounds(rounds=(*(each for each in rounds.rounds if each.number != now.number), now))
+    write_record(folder.root / RECORD, rounds, "corrections of a model")
+    earlier = _set_aside(folder, now)
+    _plan_again(root, folder, earlier, now, options, on)
+    preprocess(root, folder.root, PreprocessOptions.of(options, configurations=list(now.folds), device="cpu"), on)
+    after = {name: _trained(root, folder, earlier, name, folds, options, on) for name, folds in now.folds.items()}
+    before = _evaluated_again(root, folder, earlier, now, on)
+    changes = tuple(change_of(name, before[name], after[name], seed=options.seed) for name in now.folds)
+    if (earlier.root / "selection.json").exists():
+        select(root, folder.root, SelectOptions(device=options.device), on)
+    now = replace(now, is_finished=True, changes=changes)
+    write_record(folder.root / RECORD, Rounds(rounds=(*rounds.rounds[:-1], now)), "corrections of a model")
+    return now
+
+
+def read_rounds(folder: WorkFolder) -> Rounds:
+    """What was learned from corrections so far."""
+    file = folder.root / RECORD
+    return read_record(file, Rounds, "corrections of a model") if file.exists() else Rounds()
+
+
+def _begun(root: Path, folder: WorkFolder, options: CorrectOptions, number: int, on: Listener) -> Round:
+    """A new round: its corrections are taken into the dataset."""
+    plan = folder.read_plan()
+    folds = _trained_folds(folder, plan)
+    if not folds:
+        raise InputError(f"{folder.root}: nothing is trained here yet, so there are no weights to go on from. Run medseg3d run first.")
+    dataset = open_dataset(root, channels=plan.channels)
+    images = options.images or image_folder_of(folder)
+    taken = take_corrections(dataset, plan, options.corrections, images)
+    if not taken:
+        place = options.corrections or root / "corrections"
+        raise InputError(
+            f"{place}: no correction that is new since the last call. Put corrected label maps there, each called as its case."
+        )
+    names, added = tuple(each.case for each in taken), tuple(each.case for each in taken if each.is_new)
+    what = f"{counted(len(names), 'correction')} taken ({listed(names)})"
+    on(Event(stage="correct", message=f"{what}, {len(added)} of them of images that had no label before." if added else f"{what}."))
+    return Round(number=number, taken=names, added=added, earlier=f"{EARLIER}/{number}", folds=folds)
+
+
+def _trained_folds(folder: WorkFolder, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The finished folds of each configuration, earlier stages of a cascade first."""
+    order = sorted(plan.configurations, key=lambda name: len(plan.stages_of(name)))
+    return {name: folds for name in order if (folds := folder.finished_folds(name))}
+
+
+def _set_aside(folder: WorkFolder, now: Round) -> WorkFolder:
+    """Move the weights of before into a work folder of their own; the move of the models is the last step, and may be repeated."""
+    earlier = WorkFolder(folder.root / now.earlier)
+    models = earlier.root / "models"
+    if models.exists():
+        return earlier
+    with storage_errors(earlier.root):
+        storage().make_folder(earlier.root)
+        for name in COPIED:
+            if (folder.root / name).exists():
+                copy_file(folder.root / name, earlier.root / name)
+        storage().replace(folder.root / "models", models)
+    return earlier
+
+
+def _plan_again(root: Path, folder: WorkFolder, earlier: WorkFolder, now: Round, options: CorrectOptions, on: Listener) -> None:
+    """The plan of the weights for the cases of now: networks, spacing and normalization stay, as the weights know nothing else.
+
+    A new case is trained by every trained fold where a fold is left that is not.
+    """
+    before = earlier.read_plan()
+    dataset = open_dataset(root, channels=before.channels)
+    dataset = replace(dataset, label_names={**dataset.label_names, **before.given_names})
+    with planning_lock(folder, on):
+        described = describe_dataset(dataset, measure_dataset(dataset, folder, options, on), before.given_names)
+        labels, known = described.summary.labels, before.labels
+        if (labels.names, labels.values, labels.regions) != (known.names, known.values, known.regions):
+            raise PlanMismatchError(
+                f"{root}: the labels are {listed(labels.names[1:])} now, and the weights know {listed(known.names[1:])}. For other labels "
+                "plan anew: medseg3d plan, then train --init with the earlier weights."
+            )
+        write_record(folder.fingerprint, described.fingerprint, "fingerprint")
+        cases = tuple(case.name for case in described.fingerprint.cases)
+        trained = {int(fold) for names in now.folds.values() for fold in names if fold.isdigit()}
+        found = find_groups(cases, likeness_of(described.fingerprint))
+        kept = kept_folds(read_folds(folder.splits), dataset, cases, found, avoid=trained)
+        if kept is None:
+            raise PlanMismatchError(f"{folder.splits}: the corrections do not fit into these folds. Plan and train anew: medseg3d run.")
+        write_record(folder.splits, kept[0], "splits")
+        made = replace(
+            before,
+            labels=labels,
+            num_training=described.summary.num_cases,
+            fingerprint_digest=described.summary.digest,
+            images=profile_of(described.fingerprint),
+        )
+        write_record(folder.plan, made, "plan")
+
+
+def _trained(
+    root: Path, folder: WorkFolder, earlier: WorkFolder, name: str, folds: tuple[str, ...], options: CorrectOptions, on: Listener
+) -> dict[str, Evaluation]:
+    """Each fold from the weights that it had; by fold, where it validates."""
+    settings = earlier.read_plan().configuration(name).training
+    has_length = any(each is not None for each in (options.epochs, options.hours))
+    epochs = options.epochs if has_length else max(1, settings.epochs // SHARE_OF_EPOCHS)
+    rate = options.learning_rate or settings.learning_rate / SHARE_OF_RATE
+    found: dict[str, Evaluation] = {}
+    for fold in folds:
+        init = earlier.fold(name, fold)
+        on(Event(stage="correct", message=f"Training {name} fold {fold} on from {init}"))
+        training = TrainOptions.of(options, configuration=name, fold=fold, init=init, epochs=epochs, learning_rate=rate)
+        evaluation = train(root, folder.root, training, on)[None]
+        if evaluation is not None:
+            found[fold] = evaluation
+    return found
+
+
+def _evaluated_again(
+    root: Path, folder: WorkFolder, earlier: WorkFolder, now: Round, on: Listener
+) -> Mapping[str, Mapping[str, Evaluation]]:
+    """The label maps that the weights of before made of their validation cases, measured against the label maps of today."""
+    plan = folder.read_plan()
+    cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
+    found: dict[str, dict[str, Evaluation]] = {}
+    for name, folds in now.folds.items():
+        found[name] = {}
+        for fold in folds:
+            files = {file.name.removesuffix(".nii.gz"): file for file in sorted(earlier.validation(name, fold).glob("*.nii.gz"))}
+            pairs = [
+                Pair(case=case, prediction=file, reference=label, annotated=cases[case].annotated)
+                for case, file in files.items()
+                if case in cases and (label := cases[case].label) is not None
+            ]
+            if pairs:
+                found[name][fold] = evaluate_pairs(pairs, labels=plan.labels, tolerance_mm=work_tolerance_mm(folder), on=on)
+    return found

@@ -1,0 +1,129 @@
+"""Corrections join the training set as they are dropped; the network learns on, and the same cases say whether it got better."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medseg3d.commandline.cli import main
+from medseg3d.data.corrections import read_taken, taken_label
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.errors import DatasetError, InputError
+from medseg3d.models.loading import load_model
+from medseg3d.plan import Plan
+from medseg3d.training.folds import read_folds
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.correct import correct, read_rounds
+from medseg3d.workflows.take_corrections import take_corrections
+from tests.seg_nrrd import write_seg_nrrd
+
+SHORT = {"epochs": 1, "iterations": 2, "device": "cpu", "tta": "off"}
+
+
+@pytest.fixture
+def ready(trained: Path, tmp_path: Path) -> Path:
+    """A trained dataset, one validation case of which is corrected, and an image without a label, which is as well."""
+    root = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    (validated, *_) = read_folds(WorkFolder(root / "medseg3d-work").splits).folds[0].validation
+    label = nibabel.load(root / "labelsTr" / f"{validated}.nii.gz")
+    changed = np.asarray(label.dataobj).copy()
+    changed[changed == 7] = 3
+    (root / "corrections").mkdir()
+    nibabel.save(nibabel.Nifti1Image(changed, label.affine), root / "corrections" / f"{validated}.nii.gz")
+    new = root.parent / "scans"
+    new.mkdir()
+    image, values = root / "imagesTs" / "ball_7_0000.nii.gz", nibabel.load(root / "labelsTs" / "ball_7.nii.gz")
+    shutil.copy(image, new / "new_scan.nii.gz")
+    array = np.asarray(values.dataobj)
+    low, high = np.argwhere(array).min(0), np.argwhere(array).max(0) + 1
+    box = array[tuple(map(slice, low, high))]
+    segments = [{"Name": "Core", "LabelValue": 1, "Layer": 1}, {"Name": "shell", "LabelValue": 1, "Layer": 0}]
+    write_seg_nrrd(root / "corrections" / "new_scan.seg.nrrd", [box == 3, box == 7], segments, affine=values.affine, start=low.tolist())
+    return root
+
+
+def plan_of(root: Path) -> Plan:
+    return WorkFolder(root / "medseg3d-work").read_plan()
+
+
+def test_corrections_are_taken_as_they_are_and_the_users_files_stay(ready: Path) -> None:
+    before = {path: path.read_bytes() for path in ready.rglob("*.nii.gz")}
+    dataset = open_dataset(ready)
+    taken = take_corrections(dataset, plan_of(ready), None, ready.parent / "scans")
+    assert [(each.case, each.is_new) for each in taken][-1] == ("new_scan", True)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    joined = {case.name: case for case in open_dataset(ready).training}
+    assert len(joined) == len(dataset.training) + 1
+    expected = np.asarray(nibabel.load(ready / "labelsTs" / "ball_7.nii.gz").dataobj)
+    found = nibabel.load(taken_label(ready, "new_scan"))
+    np.testing.assert_array_equal(np.asarray(found.dataobj), expected, "segments by name, filled up on the image's grid")
+    assert joined["new_scan"].label == taken_label(ready, "new_scan")
+    assert not take_corrections(open_dataset(ready), plan_of(ready), None, None), "what is taken is not taken again"
+    taken_label(ready, "new_scan").unlink()
+    assert "new_scan" not in {case.name for case in open_dataset(ready).training}, "whoever deletes it has the dataset as it was"
+
+
+def test_what_cannot_be_used_is_told_at_once_and_nothing_is_taken(ready: Path) -> None:
+    shutil.copy(ready / "labelsTs" / "ball_6.nii.gz", ready / "corrections")
+    shutil.copy(ready / "labelsTs" / "ball_6.nii.gz", ready / "corrections" / "unknown.nii.gz")
+    with pytest.raises(DatasetError, match=r"nothing was taken") as error:
+        take_corrections(open_dataset(ready), plan_of(ready), None, ready.parent / "scans")
+    assert "ball_6: is in the test set" in str(error.value)
+    assert "unknown: no image of this name in the training cases" in str(error.value)
+    assert read_taken(ready).cases == {}
+
+
+def test_the_network_learns_on_and_the_same_cases_say_how(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = WorkFolder(ready / "medseg3d-work")
+    earlier_digest = load_model(work.root, folds="0", device="cpu").weights_identity
+    validated = read_folds(work.splits).folds[0].validation
+    words = ["correct", str(ready), "-i", str(ready.parent / "scans"), "--epochs", "1", "--iterations", "2", "--device", "cpu", "--json"]
+    assert main([*words, "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["number"], document["is_finished"], document["added"]) == (1, True, ["new_scan"])
+    (change,) = document["changes"]
+    assert set(change["cases"]) == set(validated), "the same validation cases"
+    assert change["difference"]["mean"] == pytest.approx(change["after"]["mean"] - change["before"]["mean"])
+    assert change["verdict"] == "too few cases"
+    split = read_folds(work.splits).folds[0]
+    assert "new_scan" in split.train, "a new case is trained on by the folds that are trained"
+    assert json.loads((work.fold(change["configuration"], "0") / "training.json").read_text())["init"], (
+        "it began with the weights of before"
+    )
+    assert load_model(work.root / "earlier" / "1", folds="0", device="cpu").weights_identity == earlier_digest
+    before, after = WorkFolder(work.root / "earlier" / "1").read_plan(), work.read_plan()
+    assert before.configurations == after.configurations, "networks, spacing and normalization are those of the weights"
+    assert after.num_training == before.num_training + 1
+    with pytest.raises(InputError, match="no correction that is new since the last call"):
+        correct(ready, **SHORT)
+
+
+def test_a_round_that_was_stopped_goes_on(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any of its steps: nothing is taken twice, and the weights of before are set aside once."""
+    from medseg3d.workflows import correct as module
+
+    (ready / "corrections" / "new_scan.seg.nrrd").unlink()
+
+    def stop(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("copy_file", "measure_dataset", "preprocess", "train"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, step, stop)
+            with pytest.raises(KeyboardInterrupt):
+                correct(ready, **SHORT)
+    now = correct(ready, **SHORT)
+    assert (now.number, now.is_finished) == (1, True)
+    assert len(read_rounds(WorkFolder(ready / "medseg3d-work")).rounds) == 1
+
+
+def test_without_a_model_there_is_nothing_to_go_on_from(tiny: Path) -> None:
+    (tiny / "corrections").mkdir()
+    assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
+    with pytest.raises(InputError, match=r"nothing is trained here yet.*medseg3d run first"):
+        correct(tiny, **SHORT)
