@@ -158,15 +158,24 @@ def _try(folder: Path, doing: str) -> Lock | Owner | None:
         owner = Owner(process=str(process), token=token, host=socket.gethostname(), pid=process.pid, since=since, doing=doing)
         storage().make_folder(own)
         storage().write(own / OWNER, json.dumps(_plain(owner), indent=2).encode())
-        if not _takes_place(own, folder):
-            found = read_owner(folder)
-            if not _is_stale(folder, found):
-                return found
-            if not _clear(folder, found) or not _takes_place(own, folder):
-                return read_owner(folder)
-            time.sleep(SETTLING_SECONDS)
-    now = read_owner(folder)
-    return Lock(folder, owner) if now is not None and now.token == token else now
+        _tokens.add(token)
+        now = _owner_after(own, folder)
+    if now is not None and now.token == token:
+        return Lock(folder, owner)
+    _tokens.discard(token)
+    return now
+
+
+def _owner_after(own: Path, folder: Path) -> Owner | None:
+    """Who holds a lock after this process has tried to rename its own into its place."""
+    if not _takes_place(own, folder):
+        found = read_owner(folder)
+        if not _is_stale(folder, found):
+            return found
+        if not _clear(folder, found) or not _takes_place(own, folder):
+            return read_owner(folder)
+        time.sleep(SETTLING_SECONDS)
+    return read_owner(folder)
 
 
 def _takes_place(own: Path, folder: Path) -> bool:
@@ -189,6 +198,8 @@ def _takes_place(own: Path, folder: Path) -> bool:
 
 
 def _is_stale(folder: Path, owner: Owner | None) -> bool:
+    if owner is not None and _is_of_this_process(owner):
+        return owner.token not in _tokens  # it was given back, and the disk failed just then
     process = parse_process(owner.process) if owner is not None else None
     is_alive = process.is_alive if process is not None else None
     if is_alive is not None:
@@ -215,16 +226,18 @@ def _clear(folder: Path, owner: Owner | None, level: int = logging.WARNING) -> b
             with suppress(OSError):
                 storage().rename(doomed, folder)
             return False
-    logger.log(
-        level,
-        "%s: the lock of %s is taken over: that process has ended without giving it back.",
-        folder.parent,
-        owner or "an unknown process",
-    )
+    if not _is_of_this_process(owner):
+        sentence = "%s: the lock of %s is taken over: that process has ended without giving it back."
+        logger.log(level, sentence, folder.parent, owner or "an unknown process")
     return True
 
 
+def _is_of_this_process(owner: Owner | None) -> bool:
+    return owner is not None and owner.process == str(this_process())
+
+
 def _release(lock: Lock) -> None:
+    _tokens.discard(lock.owner.token)
     found = read_owner(lock.folder)
     if found is None or found.token != lock.owner.token:
         return  # it was taken over
@@ -259,6 +272,8 @@ def _plain(owner: Owner) -> dict[str, object]:
 
 
 _held: dict[Path, Lock] = {}
+_tokens: set[str] = set()
+"""Of the locks that this process holds or is about to take."""
 _heart: threading.Thread | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -94,6 +95,32 @@ def test_a_lock_that_was_being_given_back_is_free(tmp_path: Path) -> None:
     with locked(tmp_path / ".lock", "", advice=ADVICE):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+class FailsOnce(Storage):
+    """A disk that answers the first removal with an input/output error."""
+
+    has_failed = False
+
+    def remove(self, path: Path) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        super().remove(path)
+
+
+@pytest.mark.fault("C", "a disk that fails while a lock is given back", "the same process takes it again and goes on")
+def test_a_lock_that_could_not_be_given_back_does_not_stop_its_own_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk = FailsOnce()
+    with using_storage(disk):
+        with locked(tmp_path / "lock", "x", advice=""):
+            pass
+        assert disk.has_failed
+        assert (tmp_path / "lock").exists()
+        with locked(tmp_path / "lock", "x", advice="", patience=5):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    assert not caplog.records
 
 
 @pytest.mark.fault("C", "a process that was suspended so long that another took over", "it stops at its next save, and mixes no files")
