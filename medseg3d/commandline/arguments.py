@@ -41,10 +41,10 @@ def build_parser(commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParse
     """All commands and their options."""
     parser = Parser(
         prog="medseg3d",
-        description="From a folder of labelled 3D medical images to a trained, measured, explained segmentation model.",
-        epilog="Without a dataset or model the current folder is meant. Start with: medseg3d run DATASET\n"
-        "COMMAND --help ends with examples; medseg3d docs shows the documentation.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="From a folder of labelled 3D medical images to a segmentation model\nthat is trained, measured and explained.",
+        epilog="Start with: medseg3d run DATASET. Without a dataset or model the current folder is\n"
+        "meant. COMMAND --help ends with examples; medseg3d docs shows the documentation.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -54,7 +54,7 @@ def build_parser(commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParse
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=examples_of(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         own.set_defaults(**{VERB: name})
         add_options(own, command.record)
@@ -159,6 +159,19 @@ READERS: dict[Any, Callable[[str], Any]] = {
     tuple[int, int]: _part,
 }
 """By the type of a field; text that is no such value stays text, and the field says what it expected."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Names of options once with their value, in a column that holds the longest command."""
+
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 28, **keywords})
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 ALIKE = 6

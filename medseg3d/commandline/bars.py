@@ -10,8 +10,8 @@ from medseg3d.events import Event
 from medseg3d.pace import Pace
 from medseg3d.wording import duration
 
-BAR_WIDTH = 20
-"""Columns; with the longest stage's name, its numbers and the time that is left a line has 80."""
+WIDE_TERMINAL, LONG_BAR, SHORT_BAR = 100, 30, 10
+"""Columns: with the longest name of a stage, its numbers and the time that is left, a line with a short bar has 80."""
 WHOLE = "all training"
 
 
@@ -21,7 +21,7 @@ class Bars:
     def __init__(self, console: rich.console.Console, *, is_shown: bool) -> None:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-            BarColumn(bar_width=BAR_WIDTH),
+            BarColumn(bar_width=LONG_BAR if console.width >= WIDE_TERMINAL else SHORT_BAR),
             TextColumn("{task.fields[count]}", markup=False, justify="right", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
@@ -63,7 +63,19 @@ class Bars:
             return
         if self._whole is None:
             self._whole = self._bars.add_task(WHOLE, total=1.0, count="", left="")
-        self._bars.update(self._whole, completed=share, count=f"{100 * share:.0f} %", left=_left(self._pace.all_left))
+        self._bars.update(self._whole, completed=share, count=percent(share), left=_left(self._pace.all_left))
+
+
+def percent(share: float) -> str:
+    """A share as people read it, with a digit more where little is done.
+
+    >>> percent(0.0032), percent(0.5)
+    ('0.3 %', '50 %')
+    """
+    return f"{100 * share:.1f} %" if share < SMALL_SHARE else f"{100 * share:.0f} %"
+
+
+SMALL_SHARE = 0.1
 
 
 def _left(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from medseg3d.commandline.arguments import VERB, build_parser, taken
-from medseg3d.commandline.terminal import Once, make_printable
+from medseg3d.commandline.terminal import Once, make_printable, wrapped
 from medseg3d.commandline.verbs import COMMANDS
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
 from medseg3d.extensions import failure_of, use_extension
@@ -93,9 +93,9 @@ def _print_error(error: MedsegError, *, as_json: bool, is_quiet: bool = False) -
     if as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
         print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}), flush=True)
         return
-    print(f"medseg3d: {error}", file=sys.stderr)
+    print(wrapped(f"medseg3d: {error}", sys.stderr), file=sys.stderr)
     if error.page and not is_quiet:
-        print(f"More about this: {_place(error.page)}", file=sys.stderr)
+        print(wrapped(f"More about this: {_place(error.page)}", sys.stderr), file=sys.stderr)
 
 
 def _place(page: str) -> str:

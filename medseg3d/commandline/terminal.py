@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import shutil
+import textwrap
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from medseg3d.events import Event
 from medseg3d.pace import Pace
@@ -71,6 +74,15 @@ def _plain(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:
         return f"\\x{ord(character) - 0xDC00:02x}"
     return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Lines that end between words at the width of a terminal; for a file the text as it is."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    fill = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    return "\n".join(fill(line, subsequent_indent="    " if line.startswith("  - ") else "") for line in text.split("\n"))
 
 
 class Once(logging.Filter):

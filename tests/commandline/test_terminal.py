@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg3d.commandline.terminal import Once, ProgressLines, make_printable
+from medseg3d.commandline.terminal import Once, ProgressLines, make_printable, wrapped
 from medseg3d.events import Event
 
 ENVIRONMENTS = [
@@ -91,6 +91,23 @@ def test_a_warning_is_printed_once_and_errors_always() -> None:
     finally:
         logger.removeHandler(handler)
     assert output.getvalue().splitlines() == ["warning 1", "error", "error", "warning 2", "error", "error"]
+
+
+class Wide(io.StringIO):
+    """Text that believes to be on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_message_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "medseg3d: the dataset cannot be used as it is:\n  - a_name_of_a_case_that_is_longer_than_any_line_can_be: no label"
+    assert wrapped(text, io.StringIO()) == text
+    lines = wrapped(text, Wide()).splitlines()
+    assert all(len(line) <= 40 or " " not in line.strip() for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
+    assert lines[-1] == "    no label"
 
 
 class Clock:
