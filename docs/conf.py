@@ -33,6 +33,7 @@ NAVIGATION = {
         "docs/how-to/compare-networks",
         "docs/how-to/cascades",
         "docs/how-to/fine-tune",
+        "docs/how-to/distill",
         "docs/how-to/serve",
         "docs/how-to/docker",
         "docs/how-to/hospital",

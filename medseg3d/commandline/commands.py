@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from medseg3d.options import (
     CompareOptions,
     CorrectOptions,
+    DistillOptions,
     ExportOptions,
     FindLrOptions,
     ListenOptions,
@@ -217,6 +218,19 @@ class MeasureCommand(OutputOptions, MeasureOptions):
             metavar="FILE",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillCommand(OutputOptions, DistillOptions):
+    """``medseg3d distill``."""
+
+    dataset: Annotated[Path, Option("dataset", "the labelled images", metavar="DATASET", is_required=True)] = Path()
+    model: Annotated[
+        Path, Option("-m --model", "the teacher: a work folder, a .medseg3d file, any model", metavar="MODEL", is_required=True)
+    ] = Path()
+    output: Annotated[Path, Option("-o --output", "a new folder for the dataset with soft labels", metavar="FOLDER", is_required=True)] = (
+        Path()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

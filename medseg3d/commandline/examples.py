@@ -90,6 +90,13 @@ USAGES: Mapping[str, Usage] = {
             "medseg3d measure seg.nii.gz scan.nii.gz --json",
         ),
     ),
+    "distill": Usage(
+        "how-to/distill.md",
+        (
+            "medseg3d distill Liver -m Liver/medseg3d-work -o LiverSoft  # a dataset for the student",
+            "medseg3d distill Liver -m liver.medseg3d -o LiverSoft --share 0.3",
+        ),
+    ),
     "doctor": Usage("how-to/bad-data.md", ("medseg3d doctor Liver", "medseg3d doctor Liver --fix  # what was there before is kept")),
     "demo": Usage("start.md", ("medseg3d demo phantom",)),
     "report": Usage("concepts/evaluation.md", ("medseg3d report Liver",)),

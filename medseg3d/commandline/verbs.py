@@ -15,7 +15,7 @@ from medseg3d.commandline.arguments import Command
 from medseg3d.commandline.examples import USAGES
 from medseg3d.commandline.questions import is_interactive
 from medseg3d.errors import CaseFailure, CasesFailedError, InputError
-from medseg3d.options import MeasureOptions
+from medseg3d.options import DistillOptions, MeasureOptions
 from medseg3d.processes import is_one_of_several
 from medseg3d.wording import counted, listed
 
@@ -207,6 +207,16 @@ def _measure(options: c.MeasureCommand, console: Console) -> None:
     _report_failures({None: found}, f"could not be measured; {others}")
 
 
+def _distill(options: c.DistillCommand, console: Console) -> None:
+    from medseg3d.workflows.distill import distill
+
+    with console:
+        made = distill(options.dataset, options.model, options.output, DistillOptions.of(options), on=console.listen)
+    said = f"{made.dataset}: {counted(made.num_cases, 'case')} with soft labels. Next: medseg3d run {made.dataset} --planner small"
+    console.show_parts({"dataset": str(made.dataset), "num_cases": made.num_cases}, [said])
+    _report_failures({None: made}, "could not be distilled; the others are done")
+
+
 def _run(options: c.RunCommand, console: Console) -> None:
     from medseg3d.workflows.run import run_domains
 
@@ -390,6 +400,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
     "propose": Command("which images to annotate next: those that the model is unsure of, and unlike ones", c.ProposeCommand, _propose),
     "correct": Command("take corrected label maps into the training set and learn on from the present weights", c.CorrectCommand, _correct),
     "measure": Command("volume, place, intensities and distances of each structure", c.MeasureCommand, _measure),
+    "distill": Command("teach a small network what a model knows: a dataset with its probabilities", c.DistillCommand, _distill),
     "doctor": Command("find what is wrong with a dataset", c.DoctorCommand, _doctor),
     "demo": Command("make a phantom dataset to try everything on", c.DemoCommand, _demo),
     "report": Command("write report.html again from what is there", c.ReportCommand, _report),

@@ -7,6 +7,7 @@ here, and the code that obeys it: the parser, the keywords in Python and ``docs/
 from medseg3d.options.comparing import CompareOptions
 from medseg3d.options.correcting import CorrectOptions, ProposeOptions
 from medseg3d.options.dicom import DicomOptions, OutputType, SegmentationType
+from medseg3d.options.distilling import DistillOptions
 from medseg3d.options.listening import ListenOptions
 from medseg3d.options.measuring import MeasureOptions, StructureOptions
 from medseg3d.options.option import Field, Option, Options, arguments_of, fields_of
@@ -37,6 +38,7 @@ __all__ = [
     "DatasetOptions",
     "DeviceOptions",
     "DicomOptions",
+    "DistillOptions",
     "ExportOptions",
     "Field",
     "FindLrOptions",

@@ -1,0 +1,165 @@
+"""Distill: a model (the teacher, such as an ensemble) and a labelled dataset → the same dataset with soft labels, for a small student.
+
+The probabilities of the teacher say what a label map cannot: where a border is unsure, and which label would be the next. The student
+(any planner) is planned and trained on the new dataset as on any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.boundary import CaseBoundary
+from medseg3d.data.dataset import Case, Dataset
+from medseg3d.data.open_dataset import open_dataset
+from medseg3d.data.reading import read_case
+from medseg3d.errors import CaseFailure, InputError, UnsupportedError
+from medseg3d.events import Event, Listener, silent
+from medseg3d.files import check_writable, write_text
+from medseg3d.geometry import from_canonical, to_canonical
+from medseg3d.images import write_image
+from medseg3d.labels import Labels
+from medseg3d.models.loading import load_model
+from medseg3d.models.model import Model
+from medseg3d.options import DistillOptions
+from medseg3d.records import Checked, read_record, write_record
+from medseg3d.training.folds import read_folds
+from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
+
+RECORD = "distillation.json"
+STEPS = 255
+"""Probabilities are kept in so many steps, rounded down: a byte's worth of digits, which packs well, and no sum above 1."""
+NO_OPTIONS = DistillOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation(Checked):
+    """``distillation.json``: what the soft labels were made from."""
+
+    teacher: str
+    dataset: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillResult:
+    """The new dataset, and the cases that are not in it."""
+
+    dataset: Path
+    num_cases: int
+    failures: tuple[CaseFailure, ...]
+
+
+def distill(
+    dataset: Path | str, teacher: Path | str, output: Path | str, options: DistillOptions = NO_OPTIONS, *, on: Listener = silent
+) -> DistillResult:
+    """Write ``output``: the cases of a dataset with ``share`` times the teacher's probabilities plus the rest of the label map.
+
+    Images stay where they are, ``dataset.json`` names their paths. Folds are those of the teacher's work folder, or of the dataset's, where
+    there is one. What the same teacher has made in ``output`` is kept. Raises :class:`InputError` for an output that holds anything else,
+    :class:`UnsupportedError` for a model of regions or ignored voxels and for channels that are not files of their own.
+    """
+    root, target = Path(dataset).absolute(), Path(output).absolute()
+    model = load_model(Path(teacher), device=options.device)
+    labels = _checked_labels(model.plan.labels)
+    found = open_dataset(root, channels=model.plan.channels)
+    _begin(target, Distillation(teacher=model.identity, dataset=str(root), share=options.share))
+    boundary, failures, done = CaseBoundary("distill"), list(found.failures), []
+    for number, case in enumerate(found.training):
+        on(Event(stage="distill", done=number, total=len(found.training)))
+        with boundary.around(case.name) as attempt:
+            _check_files(case)
+            if not _label_file(target, case).exists():
+                _write_soft(_label_file(target, case), model, case, labels, options.share)
+            done.append(case)
+        if attempt.failure is not None:
+            failures.append(attempt.failure)
+    on(Event(stage="distill", done=len(found.training), total=len(found.training)))
+    boundary.finish()
+    if not done:
+        raise InputError(f"{root}: no case could be distilled. {failures[0].reason if failures else 'It has none.'}")
+    _write_splits(target, [Path(teacher), root / DEFAULT_NAME], {case.name for case in done})
+    _describe(target, found, labels, done)  # last: without it the folder is no dataset
+    return DistillResult(dataset=target, num_cases=len(done), failures=tuple(failures))
+
+
+def _checked_labels(labels: Labels) -> Labels:
+    if labels.regions or labels.ignore is not None or labels.unannotated or labels.soft:
+        raise UnsupportedError(
+            "distill: the teacher has regions, ignored voxels, or partial or soft labels; one of plain labels is needed."
+        )
+    return labels
+
+
+def _begin(target: Path, made_from: Distillation) -> None:
+    """Note what the output is made from; raises :class:`InputError` where it holds something else."""
+    record = target / RECORD
+    if record.exists():
+        before = read_record(record, Distillation, "distillation")
+        if before != made_from:
+            raise InputError(f"{target}: holds soft labels of another teacher, dataset or --share ({before.teacher}). Name a new folder.")
+    elif target.exists() and any(target.iterdir()):
+        raise InputError(f"{target}: the folder is not empty and holds no distillation. Name a new folder.")
+    check_writable(target)
+    write_record(record, made_from, "distillation")
+
+
+def _check_files(case: Case) -> None:
+    if any(channel.volume is not None or channel.files for channel in case.channels):
+        raise InputError(f"{case.name}: a channel is a volume of a 4D file or a series; distill takes a file for each channel.")
+
+
+def _label_file(target: Path, case: Case) -> Path:
+    return target / "labelsTr" / f"{case.name}.nii.gz"
+
+
+def _write_soft(file: Path, model: Model, case: Case, labels: Labels, share: float) -> None:
+    raw = read_case(case, frame=model.plan.reading_frame)
+    if raw.labels is None:
+        raise InputError(f"{case.name}: has no label map.")
+    truth = labels.encode(raw.labels, str(case.label))
+    orientation, header = raw.orientation, raw.header
+    probabilities = np.zeros((labels.num_classes, *header.geometry.shape), np.float32)
+    model.segment(model.prepare(raw, in_place=True), probabilities=to_canonical(probabilities, orientation))
+    volumes = [share * of_class for of_class in probabilities[1:]]
+    on_file = from_canonical(truth, orientation)
+    for index, volume in enumerate(volumes, start=1):
+        volume += (1 - share) * (on_file == index)
+    soft = np.floor(np.stack(volumes, -1) * STEPS) / STEPS
+    write_image(file, soft.astype(np.float32), header.geometry.matrix)
+
+
+def _write_splits(target: Path, works: list[Path], names: set[str]) -> None:
+    """The folds of the first of the work folders that has some; one fold where all are the same."""
+    for work in works:
+        splits = next((file for file in (WorkFolder(work).splits, WorkFolder(work / DEFAULT_NAME).splits) if file.exists()), None)
+        if splits is None:
+            continue
+        folds = read_folds(splits)
+        shared = folds.folds[:1] if folds.members else folds.folds
+        kept = [{"train": [n for n in fold.train if n in names], "val": [n for n in fold.validation if n in names]} for fold in shared]
+        if all(fold["train"] and fold["val"] for fold in kept):
+            write_text(target / "splits_final.json", json.dumps(kept, indent=2) + "\n")
+        return
+
+
+def _describe(target: Path, dataset: Dataset, labels: Labels, cases: list[Case]) -> None:
+    document = {
+        "name": f"{dataset.name}, distilled",
+        "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
+        "labels": dict(zip(labels.names, labels.values, strict=True)),
+        "soft_labels": True,
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "dataset": {case.name: dict(_entry(target, case)) for case in cases},
+    }
+    write_text(target / "dataset.json", json.dumps(document, indent=2) + "\n")
+
+
+def _entry(target: Path, case: Case) -> Iterator[tuple[str, object]]:
+    yield "images", [str(channel.path.absolute()) for channel in case.channels]
+    yield "label", str(_label_file(target, case).relative_to(target))
