@@ -43,6 +43,14 @@ NAVIGATION = {
         "docs/how-to/bad-data",
         "docs/how-to/messages",
     ],
+    "Gallery": [
+        "docs/gallery/index",
+        "docs/gallery/hippocampus",
+        "docs/gallery/cardiac",
+        "docs/gallery/head-and-neck",
+        "docs/gallery/mouse",
+        "docs/gallery/electron-microscopy",
+    ],
     "Extending": ["docs/extending"],
     "Concepts": [
         "docs/concepts/data-flow",

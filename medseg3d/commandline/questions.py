@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +32,14 @@ class Terminal:
     write: Callable[[str], object]
     read: Callable[[], str]
 
+    def say(self, text: str) -> None:
+        """A sentence, its lines broken between words."""
+        width = shutil.get_terminal_size().columns
+        self.write("\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.split("\n")) + "\n")
+
     def ask(self, question: str, taken: str) -> str:
         """What was typed, ``taken`` for nothing."""
-        self.write(f"{question} [{taken}]: ")
+        self.write(f"{question} [{taken}]: ")  # the cursor stays in the line
         line = self.read()
         if not line:
             self.write("\n")  # the end of the input: everything else is taken as it is
@@ -58,18 +65,18 @@ def answered(unknown: Unknown, options: RunOptions, terminal: Terminal) -> RunOp
     """The options with the answers of a person; what is only confirmed counts as an answer too, so that it is not asked again."""
     if not unknown.is_any:
         return options
-    terminal.write("The dataset leaves some things open. Enter takes what stands in brackets; Ctrl-C stops, and nothing is lost.\n")
+    terminal.say("The dataset leaves some things open. Enter takes what stands in brackets; Ctrl-C stops, and nothing is lost.")
     if unknown.channels:
         names = []
         for channel in unknown.channels:
-            terminal.write(f"\nChannel {channel.number}: {channel.seen}.\n")
-            names.append(terminal.ask("  CT, MRI, PET or another modality (only the name CT changes how values are scaled)", channel.taken))
+            terminal.say(f"\nChannel {channel.number}: {channel.seen}. The name CT decides how values are scaled; others are names only.")
+            names.append(terminal.ask("  CT, MRI, PET or another modality", channel.taken))
         options = replace(options, channels=tuple(names))
     if unknown.labels:
         options = replace(options, label_names={**(options.label_names or {}), **_names(unknown.labels, terminal)})
     if unknown.groups is not None:
         options = _groups(unknown.groups, options, terminal)
-    terminal.write("\nKept in the plan. To change an answer, give --channels, --labels, --groups or --no-groups.\n")
+    terminal.say("\nKept in the plan. To change an answer, give --channels, --labels, --groups or --no-groups.")
     return options
 
 
@@ -80,12 +87,12 @@ def _names(labels: Sequence[LabelQuestion], terminal: Terminal) -> dict[int, str
         return _names_from_file(taken, terminal)
     names: dict[int, str] = {}
     for label in labels:
-        terminal.write(f"\nLabel {label.value}: {label.seen}.\n")
+        terminal.say(f"\nLabel {label.value}: {label.seen}.")
         while True:
             name = terminal.ask("  which structure (left_kidney, tumor, …)", label.taken)
             if name not in names.values() and not re.search("[=,]", name):
                 break
-            terminal.write("  A name stands once, without = and commas.\n")
+            terminal.say("  A name stands once, without = and commas.")
         names[label.value] = name
     return names
 
@@ -93,7 +100,7 @@ def _names(labels: Sequence[LabelQuestion], terminal: Terminal) -> dict[int, str
 def _names_from_file(taken: dict[int, str], terminal: Terminal) -> dict[int, str]:
     from medseg3d.data.label_names import names_in_file
 
-    terminal.write(f"\n{counted(len(taken), 'label')} have no names.\n")
+    terminal.say(f"\n{counted(len(taken), 'label')} have no names.")
     while True:
         answer = terminal.ask("  a file with the columns value,name (labels.csv)", "none")
         if answer == "none":
@@ -101,37 +108,40 @@ def _names_from_file(taken: dict[int, str], terminal: Terminal) -> dict[int, str
         try:
             return {**taken, **names_in_file(Path(answer).expanduser())}
         except InputError as error:
-            terminal.write(f"  {error}\n")
+            terminal.say(f"  {error}")
 
 
 def _groups(question: GroupQuestion, options: RunOptions, terminal: Terminal) -> RunOptions:
     """Which cases stay in one fold."""
+    seen = f"{question.seen}." if question.seen else "Nothing tells which cases are of one patient."
+    terminal.say(f"\n{seen} Cases of one patient must stay in one fold, or the measured quality is too good.")
     if question.is_found:
-        terminal.write(f"\n{question.seen}.\n")
-        while True:
-            answer = terminal.ask("  keep each patient in one fold: yes or no", "yes").lower()
-            if answer in ("y", "yes", "n", "no"):
-                return options if answer.startswith("y") else replace(options, no_groups=True)
-            terminal.write("  Expected yes or no.\n")
-    terminal.write(f"\n{question.seen + '.' if question.seen else 'Nothing tells which cases are of one patient.'}\n")
+        return options if _is_yes("  keep each patient in one fold, yes or no", "yes", terminal) else replace(options, no_groups=True)
+    if not _is_yes("  do several cases show one patient, yes or no", "no", terminal):
+        return replace(options, no_groups=True)
+    terminal.say("  Say which: a CSV file with the columns case,group, or a pattern that is the same for images of one patient.")
     while True:
-        answer = terminal.ask(
-            "  several cases of one patient: no, a file with the columns case,group, or a pattern such as ^(p\\d+)_", "no"
-        )
-        if answer.lower() in ("n", "no"):
+        answer = terminal.ask("  file or pattern, such as ^(p\\d+)_", "none")
+        if answer == "none":
             return replace(options, no_groups=True)
         try:
             return _grouped(answer, question.cases, options)
         except InputError as error:
-            terminal.write(f"  {error}\n")
+            terminal.say(f"  {error}")
+
+
+def _is_yes(question: str, taken: str, terminal: Terminal) -> bool:
+    while True:
+        answer = terminal.ask(question, taken).lower()
+        if answer in ("y", "yes", "n", "no"):
+            return answer.startswith("y")
+        terminal.say("  Expected yes or no.")
 
 
 def _grouped(answer: str, cases: Sequence[str], options: RunOptions) -> RunOptions:
     """The options with a table or a pattern, which is tried on the names of the cases; raises :class:`InputError`."""
     from medseg3d.training.folds import check_groups, groups_from_csv, groups_from_pattern
 
-    if answer.lower() in ("y", "yes"):
-        raise InputError("Say which: a file with the columns case,group, or a pattern that gives the same text for images of one patient.")
     if answer.endswith(".csv"):
         table = Path(answer).expanduser()
         check_groups(groups_from_csv(table), cases, str(table))
@@ -147,9 +157,9 @@ def asked_hours(folds: Sequence[FoldEstimate], device: str, options: RunOptions,
     seconds = sum(fold.seconds for fold in folds)
     if seconds <= LONG_SECONDS:
         return options
-    terminal.write(f"\n{in_words(folds, device)}\n")
+    terminal.say(f"\n{in_words(folds, device)}")
     while True:
-        answer = terminal.ask("  hours that all training may take, at best a night or more", "no limit")
+        answer = terminal.ask("  hours that all training may take", "no limit")
         if answer == "no limit":
             return options
         try:
@@ -157,6 +167,6 @@ def asked_hours(folds: Sequence[FoldEstimate], device: str, options: RunOptions,
         except ValueError:
             hours = 0.0
         if 0 < hours < float("inf"):
-            terminal.write(f"  All training takes {duration(hours * 3600)}, shared equally by {counted(len(folds), 'training')}.\n")
+            terminal.say(f"  All training takes {duration(hours * 3600)}, shared equally by {counted(len(folds), 'training')}.")
             return replace(options, hours=hours)
-        terminal.write("  Expected a number above 0, such as 8.\n")
+        terminal.say("  Expected a number above 0, such as 8.")

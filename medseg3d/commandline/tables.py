@@ -21,7 +21,7 @@ def plan_table(plan: Plan) -> Table:
     """The configurations, and which one is recommended."""
     table = Table(title=f"Plan for {plan.dataset} ({plan.planner})")
     for column in ("", "configuration", "spacing in mm", "patch", "batch", "stages", "features", "median case"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "configuration")
     for name, c in plan.configurations.items():
         table.add_row(
             "→" if name == plan.recommended else "",
