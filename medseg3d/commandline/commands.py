@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from medseg3d.options import (
     CompareOptions,
     CorrectOptions,
+    DeviceOptions,
     DistillOptions,
     ExportOptions,
     FindLrOptions,
@@ -165,8 +166,12 @@ class PredictCommand(OutputOptions, PredictOptions, OnDomain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(OutputOptions, OnDomain):
+class ReportCommand(DeviceOptions, OutputOptions, OnDomain):
     """``medseg3d report``."""
+
+    uncertainty: Annotated[
+        bool, Option("--uncertainty", "predict the cases that are shown once more, to show where the networks were unsure")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

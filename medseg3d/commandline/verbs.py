@@ -333,7 +333,12 @@ def _report(options: c.ReportCommand, console: Console) -> None:
     from medseg3d.workflows.run import write_report
 
     with console:
-        pages = _for_each(lambda domain: write_report(domain.dataset, domain.folder), options)
+        pages = _for_each(
+            lambda domain: write_report(
+                domain.dataset, domain.folder, is_uncertainty_shown=options.uncertainty, device=str(options.device)
+            ),
+            options,
+        )
     console.show(pages, lambda page: console.say(f"The report lies in {page}"))
 
 

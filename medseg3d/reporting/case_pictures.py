@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from medseg3d.data.dataset import Case
     from medseg3d.data.reading import RawCase
     from medseg3d.evaluation.failure_kinds import Failure
+    from medseg3d.reporting.unsure import Unsure
 
 MAX_CHANNELS = 4
 """Embedded of an image; of more, the first ones."""
@@ -49,14 +49,24 @@ class Picture:
     scene: Mapping[str, Any] | None = None
 
 
-def picture_cases(rows: Sequence[ScoredCase], cases: Mapping[str, Case], plan: Plan, troubles: list[str]) -> tuple[Picture, ...]:
+def picture_cases(
+    rows: Sequence[ScoredCase], cases: Mapping[str, Case], plan: Plan, troubles: list[str], unsure: Unsure
+) -> tuple[Picture, ...]:
     """Pictures of the worst, median and best of ``rows``, which come worst first; what cannot be drawn is told in ``troubles``."""
+
+    def look(case: Case, folder: Path) -> np.ndarray | None:
+        try:
+            return unsure(case, folder)
+        except MedsegError as error:
+            troubles.append(f"Where the networks were unsure of {case.name} cannot be shown: {error}")
+            return None
+
     roles = picture_roles(len(rows))
     pictures = []
     for place, role in roles:
         row = rows[place]
         try:
-            pictures.append(picture_case(row, cases, plan, role=role, max_pixels=MAX_PIXELS / len(roles)))
+            pictures.append(picture_case(row, cases, plan, look, role=role, max_pixels=MAX_PIXELS / len(roles)))
         except MedsegError as error:
             troubles.append(f"No picture of {row.case}: {error}")
     return tuple(pictures)
@@ -105,7 +115,7 @@ def picture_roles(num_cases: int) -> list[tuple[int, str]]:
     return sorted(roles.items())
 
 
-def picture_case(row: ScoredCase, cases: Mapping[str, Case], plan: Plan, *, role: str, max_pixels: float) -> Picture:
+def picture_case(row: ScoredCase, cases: Mapping[str, Case], plan: Plan, unsure: Unsure, *, role: str, max_pixels: float) -> Picture:
     """The picture and the scene of a case; raises :class:`InputError` where its image or its prediction is missing."""
     from medseg3d.data.reading import read_case
     from medseg3d.geometry import to_canonical
@@ -127,7 +137,9 @@ def picture_case(row: ScoredCase, cases: Mapping[str, Case], plan: Plan, *, role
         labels=names,
         has_directions=plan.orientation == "canonical",
     )
-    scene = _scene(raw, prediction, plan, row, role, max_pixels)
+    found = unsure(cases[row.case], row.folder)
+    uncertainty = to_canonical(found, raw.orientation) if found is not None and found.shape == raw.header.geometry.shape else None
+    scene = _scene(raw, prediction, uncertainty, plan, row, role, max_pixels)
     return Picture(case=row.case, role=role, png=png, dice=row.mean, scene=scene)
 
 
@@ -137,7 +149,9 @@ def _reference(raw: RawCase, plan: Plan, *, with_ignored: bool = False) -> np.nd
     return None if raw.labels is None else as_predicted(replace(plan.labels, ignore=None) if with_ignored else plan.labels, raw.labels)
 
 
-def _scene(raw: RawCase, prediction: np.ndarray, plan: Plan, row: ScoredCase, role: str, max_pixels: float) -> dict[str, Any]:
+def _scene(
+    raw: RawCase, prediction: np.ndarray, uncertainty: np.ndarray | None, plan: Plan, row: ScoredCase, role: str, max_pixels: float
+) -> dict[str, Any]:
     from medseg3d.reporting.chosen_slices import embed_case
     from medseg3d.reporting.scene import Volumes, caption_of, label_indices, quantize
 
@@ -151,7 +165,7 @@ def _scene(raw: RawCase, prediction: np.ndarray, plan: Plan, row: ScoredCase, ro
         channels=tuple(numbers for numbers, _ in channels),
         reference=None if reference is None else label_indices(reference, plan.labels),
         prediction=label_indices(prediction, plan.labels),
-        uncertainty=_uncertainty(row, raw, plan),
+        uncertainty=uncertainty,
     )
     return embed_case(
         row.case,
@@ -169,22 +183,3 @@ def _scene(raw: RawCase, prediction: np.ndarray, plan: Plan, row: ScoredCase, ro
 def are_channels_ct(plan: Plan) -> tuple[bool, ...]:
     """By channel whether its values are Hounsfield units, as the plan normalizes them."""
     return tuple(each.scheme == "ct" for each in plan.configurations[plan.recommended].normalization)
-
-
-def _uncertainty(row: ScoredCase, raw: RawCase, plan: Plan) -> np.ndarray | None:
-    """From the probabilities beside the label map, where somebody had them written (``--probabilities``)."""
-    from medseg3d.geometry import to_canonical
-    from medseg3d.prediction.probability_file import probability_file
-    from medseg3d.reporting.scene import uncertainty_of
-
-    path = probability_file(row.folder / f"{row.case}.nii.gz")
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = file["probabilities"] if "values" in file.files else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: the probabilities cannot be read ({error}).") from error
-    if stored is None or stored.shape[1:] != tuple(raw.header.geometry.shape):
-        return None  # nnU-Net's order of axes, or those of another image
-    return to_canonical(uncertainty_of(stored, are_regions=bool(plan.labels.regions)), raw.orientation)

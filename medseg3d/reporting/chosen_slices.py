@@ -97,7 +97,13 @@ def telling_position(shape: Sequence[int], maps: Sequence[np.ndarray]) -> list[i
     for label_map in maps:
         occupied |= label_map > 0
     profiles = _importance(occupied, maps)
-    return [int(np.argmax(profile)) if profile.any() else n // 2 for profile, n in zip(profiles, shape, strict=True)]
+    return [_peak(profile) for profile in profiles]
+
+
+def _peak(profile: np.ndarray) -> int:
+    """Where a profile is highest; of equal places the one nearest to the middle, which is where nothing stands out."""
+    places = np.flatnonzero(profile == profile.max())
+    return int(places[np.argmin(np.abs(places - len(profile) // 2))])
 
 
 def _importance(occupied: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -117,7 +123,7 @@ def _spread(importance: np.ndarray, side: slice, count: int) -> tuple[int, ...]:
     low, high = (int(inside[0]), int(inside[-1])) if inside.size else (side.start, side.stop - 1)
     low, high = max(side.start, low - 1), min(side.stop - 1, high + 1)
     chosen = sorted({round(float(place)) for place in np.linspace(low, high, min(count, high - low + 1))})
-    best = int(np.argmax(importance)) if importance.any() else (low + high) // 2
+    best = _peak(importance) if importance.any() else (low + high) // 2
     nearest = min(range(len(chosen)), key=lambda place: abs(chosen[place] - best))
     chosen[nearest] = best
     return tuple(sorted(set(chosen)))

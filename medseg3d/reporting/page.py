@@ -347,8 +347,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def score(value: float | None, digits: int = 3) -> str:
-    """A score with fixed decimals, so that columns can be compared; a dash for None."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    """A score with fixed decimals, so that columns can be compared; of lengths in microscopy the figures that count. A dash for None.
+
+    >>> score(0.5), score(-0.001234, 2), score(-0.0), score(None)
+    ('0.500', '-0.0012', '0.000', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2g}" if 0 < abs(value) < 0.1**digits else f"{value + 0.0:.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -369,15 +375,21 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+LONGEST_WHOLE = 28
+"""Characters of a name that stays in one line: on a phone its table scrolls, which reads better than a broken name."""
+
+
 def breakable(name: str) -> Markup:
-    """A name that breaks at its underscores, hyphens and slashes only, and is escaped.
+    """A name that is escaped, and that breaks only where it is long, after underscores, hyphens and slashes.
 
     >>> breakable("left_kidney<")
-    Markup('left_<wbr>kidney&lt;')
+    Markup('<span class="whole">left_kidney&lt;</span>')
     """
     from markupsafe import Markup
 
-    return Markup("".join(f"{Markup.escape(c)}<wbr>" if c in "_-/" else Markup.escape(c) for c in name))
+    if len(name) <= LONGEST_WHOLE:
+        return Markup('<span class="whole">{}</span>').format(name)
+    return Markup("").join(Markup("{}<wbr>").format(c) if c in "_-/" else c for c in name)
 
 
 def numbers(values: Sequence[float], joiner: str = "\u00a0×\u00a0") -> str:

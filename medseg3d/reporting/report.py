@@ -30,6 +30,7 @@ from medseg3d.reporting.page import (
 from medseg3d.reporting.paper import write_paper
 from medseg3d.reporting.scores import scores_of
 from medseg3d.reporting.training_facts import partition_of, training_facts
+from medseg3d.reporting.unsure import Unsure, predicted_uncertainty, stored_uncertainty
 from medseg3d.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -41,11 +42,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def write_page(root: Path, work: Path, output: Path, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
+def write_page(
+    root: Path,
+    work: Path,
+    output: Path,
+    *,
+    failures: Sequence[CaseFailure] = (),
+    warnings: Sequence[str] = (),
+    is_uncertainty_shown: bool = False,
+    device: str = "auto",
+) -> Path:
     """Write the page of the dataset in ``root`` and its work folder to ``output``; what is not there yet, the page says.
 
     The methods, tables and checklist for a paper are written into the folder beside it that is called like it, without the ending.
 
+    With ``is_uncertainty_shown`` the cases that are shown are predicted once more, on ``device``, to say where the networks were unsure.
     Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
     """
     from medseg3d.data.open_dataset import open_dataset
@@ -56,7 +67,8 @@ def write_page(root: Path, work: Path, output: Path, *, failures: Sequence[CaseF
         dataset = open_dataset(root, channels=folder.read_plan().channels if folder.plan.exists() else None)
     except MedsegError as error:
         found.append(f"The dataset could not be opened for the pictures: {error}")
-    report = replace(read_work(folder, dataset=dataset, failures=failures, warnings=found), output=output)
+    unsure = _predicting(folder, device) if is_uncertainty_shown and folder.plan.exists() else None
+    report = replace(read_work(folder, dataset=dataset, failures=failures, warnings=found, unsure=unsure), output=output)
     write_paper(report, output.with_suffix(""))
     return build_report(report)
 
@@ -67,11 +79,13 @@ def read_work(
     dataset: Dataset | None = None,
     failures: Sequence[CaseFailure] = (),
     warnings: Sequence[str] = (),
+    unsure: Unsure | None = None,
 ) -> ReportInput:
     """Everything the report shows, from the files of a work folder.
 
     With ``dataset`` the worst, median and best validation cases are drawn, which reads their images. ``failures`` and
-    ``warnings`` of the caller stand before those found here.
+    ``warnings`` of the caller stand before those found here. ``unsure`` says where the networks were, by default from probabilities beside
+    the label maps.
     """
     from medseg3d.fingerprint.records import Fingerprint
     from medseg3d.version import __version__
@@ -113,7 +127,7 @@ def read_work(
         made_by=f"medseg3d {__version__}",
     )
     if dataset and plan:
-        report = replace(report, **_look_at_cases(report, plan, work, dataset, troubles))
+        report = replace(report, **_look_at_cases(report, plan, work, dataset, unsure or stored_uncertainty(plan.labels), troubles))
     return replace(report, warnings=tuple(dict.fromkeys([*warnings, *troubles])))
 
 
@@ -165,17 +179,24 @@ def dataset_facts(fingerprint: Fingerprint, plan: Plan | None, *, num_test: int 
     )
 
 
-def _look_at_cases(report: ReportInput, plan: Plan, work: WorkFolder, dataset: Dataset, troubles: list[str]) -> dict[str, Any]:
+def _look_at_cases(
+    report: ReportInput, plan: Plan, work: WorkFolder, dataset: Dataset, unsure: Unsure, troubles: list[str]
+) -> dict[str, Any]:
     """Pictures, and what went wrong: of the first configuration that has scores, and of the test set."""
     training, test = ({case.name: case for case in cases} for cases in (dataset.training, dataset.test))
     rows = next(filter(None, (_validated(report, work, name) for name in configuration_names(report))), [])
     tested = _scored([FoldResult(configuration="", fold="", scores=report.test_scores)], lambda row: work.predictions)
     return {
-        "pictures": picture_cases(rows, training, plan, troubles),
-        "test_pictures": picture_cases(tested, test, plan, troubles),
+        "pictures": picture_cases(rows, training, plan, troubles, unsure),
+        "test_pictures": picture_cases(tested, test, plan, troubles, unsure),
         "mistakes": mistakes_of(rows, training, plan, troubles, tolerance_mm=report.nsd_tolerance_mm),
         "test_mistakes": mistakes_of(tested, test, plan, troubles, tolerance_mm=report.nsd_tolerance_mm),
     }
+
+
+def _predicting(work: WorkFolder, device: str) -> Unsure:
+    selected, _ = _read_selection(work, [])
+    return predicted_uncertainty(work, selected or (work.read_plan().recommended,), device=device)
 
 
 def _validated(report: ReportInput, work: WorkFolder, configuration: str) -> list[ScoredCase]:

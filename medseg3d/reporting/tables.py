@@ -99,8 +99,13 @@ def _cell(mean: float | None, low: float | None, high: float | None, digits: int
     if mean is None:
         return "--"
     if low is None or high is None:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return _short(mean, digits)
+    return f"{_short(mean, digits)} [{_short(low, digits)}, {_short(high, digits)}]"
+
+
+def _short(value: float, digits: int) -> str:
+    """Fixed decimals; of lengths in microscopy the figures that count."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.1**digits else f"{value + 0.0:.{digits}f}"
 
 
 def _exact(value: float | None) -> str:

@@ -83,6 +83,8 @@ progress { width: 100%; accent-color: var(--accent); }
 .job button { font: inherit; font-size: 13px; border: 1px solid var(--rule); border-radius: 7px; padding: 2px 10px;
   background: none; color: inherit; }
 [hidden] { display: none; }
+@media (max-width: 640px) { main { padding: 22px 14px; } .programs tr, .programs td { display: block; } .programs thead { display: none; }
+  .programs td:first-child { border-bottom: 0; } }
 select, input { font: inherit; color: inherit; max-width: 100%; }
 {{ style }}
 </style>
@@ -155,7 +157,7 @@ fold{{ "" if configuration.num_folds == 1 else "s" }}, {{ "with" if configuratio
 
 <section>
 <h2>For programs</h2>
-<table>
+<table class="programs">
 <thead><tr><th scope="col">Request</th><th scope="col">Answer</th></tr></thead>
 <tbody>
 <tr><td><code>POST /predict</code></td><td>the label map (.nii.gz); with <code>?wait=false</code> a job</td></tr>

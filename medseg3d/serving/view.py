@@ -7,7 +7,6 @@ job's folder and go with it.
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +16,20 @@ from typing import Any
 import numpy as np
 
 from medseg3d.data.reading import RawCase
-from medseg3d.files import remove_file, storage_errors, write_text
+from medseg3d.files import storage_errors, write_text
 from medseg3d.geometry import canonical_spacing, to_canonical
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import PreparedCase
-from medseg3d.prediction.probability_file import probability_array, scratch_file
 from medseg3d.records import read_json
 from medseg3d.reporting.case_pictures import are_channels_ct
 from medseg3d.reporting.chosen_slices import telling_position
-from medseg3d.reporting.scene import Levels, Plane, Volumes, describe_scene, label_indices, pack_slices, quantize, uncertainty_of
+from medseg3d.reporting.scene import Levels, Plane, Volumes, describe_scene, label_indices, pack_slices, quantize
+from medseg3d.reporting.unsure import probabilities_in, slices_of_uncertainty
 
 SCENE, PREDICTION, UNCERTAINTY = "scene.json", "prediction.npy", "uncertainty.npy"
 NUM_LEVELS = 4096
 """Of a channel: all that a 12-bit scanner tells apart."""
-MAX_PROBABILITY_BYTES = 8 << 30
-"""Of the file that probabilities need while uncertainty is made of them; for more classes and voxels there is none."""
 FAST = 1
 """zlib's level for a slice on its way: a slice takes milliseconds, and half the bytes."""
 
@@ -51,21 +48,13 @@ def keep_image(folder: Path, raw: RawCase, plan: Plan) -> tuple[Levels, ...]:
 @contextmanager
 def unsure(folder: Path | None, prepared: PreparedCase, labels: Labels) -> Iterator[np.ndarray | None]:
     """An array for the probabilities of a case, of which the uncertainty is kept; None where nothing is asked for, or too much."""
-    size = 2 * labels.num_outputs * math.prod(prepared.header.geometry.shape)
-    if folder is None or size > MAX_PROBABILITY_BYTES:
+    if folder is None:
         yield None
         return
-    target = folder / "case.nii.gz"
-    try:
-        with probability_array(target, prepared, labels, "medseg3d") as chances:
-            yield chances
-            if chances is not None:
-                kept = np.empty(np.shape(chances)[1:], np.uint8)
-                for place in range(len(kept)):  # slice by slice: the file may be larger than memory
-                    kept[place] = uncertainty_of(chances[:, place], are_regions=bool(labels.regions))
-                _save(folder / UNCERTAINTY, kept)
-    finally:
-        remove_file(scratch_file(target))
+    with probabilities_in(folder, prepared, labels) as chances:
+        yield chances
+        if chances is not None:
+            _save(folder / UNCERTAINTY, slices_of_uncertainty(chances, labels))
 
 
 def keep_prediction(folder: Path, label_map: np.ndarray, prepared: PreparedCase, plan: Plan, levels: tuple[Levels, ...], name: str) -> None:

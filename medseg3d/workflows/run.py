@@ -208,8 +208,18 @@ class _Chain:
         return RunResult(report=page, selection=selection, test=test, failures=failures)
 
 
-def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailure] = (), warnings: Sequence[str] = ()) -> Path:
+def write_report(
+    root: Path,
+    folder: WorkFolder,
+    *,
+    failures: Sequence[CaseFailure] = (),
+    warnings: Sequence[str] = (),
+    is_uncertainty_shown: bool = False,
+    device: str = "auto",
+) -> Path:
     """``report.html`` from what lies in the work folder, with failures and warnings that are not written there.
+
+    With ``is_uncertainty_shown`` the cases that it shows are predicted once more, on ``device``.
 
     Raises :class:`InputError` where there is no work folder.
     """
@@ -218,7 +228,15 @@ def write_report(root: Path, folder: WorkFolder, *, failures: Sequence[CaseFailu
     if not warnings and folder.splits.exists():
         warnings = [message for message in (tell_divided(folder.splits),) if message]
     remove_leftovers(folder.root)
-    return write_page(root, folder.root, folder.report, failures=failures, warnings=warnings)
+    return write_page(
+        root,
+        folder.root,
+        folder.report,
+        failures=failures,
+        warnings=warnings,
+        is_uncertainty_shown=is_uncertainty_shown,
+        device=device,
+    )
 
 
 def predict_test_set(

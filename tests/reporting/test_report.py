@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -14,6 +15,7 @@ from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import write_evaluation
 from medseg3d.reporting.case_pictures import picture_roles
 from medseg3d.reporting.report import read_history, read_work, write_page
+from medseg3d.reporting.unsure import stored_uncertainty
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
 
@@ -119,3 +121,27 @@ def test_no_case_is_pictured_twice(count: int) -> None:
     assert places == sorted(set(places))
     assert places[:1] == [0][:count]
     assert places[-1:] == [count - 1][:count]
+
+
+def test_probabilities_beside_a_label_map_become_uncertainty_and_damaged_ones_a_warning(dataset: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(dataset, tmp_path / "Tiny"))
+    work = WorkFolder(root / "medseg3d-work")
+    folder = work.validation("3d_fullres", "0")
+    labels = work.read_plan().labels
+    shape = nibabel.load(folder / "case_2.nii.gz").shape
+    chances = np.zeros((3, *shape), np.float16)
+    chances[0] = 1
+    chances[:2, :, 0] = 0.5  # unsure in the first row
+    np.savez(folder / "case_2.npz", probabilities=chances, values=np.array(labels.values))
+    (folder / "case_3.npz").write_bytes(b"no archive")
+    report = read_work(work, dataset=open_dataset(root))
+    scenes = {picture.case: picture.scene for picture in report.pictures}
+    assert scenes["case_2"] is not None
+    assert scenes["a<b>"] is not None
+    assert scenes["case_3"] is not None
+    assert any("case_3.npz: the probabilities cannot be read" in warning for warning in report.warnings)
+    assert "uncertainty" in scenes["case_2"]["layers"]
+    assert "uncertainty" not in (*scenes["a<b>"]["layers"], *scenes["case_3"]["layers"])
+    unsure = stored_uncertainty(labels)(open_dataset(root).training[1], folder)
+    assert unsure is not None
+    assert (unsure[:, 0].min(), unsure[:, 1:].max()) == (191, 0)

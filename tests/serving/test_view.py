@@ -13,9 +13,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.geometry import orientation_of, to_canonical
 from medseg3d.models.model import Model
 from medseg3d.reporting.scene import Plane
+from medseg3d.reporting.unsure import predict_uncertainty
 from tests.browser import CHROMIUM, browser
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
@@ -58,6 +60,21 @@ def test_every_slice_is_that_of_the_image_and_of_the_label_map(client: Any, scan
             assert np.array_equal(np.array([0, 3, 7])[prediction], np.take(label_map, index, axis)[::-1, ::-1])
             assert uncertainty.max() <= 255
     assert scene["has_directions"] == (model.plan.orientation == "canonical")
+
+
+def test_the_report_shows_the_same_uncertainty(client: Any, scan: Path, model: Model, trained: Path) -> None:
+    job = send(client, scan, view="true")
+    scene = client.get(f"/jobs/{job}/view").json()
+    (case, *_) = [case for case in open_dataset(trained).test if case.channels[0].path.name == scan.name]
+    found = predict_uncertainty(model, case)
+    assert found is not None
+    canonical = to_canonical(found, orientation_of(nibabel.load(scan).affine))
+    index = scene["position"][0]
+    box = (slice(0, scene["shape"][0]), slice(0, scene["shape"][1]), slice(0, scene["shape"][2]))
+    packed = client.get(f"/jobs/{job}/view/0/{index}").content
+    _, _, uncertainty = layers_of(packed, Plane(axis=0, indices=(index,), box=box).shape)
+    assert np.array_equal(uncertainty, canonical[index][::-1, ::-1])
+    assert canonical.max() > 0
 
 
 def test_a_view_changes_no_bit_of_the_label_map_and_goes_with_its_job(client: Any, scan: Path) -> None:
