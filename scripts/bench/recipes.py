@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--core", type=int, help="the core to run on (default: all)")
+    parser.add_argument("--narrow", action="store_true", help="half of all widths, a quarter of the work: more seeds in the same time")
     parser.add_argument("--keep", action="store_true", help="keep the work folders of finished runs")
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
@@ -84,8 +86,6 @@ def changes() -> list[str]:
 
 def base_of(change: str) -> str | None:
     """What a change is measured against: the file that it extends; None for one that extends a preset."""
-    import tomllib
-
     extends = tomllib.loads((CHANGES / f"{change}.toml").read_text(encoding="utf-8"))["extends"]
     return Path(extends).stem if extends.endswith(".toml") else None
 
@@ -151,6 +151,7 @@ class Chain:
         self.name, self.change, self.seed, self.options = name, change, seed, options
         self.ours, self.dataset = Ours(python=options.our_python), dataset(name, options)
         self.budget = f"{options.steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+        self.budget += " narrow" if options.narrow else ""
         self.shared = options.output / "work" / name
         self.work = self.shared / f"{change}_{self.budget.replace(' ', '_')}_fold_{options.fold}_seed_{seed}"
         self.log = self.work.with_suffix(".log")
@@ -179,11 +180,22 @@ class Chain:
         (self.shared / "preprocessed").mkdir(exist_ok=True)
         if not (self.work / "preprocessed").exists():
             (self.work / "preprocessed").symlink_to(self.shared / "preprocessed")
-        self.run("plan", "--planner", str(CHANGES / f"{self.change}.toml"))
+        self.run("plan", "--planner", str(self.planner(self.work, self.change)))
         for file in ("fingerprint.json", "splits.json"):
             shutil.copyfile(self.work / file, self.shared / file)
         self.configuration = json.loads((self.work / "plan.json").read_text(encoding="utf-8"))["recommended"]
         self.run("preprocess", "-c", self.configuration)
+
+    def planner(self, folder: Path, change: str) -> Path:
+        """The file of a change, or one beside the plan that makes its networks narrow."""
+        file = CHANGES / f"{change}.toml"
+        if not self.options.narrow:
+            return file
+        numbers = tomllib.loads((CHANGES / "narrow.toml").read_text(encoding="utf-8"))["network"]
+        lines = [f'extends = "{file}"', f'description = "{change}, narrow"', "[network]", *(f"{key} = {n}" for key, n in numbers.items())]
+        narrow = folder / f"{change}.toml"
+        narrow.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return narrow
 
     def length(self) -> tuple[str, ...]:
         """The words for how long it trains."""
@@ -194,11 +206,11 @@ class Chain:
 
     def share_of_steps(self) -> float:
         """How many steps cost what one of the present recipe costs."""
-        reference = self.shared / "reference"
+        reference = self.shared / ("reference_narrow" if self.options.narrow else "reference")
         if not (reference / "plan.json").exists():
             reference.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.shared / "fingerprint.json", reference / "fingerprint.json")
-            words = (self.dataset.root, "-w", reference, "--planner", CHANGES / f"{PRESENT}.toml")
+            words = (self.dataset.root, "-w", reference, "--planner", self.planner(reference, PRESENT))
             run_measured(self.ours.command("plan", *words), log=self.log)
         return multiply_adds(reference / "plan.json") / multiply_adds(self.work / "plan.json")
 
