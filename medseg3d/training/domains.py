@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -134,21 +134,15 @@ class TrainingDomain:
 
 
 def following(domains: Sequence[TrainingDomain], recipe: TrainingPlan | None) -> list[TrainingDomain]:
-    """The domains with the training numbers of a run in their plans' place; what is each one's own, its loss and its patches, stays."""
+    """The domains with what a run changed of the first one's training numbers; all else of each one's plan stays."""
     if recipe is None:
         return list(domains)
-    common = {name: getattr(recipe, name) for name in OF_A_RUN}
+    plan = domains[0].configuration.training
+    changed = {each.name: getattr(recipe, each.name) for each in fields(plan) if getattr(recipe, each.name) != getattr(plan, each.name)}
     return [
-        replace(domain, configuration=replace(domain.configuration, training=replace(domain.configuration.training, **common)))
+        replace(domain, configuration=replace(domain.configuration, training=replace(domain.configuration.training, **changed)))
         for domain in domains
     ]
-
-
-OF_A_RUN = (
-    *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup", "weight_averaging", "patch_growth"),
-    *("best_on_tiles", "augmentation_reduction", "foreground_oversampling"),
-)
-"""The training numbers that follow the length of a run."""
 
 
 def running_parts(configurations: Iterable[Configuration]) -> dict[str, str]:

@@ -52,6 +52,7 @@ def epoch_line(record: EpochRecord) -> str:
     losses = "/".join("–" if loss is None else f"{loss:.3f}" for loss in (record.train_loss, record.validation_loss))
     skipped = f", {record.skipped_iterations} steps skipped" if record.skipped_iterations else ""
     dice = f", pseudo-Dice {record.pseudo_dice_mean:.3f} ({labels}{more})" if record.pseudo_dice_mean is not None else ""
+    dice += f", averaged weights {record.averaged_dice_mean:.3f}" if record.averaged_dice_mean is not None else ""
     return (
         f"epoch {record.epoch:4d}{'*' if record.is_best else ' '} loss {losses}{dice}, {record.iterations} steps in {record.seconds:.1f} s "
         f"(waiting for data {100 * record.waiting_share:.0f} %){skipped}, lr {record.learning_rate:.2g}"
@@ -60,6 +61,15 @@ def epoch_line(record: EpochRecord) -> str:
 
 def epoch_values(record: EpochRecord) -> dict[str, float]:
     """The numbers of an epoch that are worth a curve."""
-    names = ("train_loss", "validation_loss", "pseudo_dice_mean", "pseudo_dice_smoothed", "learning_rate", "seconds", "waiting_share")
+    names = (
+        "train_loss",
+        "validation_loss",
+        "pseudo_dice_mean",
+        "pseudo_dice_smoothed",
+        "averaged_dice_mean",
+        "learning_rate",
+        "seconds",
+        "waiting_share",
+    )
     values = {name: getattr(record, name) for name in names} | {f"pseudo_dice/{label}": dice for label, dice in record.pseudo_dice.items()}
     return {name: value for name, value in values.items() if value is not None}
