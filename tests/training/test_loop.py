@@ -25,7 +25,7 @@ from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.store import Store, StoredCase
 from medseg3d.records import read_record, to_plain
 from medseg3d.signals import StopRequest
-from medseg3d.training import loop, probe, step
+from medseg3d.training import failures, probe, step
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
@@ -116,7 +116,7 @@ def test_a_bad_batch_is_skipped_counted_and_named(
 def test_training_on_nan_alone_stops_with_a_clear_error(
     material: tuple[Plan, Configuration, list[StoredCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_BAD_STEPS_IN_A_ROW", 3)
+    monkeypatch.setattr(failures, "MAX_BAD_STEPS_IN_A_ROW", 3)
     for case in material[2]:
         case.image[:] = float("nan")
     with pytest.raises(DivergedError, match="3 steps in a row"):
