@@ -35,20 +35,16 @@ class Judged:
 
 
 def judge(
-    last: Sequence[PatchValidation],
-    averaged: Sequence[PatchValidation] | None,
-    *,
-    before: tuple[Smoothed | None, Smoothed | None],
-    memory: float,
+    last: Sequence[PatchValidation], averaged: Sequence[PatchValidation] | None, *, before: tuple[Smoothed | None, Smoothed | None]
 ) -> Judged:
-    """With the smoothed values ``before`` of the last and the averaged weights, of which the share ``memory`` stays."""
+    """With the smoothed values ``before`` of the last and the averaged weights."""
     mean = mean_of_known([each.mean for each in last])
     averaged_mean = None if averaged is None else mean_of_known([each.mean for each in averaged])
     return Judged(
         last=tuple(last),
         mean=mean,
-        smooth=before[0] if mean is None else smoothed(before[0], mean, memory),
+        smooth=before[0] if mean is None else smoothed(before[0], mean),
         has_average=averaged is not None,
         averaged_mean=averaged_mean,
-        averaged_smooth=before[1] if averaged_mean is None else smoothed(before[1], averaged_mean, memory),
+        averaged_smooth=before[1] if averaged_mean is None else smoothed(before[1], averaged_mean),
     )

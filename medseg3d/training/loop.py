@@ -38,7 +38,7 @@ from medseg3d.training.hard_cases import measured_cases
 from medseg3d.training.initial import InitialWeights, read_initial
 from medseg3d.training.judging import Judged, judge
 from medseg3d.training.learner import make_learner, replicated, sharing_between
-from medseg3d.training.pseudo_dice import SMOOTHING, PatchValidation, mean_of_known, validate_patches
+from medseg3d.training.pseudo_dice import PatchValidation, mean_of_known, validate_patches
 from medseg3d.training.schedule import learning_rate
 from medseg3d.training.state import BEST, LAST, EpochRecord, append_history, save_state, write_summary
 from medseg3d.training.step import apply_gradients, compute_gradients
@@ -278,8 +278,7 @@ class _Run:
         if self.average is not None and has_average:
             with self.average.in_place():
                 averaged = self._validated(num_batches, tell)
-        memory = 0.0 if self.settings.best_on_tiles else SMOOTHING
-        return judge(last, averaged, before=(self.state.smoothed_dice, self.state.averaged), memory=memory)
+        return judge(last, averaged, before=(self.state.smoothed_dice, self.state.averaged))
 
     def _validated(self, num_batches: int, tell: Callable[[], None]) -> list[PatchValidation]:
         """What the network as it is now reaches, by domain."""

@@ -101,13 +101,13 @@ class Smoothed:
     weight: float
 
 
-def smoothed(before: Smoothed | None, value: float, memory: float = SMOOTHING) -> Smoothed:
-    """With one more epoch, after which the share ``memory`` of the old value stays.
+def smoothed(before: Smoothed | None, value: float) -> Smoothed:
+    """With one more epoch.
 
     >>> first = smoothed(None, 0.5)
     >>> round(first.value, 6), round(smoothed(first, 0.9).value, 6)
     (0.5, 0.710526)
     """
     old = before or Smoothed(value=0.0, weight=0.0)
-    weight = memory * old.weight + (1 - memory)
-    return Smoothed(value=(memory * old.weight * old.value + (1 - memory) * value) / weight, weight=weight)
+    weight = SMOOTHING * old.weight + (1 - SMOOTHING)
+    return Smoothed(value=(SMOOTHING * old.weight * old.value + (1 - SMOOTHING) * value) / weight, weight=weight)

@@ -125,11 +125,12 @@ def _reached(outcome: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def write_docs(outcomes: Sequence[Mapping[str, Any]]) -> None:
     """Replace the tables in the pages; each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    _write(DOCS / "benchmarks.md", tables(outcomes))
-    _write(DOCS / "concepts/networks.md", {"learned": learned_table(outcomes)})
+    write_tables(DOCS / "benchmarks.md", tables(outcomes))
+    write_tables(DOCS / "concepts/networks.md", {"learned": learned_table(outcomes)})
 
 
-def _write(page: Path, made: Mapping[str, str]) -> None:
+def write_tables(page: Path, made: Mapping[str, str]) -> None:
+    """Replace the tables of a page by their names."""
     text = page.read_text(encoding="utf-8")
     for name, table in made.items():
         place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

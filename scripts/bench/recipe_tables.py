@@ -36,6 +36,8 @@ class Run:
     steps: int
     best_epoch: int
     cpu_seconds: float
+    halfway: dict[str, float | None] = field(default_factory=dict)
+    """What training itself measured after half of its epochs: pseudo-Dice of the last weights, and of the averaged ones."""
     machine: dict[str, object] = field(default_factory=dict)
 
 
@@ -48,23 +50,30 @@ def read_runs(output: Path) -> list[Run]:
             row = json.loads(line)
         except ValueError:
             continue
-        run = Run(**{each.name: row[each.name] for each in fields(Run)})
+        run = Run(**{each.name: row[each.name] for each in fields(Run) if each.name in row})
         found[run.dataset, run.change, str(run.seed), run.budget, run.fold] = run
     return list(found.values())
 
 
-def tables(runs: Sequence[Run], bases: Mapping[str, str | None]) -> list[str]:
-    """What each run reached, and what each change is worth."""
-    return [runs_table(runs), differences_table(runs, bases)]
+def tables(runs: Sequence[Run], bases: Mapping[str, str | None]) -> dict[str, str]:
+    """What each run reached, and what each change is worth, by the names of their places in the documentation."""
+    return {"recipes runs": runs_table(runs), "recipes differences": differences_table(runs, bases)}
 
 
 def runs_table(runs: Sequence[Run]) -> str:
     """A row per run."""
     rows = [
-        (run.dataset, run.change, run.budget, run.seed, run.steps, f"{run.dice:.4f}", run.best_epoch, f"{run.cpu_seconds / 60:.1f}")
+        (run.dataset, run.change, run.budget, run.seed, run.steps, f"{run.dice:.4f}", *_halfway(run), f"{run.cpu_seconds / 60:.1f}")
         for run in sorted(runs, key=lambda run: (run.dataset, run.budget, run.change, run.seed))
     ]
-    return markdown_table(("dataset", "change", "budget", "seed", "steps", "Dice", "best epoch", "CPU minutes"), rows)
+    return markdown_table(("dataset", "change", "budget", "seed", "steps", "Dice", "half-way", "half-way, averaged", "CPU minutes"), rows)
+
+
+def _halfway(run: Run) -> tuple[str, str]:
+    """Where the weights of a run are those that it kept."""
+    values = () if ":" in run.change else (run.halfway.get("last"), run.halfway.get("averaged"))
+    last, averaged = ("–" if value is None else f"{value:.3f}" for value in values or (None, None))
+    return last, averaged
 
 
 def differences_table(runs: Sequence[Run], bases: Mapping[str, str | None]) -> str:

@@ -11,6 +11,7 @@ goes on where it was: what stands in ``recipes.jsonl`` is not trained again.
     python scripts/bench/recipes.py --output OUT --only adamw --datasets Hippocampus ACDC --steps 600 --core 0
     python scripts/bench/recipes.py --output OUT --only growth --minutes 5 --seeds 0 1 2
     python scripts/bench/recipes.py --output OUT --report               # the tables of what is there
+    python scripts/bench/recipes.py --output OUT --also OUT2 --write-docs   # of several folders, into docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from contenders import Ours, case_names, link_dataset
 from dice import DiceTable, dice_of_folders
+from family_tables import DOCS, write_tables
 from measuring import CommandFailedError, machine, run_measured, write_json
 from recipe_tables import Run, read_runs, tables
 from splits import paired_folds
@@ -44,7 +46,7 @@ BATCH = 2
 def main() -> int:
     """Train what was asked for and is not there, each change after what it extends; print the tables."""
     options = parse_arguments()
-    if not options.report:
+    if not options.report and not options.write_docs:
         os.environ["OMP_NUM_THREADS"] = "1"
         if options.core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {options.core})
@@ -52,7 +54,13 @@ def main() -> int:
             for name in options.datasets:
                 for change in in_order(options.only):
                     measure(Chain(name, change, seed, options), options)
-    print("\n\n".join(tables(read_runs(options.output), {name: base_of(name) for name in changes()})))
+    made = tables(
+        [run for folder in (options.output, *options.also) for run in read_runs(folder)], {name: base_of(name) for name in changes()}
+    )
+    if options.write_docs:
+        write_tables(DOCS / "benchmarks.md", made)
+    else:
+        print("\n\n".join(made.values()))
     return 0
 
 
@@ -73,6 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--narrow", action="store_true", help="half of all widths, a quarter of the work: more seeds in the same time")
     parser.add_argument("--keep", action="store_true", help="keep the work folders of finished runs")
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
+    parser.add_argument("--write-docs", action="store_true", help="only write the tables into docs/benchmarks.md")
+    parser.add_argument("--also", nargs="+", type=Path, default=[], metavar="OUT", help="tables are of the runs in these folders as well")
     options = parser.parse_args()
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -226,7 +236,7 @@ class Chain:
     def outcome(self, change: str, seconds: float) -> Run:
         """What the label maps of the validation cases are worth."""
         history = [json.loads(line) for line in (self.fold / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-        table = self.dice()
+        table, middle = self.dice(), history[(len(history) - 1) // 2]
         return Run(
             dataset=self.name,
             change=change,
@@ -238,6 +248,7 @@ class Chain:
             steps=sum(epoch["iterations"] for epoch in history),
             best_epoch=max((epoch["epoch"] for epoch in history if epoch["is_best"]), default=-1),
             cpu_seconds=seconds,
+            halfway={"last": middle["pseudo_dice_mean"], "averaged": middle.get("averaged_dice_mean")},
             machine=machine(),
         )
 

@@ -137,7 +137,7 @@ def test_the_better_weights_are_kept_and_the_averaged_ones_where_nothing_is_meas
     last: float | None, averaged: float | None, is_average: bool
 ) -> None:
     found = [[PatchValidation(loss=None, dice={} if dice is None else {"a": dice})] for dice in (last, averaged)]
-    judged = judge(found[0], found[1], before=(None, None), memory=0.9)
+    judged = judge(found[0], found[1], before=(None, None))
     assert judged.is_average == is_average
     assert judged.value == (None if last is None else 0.6)
 
