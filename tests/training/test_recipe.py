@@ -90,6 +90,7 @@ def test_a_long_run_and_one_that_does_not_follow_keep_the_plan() -> None:
 def test_a_short_run_trains_with_adamw_and_a_cosine_and_says_so() -> None:
     decided = recipe_for(SHORT, steps=2750)
     assert (decided.value.optimizer, decided.value.schedule) == ("adamw", "cosine")
+    assert decided.value.learning_rate == pytest.approx(2e-3)
     assert "optimizer adamw" in decided.reasons[0].value
     assert "2,800 steps" in decided.reasons[0].inputs
 
