@@ -35,7 +35,9 @@ SAMPLES, CLASSES = 3, 3
 def train(work: WorkFolder, folder: Path, team: Team, *, steps: int, batch_size: int, stop_at: int | None = None) -> list[Any]:
     """The history of a training with pooled Dice; two epochs of so many steps."""
     plan = work.read_plan()
-    configuration = replace(plan.configuration(None), batch_dice=True)
+    planned = plan.configuration(None)
+    # SGD: the first steps of AdamW have one size, so that of a gradient that is nearly 0 the last digit decides where they go
+    configuration = replace(planned, batch_dice=True, training=replace(planned.training, follows_budget=False))
     store = Store(work.store(configuration.data))
     cases = [store.read(name, in_memory=True) for name in store.names()]
     domain = TrainingDomain(name=NO_NAME, plan=plan, configuration=configuration, training=cases[:4], validation=cases[4:])
