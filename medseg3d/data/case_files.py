@@ -69,7 +69,7 @@ def image_files(folder: Path, findings: Findings, *, with_dicom: bool = True) ->
         return files
     twice: set[str] = set()
     for path in paths:
-        if not with_dicom and (path.is_dir() or images.ending_of(path) == ".dcm"):
+        if not with_dicom and (path.is_dir() or images.ending_of(path).endswith(".dcm")):
             continue
         reason = images.refusal(path)
         name = case_name(path)

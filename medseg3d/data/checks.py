@@ -21,8 +21,9 @@ from medseg3d.data.label_rules import (
     refuse_image,
 )
 from medseg3d.data.plausible import extreme_voxels
-from medseg3d.data.reading import copied, label_file, orientation_on_grid
-from medseg3d.errors import ImageReadError, LabelValueError
+from medseg3d.data.reading import copied, is_segmentation, label_file, orientation_on_grid
+from medseg3d.data.segmentations import onto_grid
+from medseg3d.errors import GeometryMismatchError, ImageReadError, LabelValueError
 from medseg3d.execution import run_cases
 from medseg3d.geometry import (
     Geometry,
@@ -274,9 +275,15 @@ def _check_label(
         values = tuple(value for value in values if value != labels.ignore)
     if not any(values):
         found("empty label", "warning", f"the label ({path.name}) is empty, only background; check that this is meant")
-    if header is not None:
-        _check_grid(path, label_header.geometry, header.geometry, integers, found)
     geometry = label_header.geometry
+    if header is not None and is_segmentation(path):  # such files leave out what is empty
+        try:
+            integers, geometry = onto_grid(integers, geometry, header.geometry, path), header.geometry
+        except GeometryMismatchError as error:
+            found("grid", "error", str(error))
+            return _SeenLabel(values=values)
+    if header is not None:
+        _check_grid(path, geometry, header.geometry, integers, found)
     orientation = orientation_of(geometry.matrix)
     canonical = to_canonical(integers, orientation)
     places = whereabouts(case.name, canonical, _edges(geometry, orientation), middle=middle)

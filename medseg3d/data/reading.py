@@ -32,6 +32,7 @@ from medseg3d.geometry import (
     to_canonical,
 )
 from medseg3d.images import Image, ImageHeader
+from medseg3d.images.dicom_seg import seg_file
 from medseg3d.labels import as_integers, float_label_dtype
 from medseg3d.plan import Plan
 
@@ -128,16 +129,20 @@ def read_label_maps(
     """
     predicted = images.read_image(prediction)
     reference_values, header = label_file(reference, soft)
-    grid = header.geometry
+    predicted_values, own_grid, grid = label_values(prediction, predicted.array), predicted.header.geometry, header.geometry
+    if is_segmentation(reference):  # such files leave out what is empty
+        reference_values, grid = onto_grid(reference_values, grid, own_grid, f"{case}: {reference.name}"), own_grid
+    elif is_segmentation(prediction):
+        predicted_values, own_grid = onto_grid(predicted_values, own_grid, grid, f"{case}: {prediction.name}"), grid
     orientation = orientation_of(grid.matrix)
-    turned = orientation_on_grid(predicted.header.geometry, grid, orientation)
+    turned = orientation_on_grid(own_grid, grid, orientation)
     if isinstance(turned, GeometryDifference):
         raise GeometryMismatchError(
             f"{case}: the prediction is not on the reference's grid: {describe(turned)}, allowed is {GRID_TOLERANCE_VOXELS} voxel. "
             "Predict from the image of the reference, or resample the prediction."
         )
     return (
-        to_canonical(label_values(prediction, predicted.array), turned),
+        to_canonical(predicted_values, turned),
         to_canonical(reference_values, orientation),
         canonical_spacing(grid, orientation),
     )
@@ -154,7 +159,9 @@ def label_file(path: Path, soft: tuple[int, ...] = ()) -> tuple[np.ndarray, Imag
 
 def is_segmentation(path: Path) -> bool:
     """Whether a label file is one of named segments, whose grid may be a part of the image's."""
-    return images.ending_of(path) == ".seg.nrrd"
+    return images.ending_of(path) == ".seg.nrrd" or (
+        (path.is_dir() or images.ending_of(path).endswith(".dcm")) and seg_file(path) is not None
+    )
 
 
 def label_values(path: Path, array: np.ndarray) -> np.ndarray:

@@ -41,6 +41,10 @@ __all__ = [
 ]
 
 
+NO_IMAGES = (".rtstruct.dcm", ".sr.dcm")
+"""Results of ours that lie beside label maps."""
+
+
 def read_header(path: Path, *, files: Sequence[Path] = ()) -> ImageHeader:
     """The grid, type and number of volumes of a file, without decoding its voxels; ``files`` are the slices in a folder, if not all.
 
@@ -91,7 +95,7 @@ def is_image(path: Path) -> bool:
 
     macOS' companions (``._name``) and hidden files are none. Raises :class:`ImageReadError` for a folder that cannot be looked into.
     """
-    if path.name.startswith("."):
+    if path.name.startswith(".") or path.name.lower().endswith(NO_IMAGES):
         return False
     with reading(path):
         if path.is_dir():

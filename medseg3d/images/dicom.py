@@ -225,7 +225,7 @@ def _value_type(found: _Volume) -> type[np.generic]:
 
 def _is_dicom(path: Path) -> bool:
     ending = ending_of(path)
-    if ending == ".dcm":
+    if ending.endswith(".dcm"):
         return path.is_file()
     try:
         return ending not in _OTHER_ENDINGS and ending not in READERS and looks_like_dicom(path)

@@ -109,14 +109,18 @@ def _write_nifti(path: Path, values: np.ndarray, header: ImageHeader) -> Path:
 
 
 def _dicom_header(path: Path, files: Sequence[Path]) -> ImageHeader:
-    from medseg3d.images import dicom
+    from medseg3d.images import dicom, dicom_seg
 
+    if not files and (seg := dicom_seg.seg_file(path)) is not None:
+        return dicom_seg.read_header(seg)
     return dicom.read_header(path, files)
 
 
 def _dicom_volumes(path: Path, volumes: Volumes, files: Sequence[Path]) -> tuple[Image, ...]:
-    from medseg3d.images import dicom
+    from medseg3d.images import dicom, dicom_seg
 
+    if not files and (seg := dicom_seg.seg_file(path)) is not None:
+        return (dicom_seg.read_image(seg),) * len(volumes)
     return tuple(dicom.read_image(path, files, volume=volume) for volume in volumes)
 
 
@@ -198,6 +202,7 @@ READERS = Registry(
         ".nhdr": NRRD,
         ".mha": METAIMAGE,
         ".mhd": METAIMAGE,
+        ".seg.dcm": DICOM,
         ".dcm": DICOM,
     },
 )
@@ -206,7 +211,7 @@ READERS = Registry(
 
 def readable() -> str:
     """What is read, for messages."""
-    return ", ".join(ending for ending in READERS if ending != ".dcm")
+    return ", ".join(ending for ending in READERS if not ending.endswith(".dcm"))
 
 
 def writable() -> str:

@@ -48,10 +48,21 @@ def read_segmentation(path: Path) -> Segmentation | None:
     """The segmentation in a file; None for files whose voxels have values without names. Raises :class:`ImageReadError` for damage."""
     from medseg3d.images.opening import reading
 
-    if path.is_dir() or ending_of(path) not in (".seg.nrrd", ".nrrd"):
+    if path.is_dir() or ending_of(path).endswith(".dcm"):
+        return _read_dicom(path)
+    if ending_of(path) not in (".seg.nrrd", ".nrrd"):
         return None
     with reading(path):
         return _read_nrrd(path)
+
+
+def _read_dicom(path: Path) -> Segmentation | None:
+    from medseg3d.images import dicom_seg
+    from medseg3d.images.opening import reading
+
+    with reading(path):
+        seg = dicom_seg.seg_file(path)
+        return None if seg is None else dicom_seg.read_seg(seg)
 
 
 def _read_nrrd(path: Path) -> Segmentation | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from medseg3d.options.option import Option, Options
+from medseg3d.options.dicom import DicomOptions
+from medseg3d.options.option import Option
 from medseg3d.options.prediction import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions(Options):
+class ServerOptions(DicomOptions):
     """Limits of a server, and its address.
 
     ``max_upload_mb`` is for one request, which may take ``max_upload_minutes``; ``max_unpacked_mb`` for the content of one zip;
-    ``max_jobs`` may be in work or wait at once. A label map is kept for ``keep_minutes``, and at most ``max_kept`` are.
+    ``max_jobs`` may be in work or wait at once. A label map is kept for ``keep_minutes``, and at most ``max_kept`` are. ``output_type`` is
+    what clients get that ask for nothing else.
     """
 
     host: Annotated[str, Option("--host", "address to listen on (default: this machine only; others need a token)", metavar="HOST")] = (

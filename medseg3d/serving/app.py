@@ -35,7 +35,7 @@ def build_app(model: Model, settings: ServeSettings, reader: Reader | None = Non
         if job.case is None:
             raise ValueError(f"Job {job.id} was queued without a case")
         view = job.view if job.is_viewed else None
-        return predict_upload(job.case, job.labels, model=model, reader=reading, tell=tell, view=view)
+        return predict_upload(job.case, job.labels, model=model, reader=reading, tell=tell, view=view, outputs=job.outputs)
 
     jobs = Jobs(work, max_jobs=settings.max_jobs, keep_seconds=60 * settings.keep_minutes, max_kept=settings.max_kept)
 

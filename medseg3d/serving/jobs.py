@@ -24,8 +24,10 @@ from typing import Literal, Self
 import torch
 
 from medseg3d.data.dataset import Case
+from medseg3d.dicom_objects.outputs import ENDINGS, NIFTI_ONLY, Outputs
 from medseg3d.errors import MedsegError, StorageError
 from medseg3d.files import register_temporary
+from medseg3d.options import OutputType
 from medseg3d.serving.job_folder import job_folder
 from medseg3d.serving.settings import is_loopback
 
@@ -38,7 +40,7 @@ ID_BYTES = 16
 """Whoever knows the id of a job gets its label map, so that it must not be guessed."""
 MAX_UPLOADS, MAX_UPLOADS_OF_ONE = 64, 8
 """That come at once, so that slow clients neither fill the disk nor lock others out."""
-UPLOAD, LABELS, VIEW = "upload", "labels.nii.gz", "view"
+UPLOAD, LABELS, VIEW = "upload", "labels", "view"
 USUAL_SECONDS = 10.0
 """What the first client that is sent away is told to wait."""
 
@@ -68,7 +70,8 @@ def _uncancellable() -> Future[None]:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """One upload and what becomes of it; only :class:`Jobs` changes it. ``is_viewed``: slices are to be kept for the viewer.
+    """One upload and what becomes of it; only :class:`Jobs` changes it. ``is_viewed``: slices are to be kept for the viewer;
+    ``outputs``: what is written.
 
     ``seconds`` are those of the stages, first the wait in the queue; ``warnings`` what the command line would have printed.
     ``ended`` resolves when nothing will change any more. ``client`` is the address that it comes from.
@@ -78,6 +81,7 @@ class Job:
     folder: Path
     client: str = ""
     is_viewed: bool = False
+    outputs: Outputs = NIFTI_ONLY
     state: State = "receiving"
     case: Case | None = None
     stage: str | None = None
@@ -94,8 +98,12 @@ class Job:
 
     @property
     def labels(self) -> Path:
-        """The label map, where it is done."""
-        return self.folder / LABELS
+        """The label map, or the first of what is written, where it is done."""
+        return self.folder / f"{LABELS}{ENDINGS[self.outputs.main]}"
+
+    def file_of(self, kind: OutputType) -> Path:
+        """What is written of a kind."""
+        return {self.outputs.main: self.labels, **self.outputs.beside(self.labels)}[kind]
 
     @property
     def view(self) -> Path:
@@ -160,13 +168,13 @@ class Jobs:
         if self._is_stopping:
             raise StoppingError
 
-    def enqueue(self, job: Job, case: Case, *, is_viewed: bool = False) -> None:
+    def enqueue(self, job: Job, case: Case, *, is_viewed: bool = False, outputs: Outputs = NIFTI_ONLY) -> None:
         """The files are there: let the job wait for its turn. Raises :class:`QueueFullError`, :class:`StoppingError`."""
         with self._changed:
             self.check_open()
             if self._is_full():
                 raise QueueFullError
-            job.case, job.is_viewed, job.state, job.changed_at = case, is_viewed, "queued", time.monotonic()
+            job.case, job.is_viewed, job.outputs, job.state, job.changed_at = case, is_viewed, outputs, "queued", time.monotonic()
             self._queue.append(job)
             self._changed.notify()
 

@@ -13,8 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.routing import Match, Route
 
+from medseg3d.dicom_objects.outputs import ENDINGS, Outputs, outputs_of
 from medseg3d.errors import InputError, MedsegError
 from medseg3d.models.model import Model
+from medseg3d.options import DicomOptions, OutputType
 from medseg3d.records import to_plain
 from medseg3d.reporting.viewer_parts import script_source
 from medseg3d.serving.answers import STATUS, HealthAnswer, JobAnswer, ModelAnswer, Refusal, describe_health, describe_job, describe_model
@@ -35,7 +37,7 @@ PAGE_POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 """The page runs its own script, which asks this server only, and loads nothing."""
-KNOWN_FIELDS = ("wait", "view")
+KNOWN_FIELDS = ("wait", "view", "output")
 """Of the form, beside the files."""
 
 Described = dict[int | str, dict[str, Any]]
@@ -47,7 +49,10 @@ def refusals(*statuses: int) -> Described:
     return {status: {"model": Refusal} for status in (401, 403, *statuses, 500)}
 
 
-LABEL_MAP: dict[str, Any] = {"content": {"application/gzip": {}}, "description": "The label map, on the grid of the image."}
+LABEL_MAP: dict[str, Any] = {
+    "content": {"application/gzip": {}, "application/dicom": {}},
+    "description": "The label map, on the grid of the image; or what was asked for in DICOM.",
+}
 
 
 def upload_form() -> dict[str, Any]:
@@ -73,6 +78,7 @@ def upload_form() -> dict[str, Any]:
                                 "default": False,
                                 "description": "Keep slices of image and label map for a viewer.",
                             },
+                            "output": {"type": "string", "description": "As the parameter of the same name."},
                         },
                     }
                 }
@@ -104,15 +110,17 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
     answers: Described = {200: LABEL_MAP, 202: {"model": JobAnswer}, **refusals(400, 408, 410, 413, 415, 422, 503, 507)}
 
     @router.post("/predict", response_model=None, responses=answers, openapi_extra=upload_form())
-    async def predict(request: Request, wait: bool | None = None) -> Response:
-        """Predict an image: the label map with `wait=true`, the job with `wait=false`."""
+    async def predict(request: Request, wait: bool | None = None, output: str | None = None) -> Response:
+        """Predict an image: the label map with `wait=true`, the job with `wait=false`. `output` is nifti, or of a DICOM series dicom-seg,
+        dicom-rtstruct, dicom-sr, or several with commas between, of which the first is answered."""
         async with _new_job(jobs, request.client.host if request.client else "") as job:
             limits = UploadLimits(max_bytes=settings.max_upload_bytes, max_seconds=60 * settings.max_upload_minutes)
             upload = await receive_upload(request, job.upload, limits=limits, check=jobs.check_open)
             flags = _flags(upload.fields)
+            outputs = _outputs(settings, output or upload.fields.get("output"))
             is_waiting = flags.get("wait", True) if wait is None else wait
             case = await asyncio.to_thread(reader.case, upload.files, max_unpacked_bytes=settings.max_unpacked_bytes)
-            jobs.enqueue(job, case, is_viewed=flags.get("view", False))
+            jobs.enqueue(job, case, is_viewed=flags.get("view", False), outputs=outputs)
         if not is_waiting:
             place = f"/jobs/{job.id}"
             return JSONResponse(to_plain(describe_job(job, jobs)), 202, headers={"Location": place, "Cache-Control": "no-store"})
@@ -128,9 +136,9 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
     ended: Described = {200: LABEL_MAP, **refusals(404, 409, 410, 422, 503, 507)}
 
     @router.get("/jobs/{name}/labels", response_class=FileResponse, responses=ended)
-    def job_labels(name: str) -> FileResponse:
-        """The label map of a job that is done; 409 before, and what went wrong otherwise."""
-        return _label_map(_known(jobs, name), jobs)
+    def job_labels(name: str, output: OutputType | None = None) -> FileResponse:
+        """The label map of a job that is done, or another `output` that it was sent for; 409 before, and what went wrong otherwise."""
+        return _label_map(_known(jobs, name), jobs, output)
 
     @router.get("/jobs/{name}/view", responses=refusals(404, 409, 410, 422, 503, 507), response_model=None)
     def job_view(name: str) -> JSONResponse:
@@ -217,10 +225,12 @@ def _flags(fields: dict[str, str]) -> dict[str, bool]:
     unknown = sorted(set(fields) - set(KNOWN_FIELDS))
     if unknown:
         advice = "; to send a file with curl, put an @ before its name" if "file" in unknown else ""
-        raise InputError(f"Unknown fields of the form: {', '.join(unknown)[:200]}; expected {' or '.join(KNOWN_FIELDS)}{advice}.")
+        raise InputError(f"Unknown fields of the form: {', '.join(unknown)[:200]}; expected {', '.join(KNOWN_FIELDS)}{advice}.")
     answers = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     flags = {}
     for name, given in fields.items():
+        if name == "output":
+            continue
         text = given.strip().lower()
         if text not in answers:
             raise InputError(f"{name}={text[:50]}: expected true or false.")
@@ -252,15 +262,25 @@ def _check_done(job: Job, jobs: Jobs) -> None:
         raise HTTPException(409, f"The job is {job.state}.", {"Retry-After": "1"})
 
 
-def _label_map(job: Job, jobs: Jobs) -> FileResponse:
+def _outputs(settings: ServeSettings, asked: str | None) -> Outputs:
+    """What is written of a job: what was asked for, else what the server is set to."""
+    if asked is None:
+        return outputs_of(settings)
+    types = tuple(word.strip() for word in asked.split(",") if word.strip())
+    return outputs_of(DicomOptions(output_type=types, segmentation_type=settings.segmentation_type, codes=settings.codes))  # type: ignore[arg-type]  # checked there
+
+
+def _label_map(job: Job, jobs: Jobs, kind: OutputType | None = None) -> FileResponse:
     _check_done(job, jobs)
+    wanted = kind or job.outputs.main
+    if wanted not in job.outputs.types:
+        raise HTTPException(404, f"The job was sent for {', '.join(job.outputs.types)}. Send it again with output={wanted}.")
     seconds = {f"X-Seconds-{stage.capitalize()}": f"{value:.4f}" for stage, value in job.seconds.items()}
     headers = {"X-Job-Id": job.id, "X-Num-Warnings": str(len(job.warnings)), "Cache-Control": "no-store", **seconds}
     if job.warnings:
         headers["X-Warnings"] = warnings_header(job.warnings)
-    return FileResponse(
-        job.labels, headers=headers, media_type="application/gzip", filename=f"{job.case.name if job.case else job.id}.nii.gz"
-    )
+    name, kept_as = job.case.name if job.case else job.id, "application/gzip" if wanted == "nifti" else "application/dicom"
+    return FileResponse(job.file_of(wanted), headers=headers, media_type=kept_as, filename=name + ENDINGS[wanted])
 
 
 def warnings_header(warnings: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -27,7 +28,7 @@ from medseg3d.options import PredictOptions
 from medseg3d.serving.attached import taken
 from medseg3d.serving.routes import MAX_WARNINGS_HEADER, warnings_header
 from medseg3d.workflows.predict import predict
-from tests.dicom_writer import write_other
+from tests.dicom_writer import MR, volume, write_other, write_series
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
 pytest.importorskip("httpx", reason="Starlette's client for tests needs httpx")
@@ -447,3 +448,27 @@ def test_warnings_of_any_length_are_a_list_that_can_be_read() -> None:
         assert len(text) <= MAX_WARNINGS_HEADER
         (first, *_) = json.loads(text)
         assert warnings[0].startswith(first)
+
+
+def test_a_series_comes_back_as_dicom_where_that_is_asked_for(client: Any, tmp_path: Path) -> None:
+    series = write_series(tmp_path / "s", volume((20, 18, 12)), kind=MR)
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for path in series.iterdir():
+            archive.write(path, path.name)
+    content = (tmp_path / "s.zip").read_bytes()
+    answer = client.post("/predict?output=dicom-seg,dicom-sr", files={"file": ("s.zip", content)})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom")
+    seg = pydicom.dcmread(io.BytesIO(answer.content))
+    assert (seg.Modality, seg.ReferencedSeriesSequence[0].SeriesInstanceUID) == ("SEG", "1.2.3.1")
+    job = answer.headers["X-Job-Id"]
+    report = pydicom.dcmread(io.BytesIO(client.get(f"/jobs/{job}/labels?output=dicom-sr").content))
+    assert (report.Modality, report.StudyInstanceUID) == ("SR", seg.StudyInstanceUID)
+    assert client.get(f"/jobs/{job}/labels?output=nifti").status_code == 404
+
+
+def test_an_output_that_does_not_fit_the_image_is_refused(client: Any, scan: Path) -> None:
+    files = {"file": ("scan.nii.gz", scan.read_bytes())}
+    answer = client.post("/predict", files=files, data={"output": "dicom-seg"})
+    assert (answer.status_code, "no DICOM series" in answer.json()["detail"]) == (422, True)
+    answer = client.post("/predict?output=gif", files=files)
+    assert (answer.status_code, "--output-type gif: expected nifti" in answer.json()["detail"]) == (422, True)

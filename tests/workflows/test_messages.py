@@ -312,11 +312,13 @@ def test_folds_that_are_not_there_are_refused_before_they_are_timed(tiny: Path, 
     assert list(timings["seconds"]) == ["plan"]
 
 
-def test_label_maps_are_written_as_nifti_only(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_maps_are_written_as_nifti_or_dicom_only(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = trained / "imagesTs/ball_6_0000.nii.gz"
-    for name in ("x.nrrd", "x.mha", "x.dcm", "x.png"):
+    for name in ("x.nrrd", "x.mha", "x.png"):
         assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / name)]) == 2
-        assert f"label maps are not written as .{name[2:]}. Name a file that ends with .nii.gz or .nii, or a folder" in message_of(capsys)
+        assert f"label maps are not written as .{name[2:]}. Name a file that ends with .nii.gz or .nii or .dcm, or a folder" in message_of(
+            capsys
+        )
         assert not (tmp_path / name).exists()
     (tmp_path / "set.nii.gz").mkdir()
     assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path / "set.nii.gz")]) == 0

@@ -1,0 +1,89 @@
+"""The labels of a dataset whose label files are DICOM SEG and that has no ``dataset.json``: names by the segments' numbers.
+
+Where segments overlap in any case, all of them become regions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medseg3d.data.label_rules import name_findings
+from medseg3d.data.segmentations import plain_name
+from medseg3d.data.side_names import left_right_pairs
+from medseg3d.errors import DatasetError
+from medseg3d.images.dicom_seg import all_are_segs, combined, members_of, read_seg, seg_file, segment_names
+from medseg3d.images.opening import reading
+from medseg3d.labels import Labels
+
+
+def labels_of_segs(paths: Sequence[Path]) -> Labels | None:
+    """None where not all files are SEG. Raises :class:`DatasetError` where two files mean another structure by a number."""
+    if not all_are_segs(paths):
+        return None
+    files = [seg_file(path) or path for path in paths]
+    names: dict[int, str] = {}
+    sets: Counter[int] = Counter()
+    for file in files:
+        with reading(file):
+            found, may_overlap = segment_names(file)
+            for number, name in found.items():
+                if (known := names.setdefault(number, name)) != name:
+                    raise DatasetError(
+                        f"{file}: segment {number} is called {name!r}, and {known!r} in another file. Give structures the same numbers "
+                        "in all files."
+                    )
+            if may_overlap:
+                sets.update(_sets(file))
+    if findings := name_findings(names):
+        raise DatasetError("The segments do not fit together:", findings)
+    numbers = sorted(names)
+    if all(len(members_of(value)) < 2 for value in sets):
+        ordered = ("background", *(names[number] for number in numbers))
+        return Labels(names=ordered, values=(0, *numbers), pairs=left_right_pairs(ordered))
+    return _regions(names, sets)
+
+
+def misnamed(path: Path, labels: Labels) -> str:
+    """Where a DICOM SEG calls a number otherwise than ``dataset.json`` its value; empty where it does not, and for other files."""
+    if not (path.is_dir() or path.suffix.lower() == ".dcm") or (file := seg_file(path)) is None:
+        return ""
+    with reading(file):
+        names, _ = segment_names(file)
+    known = dict(zip(labels.values, labels.names, strict=True))
+    wrong = [number for number, name in names.items() if plain_name(known.get(number, "")) != plain_name(name)]
+    if not wrong:
+        return ""
+    return (
+        f"{file}: segment {wrong[0]} is called {names[wrong[0]]!r}, and dataset.json calls the value {wrong[0]} "
+        f"{known.get(wrong[0], 'nothing')!r}. The numbers of segments are the values of labels: correct one of them"
+    )
+
+
+def _sets(file: Path) -> dict[int, int]:
+    """How many voxels have each value of the combined label map."""
+    values, counts = np.unique(combined(read_seg(file), file), return_counts=True)
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
+
+
+def _regions(names: dict[int, str], sets: Counter[int]) -> Labels:
+    """A region for each segment, the larger ones first: later ones lie over earlier ones.
+
+    Where a region is predicted, its value is the one that most of its voxels have, which no smaller region has taken.
+    """
+    values = {number: (number, *(value for value in sorted(sets) if value != number and number in members_of(value))) for number in names}
+    order = sorted(names, key=lambda number: -sum(sets[value] for value in values[number]))
+    taken: dict[int, int] = {}
+    for number in reversed(order):
+        free = [value for value in values[number] if value not in taken.values()]
+        taken[number] = max(free or [number], key=lambda value: (sets[value], -value))
+    ordered = ("background", *(names[number] for number in order))
+    return Labels(
+        names=ordered,
+        values=(0, *(taken[number] for number in order)),
+        pairs=left_right_pairs(ordered),
+        regions=tuple(values[number] for number in order),
+    )
