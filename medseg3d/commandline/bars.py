@@ -1,4 +1,4 @@
-"""Bars on a terminal: one of the stage at hand, and one of all training where a stage is a part of it; each says how long is left."""
+"""Bars on a terminal: one of the stage at hand, and one of all work where a stage is a part of it; each says how long is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medseg3d.wording import duration
 
 WIDE_TERMINAL, LONG_BAR, SHORT_BAR = 100, 30, 10
 """Columns: with the longest name of a stage, its numbers and the time that is left, a line with a short bar has 80."""
-WHOLE = "all training"
+WHOLE = "all together"
 
 
 class Bars:

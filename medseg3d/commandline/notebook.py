@@ -12,13 +12,13 @@ from medseg3d.pace import Pace
 from medseg3d.wording import duration
 
 FRACTION = 1000
-"""Steps of the bar of all training."""
+"""Steps of the bar of all work."""
 
 
 class ProgressBars:
     """A listener for notebooks: ``medseg3d.run("Hippocampus/", on=medseg3d.ProgressBars())``.
 
-    Two bars stand below the cell, one of the step at hand and one of all training, each with the time that is left, and the last
+    Two bars stand below the cell, one of the step at hand and one of all work, each with the time that is left, and the last
     messages below them. Without ipywidgets, and outside of a notebook, it is a line where a step begins and one a minute, on standard
     error. The listener can be given to several calls, one after the other.
     """
@@ -73,11 +73,11 @@ class _Widgets:
         self.stage_text.value = f"{event.stage}: {event.done} of {event.total}{_left(left)}"
 
     def draw_whole(self, share: float | None, left: float | None) -> None:
-        """All training; hidden where nothing is known of it."""
+        """All work; hidden where nothing is known of it."""
         self._whole_box.layout.display = "none" if share is None else ""
         if share is not None:
             self.whole.value = round(share * FRACTION)
-            self.whole_text.value = f"all training: {100 * share:.0f} %{_left(left)}"
+            self.whole_text.value = f"all together: {100 * share:.0f} %{_left(left)}"
 
     def tell(self, messages: list[str]) -> None:
         """The last messages, the newest below."""

@@ -131,7 +131,7 @@ class ProgressLines:
         self._thread.join()
 
     def listen(self, event: Event) -> None:
-        """Hear how far a stage has come. The epochs of a training are one stage."""
+        """Hear how far a stage has come. The epochs of a training are one stage, and so are the cases of a prediction."""
         with self._lock:
             self._pace.listen(event)
             if event.message is not None:
@@ -139,7 +139,7 @@ class ProgressLines:
                 self._tell_whole()
             if not event.total:
                 return
-            stage = event.stage.partition(", epoch ")[0]
+            stage = event.stage.partition(", ")[0]
             if stage != self._stage:
                 self._stage, self._began = stage, self._clock()
                 self._write(f"{stage} …")
@@ -159,11 +159,11 @@ class ProgressLines:
                 self._tell_whole()
 
     def _tell_whole(self) -> None:
-        """Once a minute at most, between the lines of epochs as well: how much of all training is done."""
+        """Once a minute at most, between the lines of epochs as well: how much of all is done."""
         now, left, share = self._clock(), self._pace.all_left, self._pace.overall
         if left is not None and share is not None and now - self._last_of_whole >= self._seconds:
             self._last_of_whole = now
-            self._write(f"{100 * share:.0f} % of the training done, about {duration(left)} left")
+            self._write(f"{100 * share:.0f} % of all done, about {duration(left)} left")
 
     def _keep_telling(self) -> None:
         while not self._end.wait(self._seconds / 4):

@@ -42,6 +42,7 @@ from medseg3d.prediction.predict_case import (
     segment_with_and_without_mirroring,
     with_networks,
 )
+from medseg3d.prediction.sliding_window import OnWindows
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing, apply_postprocessing
 
 logger = logging.getLogger(__name__)
@@ -196,15 +197,29 @@ class Model:
         self._check_precision(prepared)
         return locate(prepared, self._used, self.plan.labels, self.device, step=self.step, max_bytes=max_bytes)
 
-    def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None, max_bytes: int | None = None) -> np.ndarray:
-        """Label indices ``(S, A, R)`` before postprocessing; ``probabilities`` and ``max_bytes`` as for
+    def segment(
+        self,
+        prepared: PreparedCase,
+        *,
+        probabilities: np.ndarray | None = None,
+        max_bytes: int | None = None,
+        on_windows: OnWindows | None = None,
+    ) -> np.ndarray:
+        """Label indices ``(S, A, R)`` before postprocessing; ``probabilities``, ``max_bytes`` and ``on_windows`` as for
         :func:`medseg3d.prediction.predict_case.segment`.
 
         Several configurations are averaged as probabilities; the folds of one configuration as logits.
         """
         self._check_precision(prepared)
         return segment(
-            prepared, self._used, self.plan.labels, self.device, step=self.step, probabilities=probabilities, max_bytes=max_bytes
+            prepared,
+            self._used,
+            self.plan.labels,
+            self.device,
+            step=self.step,
+            probabilities=probabilities,
+            max_bytes=max_bytes,
+            on_windows=on_windows,
         )
 
     def segment_both(self, prepared: PreparedCase) -> tuple[np.ndarray, np.ndarray]:

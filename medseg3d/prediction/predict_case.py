@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from medseg3d.networks.build import output_size
 from medseg3d.plan import Configuration, Plan, total_stride
 from medseg3d.prediction.empty_windows import Skipping, Survey
 from medseg3d.prediction.restore import LabelCanvas, on_crop, on_whole, restore_label_maps, restored_probabilities
-from medseg3d.prediction.sliding_window import copied_to_host, stream_logits
+from medseg3d.prediction.sliding_window import OnWindows, copied_to_host, stream_logits
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, preprocess_for, previous_stage_channels, resampled_box
 from medseg3d.validation.box import Box, BoxRule, find_box, grown
 
@@ -145,27 +146,33 @@ def segment(
     step: float = 0.5,
     probabilities: np.ndarray | None = None,
     max_bytes: int | None = None,
+    on_windows: OnWindows | None = None,
 ) -> np.ndarray:
     """Label indices ``(S, A, R)``: the arg-max of one member's logits, or of the mean probabilities of several.
 
     ``probabilities``, zeros ``(K, S, A, R)`` of any float type, in memory or mapped from a file, is filled where it is given; outside
     of the non-zero region all is background. ``max_bytes`` as for :func:`~medseg3d.prediction.sliding_window.stream_logits`.
+    ``on_windows(done, all)`` is told how many windows of all members are done; only on a CPU, where they take long.
     """
+    tell = _told_together(on_windows if device.device.type == "cpu" else None, len(members))
     is_regions = bool(labels.regions)
     if any(member.configuration.is_cropped for member in members):
         prepared = locate(prepared, members, labels, device, step=step, max_bytes=max_bytes)
     if len(members) == 1 and probabilities is None:
         (member,) = members
         case = _with_first_stage(prepared, member, labels, device, step, max_bytes)
-        slabs = _slabs(prepared.name, case, member, device, step, max_bytes)
+        slabs = _slabs(prepared.name, case, member, device, step, max_bytes, on_windows=tell[0])
         (indices,) = restore_label_maps(slabs, labels.num_outputs, case.restoration, is_regions=is_regions)
         return indices
     cases = [_with_first_stage(prepared, member, labels, device, step, max_bytes) for member in members]
     streams = [
         restored_probabilities(
-            _slabs(prepared.name, case, member, device, step, max_bytes), labels.num_outputs, case.restoration, is_regions=is_regions
+            _slabs(prepared.name, case, member, device, step, max_bytes, on_windows=told),
+            labels.num_outputs,
+            case.restoration,
+            is_regions=is_regions,
         )
-        for case, member in zip(cases, members, strict=True)
+        for case, member, told in zip(cases, members, tell, strict=True)
     ]
     restoration = cases[0].restoration  # the raw grid and the crop are the same for all, but for crop cascades
     if len(members) > 1 and (detectors := [m.previous.configuration.name for m in members if m.configuration.is_cropped and m.previous]):
@@ -182,6 +189,20 @@ def segment(
         if probabilities is not None:
             on_crop(probabilities, restoration)[:, rows] = block[:-1]
     return canvas.indices
+
+
+def _told_together(on_windows: OnWindows | None, number: int) -> list[OnWindows | None]:
+    """For each of several streams of windows what hears of it, so that their sum is told."""
+    if on_windows is None:
+        return [None] * number
+    counts: dict[int, tuple[int, int]] = {}
+
+    def tell(stream: int, done: int, total: int) -> None:
+        counts[stream] = (done, total)
+        missing = (number - len(counts)) * total  # streams that have not begun are as long as this one
+        on_windows(sum(done for done, _ in counts.values()), sum(total for _, total in counts.values()) + missing)
+
+    return [partial(tell, stream) for stream in range(number)]
 
 
 def segment_with_and_without_mirroring(
@@ -238,6 +259,7 @@ def _slabs(
     max_bytes: int | None,
     *,
     with_unmirrored: bool = False,
+    on_windows: OnWindows | None = None,
 ) -> Iterator[torch.Tensor]:
     configuration = member.configuration
     window = _whole_window(name, case.image.shape[1:], member, device) if member.is_whole else configuration.patch_size
@@ -254,6 +276,7 @@ def _slabs(
         max_bytes=max_bytes,
         skipping=member.skipping,
         survey=member.survey,
+        on_windows=on_windows,
     )
     if device.device.type == "cpu":
         return slabs

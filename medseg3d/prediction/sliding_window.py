@@ -7,7 +7,7 @@ possible, and only the rows that windows still add to are held. The memory does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -137,6 +137,10 @@ def copied_to_host(slab: torch.Tensor) -> torch.Tensor:
     return copy
 
 
+OnWindows = Callable[[int, int], None]
+"""Hears how many windows are done, and of how many."""
+
+
 def stream_logits(
     networks: Sequence[torch.nn.Module],
     image: torch.Tensor,
@@ -152,6 +156,7 @@ def stream_logits(
     max_bytes: int | None = None,
     skipping: Skipping | None = None,
     survey: Survey | None = None,
+    on_windows: OnWindows | None = None,
 ) -> Iterator[torch.Tensor]:
     """Logits ``(K, rows, n1, n2)``, the mean over ``networks`` (folds) and mirrorings, slab by slab along axis 0.
 
@@ -161,6 +166,7 @@ def stream_logits(
     if None; then what they see beyond the image is its mirror image (overlap-tile, Ronneberger et al. 2015).
     ``with_unmirrored`` appends the logits without mirroring: 2 K channels. ``skipping`` says which windows are left out, and ``survey``
     counts windows that could be. ``windows_at_once``, a power of two, go through the networks together, as many as suit the device if None.
+    ``on_windows(done, all)`` is called after each batch of windows.
 
     The sums are float32, or float16 where they would take more than ``max_bytes`` (default: a quarter of the free memory); where
     a sum could overflow there, float32 again. Where the device runs out of memory, fewer windows go through the network at once, then
@@ -194,6 +200,8 @@ def stream_logits(
                     survey.add(case, seen)
                 index += len(starts)
                 place.has_waited = False
+                if on_windows is not None:
+                    on_windows(index, len(tiles.starts))
                 continue
             place.fall_back(sums, case)  # outside of the handler, whose traceback still holds the tensors
         if sums is None:

@@ -100,10 +100,18 @@ def _predict(
     earlier = recorded(folder)
     kept, pending = _divide(_part(cases, options.part), targets, earlier, identity, options, outputs)
     record = RecordFile(folder / record_name(options.part))
+    told = _Progress([case.name for case in pending], on)
     if executor is None:
         budget = memory_budget(options.max_ram_gb)
         made = predict_cases(
-            loaded, pending, targets, record=record, probabilities=options.wanted_probabilities, budget=budget, outputs=outputs
+            loaded,
+            pending,
+            targets,
+            record=record,
+            probabilities=options.wanted_probabilities,
+            budget=budget,
+            outputs=outputs,
+            on_windows=told.windows,
         )
     else:
         if options.jobs is not None:  # they share the memory
@@ -112,7 +120,7 @@ def _predict(
         made = _with_warnings(there)
     _warn_of_changed(kept, earlier)
     doubtful = _doubtful(kept, earlier, strict=options.strict)
-    outcomes = list(_counted(made, len(pending), on))
+    outcomes = list(told.counted(made))
     made_now = {targets[case.name].name: result for case, result in outcomes if isinstance(result, PredictedCase)}
     failures = (*unusable, *doubtful.values(), *(result for _, result in outcomes if isinstance(result, CaseFailure)))
     present = [case for case in cases if targets[case.name].name in made_now or targets[case.name] in set(kept) - doubtful.keys()]
@@ -127,12 +135,25 @@ def _predict(
     )
 
 
-def _counted(made: Iterator[Outcome], total: int, on: Listener) -> Iterator[Outcome]:
-    """Tell of every case that is done."""
-    on(Event(stage="predict", total=total))
-    for done, outcome in enumerate(made, 1):
-        yield outcome
-        on(Event(stage="predict", done=done, total=total))
+class _Progress:
+    """Tells of every case that is done, and on a CPU of the windows of the one at hand."""
+
+    def __init__(self, names: Sequence[str], on: Listener) -> None:
+        self._names, self._on, self._share = names, on, 0.0
+
+    def windows(self, place: int, done: int, total: int) -> None:
+        """Hear of the case at a place."""
+        self._share = max(self._share, (place + done / total) / len(self._names))
+        self._on(Event(stage=f"predict, {self._names[place]}", done=done, total=total, overall=self._share))
+
+    def counted(self, made: Iterator[Outcome]) -> Iterator[Outcome]:
+        """The outcomes as they come; a case is written while the next one is in the network, so the share may be ahead."""
+        total = len(self._names)
+        self._on(Event(stage="predict", total=total, overall=0.0 if total else None))
+        for done, outcome in enumerate(made, 1):
+            yield outcome
+            self._share = max(self._share, done / total)
+            self._on(Event(stage="predict", done=done, total=total, overall=self._share))
 
 
 def _with_warnings(made: Iterator[Outcome]) -> Iterator[Outcome]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -61,10 +62,12 @@ def predict_cases(
     probabilities: ProbabilityFormat | None,
     budget: int,
     outputs: Outputs = NIFTI_ONLY,
+    on_windows: Callable[[int, int, int], None] = lambda place, done, total: None,
 ) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
     """Three cases in work at once: one is read and prepared, one is in the network, one is written; within ``budget`` bytes.
 
     ``record`` is added to by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
+    ``on_windows(place, done, all)`` hears of the windows of the case at ``place``, on a CPU.
     """
     writing: list[tuple[Case, Future[PredictedCase]]] = []
     kept = probabilities or ("medseg3d" if outputs.needs_probabilities else None)
@@ -87,7 +90,7 @@ def predict_cases(
                     probability_array(targets[case.name], prepared, model.plan.labels, kept) as chances,
                 ):
                     prepared = model.locate(prepared, max_bytes=sums)
-                    indices = model.segment(prepared, probabilities=chances, max_bytes=sums)
+                    indices = model.segment(prepared, probabilities=chances, max_bytes=sums, on_windows=partial(on_windows, index))
             if attempt.failure is not None or prepared is None or ready is None or indices is None:
                 current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
                 if attempt.failure is not None:

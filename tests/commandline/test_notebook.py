@@ -43,8 +43,8 @@ def test_in_a_notebook_two_bars_and_the_last_messages_stand_below_the_cell() -> 
     num_shown, (read, trained, told, *again) = json.loads(done.stdout)
     assert num_shown == 1, "the widgets are shown once and then changed"
     assert read[:3] == [3, 8, "preprocess: 3 of 8"]
-    assert read[5] == "none", "nothing is known of all training"
-    assert trained[:5] == [10, 250, "train 2d fold 0, epoch 1: 10 of 250", 260, "all training: 26 %"]
+    assert read[5] == "none", "nothing is known of all work"
+    assert trained[:5] == [10, 250, "train 2d fold 0, epoch 1: 10 of 250", 260, "all together: 26 %"]
     assert trained[5] != "none"
     assert told[6] == "<code>epoch 1 &lt;loss&gt;</code>"
     assert again[-1][6].count("<code>") == 2

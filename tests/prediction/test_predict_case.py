@@ -212,3 +212,16 @@ def test_all_48_orientations_give_the_same_segmentation_in_world_space(trained: 
         image, matrix = turned(array, affine, order, flips)
         labels, _ = turned(expected, affine, order, flips)
         assert np.array_equal(model.predict(image, matrix), labels)
+
+
+@pytest.mark.parametrize("others", [(), (LOW,), (FLAT, LOW)])
+def test_windows_are_told_until_all_are_done(raw: RawCase, others: tuple[Configuration, ...]) -> None:
+    members = [member(chosen, seed) for seed, chosen in enumerate((FULL, *others))]
+    prepared = prepare_case(raw, plan_of(*(m.configuration for m in members)), members)
+    heard: list[tuple[int, int]] = []
+    told = segment(prepared, members, LABELS, CPU, on_windows=lambda done, total: heard.append((done, total)))
+    assert np.array_equal(told, segment(prepared, members, LABELS, CPU))
+    done = [number for number, _ in heard]
+    assert done == sorted(done)
+    assert all(0 < number <= total for number, total in heard)
+    assert heard[-1][0] == heard[-1][1] >= len(members)
