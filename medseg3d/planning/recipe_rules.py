@@ -23,16 +23,16 @@ MEAN_AGE = 0.1
 def recipe_for(plan: TrainingPlan, *, steps: float, keeps_rate: bool = False) -> Decided[TrainingPlan]:
     """The plan's training numbers, or those for a run of so many steps where it is short and the plan ``follows_budget``.
 
-    A plan that has chosen another optimizer than SGD keeps it with its rate; with ``keeps_rate`` the rate is the user's.
+    A plan that has chosen another optimizer than SGD keeps it with its rate; with ``keeps_rate`` the rate is the user's, and the optimizer
+    the plan's, for which it was said.
     """
     if not plan.follows_budget or steps >= SHORT_RUN:
         return Decided(plan, ())
     chosen = replace(plan, weight_averaging=plan.weight_averaging or MEAN_AGE)
     if plan.schedule == "poly":
         chosen = replace(chosen, schedule="cosine", warmup=max(plan.warmup, WARMUP))
-    if plan.optimizer == "sgd":
-        rate = plan.learning_rate * (1.0 if keeps_rate else SHARE_OF_RATE)
-        chosen = replace(chosen, optimizer="adamw", learning_rate=rate, weight_decay=WEIGHT_DECAY)
+    if plan.optimizer == "sgd" and not keeps_rate:
+        chosen = replace(chosen, optimizer="adamw", learning_rate=plan.learning_rate * SHARE_OF_RATE, weight_decay=WEIGHT_DECAY)
     changed = [each.name for each in fields(chosen) if getattr(chosen, each.name) != getattr(plan, each.name)]
     reason = Explanation(
         quantity="recipe",

@@ -98,7 +98,8 @@ def test_a_short_run_trains_with_adamw_and_a_cosine_and_says_so() -> None:
 def test_a_plan_that_chose_its_optimizer_and_a_user_who_chose_a_rate_keep_them() -> None:
     chosen = replace(SHORT, optimizer="adamw", learning_rate=4e-3)
     assert recipe_for(chosen, steps=100).value.learning_rate == 4e-3
-    assert recipe_for(replace(SHORT, learning_rate=0.5), steps=100, keeps_rate=True).value.learning_rate == 0.5
+    kept = recipe_for(replace(SHORT, learning_rate=0.5), steps=100, keeps_rate=True).value
+    assert (kept.optimizer, kept.learning_rate) == ("sgd", 0.5)
 
 
 @pytest.mark.parametrize("mean_age", [0.1, 0.25, 0.5])
