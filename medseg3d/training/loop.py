@@ -264,8 +264,8 @@ class _Run:
         return record
 
     def _judged(self, on_validation: Progress) -> Judged:
-        """The last weights and the averaged ones on the same patches, each domain on as many batches as are a fifth of its steps, with
-        nnU-Net's numbers."""
+        """The last weights and the averaged ones on the same patches, on as many batches of each domain, both together, as are a fifth of
+        its steps (nnU-Net's number)."""
         num_batches, counter = self._num_measured(), itertools.count()
         has_average = self.average is not None and self.average.is_there
         total = num_batches * len(self.domains) * (2 if has_average else 1)
@@ -293,15 +293,14 @@ class _Run:
         ]
 
     def _validated_on_tiles(self, num_batches: int, tell: Callable[[], None]) -> list[PatchValidation]:
-        """As many windows as patches would be, or half of them where averaged weights are measured as well: no more work in all."""
-        shared = 1 if self.average is None else 2
+        """As many windows as patches would be."""
         return [
             validate_tiles(
                 self.learner.network,
                 domain,
                 self._loader(index, is_validation=True, team=ALONE),
                 self.learner.device,
-                num_tiles=max(1, num_batches * self.state.batch_sizes[index] // shared),
+                num_tiles=num_batches * self.state.batch_sizes[index],
                 on_batch=tell,
             )
             for index, domain in enumerate(self.domains)
@@ -315,8 +314,8 @@ class _Run:
         return since
 
     def _num_measured(self) -> int:
-        """Batches of each domain that an epoch is measured on."""
-        share = self.settings.validation_iterations / self.settings.iterations_per_epoch
+        """Batches of each domain that an epoch is measured on; half as many where averaged weights are measured as well."""
+        share = self.settings.validation_iterations / self.settings.iterations_per_epoch / (1 if self.average is None else 2)
         steps = self.state.iterations_per_epoch if self.settings.best_on_tiles else None  # a last epoch is cut short by the clock
         of_one = max(1, (steps or self.state.iteration) // len(self.domains))
         return max(1, min(self.settings.validation_iterations, math.ceil(of_one * share)))
