@@ -135,7 +135,6 @@ def picture_case(row: ScoredCase, cases: Mapping[str, Case], plan: Plan, unsure:
         prediction,
         spacing=raw.spacing,
         labels=names,
-        has_directions=plan.orientation == "canonical",
     )
     found = unsure(cases[row.case], row.folder)
     uncertainty = to_canonical(found, raw.orientation) if found is not None and found.shape == raw.header.geometry.shape else None
@@ -176,7 +175,6 @@ def _scene(
         max_pixels=max_pixels,
         title=f"{role}: {row.case}, Dice {row.mean:.3f}",
         caption=caption_of(row.dice),
-        has_directions=plan.orientation == "canonical",
     )
 
 

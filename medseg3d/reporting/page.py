@@ -380,16 +380,15 @@ LONGEST_WHOLE = 28
 
 
 def breakable(name: str) -> Markup:
-    """A name that is escaped, and that breaks only where it is long, after underscores, hyphens and slashes.
+    """A name that is escaped, and that breaks after underscores, hyphens and slashes only: on paper, and on a screen where it is long.
 
     >>> breakable("left_kidney<")
-    Markup('<span class="whole">left_kidney&lt;</span>')
+    Markup('<span class="whole">left_<wbr>kidney&lt;</span>')
     """
     from markupsafe import Markup
 
-    if len(name) <= LONGEST_WHOLE:
-        return Markup('<span class="whole">{}</span>').format(name)
-    return Markup("").join(Markup("{}<wbr>").format(c) if c in "_-/" else c for c in name)
+    pieces = Markup("").join(Markup("{}<wbr>").format(c) if c in "_-/" else c for c in name)
+    return Markup('<span class="whole">{}</span>').format(pieces) if len(name) <= LONGEST_WHOLE else pieces
 
 
 def numbers(values: Sequence[float], joiner: str = "\u00a0×\u00a0") -> str:

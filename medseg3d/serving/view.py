@@ -17,7 +17,7 @@ import numpy as np
 
 from medseg3d.data.reading import RawCase
 from medseg3d.files import storage_errors, write_text
-from medseg3d.geometry import canonical_spacing, to_canonical
+from medseg3d.geometry import Geometry, Orientation, canonical_spacing, from_canonical, orientation_of, to_canonical
 from medseg3d.labels import Labels
 from medseg3d.plan import Plan
 from medseg3d.prediction.predict_case import PreparedCase
@@ -39,7 +39,9 @@ def keep_image(folder: Path, raw: RawCase, plan: Plan) -> tuple[Levels, ...]:
     folder.mkdir()
     levels = []
     for place, (name, is_ct) in enumerate(zip(plan.channels, are_channels_ct(plan), strict=True)):
-        numbers, own = quantize(raw.image[place], name=name, is_ct=is_ct, num_levels=NUM_LEVELS)
+        numbers, own = quantize(
+            _seen(raw.image[place], raw.orientation, raw.header.geometry), name=name, is_ct=is_ct, num_levels=NUM_LEVELS
+        )
         _save(folder / f"channel_{place}.npy", numbers)
         levels.append(own)
     return tuple(levels)
@@ -54,12 +56,14 @@ def unsure(folder: Path | None, prepared: PreparedCase, labels: Labels) -> Itera
     with probabilities_in(folder, prepared, labels) as chances:
         yield chances
         if chances is not None:
-            _save(folder / UNCERTAINTY, slices_of_uncertainty(chances, labels))
+            found = slices_of_uncertainty(chances, labels)
+            _save(folder / UNCERTAINTY, _seen(found, prepared.orientation, prepared.header.geometry))
 
 
 def keep_prediction(folder: Path, label_map: np.ndarray, prepared: PreparedCase, plan: Plan, levels: tuple[Levels, ...], name: str) -> None:
     """Write the label map (file values, on the file's axes) and the scene, after which the view is complete."""
-    indices = label_indices(to_canonical(label_map, prepared.orientation), plan.labels)
+    orientation = orientation_of(prepared.header.geometry.matrix)
+    indices = label_indices(to_canonical(label_map, orientation), plan.labels)
     _save(folder / PREDICTION, indices)
     shape = indices.shape
     layers = ("prediction", "uncertainty") if (folder / UNCERTAINTY).exists() else ("prediction",)
@@ -70,9 +74,8 @@ def keep_prediction(folder: Path, label_map: np.ndarray, prepared: PreparedCase,
         layers=layers,
         planes=whole_planes(shape),
         shape=shape,
-        spacing=canonical_spacing(prepared.header.geometry, prepared.orientation),
+        spacing=canonical_spacing(prepared.header.geometry, orientation),
         position=telling_position(shape, [indices]),
-        has_directions=plan.orientation == "canonical",
     )
     write_text(folder / SCENE, json.dumps(scene))
 
@@ -103,6 +106,11 @@ def packed_slice(folder: Path, scene: dict[str, Any], axis: int, index: int) -> 
     )
     plane = Plane(axis=axis, indices=(index,), box=whole_planes(shape)[axis].box)
     return zlib.compress(pack_slices(volumes, plane), FAST)
+
+
+def _seen(array: np.ndarray, own: Orientation, geometry: Geometry) -> np.ndarray:
+    """An array in the axes of a plan, which may be any, as a person sees it: canonical."""
+    return to_canonical(from_canonical(array, own), orientation_of(geometry.matrix))
 
 
 def _save(path: Path, array: np.ndarray) -> None:

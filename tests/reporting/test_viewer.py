@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medseg3d.evaluation.failure_kinds import Failure
 from medseg3d.reporting.case_pictures import Picture
 from medseg3d.reporting.chosen_slices import embed_case
 from medseg3d.reporting.page import FoldResult, ReportInput, build_report
@@ -146,3 +149,58 @@ def test_outlines_are_closed_along_the_edges_of_pixels(chromium: Browser, page: 
     assert [(label, len(own), sorted(map(len, own))) for label, own in loops] == [(1, 2, [8, 8]), (2, 1, [8])]
     bars = "(({ barLength, lengthText }) => [0.004, 0.7, 45, 260].map((mm) => lengthText(barLength(mm))))(medseg3dViewer)"
     assert chromium.run(bars) == ["2 µm", "0.5 mm", "2 cm", "20 cm"]
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All tables with many cases, long and short names of labels, and every metric; without images."""
+    names = [f"left_structure_number_{n}" for n in range(7)]
+    metrics = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_difference_ml", "lesion_f1")
+    scores = tuple(
+        Score(case=f"patient_{c:03d}", label=n, values=dict.fromkeys(metrics, 0.5 + c / 100), volume_ml=c + 1.0, spacing_mm=(c + 1.0, 1.0))
+        for c in range(30)
+        for n in names
+    )
+    mistakes = {
+        f"patient_{c:03d}": tuple(Failure(label=n, kind="mixed", dice=0.5, detail="101% of it") for n in names[:4]) for c in range(15)
+    }
+    explained = tuple(
+        {"configuration": "3d", "quantity": f"number {n}", "value": 1, "rule": "a rule " * 20, "inputs": "x " * 30, "changes_it": "y " * 20}
+        for n in range(20)
+    )
+    path = tmp_path_factory.mktemp("long") / "report.html"
+    folds = (FoldResult(configuration="3d", fold="0", scores=scores),)
+    return build_report(
+        ReportInput(output=path, dataset="d", work="w", folds=folds, test_scores=scores, mistakes=mistakes, explanations=explained)
+    )
+
+
+def test_on_paper_nothing_is_cut_and_no_page_is_blank(chromium: Browser, long_page: Path, tmp_path: Path) -> None:
+    chromium.open(long_page.as_uri(), width=688)  # A4 within its margins, in pixels of CSS
+    chromium.send("Emulation.setEmulatedMedia", media="print")
+    wide = chromium.run(
+        "[...document.querySelectorAll('main *, header *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map((e) => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 40))"
+    )
+    chromium.send("Emulation.setEmulatedMedia", media="")
+    assert wide == []
+    pages = pages_of(chromium.paper(tmp_path / "report.pdf").read_bytes())
+    assert len(pages) > 3
+    assert min(content.count(b"Tj") + content.count(b"TJ") for content in pages) >= 3  # texts on each of them
+
+
+def pages_of(pdf: bytes) -> list[bytes]:
+    """The drawing of each page of a PDF as Chromium writes it."""
+    objects = {int(number): body for number, body in re.findall(rb"(\d+) 0 obj(.*?)endobj", pdf, re.S)}
+    contents = [re.search(rb"/Contents (\d+) 0 R", body) for body in objects.values() if re.search(rb"/Type /Page\b", body)]
+    streams = [objects[int(found[1])].partition(b"stream\n")[2] for found in contents if found]
+    return [zlib.decompressobj().decompress(stream) for stream in streams]
+
+
+def test_on_a_phone_no_name_is_broken(chromium: Browser, long_page: Path) -> None:
+    chromium.open(long_page.as_uri(), width=390, height=844, is_phone=True)
+    assert chromium.run("document.documentElement.scrollWidth") == 390
+    tops = "new Set([...e.getClientRects()].map((box) => Math.round(box.top))).size"
+    lines = chromium.run(f"[...document.querySelectorAll('.whole')].map((e) => {tops})")
+    assert len(lines) > 50
+    assert set(lines) <= {0, 1}  # 0: folded

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,11 +16,15 @@ import nibabel
 import numpy as np
 import pytest
 
+from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.open_dataset import open_dataset
+from medseg3d.data.reading import read_case
+from medseg3d.frame import CANONICAL_FRAME
 from medseg3d.geometry import orientation_of, to_canonical
 from medseg3d.models.model import Model
 from medseg3d.reporting.scene import Plane
 from medseg3d.reporting.unsure import predict_uncertainty
+from medseg3d.serving.view import keep_image
 from tests.browser import CHROMIUM, browser
 
 pytest.importorskip("fastapi", reason="needs medseg3d[serve]")
@@ -39,7 +46,7 @@ def layers_of(packed: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, np.nda
     return np.cumsum(parts[0] | (parts[1] << 8), axis=1, dtype=np.uint16), parts[2], parts[3]
 
 
-def test_every_slice_is_that_of_the_image_and_of_the_label_map(client: Any, scan: Path, model: Model) -> None:
+def test_every_slice_is_that_of_the_image_and_of_the_label_map(client: Any, scan: Path) -> None:
     job = send(client, scan, view="true")
     scene = client.get(f"/jobs/{job}/view").json()
     loaded = nibabel.load(scan)
@@ -59,7 +66,7 @@ def test_every_slice_is_that_of_the_image_and_of_the_label_map(client: Any, scan
             assert np.abs(numbers * levels["step"] + levels["offset"] - expected).max() <= levels["step"]
             assert np.array_equal(np.array([0, 3, 7])[prediction], np.take(label_map, index, axis)[::-1, ::-1])
             assert uncertainty.max() <= 255
-    assert scene["has_directions"] == (model.plan.orientation == "canonical")
+    assert scene["has_directions"]
 
 
 def test_the_report_shows_the_same_uncertainty(client: Any, scan: Path, model: Model, trained: Path) -> None:
@@ -135,3 +142,28 @@ def test_a_browser_uploads_an_image_and_scrolls_through_it(address: str, scan: P
         assert all(request.startswith(address) for request in page.requests if not request.startswith("about:"))
         page.run("document.querySelector('.job button').click()")
         page.wait("document.querySelector('.job').textContent.includes('deleted')")
+
+
+def test_axes_of_any_plan_are_shown_canonical(model: Model, tmp_path: Path) -> None:
+    voxels = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    image = nibabel.Nifti1Image(voxels, np.diag([-1.0, 2.0, -3.0, 1.0]))
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(image, path)
+    case = Case(name="a", channels=(ChannelFile(path=path),))
+    shown = []
+    for frame in (CANONICAL_FRAME, None):
+        folder = tmp_path / str(frame is None)
+        (levels,) = keep_image(folder, read_case(case, frame=frame), model.plan)
+        shown.append(np.load(folder / "channel_0.npy") * levels.step + levels.offset)
+    assert np.allclose(shown[0], shown[1])
+    assert np.allclose(shown[0], to_canonical(voxels, orientation_of(image.affine)), atol=0.01)
+
+
+def test_the_command_shows_where_the_networks_were_unsure(trained: Path, tmp_path: Path) -> None:
+    from medseg3d.commandline.cli import main
+
+    root = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    assert main(["report", str(root), "--uncertainty", "--device", "cpu", "-q"]) == 0
+    page = (root / "medseg3d-work" / "report.html").read_text(encoding="utf-8")
+    (scenes,) = re.findall(r'<script type="application/json" id="scenes">(.*?)</script>', page, re.S)
+    assert [scene["layers"] for scene in json.loads(scenes)] == [["reference", "prediction", "uncertainty"]] * 2
