@@ -75,7 +75,9 @@ class TuningOptions(Options):
     init: Annotated[
         Path | None,
         Option(
-            "--init", "start from the weights of another model of any kind, or of another library (.safetensors, .pth)", metavar="MODEL"
+            "--init",
+            "start from the weights of another model of any kind, of another library (.safetensors, .pth), or of generated shapes",
+            metavar="MODEL|shapes",
         ),
     ] = None
     freeze: Annotated[

@@ -10,11 +10,15 @@ from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.models.pretrained import NAMINGS, is_foreign, read_foreign
 from medseg3d.models.sources import source_of, what_to_name
 from medseg3d.models.trained import common_network
-from medseg3d.plan import Plan
+from medseg3d.plan import NetworkPlan, Plan
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import InitialWeights, Meanings, meanings_of
 
 logger = logging.getLogger(__name__)
+SHAPES = "shapes"
+"""What ``--init`` calls the weights that were learned from generated shapes; a folder of that name is ``./shapes``."""
+SHAPES_FOLDER = Path(__file__).resolve().parent.parent / "data" / "learned_shapes"
+"""Where ``scripts/learn_shapes.py`` puts them: beside the package, for all work folders of a machine."""
 
 
 def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | None = None) -> InitialWeights:
@@ -23,6 +27,8 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     With ``plan``, that of the training, there is a warning where the weights may have seen the validation cases. Raises
     :class:`InputError` where there is no model.
     """
+    if str(place) == SHAPES:
+        return _learned_shapes(configuration, plan)
     if is_foreign(place):
         return InitialWeights(source=str(place), tensors=read_foreign(place), is_foreign=True)
     try:
@@ -44,6 +50,27 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     _warn_about_cases(theirs, chosen, fold, plan, place)
     meanings = {NO_NAME: Meanings.of(theirs, theirs.configuration(name).network)}
     return InitialWeights(source=f"{place} ({name}, fold {chosen})", tensors=parts.read(name, chosen), meanings=meanings)
+
+
+def shapes_file(network: NetworkPlan, folder: Path) -> Path:
+    """Where the weights for a network of so many dimensions and stages are: coarse stages of deeper ones have no place in it."""
+    return folder / f"{network.dimensions}d_{len(network.features)}.safetensors"
+
+
+def _learned_shapes(configuration: str, plan: Plan | None) -> InitialWeights:
+    """Those for the network of a plan, or others, of which the finer stages of the encoder fit."""
+    there = sorted(SHAPES_FOLDER.glob("*.safetensors"))
+    if not there:
+        raise InputError(
+            f"--init {SHAPES}: nothing was learned from generated shapes on this machine yet. Run python scripts/learn_shapes.py "
+            f"--minutes 60 first, which writes {SHAPES_FOLDER}; for a folder of the name say ./{SHAPES}."
+        )
+    file = there[-1] if plan is None else shapes_file(plan.configuration(configuration).network, SHAPES_FOLDER)
+    chosen = file if file in there else there[-1]
+    if chosen != file:
+        logger.warning("--init %s: no weights for %s; beginning with %s, of which less fits.", SHAPES, file.stem, chosen.stem)
+    tensors, meanings = load_tensors(chosen)[0], meanings_of(read_card(chosen))
+    return InitialWeights(source=f"generated shapes ({chosen.stem})", tensors=tensors, meanings=meanings)
 
 
 def _or_others(place: Path) -> str:

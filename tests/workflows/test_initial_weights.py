@@ -17,8 +17,10 @@ from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
 from medseg3d.records import write_record
+from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import Meanings
-from medseg3d.workflows.initial_weights import initial_weights
+from medseg3d.workflows import initial_weights as initial_weights_module
+from medseg3d.workflows.initial_weights import initial_weights, shapes_file
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
@@ -94,3 +96,23 @@ def test_what_is_no_model_is_refused_with_what_is_one(tmp_path: Path) -> None:
     for place in (tmp_path / "nothing", tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(InputError, match=r"--init .*a work folder or its dataset, a .medseg3d file, a fold's folder or its weights"):
             initial_weights(place, configuration="3d_fullres", fold="0")
+
+
+def test_shapes_are_the_weights_for_as_many_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(initial_weights_module, "SHAPES_FOLDER", tmp_path / "shapes")
+    with pytest.raises(InputError, match=r"learn_shapes\.py"):
+        initial_weights(Path("shapes"), configuration="3d_fullres", fold="0", plan=PLAN)
+    card = ModelCard(plans={NO_NAME: PLAN}, configurations={NO_NAME: "3d_fullres"}, fold="0", facts={})
+    other = tmp_path / "shapes" / "3d_7.safetensors"
+    save_weights(other, network(1), card)
+    with caplog.at_level(logging.WARNING):
+        assert is_network(initial_weights(Path("shapes"), configuration="3d_fullres", fold="0", plan=PLAN).tensors, 1)
+    assert "no weights for" in caplog.text
+    own = shapes_file(PLAN.configuration("3d_fullres").network, tmp_path / "shapes")
+    save_weights(own, network(2), card)
+    found = initial_weights(Path("shapes"), configuration="3d_fullres", fold="0", plan=PLAN)
+    assert is_network(found.tensors, 2)
+    assert not found.is_foreign
+    assert found.meanings == {NO_NAME: Meanings.of(PLAN, PLAN.configuration("3d_fullres").network)}
