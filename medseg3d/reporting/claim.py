@@ -145,7 +145,8 @@ def _about_data(report: ReportInput, plan: Plan, chosen: Configuration) -> dict[
         9: (methods.preprocessing_sentence(plan, chosen), ""),
         10: (
             f"Training saw random patches of {' × '.join(map(str, chosen.patch_size))} voxels of the images, cropped to their non-zero "
-            f"region, {chosen.training.foreground_oversampling:.0%} of them centered on a labelled voxel; whole images were predicted.",
+            f"region, {methods.training_of(report, chosen).foreground_oversampling:.0%} of them centered on a labelled voxel; whole images "
+            "were predicted.",
             "",
         ),
         11: (identity, "how the images were de-identified before"),
@@ -174,18 +175,14 @@ def _about_model(report: ReportInput, plan: Plan, chosen: Configuration) -> dict
     selected = " and ".join(report.selected) or plan.recommended
     folds = [fold.fold for fold in report.folds if fold.configuration == chosen.name]
     notes = " ".join(report.selection_notes)
-    inits = {facts.init for facts in report.training if facts.init}
     ensemble = f"The {counted(len(folds), 'network')} of {selected} (fold {', '.join(folds)}) are averaged as logits" if folds else ""
     return {
-        22: (f"{methods.network_sentence(plan, chosen)} plan.json holds every number, and this report the rule behind it.", ""),
+        22: (f"{methods.network_sentence(report, plan, chosen)} plan.json holds every number, and this report the rule behind it.", ""),
         23: (methods.software_sentence(report), ""),
-        24: (
-            f"Weights began from {listed(sorted(inits))}." if inits else "Random (He initialization), with the seed stated under item 23.",
-            "",
-        ),
+        24: (methods.start_sentence(methods.facts_of(report, chosen)), ""),
         25: (methods.training_sentence(report, chosen) if folds else "", ""),
         26: (
-            f"Of each fold the weights of the epoch with the highest running mean of the pseudo-Dice on validation patches were kept. "
+            f"{methods.best_sentence(methods.training_of(report, chosen))} "
             f"{notes or f'{plan.recommended} is recommended. {plan.recommended_reason}'}",
             "",
         ),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from medseg3d.plan import Configuration, Plan
+from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.wording import counted, listed
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def methods_paragraphs(report: ReportInput) -> tuple[str, ...]:
     parts = (
         f"{data_sentence(report, report.plan)} {FOR_AUTHORS}",
         preprocessing_sentence(report.plan, chosen),
-        network_sentence(report.plan, chosen),
-        training_sentence(report, chosen),
+        network_sentence(report, report.plan, chosen),
+        f"{training_sentence(report, chosen)} {best_sentence(training_of(report, chosen))}",
         evaluation_sentence(report),
         software_sentence(report),
     )
@@ -105,35 +106,65 @@ def preprocessing_sentence(plan: Plan, chosen: Configuration) -> str:
     )
 
 
-def network_sentence(plan: Plan, chosen: Configuration) -> str:
+def network_sentence(report: ReportInput, plan: Plan, chosen: Configuration) -> str:
     """Family, stages, patch, batch, and by which rules they were chosen."""
     network = chosen.network
+    batches = sorted({facts.batch_size for facts in facts_of(report, chosen) if facts.batch_size}) or [chosen.batch_size]
     return (
         f"The configuration {chosen.name} (planner “{plan.planner}”, whose rules follow nnU-Net [1]) is a {network.dimensions}D network of "
         f"the family {network.family} with {counted(len(network.features), 'stage')} ({', '.join(map(str, network.features))} features)"
         f"{', deep supervision' if network.deep_supervision else ''}. It was trained on patches of {_times(chosen.patch_size)} voxels in "
-        f"batches of {chosen.batch_size}."
+        f"batches of {' or '.join(map(str, batches))}."
     )
 
 
+def facts_of(report: ReportInput, chosen: Configuration) -> list[TrainingFacts]:
+    """Of the folds of a configuration that were trained."""
+    return [facts for facts in report.training if facts.configuration == chosen.name]
+
+
+def training_of(report: ReportInput, chosen: Configuration) -> TrainingPlan:
+    """The training numbers that the folds followed: those of the first one where they differ, the plan's where nothing else is known."""
+    mine = facts_of(report, chosen)
+    training = next((facts.recipe for facts in mine if facts.recipe is not None), chosen.training)
+    given = next((facts.learning_rate for facts in mine if facts.learning_rate is not None), None)
+    return training if given is None else replace(training, learning_rate=given)
+
+
 def training_sentence(report: ReportInput, chosen: Configuration) -> str:
-    """Loss, optimizer, schedule, length, folds and hardware of the chosen configuration."""
-    training = chosen.training
-    mine = [facts for facts in report.training if facts.configuration == chosen.name]
+    """Loss, optimizer, schedule, length, folds and hardware of the chosen configuration, as its folds were trained."""
+    training, mine = training_of(report, chosen), facts_of(report, chosen)
     folds = [fold for fold in report.folds if fold.configuration == chosen.name]
     text = (
         f"Training minimized the loss {training.loss} with {_optimizer(training.optimizer, training.momentum)} (weight decay "
         f"{training.weight_decay:g}) and a learning rate of {training.learning_rate:g} that follows the schedule {training.schedule}"
-        f"{'' if training.schedule != 'poly' else f' (exponent {training.poly_exponent:g})'}; "
+        f"{'' if training.schedule != 'poly' else f' (exponent {training.poly_exponent:g})'}"
+        f"{f' after a warm-up of {training.warmup:.0%} of the run' if training.warmup else ''}; "
         f"{training.foreground_oversampling:.0%} of the patches were centered on a labelled voxel. Patches were rotated, scaled, mirrored"
         f"{'' if chosen.mirror_axes else ' (not along any axis)'}, and changed in noise, blur, brightness, contrast, resolution and gamma."
     )
-    if folds:
-        text += f" {_lengths(folds, mine)}"
-    if mine:
-        text += f" {_hardware(mine)}"
-    inits = {facts.init for facts in mine if facts.init}
-    return f"{text} Weights began from {listed(sorted(inits))}." if inits else f"{text} Weights began at random (He initialization)."
+    if training.patch_growth:
+        text += f" Patches grew to their full size over the first {training.patch_growth:.0%} of the run."
+    if any(facts.recipe != mine[0].recipe for facts in mine):
+        text += " [The folds were trained by different recipes; training.json of each has its own.]"
+    parts = (text, _lengths(folds, mine) if folds else "", _hardware(mine) if mine else "", start_sentence(mine))
+    return " ".join(part for part in parts if part)
+
+
+def start_sentence(mine: Sequence[TrainingFacts]) -> str:
+    """What the weights began with."""
+    digests, frozen = sorted({facts.init for facts in mine if facts.init}), sorted({name for facts in mine for name in facts.frozen})
+    if not digests:
+        return "Weights began at random (He initialization)."
+    stayed = f" Parameters that kept their weights: {listed(frozen)}." if frozen else ""
+    return f"Weights began from those of another model (digest {listed(digests)}) [which model].{stayed}"
+
+
+def best_sentence(training: TrainingPlan) -> str:
+    """Which weights of a fold were kept."""
+    where = "fixed windows that cover whole validation cases" if training.best_on_tiles else "validation patches"
+    averaged = " or, where they were better, of the running average of its weights" if training.weight_averaging else ""
+    return f"Of each fold the weights of the epoch with the highest running mean of the pseudo-Dice on {where} were kept{averaged}."
 
 
 def _optimizer(name: str, momentum: float) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg3d.errors import InputError
-from medseg3d.records import read_json
+from medseg3d.plan import TrainingPlan
+from medseg3d.records import from_plain, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,13 @@ class TrainingFacts:
     iterations_per_epoch: int | None = None
     hours: float | None = None
     precision: str = ""
+    recipe: TrainingPlan | None = None
+    """The training numbers that it followed in the place of the plan's; None for the plan's."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """That the user gave; None for that of the recipe, or of the plan."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of the names of parameters that kept their weights."""
     init: str = ""
     begun: str = ""
     command: str = ""
@@ -38,6 +46,8 @@ def training_facts(folder: Path) -> TrainingFacts:
     environments = run.get("environments")
     environment = environments[-1] if isinstance(environments, list) and environments and isinstance(environments[-1], dict) else {}
     versions = environment.get("versions")
+    batch_sizes, tuning = state.get("batch_sizes"), state.get("tuning")
+    tuned = tuning if isinstance(tuning, dict) else {}
     return TrainingFacts(
         configuration=folder.parent.name,
         fold=folder.name.removeprefix("fold_"),
@@ -51,6 +61,10 @@ def training_facts(folder: Path) -> TrainingFacts:
         iterations_per_epoch=_whole(state.get("iterations_per_epoch")),
         hours=float(state["hours"]) if isinstance(state.get("hours"), int | float) else None,
         precision=_text(state.get("precision")),
+        recipe=_recipe(state.get("recipe"), folder / "training.json"),
+        batch_size=_whole(batch_sizes[0]) if isinstance(batch_sizes, list) and len(batch_sizes) == 1 else None,
+        learning_rate=float(tuned["learning_rate"]) if isinstance(tuned.get("learning_rate"), int | float) else None,
+        frozen=tuple(map(str, tuned.get("freeze") or ())),
         init=_text(state.get("init")),
         begun=_text(run.get("begun")),
         command=_text(run.get("command")),
@@ -88,6 +102,15 @@ def _contents(path: Path) -> dict[str, Any]:
     except InputError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _recipe(stored: object, path: Path) -> TrainingPlan | None:
+    if not isinstance(stored, dict):
+        return None
+    try:
+        return from_plain(stored, TrainingPlan, str(path))
+    except InputError:
+        return None
 
 
 def _text(value: object) -> str:

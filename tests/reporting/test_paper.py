@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from medseg3d.evaluation.failure_kinds import Failure
-from medseg3d.plan import Plan
+from medseg3d.plan import Plan, TrainingPlan
+from medseg3d.records import to_plain
 from medseg3d.reporting.claim import TOPICS, checklist
 from medseg3d.reporting.methods import methods_paragraphs
 from medseg3d.reporting.page import DatasetFacts, FoldResult, LabelFacts, ReportInput, render
@@ -112,6 +113,34 @@ def test_methods_say_what_was_done_and_nothing_else(report: ReportInput) -> None
     assert "bootstrap" not in bare
 
 
+def test_a_training_that_left_the_plan_is_told_as_it_was(report: ReportInput) -> None:
+    assert report.plan is not None
+    chosen = report.plan.configurations[report.plan.recommended]
+    recipe = replace(
+        chosen.training, optimizer="adamw", learning_rate=0.002, schedule="cosine", warmup=0.05, weight_averaging=0.1, best_on_tiles=True
+    )
+    facts = replace(report.training[0], recipe=recipe, batch_size=37, init="abc", frozen=("encoder.*",))
+    short = replace(report, training=(facts,))
+    told = [*methods_paragraphs(short), *(item.answer for item in checklist(short) if item.number in (22, 24, 25, 26))]
+    text = "\n".join(told)
+    for said in (
+        "AdamW",
+        "0.002",
+        "cosine",
+        "warm-up of 5%",
+        "batches of 37",
+        "fixed windows",
+        "running average",
+        "digest abc",
+        "encoder.*",
+    ):
+        assert text.count(said) >= 2
+    assert "stochastic gradient descent" not in text
+    assert "at random" not in text
+    tuned = replace(report, training=(replace(facts, learning_rate=0.5),))
+    assert "learning rate of 0.5 " in "\n".join(methods_paragraphs(tuned))
+
+
 def test_at_least_thirty_items_of_the_checklist_are_filled_and_the_others_are_named(report: ReportInput) -> None:
     items = checklist(report)
     assert [item.number for item in items] == list(range(1, 45))
@@ -155,11 +184,13 @@ def test_a_training_says_what_it_was_and_a_folder_without_files_nothing(tmp_path
     folder.mkdir(parents=True)
     environments = [{"versions": {"torch": "1"}}, {"versions": {"torch": "2"}, "cpu": "C", "device": "cuda", "processes": 2}]
     (folder / "run.json").write_text(json.dumps({"seed": 4, "environments": environments}), encoding="utf-8")
-    (folder / "training.json").write_text(
-        json.dumps({"epoch": 9, "iterations_per_epoch": 250, "hours": 1, "precision": "float32"}), encoding="utf-8"
-    )
+    state = {"epoch": 9, "iterations_per_epoch": 250, "hours": 1, "batch_sizes": [3], "recipe": to_plain(TrainingPlan(optimizer="adamw"))}
+    state["tuning"] = {"learning_rate": 0.1, "freeze": ["a.*"]}
+    (folder / "training.json").write_text(json.dumps(state), encoding="utf-8")
     facts = training_facts(folder)
     assert (facts.configuration, facts.fold, facts.seed, facts.epochs, facts.hours) == ("3d_fullres", "2", 4, 9, 1.0)
+    assert (facts.batch_size, facts.learning_rate, facts.frozen) == (3, 0.1, ("a.*",))
+    assert facts.recipe == TrainingPlan(optimizer="adamw")
     assert (facts.versions, facts.cpu, facts.device, facts.processes) == ({"torch": "2"}, "C", "cuda", 2)
     assert training_facts(tmp_path / "c" / "fold_1") == TrainingFacts(configuration="c", fold="1")
     (folder / "run.json").write_text("[", encoding="utf-8")
