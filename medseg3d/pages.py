@@ -17,11 +17,16 @@ def docs_folder() -> Path | None:
 
 
 def pages() -> Mapping[str, Path]:
-    """Every page by its short name, the name of its file: ``predict`` is ``how-to/predict.md``."""
+    """Every page by its short name, the name of its file (``predict`` is ``how-to/predict.md``), or of its folder for an ``index.md``."""
     folder = docs_folder()
-    found = {} if folder is None else {path.stem: path for path in sorted(folder.rglob("*.md"))}
+    found = {} if folder is None else {_short(path): path for path in sorted(folder.rglob("*.md"))}
     planners = None if folder is None else folder.parent / "planners/README.md"
     return found | ({"planners": planners} if planners is not None and planners.is_file() else {})
+
+
+def _short(path: Path) -> str:
+    """The name of a file, or of its folder for the first page of one."""
+    return path.parent.name if path.stem == "index" else path.stem
 
 
 def page_of(name: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from medseg3d.commandline.examples import examples_of
+from medseg3d.commandline.terminal import wrapped
 from medseg3d.errors import InputError
 from medseg3d.options import Field, Options, OutputOptions, fields_of
 from medseg3d.version import __version__
@@ -194,22 +195,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One message and exit code 2; with ``--json`` as a document on standard output."""
-        nearest = self._nearest() or self._nearest_command(message)
-        if nearest:
+        if "argument COMMAND: invalid choice" in message:
+            message = self._no_command()
+        elif nearest := self._nearest():
             message += f". Did you mean {' and '.join(nearest)}?"
         if "--json" in self._given:
             sys.stdout.write(json.dumps({"error": "UsageError", "message": message, "exit_code": EXIT_USAGE}) + "\n")
             self.exit(EXIT_USAGE)
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\nExamples: {self.prog} --help\n")
+        hint = f"Options and examples: {self.prog} --help"
+        self.exit(EXIT_USAGE, f"{wrapped(f'{self.prog}: error: {message}', sys.stderr)}\n{hint}\n")
 
-    def _nearest_command(self, message: str) -> list[str]:
-        """The command that was probably meant where there is no such one."""
-        if "argument COMMAND: invalid choice" not in message:
-            return []
+    def _no_command(self) -> str:
+        """There is no command of this name, and which one was probably meant."""
         commands = [name for action in self._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices]
         typed = next((word for word in self._given if not word.startswith("-")), "")
-        return difflib.get_close_matches(typed, commands, n=1)
+        nearest = difflib.get_close_matches(typed, commands, n=1)
+        if nearest:
+            return f"there is no command {typed!r}. Did you mean {nearest[0]}?"
+        if Path(typed).exists():
+            return f"there is no command {typed!r}. Did you mean: medseg3d run {typed}?"
+        return f"there is no command {typed!r}. The commands are {', '.join(commands)}."
 
     def _nearest(self) -> list[str]:
         """For each option that is not known the one that was probably meant."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from medseg3d.commandline.arguments import VERB, build_parser, taken
+from medseg3d.commandline.examples import USAGES
 from medseg3d.commandline.terminal import Once, make_printable, wrapped
 from medseg3d.commandline.verbs import COMMANDS
 from medseg3d.errors import CasesFailedError, InputError, InterruptedBySignalError, MedsegError
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 our defect, 2 wrong input, 3 some cases failed, 130/143 stopped)."""
     make_printable(sys.stdout, sys.stderr)
     parser = build_parser(COMMANDS)
-    namespace = parser.parse_args(arguments)
+    namespace = parser.parse_args(_as_flags(sys.argv[1:] if arguments is None else arguments))
     verb = getattr(namespace, VERB, None)
     if verb is None:
         parser.print_help()
@@ -41,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped = _Stopped(as_json=output.json, is_several=is_several)
     with nullcontext() if verb == "serve" else ending_on_signals(stopped):  # a server lets the job at hand end
         return _run_command(verb, namespace, stopped, as_json=output.json, is_several=is_several)
+
+
+def _as_flags(arguments: Sequence[str]) -> list[str]:
+    """``help``, ``help VERB`` and ``version`` as people type them elsewhere.
+
+    >>> _as_flags(["help", "run"]), _as_flags(["version"]), _as_flags(["run", "help"])
+    (['run', '--help'], ['--version'], ['run', 'help'])
+    """
+    first, *rest = arguments or [""]
+    return [*rest, "--help"] if first == "help" else ["--version"] if first == "version" else list(arguments)
 
 
 def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *, as_json: bool, is_several: bool) -> int:
@@ -57,7 +68,7 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
         return error.exit_code
     except MedsegError as error:
         if not is_several or _speaks_first():
-            _print_error(error, as_json=as_json, is_quiet=namespace.quiet or False)
+            _print_error(error, as_json=as_json, page="" if namespace.quiet else _page_about(error, verb))
         return error.exit_code
     except KeyboardInterrupt as error:
         number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
@@ -89,13 +100,18 @@ def _set_up_logging(options: OutputOptions) -> None:
     logging.getLogger("medseg3d").setLevel(level)
 
 
-def _print_error(error: MedsegError, *, as_json: bool, is_quiet: bool = False) -> None:
+def _print_error(error: MedsegError, *, as_json: bool, page: str = "") -> None:
     if as_json and not isinstance(error, CasesFailedError):  # its cases stand in the document that is printed already
         print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}), flush=True)
         return
     print(wrapped(f"medseg3d: {error}", sys.stderr), file=sys.stderr)
-    if error.page and not is_quiet:
-        print(wrapped(f"More about this: {_place(error.page)}", sys.stderr), file=sys.stderr)
+    if page:
+        print(wrapped(f"More about this: {_place(page)}", sys.stderr), file=sys.stderr)
+
+
+def _page_about(error: MedsegError, verb: str) -> str:
+    """The page about errors of a kind; of any wrong input that about the command."""
+    return USAGES[verb].page if type(error) is InputError and verb in USAGES else error.page
 
 
 def _place(page: str) -> str:

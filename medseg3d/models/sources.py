@@ -64,4 +64,6 @@ def _what_it_is(path: Path) -> str:
         return "a fold of an nnU-Net result folder. Name the folder above it, which holds plans.json."
     if (path / "configs" / "metadata.json").exists():
         return "a MONAI bundle, which MONAI runs. Name the model that it was exported from."
+    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
+        return f"a dataset without a trained model. Train one first: medseg3d run {path}. Or name {what_to_name()}."
     return f"no model here. Name {what_to_name()}."

@@ -37,6 +37,7 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "demo": ["."],
         "export": ["-o", "."],
         "import": ["nnunet", ".", "-o", "."],
+        "distill": [".", "-m", ".", "-o", "."],
         "completion": ["bash"],
         "reproduce": ["."],
         "listen": ["."],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_every_error_names_a_section_that_is_there(kind: type[MedsegError]) -> N
         assert kind in (MedsegError, errors.InterruptedBySignalError)
 
 
-def test_a_message_ends_with_the_page_and_the_command_that_shows_it(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+def test_a_message_ends_with_the_page_and_the_command_that_shows_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", str(tmp_path)]) == 2
     message, more = capsys.readouterr().err.strip().rsplit("\n", 1)
     assert message.startswith(f"medseg3d: {tmp_path}: not a dataset.")
@@ -59,6 +60,38 @@ def test_a_message_ends_with_the_page_and_the_command_that_shows_it(capsys: pyte
     assert page_of(found[1]).samefile(found[2])
     assert main(["plan", str(tmp_path), "-q"]) == 2
     assert "More about" not in capsys.readouterr().err
+
+
+def test_wrong_input_of_a_command_names_the_page_about_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["predict", str(tmp_path), "-i", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "More about this: medseg3d docs predict " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "expected"), [(["help"], "COMMAND"), (["help", "predict"], "examples:"), (["version"], "medseg3d ")])
+def test_help_and_version_are_also_words(typed: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(typed)
+    assert left.value.code == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_a_folder_in_the_place_of_a_command_is_what_to_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for typed, meant in (
+        (str(tmp_path), f"Did you mean: medseg3d run {tmp_path}?"),
+        ("rnu", "Did you mean run?"),
+        ("xyz", "The commands are run,"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([typed])
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert meant in said
+        assert len(said.splitlines()) == 2, "the error is not buried below a list of options"
+
+
+def test_a_dataset_that_is_not_trained_says_what_to_do(tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tiny_source)]) == 2
+    assert f"Train one first: medseg3d run {tiny_source}." in capsys.readouterr().err
 
 
 def test_the_pages_are_listed_and_found_by_name_and_by_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +116,7 @@ def test_a_section_ends_where_the_next_of_its_level_begins() -> None:
 
 
 @pytest.mark.parametrize("path", pages().values(), ids=list(pages()))
-def test_anchors_of_a_page_are_those_of_its_headings(path: object) -> None:
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)  # type: ignore[attr-defined]
+def test_anchors_of_a_page_are_those_of_its_headings(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for heading in re.findall(r"^## (.+)$", text, flags=re.MULTILINE)[:3]:
         assert section_of(text, anchor_of(heading)).startswith(f"## {heading}")
