@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from medseg3d.data.corrections import FOLDER
 from medseg3d.data.grouping import find_groups
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.domain import is_universal
@@ -33,8 +34,8 @@ from medseg3d.workflows.plan_dataset import describe_dataset
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.propose import image_folder_of
 from medseg3d.workflows.select import select
-from medseg3d.workflows.take_corrections import take_corrections
-from medseg3d.workflows.taking_turns import planning_lock
+from medseg3d.workflows.take_corrections import Corrections, read_corrections, take_corrections
+from medseg3d.workflows.taking_turns import fold_lock, planning_lock
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
 
@@ -64,9 +65,15 @@ def correct(root: Path, work: Path | None, options: CorrectOptions, on: Listener
     check_writable(folder.root)
     rounds = read_rounds(folder)
     going_on = rounds.rounds[-1] if rounds.rounds and not rounds.rounds[-1].is_finished else None
-    now = going_on or _begun(root, folder, options, len(rounds.rounds) + 1, on)
+    folds = {} if going_on is not None else _trained_folds(folder, folder.read_plan())
+    if going_on is None and not folds:
+        raise InputError(f"{folder.root}: nothing is trained here yet, so there are no weights to go on from. Run medseg3d run first.")
+    corrections = _read(root, folder, options, going_on)
+    now = _begun(corrections, going_on, folds, len(rounds.rounds) + 1)
     rounds = Rounds(rounds=(*(each for each in rounds.rounds if each.number != now.number), now))
-    write_record(folder.root / RECORD, rounds, "corrections of a model")
+    write_record(folder.root / RECORD, rounds, "corrections of a model")  # before they are taken: a call that was stopped knows of them
+    take_corrections(root, corrections)
+    _tell(corrections, on)
     earlier = _set_aside(folder, now)
     _plan_again(root, folder, earlier, now, options, on)
     preprocess(root, folder.root, PreprocessOptions.of(options, configurations=list(now.folds), device="cpu"), on)
@@ -86,24 +93,40 @@ def read_rounds(folder: WorkFolder) -> Rounds:
     return read_record(file, Rounds, "corrections of a model") if file.exists() else Rounds()
 
 
-def _begun(root: Path, folder: WorkFolder, options: CorrectOptions, number: int, on: Listener) -> Round:
-    """A new round: its corrections are taken into the dataset."""
+def _read(root: Path, folder: WorkFolder, options: CorrectOptions, going_on: Round | None) -> Corrections:
+    """The corrections that are new; a round that goes on may have taken them all."""
+    place = options.corrections or root / FOLDER
+    if going_on is not None and not place.is_dir():
+        return Corrections(found=(), maps={})
     plan = folder.read_plan()
-    folds = _trained_folds(folder, plan)
-    if not folds:
-        raise InputError(f"{folder.root}: nothing is trained here yet, so there are no weights to go on from. Run medseg3d run first.")
     dataset = open_dataset(root, channels=plan.channels)
-    images = options.images or image_folder_of(folder)
-    taken = take_corrections(dataset, plan, options.corrections, images)
-    if not taken:
-        place = options.corrections or root / "corrections"
+    found = read_corrections(dataset, plan, options.corrections, options.images or image_folder_of(folder))
+    if not found.found and going_on is None:
         raise InputError(
             f"{place}: no correction that is new since the last call. Put corrected label maps there, each called as its case."
         )
-    names, added = tuple(each.case for each in taken), tuple(each.case for each in taken if each.is_new)
-    what = f"{counted(len(names), 'correction')} taken ({listed(names)})"
-    on(Event(stage="correct", message=f"{what}, {len(added)} of them of images that had no label before." if added else f"{what}."))
-    return Round(number=number, taken=names, added=added, earlier=f"{EARLIER}/{number}", folds=folds)
+    return found
+
+
+def _begun(corrections: Corrections, going_on: Round | None, folds: dict[str, tuple[str, ...]], number: int) -> Round:
+    """A new round, or the one that goes on, with what is taken now."""
+    names, added = [each.case for each in corrections.found], [each.case for each in corrections.found if each.is_new]
+    if going_on is not None:
+        return replace(
+            going_on, taken=tuple(dict.fromkeys((*going_on.taken, *names))), added=tuple(dict.fromkeys((*going_on.added, *added)))
+        )
+    return Round(number=number, taken=tuple(names), added=tuple(added), earlier=f"{EARLIER}/{number}", folds=folds)
+
+
+def _tell(corrections: Corrections, on: Listener) -> None:
+    names, added = [each.case for each in corrections.found], sum(each.is_new for each in corrections.found)
+    if names:
+        more = f", {added} of them of images that had no label before" if added else ""
+        on(Event(stage="correct", message=f"{counted(len(names), 'correction')} taken ({listed(names)}){more}."))
+
+
+def _is_set_aside(folder: WorkFolder, now: Round | None) -> bool:
+    return now is not None and (folder.root / now.earlier / "models").exists()
 
 
 def _trained_folds(folder: WorkFolder, plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -116,8 +139,12 @@ def _set_aside(folder: WorkFolder, now: Round) -> WorkFolder:
     """Move the weights of before into a work folder of their own; the move of the models is the last step, and may be repeated."""
     earlier = WorkFolder(folder.root / now.earlier)
     models = earlier.root / "models"
-    if models.exists():
+    if _is_set_aside(folder, now):
         return earlier
+    for name, folds in now.folds.items():
+        for fold in folds:
+            with fold_lock(folder.fold(name, fold), "is being set aside"):
+                pass  # nobody trains or validates it
     with storage_errors(earlier.root):
         storage().make_folder(earlier.root)
         for name in COPIED:

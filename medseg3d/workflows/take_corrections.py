@@ -38,8 +38,16 @@ class Correction:
     is_new: bool
 
 
-def take_corrections(dataset: Dataset, plan: Plan, folder: Path | None, image_folder: Path | None) -> tuple[Correction, ...]:
-    """Take what is new in the folder of corrections (``corrections`` of the dataset) into the dataset; all of it, or nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrections:
+    """What is new, read and checked; ``maps`` are label maps (x, y, z) in file values by case."""
+
+    found: tuple[Correction, ...]
+    maps: Mapping[str, np.ndarray]
+
+
+def read_corrections(dataset: Dataset, plan: Plan, folder: Path | None, image_folder: Path | None) -> Corrections:
+    """Read what is new in the folder of corrections (``corrections`` of the dataset); nothing is written.
 
     Raises :class:`DatasetError` with all findings where a file cannot be used.
     """
@@ -58,12 +66,17 @@ def take_corrections(dataset: Dataset, plan: Plan, folder: Path | None, image_fo
             findings.append(str(error))
     if findings:
         raise DatasetError(f"{place}: nothing was taken, as {counted(len(findings), 'correction')} cannot be used:", findings)
-    for each in found:
+    return Corrections(found=tuple(found), maps=maps)
+
+
+def take_corrections(root: Path, corrections: Corrections) -> None:
+    """Let corrections join a dataset: their label maps first, the record that makes them count last."""
+    before = read_taken(root)
+    for each in corrections.found:
         channel = each.channels[0]
-        write_label_map(taken_label(dataset.root, each.case), maps[each.case], read_header(channel.path, files=channel.files))
-    if found:
-        write_taken(dataset.root, Taken(cases={**before.cases, **{each.case: _record(dataset.root, each, before) for each in found}}))
-    return tuple(found)
+        write_label_map(taken_label(root, each.case), corrections.maps[each.case], read_header(channel.path, files=channel.files))
+    if corrections.found:
+        write_taken(root, Taken(cases={**before.cases, **{each.case: _record(root, each, before) for each in corrections.found}}))
 
 
 def read_correction(file: Path, image: ChannelFile, labels: Labels) -> np.ndarray:

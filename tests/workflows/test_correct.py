@@ -12,14 +12,18 @@ import pytest
 
 from medseg3d.commandline.cli import main
 from medseg3d.data.corrections import read_taken, taken_label
+from medseg3d.data.dataset import ChannelFile
 from medseg3d.data.open_dataset import open_dataset
+from medseg3d.dicom_objects.seg import segmentation
 from medseg3d.errors import DatasetError, InputError
+from medseg3d.labels import Labels
 from medseg3d.models.loading import load_model
 from medseg3d.plan import Plan
 from medseg3d.training.folds import read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.correct import correct, read_rounds
-from medseg3d.workflows.take_corrections import take_corrections
+from medseg3d.workflows.take_corrections import read_correction, read_corrections, take_corrections
+from tests.dicom_objects.conftest import result_on
 from tests.seg_nrrd import write_seg_nrrd
 
 SHORT = {"epochs": 1, "iterations": 2, "device": "cpu", "tta": "off"}
@@ -54,16 +58,17 @@ def plan_of(root: Path) -> Plan:
 def test_corrections_are_taken_as_they_are_and_the_users_files_stay(ready: Path) -> None:
     before = {path: path.read_bytes() for path in ready.rglob("*.nii.gz")}
     dataset = open_dataset(ready)
-    taken = take_corrections(dataset, plan_of(ready), None, ready.parent / "scans")
-    assert [(each.case, each.is_new) for each in taken][-1] == ("new_scan", True)
+    found = read_corrections(dataset, plan_of(ready), None, ready.parent / "scans")
+    take_corrections(ready, found)
+    assert [(each.case, each.is_new) for each in found.found][-1] == ("new_scan", True)
     assert all(path.read_bytes() == content for path, content in before.items())
     joined = {case.name: case for case in open_dataset(ready).training}
     assert len(joined) == len(dataset.training) + 1
     expected = np.asarray(nibabel.load(ready / "labelsTs" / "ball_7.nii.gz").dataobj)
-    found = nibabel.load(taken_label(ready, "new_scan"))
-    np.testing.assert_array_equal(np.asarray(found.dataobj), expected, "segments by name, filled up on the image's grid")
+    label_map = nibabel.load(taken_label(ready, "new_scan"))
+    np.testing.assert_array_equal(np.asarray(label_map.dataobj), expected, "segments by name, filled up on the image's grid")
     assert joined["new_scan"].label == taken_label(ready, "new_scan")
-    assert not take_corrections(open_dataset(ready), plan_of(ready), None, None), "what is taken is not taken again"
+    assert not read_corrections(open_dataset(ready), plan_of(ready), None, None).found, "what is taken is not taken again"
     taken_label(ready, "new_scan").unlink()
     assert "new_scan" not in {case.name for case in open_dataset(ready).training}, "whoever deletes it has the dataset as it was"
 
@@ -72,7 +77,7 @@ def test_what_cannot_be_used_is_told_at_once_and_nothing_is_taken(ready: Path) -
     shutil.copy(ready / "labelsTs" / "ball_6.nii.gz", ready / "corrections")
     shutil.copy(ready / "labelsTs" / "ball_6.nii.gz", ready / "corrections" / "unknown.nii.gz")
     with pytest.raises(DatasetError, match=r"nothing was taken") as error:
-        take_corrections(open_dataset(ready), plan_of(ready), None, ready.parent / "scans")
+        read_corrections(open_dataset(ready), plan_of(ready), None, ready.parent / "scans")
     assert "ball_6: is in the test set" in str(error.value)
     assert "unknown: no image of this name in the training cases" in str(error.value)
     assert read_taken(ready).cases == {}
@@ -112,13 +117,13 @@ def test_a_round_that_was_stopped_goes_on(ready: Path, monkeypatch: pytest.Monke
     def stop(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("copy_file", "measure_dataset", "preprocess", "train"):
+    for step in ("take_corrections", "_tell", "copy_file", "measure_dataset", "preprocess", "train"):
         with monkeypatch.context() as patched:
             patched.setattr(module, step, stop)
             with pytest.raises(KeyboardInterrupt):
                 correct(ready, **SHORT)
     now = correct(ready, **SHORT)
-    assert (now.number, now.is_finished) == (1, True)
+    assert (now.number, now.is_finished, len(now.taken)) == (1, True, 1)
     assert len(read_rounds(WorkFolder(ready / "medseg3d-work")).rounds) == 1
 
 
@@ -127,3 +132,12 @@ def test_without_a_model_there_is_nothing_to_go_on_from(tiny: Path) -> None:
     assert main(["plan", str(tiny), "--planner", str(tiny / "tiny.toml"), "-q"]) == 0
     with pytest.raises(InputError, match=r"nothing is trained here yet.*medseg3d run first"):
         correct(tiny, **SHORT)
+
+
+def test_a_dicom_seg_goes_by_the_names_of_its_segments(tmp_path: Path) -> None:
+    """Whatever their numbers; on a series in any plane, without its empty slices."""
+    labels = Labels(names=("background", "tumor", "kidney"), values=(0, 7, 3))
+    result = result_on(tmp_path / "series", "oblique", Labels(names=("background", "Kidney", "Tumor"), values=(0, 3, 7)))
+    segmentation(result).save_as(tmp_path / "case.seg.dcm")
+    found = read_correction(tmp_path / "case.seg.dcm", ChannelFile(path=tmp_path / "series"), labels)
+    np.testing.assert_array_equal(found, result.values)
