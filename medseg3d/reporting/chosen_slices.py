@@ -80,11 +80,11 @@ def choose_planes(shape: Sequence[int], maps: Sequence[np.ndarray], *, max_pixel
 
 
 def label_box(occupied: np.ndarray) -> tuple[slice, slice, slice]:
-    """The box around the labels with a margin to see the anatomy by; the whole image where there are none."""
+    """The box around the labels with a margin to see the anatomy by; the middle of the image where there are none."""
     sides = []
     for axis, n in enumerate(occupied.shape):
         inside = np.flatnonzero(occupied.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, n)
+        low, high = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (n // 2, n // 2 + 1)
         extent = min(n, max(math.ceil((high - low) * (1 + 2 * MARGIN)), math.ceil(n * MIN_SHARE)))
         start = min(max(0, (low + high - extent) // 2), n - extent)
         sides.append(slice(start, start + extent))

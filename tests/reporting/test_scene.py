@@ -94,6 +94,12 @@ def test_no_slice_lies_outside_of_the_box_around_the_labels(seed: int, max_pixel
         assert all(side.start <= index < side.stop for index in plane.indices)
 
 
+def test_of_a_case_without_labels_only_the_middle_is_shown() -> None:
+    planes = choose_planes((50, 100, 20), [np.zeros((50, 100, 20), np.uint8)], max_pixels=1e6)
+    assert [plane.axis for plane in planes] == [0, 1, 2]
+    assert all((side.stop - side.start) <= 0.4 * n + 1 for plane in planes for side, n in zip(plane.box, (50, 100, 20), strict=True))
+
+
 def test_the_slice_that_differs_most_is_among_the_chosen() -> None:
     reference = np.zeros((64, 32, 32), np.uint8)
     reference[4:60, 8:24, 8:24] = 1
