@@ -207,7 +207,7 @@ class TrainingPlan(Checked):
     follows_budget: bool = field(default_factory=bool)
     """Where a run is short, optimizer, schedule, averaging and patches follow the number of its steps; see
     `docs/concepts/training.md`."""
-    weight_averaging: Share = field(default_factory=float)
+    weight_averaging: ShareBelowOne = field(default_factory=float)
     """Averaged weights are measured beside the last ones, and the better are kept: their mean age, as a share of the run so far (0.1); 0
     for none."""
     patch_growth: ShareBelowOne = field(default_factory=float)
