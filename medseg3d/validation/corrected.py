@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
@@ -14,7 +14,8 @@ Dice = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Of a configuration, over the validation cases that the weights of before and of after were both measured on, all folds together.
+    """Of a configuration, over the validation cases that the weights of before and of after were both measured on, all folds together;
+    of networks that share their cases the mean counts.
 
     Both are measured against the label maps of today. ``labels``: the mean change of the Dice of each label.
     """
@@ -58,10 +59,9 @@ def change_of(configuration: str, before: Mapping[str, Evaluation], after: Mappi
 
     A case whose reference is empty counts as 1 for weights that predict nothing there; one that is empty for both is left out.
     """
-    old = {case: dice for evaluation in before.values() for case, dice in evaluation.dice_per_case().items()}
-    new = {case: dice for evaluation in after.values() for case, dice in evaluation.dice_per_case().items()}
-    cases = sorted(case for case in old.keys() & new.keys() if old[case] is not None or new[case] is not None)
-    first, second = [_value(old[case]) for case in cases], [_value(new[case]) for case in cases]
+    old, new = _by_case(before), _by_case(after)
+    cases = sorted(case for case in old.keys() & new.keys() if any(dice is not None for dice in (*old[case], *new[case])))
+    first, second = [_mean(old[case]) for case in cases], [_mean(new[case]) for case in cases]
     difference = paired_difference(second, first, seed=seed)
     lost = sorted((b - a, case) for case, a, b in zip(cases, first, second, strict=True) if b < a)
     return Change(
@@ -76,8 +76,18 @@ def change_of(configuration: str, before: Mapping[str, Evaluation], after: Mappi
     )
 
 
-def _value(dice: float | None) -> float:
-    return 1.0 if dice is None else dice
+def _by_case(evaluations: Mapping[str, Evaluation]) -> dict[str, list[float | None]]:
+    """The Dice of each case, one for each fold that validated it: networks with other seeds share a fold's cases."""
+    found: dict[str, list[float | None]] = {}
+    for evaluation in evaluations.values():
+        for case, dice in evaluation.dice_per_case().items():
+            found.setdefault(case, []).append(dice)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """One value per case, so that networks with other seeds do not count as further cases."""
+    return sum(1.0 if value is None else value for value in values) / len(values)
 
 
 def _labels(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], cases: set[str]) -> dict[str, float | None]:
@@ -91,11 +101,11 @@ def _labels(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], c
 
 
 def _by_label(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for evaluation in evaluations.values():
         for case in evaluation.cases:
             for label in case.labels:
                 own = found.setdefault(label.name, {})
                 if label.dice is not None:
-                    own[case.case] = label.dice
-    return found
+                    own.setdefault(case.case, []).append(label.dice)
+    return {name: {case: _mean(values) for case, values in own.items()} for name, own in found.items()}
