@@ -195,10 +195,7 @@ def _plan(work: WorkFolder) -> str:
         ("kernels of the first stage", by(map(str, chosen.network.kernel_sizes[0]))),
         (
             "normalization",
-            ", ".join(
-                f"{name}: {how.name if hasattr(how, 'name') else how}"
-                for name, how in zip(plan.channels, chosen.normalization, strict=True)
-            ),
+            ", ".join(f"{name}: {how.scheme}" for name, how in zip(plan.channels, chosen.normalization, strict=True)),
         ),
         ("mirrored axes", ", ".join(["slices", "rows", "columns"][axis] for axis in chosen.mirror_axes) or "none"),
         ("pairs of left and right", str(len(plan.labels.pairs))),
@@ -227,13 +224,18 @@ def _table(evaluation: Evaluation) -> str:
     return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines])
 
 
+SENTENCES = (
+    r"\d+ cases look like .*?; each patient stays in one fold",
+    r"What is named left lies on the right side by the headers",
+    r"Selected: .*?\)",
+)
+"""Of what run says, those that stand on the report as well."""
+
+
 def _report(run: dict[str, object], evaluation: Evaluation) -> str:
     """The warnings on top, and the worst cases, as the page has them."""
-    told = [
-        line
-        for line in str(run["output"]).splitlines()
-        if re.search(r"look like \d+ patients|lies on the right side|no left and right|Selected", line)
-    ]
+    text = " ".join(str(run["output"]).split())  # lines are broken anywhere
+    told = [found for sentence in SENTENCES for found in re.findall(sentence, text)]
     scored = sorted((dice, case) for case, dice in evaluation.dice_per_case().items() if dice is not None)
     worst = ", ".join(f"{case} {dice:.3f}" for dice, case in scored[:3])
     lowest = min((label for label in evaluation.labels if label.dice.mean is not None), key=lambda label: label.dice.mean)
