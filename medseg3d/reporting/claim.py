@@ -118,7 +118,7 @@ def _about_study(report: ReportInput, plan: Plan, chosen: Configuration) -> dict
         2: (summary if _headline(report) else "", "the question and the conclusion"),
         6: (
             f"Creation of a model that segments {labels} in {', '.join(plan.channels)} images, and an estimate of its performance "
-            f"{'on a held-out test set' if report.test_scores is not None else 'by cross-validation'}.",
+            f"{'on a held-out test set' if report.test_scores is not None else f'by {validation_kind(report)}'}.",
             "",
         ),
     }
@@ -213,7 +213,9 @@ def _about_evaluation(report: ReportInput) -> dict[int, tuple[str, str]]:
             "",
         ),
         32: (
-            f"Cross-validation: {counted(len(validated), 'image')}, each predicted by a network that did not see it." if validated else "",
+            f"{validation_kind(report).capitalize()}: {counted(len(validated), 'image')}, each predicted by {_unseeing(report)}."
+            if validated
+            else "",
             "",
         ),
         33: (
@@ -263,7 +265,19 @@ def _partitions(report: ReportInput) -> str:
         "given": "Folds were drawn at random by groups that the authors gave, the rarest labels spread first",
         "off": "Folds were drawn at random by image, the rarest labels spread first",
     }.get(report.grouping, "Folds were drawn at random, the rarest labels spread first")
+    if report.members:
+        seeds = f"{counted(report.members, 'network')} with other seeds learn from the training cases of the first of them"
+        return f"{how}; {seeds}, and are validated on its validation cases; splits.json lists both."
     return f"{how}; {counted(report.num_folds, 'fold')}; splits.json lists them." if report.num_folds else ""
+
+
+def validation_kind(report: ReportInput) -> str:
+    """Folds validate every case once; networks that share one split are validated on what all of them were held back."""
+    return "hold-out validation" if report.members else "cross-validation"
+
+
+def _unseeing(report: ReportInput) -> str:
+    return "networks of which none saw it, their mean" if report.members else "a network that did not see it"
 
 
 def _disjoint(report: ReportInput) -> str:
@@ -284,7 +298,7 @@ def _headline(report: ReportInput) -> str:
     )
     shown = shown or next((fold.configuration for fold in report.folds if fold.scores), None)
     scores = [score for fold in report.folds if fold.configuration == shown for score in fold.scores or ()]
-    for name, those in (("cross-validation", scores), ("test", list(report.test_scores or ()))):
+    for name, those in ((validation_kind(report), scores), ("test", list(report.test_scores or ()))):
         mean = mean_of_labels(those, report.patients).get("dice") if those else None
         if mean is not None and mean.mean is not None:
             interval = f" (95 % interval {mean.low:.3f} to {mean.high:.3f})" if mean.low is not None and mean.high is not None else ""

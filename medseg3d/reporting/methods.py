@@ -206,10 +206,12 @@ def evaluation_sentence(report: ReportInput) -> str:
     nsd = f" at a tolerance of {report.nsd_tolerance_mm:g} mm" if report.nsd_tolerance_mm is not None else ""
     text = ""
     if folds:
-        text += (
+        of_fold = (
             f"Each image of the {counted(len(folds), 'validated fold')} was predicted whole by a network that did not see it in training"
-            f"{', nor any other image of its patient' if report.patients else ''}. "
         )
+        of_members = f"Each validation image was predicted whole by {counted(len(folds), 'network')}, of which none saw it in training"
+        told = f"{of_members} (the mean of their scores is given)" if report.members else of_fold
+        text += f"{told}{', nor any other image of its patient' if report.patients else ''}. "
     if report.test_scores is not None:
         text += f"{counted(len({score.case for score in report.test_scores}), 'test image')} took no part in training or selection. "
     unit = "patients" if report.patients else "cases"

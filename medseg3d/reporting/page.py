@@ -99,6 +99,8 @@ class ReportInput:
     grouping: str = ""
     """How cases were kept together in the folds; see :class:`medseg3d.training.folds.Splits`."""
     num_folds: int = 0
+    members: int = 0
+    """So many networks with other seeds share one split, in the place of folds."""
     training: tuple[TrainingFacts, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     """Stage → seconds, in the order of the stages."""
@@ -189,6 +191,7 @@ def configuration_view(report: ReportInput, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "num_measured": sum(fold.scores is not None for fold in folds),
+        "members": report.members,
         "folds": [fold_row(fold) for fold in folds],
         "charts": [chart for chart in learning_curves(folds) if chart],
         **score_view(scores, case_rows(folds), report.patients),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg3d.files import write_text
-from medseg3d.reporting.claim import Item, checklist
+from medseg3d.reporting.claim import Item, checklist, validation_kind
 from medseg3d.reporting.methods import REFERENCES, bibtex, methods_paragraphs
-from medseg3d.reporting.scores import Score, columns_of, label_rows, mean_of_labels
+from medseg3d.reporting.scores import Score, columns_of, label_rows, mean_of_labels, one_per_case
 from medseg3d.reporting.tables import cases_csv, labels_csv, labels_latex
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ def tables_of(report: ReportInput) -> Iterator[Table]:
     """By configuration and for the test set: the labels as LaTeX and CSV, the cases as CSV."""
     names = list(dict.fromkeys(fold.configuration for fold in report.folds if fold.scores))
     for name in names:
-        folds = {score.case: fold.fold for fold in report.folds if fold.configuration == name for score in fold.scores or ()}
-        scores = [score for fold in report.folds if fold.configuration == name for score in fold.scores or ()]
-        what = f"cross-validation of {name}, {len(folds)} images"
+        mine = [(fold.fold, score) for fold in report.folds if fold.configuration == name for score in fold.scores or ()]
+        scores, folds = one_per_case(score for _, score in mine), dict[str, str]()
+        for fold, score in mine:
+            folds[score.case] = " ".join(dict.fromkeys([*folds.get(score.case, "").split(), fold]))
+        what = f"{validation_kind(report)} of {name}, {len(folds)} images"
         yield from _tables(report, scores, folds, f"validation-{name}", f"Labels, {what}", what)
     if report.test_scores:
         what = f"test set, {len({score.case for score in report.test_scores})} images"

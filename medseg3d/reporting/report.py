@@ -123,6 +123,7 @@ def read_work(
         patients=partition.patients,
         grouping=partition.grouping,
         num_folds=partition.num_folds,
+        members=partition.members,
         failures=_unique([*failures, *(fingerprint.failures if fingerprint else ()), *(f for e in evaluations for f in e.failures)]),
         made_by=f"medseg3d {__version__}",
     )

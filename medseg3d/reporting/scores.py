@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +69,30 @@ def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
     )
 
 
+def one_per_case(scores: Iterable[Score]) -> list[Score]:
+    """Scores of networks that were validated on the same cases as one for each case and label: the means of what is defined.
+
+    A label counts as missed, or as found where it is not, where half of the networks say so or more.
+    """
+    found: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        found.setdefault((score.case, score.label), []).append(score)
+    return [each[0] if len(each) == 1 else _mean_score(each) for each in found.values()]
+
+
+def _mean_score(scores: Sequence[Score]) -> Score:
+    values: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for score in scores for name in score.values):
+        known = defined(score.values.get(name) for score in scores)
+        values[name] = statistics.fmean(known) if known else None
+    return replace(
+        scores[0],
+        values=values,
+        is_false_negative=2 * sum(score.is_false_negative for score in scores) >= len(scores),
+        is_false_positive=2 * sum(score.is_false_positive for score in scores) >= len(scores),
+    )
+
+
 def columns_of(scores: Iterable[Score]) -> tuple[Column, ...]:
     """The metrics that scores have, ours in the order of the terminal's table, then those that nobody here knows."""
     found = dict.fromkeys(name for score in scores for name in score.values)
@@ -81,6 +105,7 @@ def columns_of(scores: Iterable[Score]) -> tuple[Column, ...]:
 
 def label_rows(scores: Sequence[Score], patients: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Per label: each metric's :func:`summary` with the 95 % interval of its mean, false positives and negatives, and dots of its Dice."""
+    scores = one_per_case(scores)
     columns = columns_of(scores)
     labels = list(dict.fromkeys(score.label for score in scores))
     intervals = {column.name: _intervals(scores, labels, column.name, patients)[0] for column in columns}
@@ -107,6 +132,7 @@ def label_rows(scores: Sequence[Score], patients: Mapping[str, str] | None = Non
 
 def mean_of_labels(scores: Sequence[Score], patients: Mapping[str, str] | None = None) -> dict[str, Interval]:
     """By metric the mean of the labels' means, every label counting once; labels without any defined value do not count."""
+    scores = one_per_case(scores)
     labels = list(dict.fromkeys(score.label for score in scores))
     return {column.name: _intervals(scores, labels, column.name, patients)[1] for column in columns_of(scores)}
 

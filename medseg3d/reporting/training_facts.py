@@ -74,11 +74,12 @@ def training_facts(folder: Path) -> TrainingFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
     """What ``splits.json`` says: the patients of cases (those of the names where an older file is silent), how they were kept together,
-    and the number of folds."""
+    and the number of folds; ``members`` where all folds are the same, for so many networks with other seeds."""
 
     patients: Mapping[str, str] = field(default_factory=dict)
     grouping: str = ""
     num_folds: int = 0
+    members: int = 0
 
 
 def partition_of(splits: Path) -> Partition:
@@ -93,7 +94,7 @@ def partition_of(splits: Path) -> Partition:
         patients = find_groups(sorted(names)).group_of if grouping not in ("given", "off") else {}
     is_shared = len(set(patients.values())) < len(patients)
     known = {str(case): str(patient) for case, patient in patients.items()} if is_shared else {}
-    return Partition(patients=known, grouping=grouping, num_folds=len(folds))
+    return Partition(patients=known, grouping=grouping, num_folds=len(folds), members=_whole(stored.get("members")) or 0)
 
 
 def _contents(path: Path) -> dict[str, Any]:

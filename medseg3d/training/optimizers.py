@@ -138,8 +138,8 @@ COEFFICIENTS = (
 """Polynomials a s + b s³ + c s⁵ of a singular value, one after the other. Each is the one that leaves the least distance to 1 over all that
 the one before makes of [0.001, 1] (Amsel et al. 2025, arXiv 2505.16932; solved as a linear program), all but the last for values that are
 1 % larger, so that rounding pushes none past its range. They end within 15 %."""
-SMALLEST_NORM = 1e-30
-"""A gradient of zeros has no direction: it stays zeros."""
+SMALLEST = 1e-30
+"""A gradient of zeros has no direction: it stays zeros, and one whose largest number is below this is next to zero."""
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -150,7 +150,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     In float32: squared, singular values below 0.03 would be lost in bf16.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    scaled = wide / torch.linalg.vector_norm(wide).clamp_min(SMALLEST_NORM)
+    scaled = wide / wide.abs().amax().clamp_min(SMALLEST)  # first, as squares of small numbers would vanish
+    scaled = scaled / torch.linalg.vector_norm(scaled).clamp_min(1)
     gram = scaled @ scaled.T
     whole: Tensor | None = None
     for a, b, c in COEFFICIENTS:

@@ -210,3 +210,23 @@ def test_patients_come_from_the_splits_or_in_older_ones_from_the_names(tmp_path:
     assert written(grouping="off") == {}
     assert written(grouping="given", patients={"a": "1", "b": "1"}) == {"a": "1", "b": "1"}
     assert partition_of(tmp_path / "missing.json").num_folds == 0
+
+
+def test_networks_with_other_seeds_give_each_case_one_value_and_are_no_cross_validation(report: ReportInput) -> None:
+    worse = tuple(replace(score, values={"dice": 0.3, "hd95_mm": None}) for score in SCORES)
+    (fold,) = report.folds
+    members = replace(report, folds=(fold, replace(fold, fold="1", scores=worse)), members=2, num_folds=2, test_scores=None)
+    rows = label_rows([*SCORES, *worse], PATIENTS)
+    halves = label_rows([replace(score, values={"dice": (score.dice or 0) / 2 + 0.15}) for score in SCORES], PATIENTS)
+    assert [row["num"] for row in rows] == [12, 12]
+    for row, expected in zip(rows, halves, strict=True):
+        assert row["values"]["dice"] == pytest.approx(expected["values"]["dice"])
+        assert row["values"]["hd95_mm"]["num"] == 12
+    assert mean_of_labels([*SCORES, *worse], PATIENTS)["dice"].mean == pytest.approx(rows[0]["values"]["dice"]["mean"])
+    texts = [*(item.answer for item in checklist(members)), *methods_paragraphs(members), *(table.title for table in tables_of(members))]
+    assert not any("ross-validation" in text for text in texts)
+    assert any("2 networks with other seeds" in text for text in texts)
+    (cases,) = (table.text for table in tables_of(members) if table.name.endswith("-cases.csv"))
+    assert len(cases.splitlines()) == 1 + len(SCORES)
+    assert "p0_a,p0,0 1," in cases
+    assert "hold-out validation, the mean of 2 networks" in render(members)

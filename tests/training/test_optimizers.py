@@ -99,7 +99,7 @@ def test_a_state_on_disk_goes_on_with_the_same_bits(network: nn.Module, name: Op
     first = optimizer_of(other, settings(name))
     learn(other, first, range(2))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    save_state(tmp_path, STATE, other, first, scaler)
+    save_state(tmp_path, STATE, other.state_dict(), first, scaler, averaged={})
     saved = load_state(tmp_path)
     assert saved is not None
     again = build_network(PLAN)
@@ -171,6 +171,14 @@ def test_the_gram_form_is_the_iteration_on_the_matrix_itself() -> None:
 
 def test_a_gradient_of_zeros_gives_no_step() -> None:
     assert orthogonalized(torch.zeros(8, 20)).equal(torch.zeros(8, 20))
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-29, 1e-33, 1e-40])
+def test_a_momentum_that_fades_gives_a_finite_step(size: float) -> None:
+    matrix = torch.randn(8, 20, generator=torch.Generator().manual_seed(0))
+    found = orthogonalized(size * matrix)
+    assert torch.isfinite(found).all()
+    assert found.abs().max() <= orthogonalized(matrix).abs().max() + 1e-3
 
 
 def test_updates_have_the_size_of_those_of_adamw() -> None:
