@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from medseg3d.commandline.bars import Bars
 from medseg3d.commandline.tables import candidates_table, dry_run_table, megabytes, plan_table, stage_table, table_of_names
-from medseg3d.commandline.terminal import ProgressLines
+from medseg3d.commandline.terminal import ProgressLines, is_terminal
 from medseg3d.events import Event
 from medseg3d.options import OutputOptions
 from medseg3d.wording import counted
@@ -53,9 +53,9 @@ class Console:
         self._is_quiet: bool = options.quiet
         self._is_verbose: bool = options.verbose
         self._out = rich.console.Console(
-            highlight=False, emoji=False, quiet=options.quiet, width=None if sys.stdout.isatty() else FILE_WIDTH
+            highlight=False, emoji=False, quiet=options.quiet, width=None if is_terminal(sys.stdout) else FILE_WIDTH
         )
-        self._err = rich.console.Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else FILE_WIDTH)
+        self._err = rich.console.Console(stderr=True, highlight=False, emoji=False, width=None if is_terminal(sys.stderr) else FILE_WIDTH)
         self._bars = Bars(self._err, is_shown=not self._is_quiet and self._err.is_terminal)
         self._progress: ProgressLines | None = None
         if not self._is_quiet and not self._err.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg3d.commandline.terminal import is_terminal
 from medseg3d.errors import InputError
 from medseg3d.options import RunOptions
 from medseg3d.wording import counted, duration
@@ -47,8 +49,13 @@ class Terminal:
 
 
 def is_interactive() -> bool:
-    """Somebody sits at a terminal and can answer."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    """Somebody sits at a terminal and can answer. A job in the background of a shell would be stopped where it reads from it."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, AttributeError):  # not the terminal of this session; Windows knows no such groups
+        return not hasattr(os, "tcgetpgrp")
 
 
 def standard_terminal() -> Terminal:

@@ -76,9 +76,17 @@ def _plain(character: str) -> str:
     return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def wrapped(text: str, stream: TextIO) -> str:
+def is_terminal(stream: TextIO | None) -> bool:
+    """A person sees the stream. One that is closed (``<&-``, a daemon) is None or refuses to say."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def wrapped(text: str, stream: TextIO | None) -> str:
     """Lines that end between words at the width of a terminal; for a file the text as it is."""
-    if not stream.isatty():
+    if not is_terminal(stream):
         return text
     width = shutil.get_terminal_size().columns
     fill = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)

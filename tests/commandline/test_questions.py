@@ -171,6 +171,40 @@ def lines_of(descriptor: int, process: subprocess.Popen[bytes]) -> Iterator[str]
             return
 
 
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""What a terminal's shell does: the command that follows leads a session of its own, whose terminal is standard input."""
+IN_THE_BACKGROUND = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    from medseg3d.commandline.questions import is_interactive
+    os._exit(int(is_interactive()))
+_, status = os.waitpid(job, os.WUNTRACED)
+print("asks" if status else "goes on")
+"""
+
+
+def test_a_job_in_the_background_of_a_shell_is_not_asked() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", OWN_TERMINAL, "-c", IN_THE_BACKGROUND]
+    done = subprocess.run(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True, timeout=60)
+    os.close(ours), os.close(theirs)
+    assert done.stdout == "goes on\n"
+
+
+@pytest.mark.parametrize("redirection", ["<&-", "2>&-", "<&- 2>&- >&-"])
+def test_with_a_closed_input_or_output_nothing_is_asked(redirection: str) -> None:
+    code = "from medseg3d.commandline.questions import is_interactive; import sys; sys.exit(int(is_interactive()))"
+    subprocess.run(["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, code], check=True, timeout=60)
+
+
 def words_of(plain: Path, work: Path) -> list[str]:
     """A run that ends with an error right after it has planned."""
     planner = str(plain / "tiny.toml")
@@ -182,7 +216,7 @@ def test_a_person_at_a_terminal_is_asked_and_the_plan_has_the_answers(plain: Pat
     asked = iter([("another modality", "CT"), ("Label 3", "shell"), ("Label 7", ""), ("5 patients", "yes")])
     words = [sys.executable, "-m", "medseg3d", *words_of(plain, tmp_path / "work")]
     shown = ""
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen([sys.executable, "-c", OWN_TERMINAL, *words[1:]], stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         expected, answer = next(asked)
         for shown in lines_of(ours, process):
