@@ -40,6 +40,8 @@ ID_BYTES = 16
 """Whoever knows the id of a job gets its label map, so that it must not be guessed."""
 MAX_UPLOADS, MAX_UPLOADS_OF_ONE = 64, 8
 """That come at once, so that slow clients neither fill the disk nor lock others out."""
+MAX_VIEWS = 8
+"""Ended jobs whose slices are kept: a few that somebody looks at, where label maps of a hundred are."""
 UPLOAD, LABELS, VIEW = "upload", "labels", "view"
 USUAL_SECONDS = 10.0
 """What the first client that is sent away is told to wait."""
@@ -220,12 +222,16 @@ class Jobs:
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Forget ended jobs that are too old or too many."""
+        """Forget ended jobs that are too old or too many, and the slices of all but the latest ones: these are as large as images."""
         with self._changed:
             ended = sorted((job for job in self._jobs.values() if job.ended.done()), key=lambda job: job.changed_at)
             now = time.monotonic()
             surplus = max(0, len(ended) - self._max_kept)
             old = [job for index, job in enumerate(ended) if index < surplus or now - job.changed_at > self._keep_seconds]
+            kept = [job for job in ended if job not in old and job.is_viewed]
+            for job in kept[: max(0, len(kept) - MAX_VIEWS)]:
+                job.is_viewed = False
+                shutil.rmtree(job.view, ignore_errors=True)
         for job in old:
             self.delete(job)
 

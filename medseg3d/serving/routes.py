@@ -157,7 +157,7 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
         except IndexError:
             raise HTTPException(404, f"No such slice; the image has {scene['shape']}.") from None
         except FileNotFoundError:
-            raise HTTPException(410, "The job was deleted.") from None
+            raise HTTPException(410, "The job's slices were deleted.") from None
         headers = {"Content-Encoding": "deflate", "Cache-Control": "no-store"}
         return Response(packed, media_type="application/octet-stream", headers=headers)
 
@@ -251,7 +251,7 @@ def _scene(job: Job, jobs: Jobs) -> dict[str, Any]:
     _check_done(job, jobs)
     scene = read_scene(job.view)
     if scene is None:
-        raise HTTPException(404, "The job was sent without view=true, so that no slices were kept.")
+        raise HTTPException(404, "No slices are kept of this job: it was sent without view=true, or others came after it.")
     return scene
 
 

@@ -24,6 +24,7 @@ from medseg3d.geometry import orientation_of, to_canonical
 from medseg3d.models.model import Model
 from medseg3d.reporting.scene import Plane
 from medseg3d.reporting.unsure import predict_uncertainty
+from medseg3d.serving import jobs as jobs_module
 from medseg3d.serving.view import keep_image
 from tests.browser import CHROMIUM, browser
 
@@ -92,6 +93,14 @@ def test_a_view_changes_no_bit_of_the_label_map_and_goes_with_its_job(client: An
     assert "view=true" in client.get(f"/jobs/{without}/view/0/0").json()["detail"]
     assert client.delete(f"/jobs/{with_view}").status_code == 204
     assert client.get(f"/jobs/{with_view}/view").status_code == 404
+
+
+def test_slices_of_the_latest_jobs_only_are_kept_and_all_label_maps(client: Any, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_VIEWS", 1)
+    first, second = send(client, scan, view="true"), send(client, scan, view="true")
+    assert client.get(f"/jobs/{first}/view").status_code == 404
+    assert client.get(f"/jobs/{first}/labels").status_code == 200
+    assert client.get(f"/jobs/{second}/view").status_code == 200
 
 
 @pytest.mark.parametrize("place", ["3/0", "0/9999", "-1/0", "0/-1"])
