@@ -13,6 +13,9 @@ from medseg3d.serving.answers import HealthAnswer, ModelAnswer
 from medseg3d.serving.attached import taken
 from medseg3d.serving.settings import ServeSettings
 
+KINDS = {"nifti": "NIfTI", "dicom-seg": "DICOM SEG", "dicom-rtstruct": "RT structure set", "dicom-sr": "DICOM report of volumes"}
+"""What may be asked for; DICOM of DICOM series only."""
+
 
 def render_page(model: ModelAnswer, health: HealthAnswer, settings: ServeSettings) -> str:
     """The page as text; names of labels and channels are escaped."""
@@ -24,6 +27,7 @@ def render_page(model: ModelAnswer, health: HealthAnswer, settings: ServeSetting
         model=model,
         health=health,
         settings=settings,
+        kinds=KINDS,
         taken=taken(),
         style=Markup(viewer_style()),
         script=Markup(overview_script()),
@@ -104,6 +108,9 @@ select, input { font: inherit; color: inherit; max-width: 100%; }
 <label>then <select name="wait">
 <option value="true">wait for the label map</option><option value="false">only queue it</option>
 </select></label>
+<label>as <select name="output">
+{% for kind, name in kinds.items() %}<option value="{{ kind }}"{{ " selected" if settings.output_type[:1] == (kind,) }}>{{ name }}</option>
+{% endfor %}</select></label>
 <button>Predict</button>
 </form>
 <p class="soft">
