@@ -106,13 +106,19 @@ def write_dicom(path: Path, result: Result, kind: OutputType, segmentation_type:
     from medseg3d.dicom_objects.seg import segmentation
     from medseg3d.dicom_objects.structured_report import report
 
-    if kind == "dicom-seg":
-        dataset = segmentation(result, segmentation_type)
-    elif kind == "dicom-rtstruct":
-        dataset = structure_set(result)
-    else:
-        dataset = report(result, segmentation(result, segmentation_type) if refers_to_seg else None, segmentation_type)
-    dataset.save_as(path, enforce_file_format=True)
+    try:
+        if kind == "dicom-seg":
+            dataset = segmentation(result, segmentation_type)
+        elif kind == "dicom-rtstruct":
+            dataset = structure_set(result)
+        else:
+            dataset = report(result, segmentation(result, segmentation_type) if refers_to_seg else None, segmentation_type)
+        dataset.save_as(path, enforce_file_format=True)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # their texts hold values of the header
+        folder, uid = result.source.first.path.parent.name, result.source.first.text("SOPClassUID")[:64]
+        raise InputError(
+            f"{folder}: its header cannot be taken over into {kind} ({type(error).__name__}, class {uid}). Another --output-type may do."
+        ) from None
 
 
 def outputs_of(options: DicomOptions, output: Path | None = None, *, beside: Sequence[Path] = ()) -> Outputs:

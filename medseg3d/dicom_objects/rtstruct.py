@@ -12,7 +12,7 @@ from medseg3d.dicom_objects.codes import Code
 from medseg3d.dicom_objects.contours import outlines
 from medseg3d.dicom_objects.result import Result, Segment
 from medseg3d.dicom_objects.seg import COLORS, SERIES_NUMBER, label_of
-from medseg3d.dicom_objects.source import PATIENT, STUDY, copy_tags, decimal
+from medseg3d.dicom_objects.source import PATIENT, STUDY, allowed, copy_tags, decimal
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -51,7 +51,7 @@ def structure_set(result: Result) -> Dataset:
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dataset.StructureSetDate, dataset.StructureSetTime
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID = result.source.frame_of_reference
-    dataset.PositionReferenceIndicator = result.source.first.text("PositionReferenceIndicator")[:64]
+    dataset.PositionReferenceIndicator = allowed("PositionReferenceIndicator", result.source.first.text("PositionReferenceIndicator"))
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_series(result)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
     for segment, mask in result.masks():

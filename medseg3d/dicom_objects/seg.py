@@ -48,7 +48,7 @@ def segmentation(result: Result, kind: SegmentationType = "binary") -> Dataset:
 
     if kind == "labelmap":
         _check_label_map(result)
-    shown = result.segments
+    shown = sorted(result.segments, key=lambda segment: number_of(segment, kind))
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"

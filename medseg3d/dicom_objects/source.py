@@ -6,8 +6,10 @@ Headers are read by our own reader, so that no foreign header reaches another li
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,26 @@ REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstance
 """Without these nothing can refer to a slice."""
 
 
+UID = r"(?!.{65})(?:0|[1-9]\d*)(?:\.(?:0|[1-9]\d*))+"
+_DATE, _TIME = r"\d{8}", r"(?:[01]\d|2[0-3])(?:[0-5]\d(?:[0-5]\d(?:\.\d{1,6})?)?)?"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+PATTERNS = {
+    "PatientBirthDate": _DATE,
+    "StudyDate": _DATE,
+    "StudyTime": _TIME,
+    "PatientSex": "[MFO]",
+    "PatientAge": r"\d{3}[DWMY]",
+    "PatientSize": _NUMBER,
+    "PatientWeight": _NUMBER,
+    "SeriesNumber": r"[+-]?\d{1,9}",
+    "InstanceNumber": r"[+-]?\d{1,9}",
+    **dict.fromkeys(REQUIRED, UID),
+}
+"""Of values that are no free text (PS3.5, 6.2); foreign headers hold whatever somebody typed."""
+MAX_CHARACTERS = {"StudyID": 16, "AccessionNumber": 16, "PatientSize": 16, "PatientWeight": 16}
+"""Of short values; of all others 64."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSeries:
     """The slices of a series in the order of the image's third axis, and the image's grid."""
@@ -47,13 +69,16 @@ class SourceSeries:
     @property
     def modality(self) -> str:
         """CT, MR, PT …; OT where the series does not tell."""
-        return self.first.text("Modality") or "OT"
+        modality = self.first.text("Modality")
+        return modality if re.fullmatch(r"[A-Z]{2,16}", modality) else "OT"
 
     @property
     def frame_of_reference(self) -> str:
         """That of the slices; one of the series' own where they have none, or each has another."""
         uids = {file.text("FrameOfReferenceUID") for file in self.slices}
-        return uids.pop() if len(uids) == 1 and "" not in uids else uid_of("frame", self.first.text("SeriesInstanceUID"))
+        return (
+            uids.pop() if len(uids) == 1 and re.fullmatch(UID, next(iter(uids))) else uid_of("frame", self.first.text("SeriesInstanceUID"))
+        )
 
     def datasets(self) -> list[Dataset]:
         """Each slice as pydicom knows it: patient, study, series, and its place in space."""
@@ -94,21 +119,35 @@ def source_series(path: Path, files: Sequence[Path] = ()) -> SourceSeries:
     with reading(path):
         slices, header = series_slices(path, files)
     for file in slices:
-        if missing := [tag for tag in REQUIRED if not file.text(tag)]:
-            raise InputError(f"{file.path}: has no {missing[0]} {NUMBERS[missing[0]]}, so that no DICOM result can refer to it.")
+        if missing := [tag for tag in REQUIRED if not allowed(tag, file.text(tag))]:
+            raise InputError(f"{file.path}: has no valid {missing[0]} {NUMBERS[missing[0]]}, so that no DICOM result can refer to it.")
     return SourceSeries(slices=slices, geometry=header.geometry)
 
 
 def copy_tags(file: DicomFile, dataset: Dataset, names: Sequence[str]) -> None:
-    """Copy what a header says, and leave out values that the standard does not allow."""
+    """Copy what a header says; values that the standard does not allow are left out, or empty where a value must be there."""
     for name in names:
-        text = file.text(name)
+        value = allowed(name, file.text(name))
+        if value or name in MUST_BE_THERE:
+            setattr(dataset, name, value)
+
+
+def allowed(name: str, text: str) -> str:
+    """The value of a tag as the standard allows it, else empty.
+
+    >>> allowed("PatientBirthDate", "19700101"), allowed("PatientBirthDate", "1.1.70"), allowed("PatientName", "A\\\\B")
+    ('19700101', '', 'A B')
+    """
+    text = "".join(" " if sign == "\\" or not sign.isprintable() else sign for sign in text).strip()
+    pattern, most = PATTERNS.get(name), MAX_CHARACTERS.get(name, 64)
+    if len(text) > most or (pattern is not None and not re.fullmatch(pattern, text)):
+        return ""
+    if name.endswith("Date") and text:
         try:
-            if text or name in MUST_BE_THERE:
-                setattr(dataset, name, text)
-        except (ValueError, OverflowError):  # pydicom writes no value that its tag does not allow
-            if name in MUST_BE_THERE:
-                setattr(dataset, name, "")
+            date.fromisoformat(f"{text[:4]}-{text[4:6]}-{text[6:]}")
+        except ValueError:
+            return ""
+    return text
 
 
 def decimal(value: float) -> str:

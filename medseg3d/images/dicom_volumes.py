@@ -25,6 +25,10 @@ TELLING = {
 """The tags that tell volumes of a series apart, in the order in which they are tried, and what they are called in names of cases."""
 
 
+MAX_PLACE_MM = 1e9
+"""As for grids of other formats: farther away nothing can be placed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """The slices of one volume; ``part`` names it within its series (``Echo10``), empty where it is the only one."""
@@ -60,6 +64,8 @@ def _place(file: DicomFile) -> tuple[int, ...] | None:
         x, y, z = file.numbers("ImagePositionPatient", 3)
     except ImageReadError:
         return None
+    if max(abs(x), abs(y), abs(z)) > MAX_PLACE_MM:
+        return None  # no place; whoever reads the grid says what is wrong
     return round(1000 * x), round(1000 * y), round(1000 * z)
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medseg3d.errors import ImageReadError, InputError, StorageError
+from medseg3d.images.dicom_file import EXPLICIT, IMPLICIT
+from medseg3d.images.dicom_pixels import JPEG, RUN_LENGTH
 from medseg3d.listening.rules import Receive
 from medseg3d.listening.spool import Spool
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 """Statuses of C-STORE (PS3.4, B.2.3): for the second the sender comes again, for the third it need not."""
+SYNTAXES = (EXPLICIT, IMPLICIT, RUN_LENGTH, *JPEG)
+"""Transfer syntaxes whose pictures we can read; a sender that has another decodes it, or is refused."""
 SECONDS = 60.0
 """After which a silent sender is sent away."""
 MAX_ASSOCIATIONS = 20
@@ -31,7 +35,7 @@ def receiving(receive: Receive, spool: Spool) -> Iterator[int | None]:
     if receive.port is None:
         yield None
         return
-    from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+    from pynetdicom import AE, AllStoragePresentationContexts, evt
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined,unused-ignore]
 
     entity = AE(ae_title=receive.ae_title)
@@ -40,7 +44,7 @@ def receiving(receive: Receive, spool: Spool) -> Iterator[int | None]:
     entity.require_called_aet = True
     entity.require_calling_aet = list(receive.callers)
     for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+        entity.add_supported_context(context.abstract_syntax, list(SYNTAXES))
     entity.add_supported_context(Verification)
     try:
         server: Any = entity.start_server(

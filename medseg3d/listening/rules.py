@@ -117,6 +117,8 @@ class Destination(Table):
 
     def problems(self) -> Iterator[str]:
         """No place, or several."""
+        if not 0 < len(self.ae_title) <= MAX_TITLE or not 0 < self.port <= 65535:
+            yield f"destination {self.name!r}: expected an ae_title of 1 to {MAX_TITLE} characters and a port of 1 to 65535"
         if sum(place is not None for place in (self.host, self.dicomweb, self.folder)) != 1:
             yield f"destination {self.name!r}: expected one of host (with port and ae_title), dicomweb and folder"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from medseg3d.errors import StorageError
 from medseg3d.files import copy_file
@@ -25,18 +26,32 @@ def send(path: Path, destination: Destination, *, ae_title: str) -> None:
             raise SendError(str(error)) from error
     elif path.suffix != ".dcm":
         return  # a NIfTI file stays in the spool: only a folder takes it
-    elif destination.dicomweb is not None:
-        _stow(path, destination)
     else:
-        _store(path, destination, ae_title)
+        try:
+            if destination.dicomweb is not None:
+                _stow(path, destination)
+            else:
+                _store(path, destination, ae_title)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:  # a name that does not resolve, a result that is damaged
+            raise SendError(f"{destination.host or destination.dicomweb}: cannot be sent to ({type(error).__name__}).") from error
+
+
+def _result(path: Path) -> Any:
+    """A result as pydicom reads it."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return dcmread(path)
+    except InvalidDicomError:
+        raise ValueError("no DICOM file") from None
 
 
 def _store(path: Path, destination: Destination, ae_title: str) -> None:
-    from pydicom import dcmread
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import AE
 
-    dataset = dcmread(path)
+    dataset = _result(path)
     entity = AE(ae_title=ae_title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
@@ -59,11 +74,9 @@ def _store(path: Path, destination: Destination, ae_title: str) -> None:
 
 
 def _stow(path: Path, destination: Destination) -> None:
-    from pydicom import dcmread
-
     url = str(destination.dicomweb)
     with web_errors(url):
-        answer = client_for(url, destination.user, destination.password).store_instances([dcmread(path)])
+        answer = client_for(url, destination.user, destination.password).store_instances([_result(path)])
     failed = answer.get("FailedSOPSequence", [])
     if any(item.get("FailureReason") not in ARRIVED for item in failed):
         raise SendError(f"{url} did not store it (failure {failed[0].get('FailureReason')}).")

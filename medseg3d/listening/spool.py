@@ -8,8 +8,10 @@ for.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,8 +22,8 @@ from medseg3d.images.dicom_file import read_dicom_file
 from medseg3d.images.opening import reading
 from medseg3d.records import Checked, read_record, write_record
 
-State = Literal["waiting", "predicted", "sent", "failed"]
-ENDED: tuple[State, ...] = ("sent", "failed")
+State = Literal["waiting", "predicted", "sent", "failed", "replaced"]
+ENDED: tuple[State, ...] = ("sent", "failed", "replaced")
 KIND = "listen-job"
 
 
@@ -83,7 +85,10 @@ class Spool:
         return self.root / "results" / job.id
 
     def prepare(self) -> None:
-        """Make the folders, and remove what a process that was killed had not finished."""
+        """Make the folders, for this user only, and remove what a process that was killed had not finished; by whoever has the lock."""
+        storage().make_folder(self.root)
+        with suppress(PermissionError):  # a share that knows no modes
+            self.root.chmod(0o700)
         for folder in (self.received, self.incoming, self.jobs, self.root / "results"):
             storage().make_folder(folder)
             remove_leftovers(folder, is_recursive=True)
@@ -100,7 +105,9 @@ class Spool:
         with storage_errors(self.incoming), temporary_for(self.incoming / "instance.dcm") as temporary:
             storage().write(temporary, content)
             place = self.place_of(temporary)
-            if not place.exists():
+            if place.exists():
+                os.utime(place.parent)  # it counts as come: a study that is sent again is not removed meanwhile
+            else:
                 storage().sync(temporary)
                 storage().make_folder(place.parent)
                 storage().replace(temporary, place)
@@ -123,9 +130,16 @@ class Spool:
 
     # ---- jobs
 
-    def all_jobs(self) -> list[Job]:
-        """In the order of their making."""
-        return sorted((self.read(path) for path in self.jobs.glob("[!.]*.json")), key=lambda job: (job.since, job.id))
+    def all_jobs(self) -> tuple[list[Job], list[str]]:
+        """In the order of their making, and the names of damaged records, which are put aside."""
+        found, damaged = [], []
+        for path in sorted(self.jobs.glob("[!.]*.json")):
+            try:
+                found.append(self.read(path))
+            except InputError:
+                storage().replace(path, path.with_suffix(".damaged"))
+                damaged.append(path.name)
+        return sorted(found, key=lambda job: (job.since, job.id)), damaged
 
     def read(self, path: Path) -> Job:
         """One of them."""
@@ -133,8 +147,12 @@ class Spool:
 
     def write(self, job: Job) -> Job:
         """Keep a job's state, on the disk when this returns."""
-        write_record(self._path(job.id), job, KIND)
-        storage().sync(self._path(job.id))
+        path = self._path(job.id)
+        with storage_errors(path), temporary_for(path) as temporary:
+            write_record(temporary, job, KIND)
+            storage().sync(temporary)
+            storage().replace(temporary, path)
+            storage().sync(path.parent)
         return job
 
     def forget(self, job: Job) -> None:
@@ -166,9 +184,9 @@ def job_id(study: str, rule: str, rule_digest: str, instances: Sequence[str]) ->
 
 def last_change(study: Path) -> float:
     """When the last instance of a study came, in seconds since 1970."""
-    try:
-        return max((path.stat().st_mtime for path in study.rglob("*")), default=study.stat().st_mtime)
-    except FileNotFoundError:  # renamed meanwhile
+    try:  # a file that is renamed into a folder changes the folder
+        return max(folder.stat().st_mtime for folder in (study, *(path for path in study.iterdir() if path.is_dir())))
+    except FileNotFoundError:  # removed meanwhile
         return time.time()
 
 

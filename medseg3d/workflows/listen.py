@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.dicom_objects.outputs import ENDINGS, outputs_of, require_dicom
-from medseg3d.errors import CaseFailure, InputError
+from medseg3d.errors import CaseFailure, InputError, StorageError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
 from medseg3d.listening.night import Night, SendError
@@ -48,8 +48,8 @@ def listen(rules_file: Path, options: ListenOptions = NO_OPTIONS, on: Listener =
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what it says of failures, our own messages say with what to do
     rules = read_rules(rules_file)
     spool = check_spool(options.spool or rules_file.resolve().parent / "spool")
-    spool.prepare()
     with locked(spool.root / ".lock", "is listening", advice=BUSY), stop_on_signals() as stop, _log(spool, on) as say:
+        spool.prepare()
         predictor = _Predictor(options=options)
         for rule in rules.rule:
             predictor.model(rule)
@@ -88,12 +88,19 @@ class _Inboxes:
 
     def look(self, now: float) -> int:
         """How many instances came."""
-        came = self._folder.look(now) if self._folder is not None else 0
+        came = 0
+        try:
+            came = self._folder.look(now) if self._folder is not None else 0
+        except StorageError as error:
+            self.say(f"the watched folder cannot be taken in: {error}")
         if self._web is not None and now >= self._next_web:
             self._next_web = now + self.rules.receive.poll_seconds
             try:
-                came += self._web.look()
-            except SendError as error:
+                found, failed = self._web.look(now)
+                came += found
+                if failed:
+                    self.say(f"{failed} series could not be fetched from {self.rules.receive.dicomweb}; asked for again later")
+            except (SendError, StorageError) as error:
                 self.say(f"{error} It is asked again in {self.rules.receive.poll_seconds:.0f} s.")
         self.have_looked = self._folder is None or self._folder.is_whole
         if came:
@@ -134,7 +141,8 @@ class _Predictor:
         )
         for _, outcome in outcomes:
             if isinstance(outcome, CaseFailure):
-                raise InputError(outcome.reason)
+                is_memory = "memory" in outcome.reason  # it may be free again in a while
+                raise MemoryError(outcome.reason) if is_memory else InputError(outcome.reason)
         return (target, *outputs.beside(target).values())
 
 

@@ -41,7 +41,6 @@ def test_what_is_not_typed_has_the_default_of_the_record(name: str) -> None:
         "completion": ["bash"],
         "reproduce": ["."],
         "listen": ["."],
-        "distill": [".", "-m", ".", "-o", "."],
     }
     assert typed(name, *needed.get(name, [])) == record()
 

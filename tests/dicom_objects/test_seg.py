@@ -10,12 +10,18 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom import config
 
+from medseg3d.dicom_objects.made_by import made_by
 from medseg3d.dicom_objects.result import Result
+from medseg3d.dicom_objects.rtstruct import structure_set
 from medseg3d.dicom_objects.seg import segmentation
+from medseg3d.dicom_objects.source import source_series
+from medseg3d.dicom_objects.structured_report import report
 from medseg3d.errors import InputError
 from medseg3d.labels import Labels
 from tests.dicom_objects.conftest import PLANES, result_on
+from tests.dicom_writer import write_series
 
 
 @pytest.mark.parametrize(("plane", "kind"), [*((plane, "binary") for plane in PLANES), ("oblique", "labelmap"), ("reversed", "fractional")])
@@ -100,3 +106,38 @@ def test_regions_become_segments_that_overlap(tmp_path: Path) -> None:
 def test_an_empty_label_map_is_written_as_well(axial: Result, kind: str, tmp_path: Path) -> None:
     segmentation(replace(axial, values=np.zeros_like(axial.values)), kind).save_as(tmp_path / "a.dcm")  # type: ignore[arg-type]
     assert not pydicom.dcmread(tmp_path / "a.dcm").pixel_array.any()
+
+
+ODD = {
+    "PatientBirthDate": "1.1.70",
+    "PatientSex": "male",
+    "PatientAge": "52",
+    "StudyDate": "20241301",
+    "StudyTime": "99:99",
+    "AccessionNumber": "longer than sixteen letters",
+    "FrameOfReferenceUID": "1.2.x",
+    "StudyDescription": "x" * 70,
+}
+
+
+def test_a_header_with_odd_values_costs_these_values_only(tmp_path: Path) -> None:
+    with config.disable_value_validation():
+        write_series(tmp_path / "s", PatientName="A\\B", **ODD)
+    source = source_series(tmp_path / "s")
+    result = Result(
+        values=np.ones(source.geometry.shape, np.uint8),
+        labels=Labels(names=("b", "a"), values=(0, 1)),
+        source=source,
+        made_by=made_by("m", "x"),
+    )
+    for dataset in (segmentation(result), structure_set(result), report(result)):
+        dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+        read = pydicom.dcmread(tmp_path / "a.dcm")
+        assert (read.PatientID, str(read.PatientName)) == ("p1", "A B")
+        assert (read.PatientBirthDate, read.PatientSex, read.StudyDate, read.AccessionNumber) == ("", "", "", "")
+
+
+def test_label_maps_are_written_whatever_the_order_of_the_values(tmp_path: Path) -> None:
+    result = result_on(tmp_path / "s", labels=Labels(names=("background", "a", "b"), values=(0, 7, 3)))
+    segmentation(result, "labelmap").save_as(tmp_path / "a.dcm")
+    assert [each.SegmentNumber for each in pydicom.dcmread(tmp_path / "a.dcm").SegmentSequence][-2:] == [3, 7]

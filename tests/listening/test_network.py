@@ -58,6 +58,14 @@ def test_who_is_not_listed_is_refused_and_is_told(spool: Spool, series: Path) ->
     assert not received(spool)
 
 
+def test_a_name_that_does_not_resolve_and_a_damaged_result_are_told(series: Path) -> None:
+    with pytest.raises(SendError, match=r"cannot be sent to|nobody answers"):
+        send(series / "000.dcm", Destination(name="x", host="no-such-host.invalid"), ae_title="HERE")
+    (series / "000.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(SendError, match="cannot be sent to"):
+        send(series / "000.dcm", Destination(name="x", host="127.0.0.1"), ae_title="HERE")
+
+
 def test_a_port_that_is_taken_is_named(spool: Spool) -> None:
     with receiving(Receive(port=0), spool) as port:
         again = receiving(Receive(port=port), spool)
