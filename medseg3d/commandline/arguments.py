@@ -43,8 +43,8 @@ def build_parser(commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParse
     parser = Parser(
         prog="medseg3d",
         description="From a folder of labelled 3D medical images to a segmentation model\nthat is trained, measured and explained.",
-        epilog="Start with: medseg3d run DATASET. Without a dataset or model the current folder is\n"
-        "meant. COMMAND --help ends with examples; medseg3d docs shows the documentation.",
+        epilog="Start with: medseg3d run DATASET. COMMAND --help ends with examples,\nand medseg3d docs shows the documentation. "
+        "Without a dataset or model\nthe current folder is meant.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"medseg3d {__version__}")
@@ -162,11 +162,16 @@ READERS: dict[Any, Callable[[str], Any]] = {
 """By the type of a field; text that is no such value stays text, and the field says what it expected."""
 
 
+LONGEST_COMMAND = 14
+"""Columns of the longest name of a command with its indentation, which argparse counts as less than it is."""
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Names of options once with their value, in a column that holds the longest command."""
 
     def __init__(self, prog: str, **keywords: Any) -> None:
         super().__init__(prog, **{"max_help_position": 28, **keywords})
+        self._action_max_length = LONGEST_COMMAND
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
