@@ -105,7 +105,7 @@ class Batch:
     """What a loader yields: float32 ``image`` ``(batch, channel, …)``, int16 ``labels`` ``(batch, …)``, on the CPU.
 
     A sample with a ``crop`` is still empty in ``image`` and ``labels``; :func:`augment` fills it. Labels may be ``OUTSIDE``
-    until then. ``previous``, like ``labels``, is the label map of a cascade's first stage; None for a single stage.
+    until then. ``previous``, like ``labels``, is the label map of a cascade's first stage; ``augmented`` what :func:`augment` gave ahead.
     """
 
     image: Tensor
@@ -114,6 +114,7 @@ class Batch:
     draws: tuple[AugmentationDraw, ...] = ()
     crops: tuple[SpatialCrop | None, ...] = ()
     previous: Tensor | None = None
+    augmented: tuple[Tensor, Tensor] | None = None
 
 
 def augmentation_policy(
@@ -246,6 +247,8 @@ def augment(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> t
     stage moves with the image and comes as further channels of it, whose values nothing else changes. With soft labels, the last channels
     of the batch's image are their probabilities, and float32 probabilities ``(batch, class, …)`` come in the place of labels.
     """
+    if batch.augmented is not None:
+        return batch.augmented
     image = batch.image.to(device, non_blocking=True, copy=True)
     num_images = image.shape[1] - policy.soft_labels
     labels = batch.labels.to(device, non_blocking=True, copy=True)

@@ -6,13 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, crop_box, draw_augmentation
+from medseg3d.patches.augmentation import AugmentationDraw, AugmentationPolicy, Batch, SpatialCrop, augment, crop_box, draw_augmentation
 from medseg3d.patches.case_choice import CaseChoice, choose_case
 from medseg3d.patches.sampling import Patch, PatchBox, PatchSource, generator, is_forced, place_patch, read_labels, read_patch
 
@@ -43,6 +44,17 @@ class BatchReader:
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def augmented_ahead(batch: Batch, policy: AugmentationPolicy, device: torch.device) -> Batch:
+    """The batch with its augmentation made on the thread that calls, where that gives the same bits: on a CPU with a thread for each
+    process, and without parts of others, which may draw from torch's own numbers.
+
+    Processes that share a batch wait for each other in every step: what is made ahead of time evens out that some samples take long.
+    """
+    if device.type != "cpu" or torch.get_num_threads() > 1 or policy.further:
+        return batch
+    return replace(batch, augmented=augment(batch, policy, device))
 
 
 TURNS = 100

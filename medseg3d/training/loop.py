@@ -25,7 +25,7 @@ from medseg3d.devices import Device, use_all_cores
 from medseg3d.models.checkpoints import ModelCard, save_weight_tensors
 from medseg3d.options import TrainingOptions
 from medseg3d.patches.augmentation import Batch, augment
-from medseg3d.patches.loading import PatchLoader
+from medseg3d.patches.loading import PatchLoader, augmented_ahead
 from medseg3d.signals import StopRequest, last_words
 from medseg3d.team import ALONE, Team
 from medseg3d.training.averaging import averaging
@@ -155,7 +155,9 @@ class _Run:
         bad_in_a_row: list[str] = []
 
         def make(iteration: int) -> Batch:
-            return loaders[self._domain_of(iteration)].make_batch(began.epoch, iteration)
+            index = self._domain_of(iteration)
+            batch = loaders[index].make_batch(began.epoch, iteration)
+            return augmented_ahead(batch, self._grown(index)[0].policy, self.learner.device.device)
 
         self.learner.begin_training()
         # closing: leaving the loop early must end the reading threads at once, not when the generator is collected

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from medseg3d.patches.augmentation import augment, augmentation_policy
-from medseg3d.patches.loading import PatchLoader
+from medseg3d.patches.augmentation import Batch, SpatialCrop, augment, augmentation_policy, crop_box, draw_augmentation
+from medseg3d.patches.loading import PatchLoader, augmented_ahead
+from medseg3d.patches.sampling import PatchBox
 
 CPU = torch.device("cpu")
 
@@ -129,3 +131,31 @@ def test_waiting_is_measured():
     whole = time.perf_counter() - began
     waited = loader.reader.waited_seconds
     assert 0.01 <= waited <= whole
+
+
+def test_augmentation_ahead_of_time_gives_the_same_bits_and_only_where_it_does() -> None:
+    policy = augmentation_policy((6, 8, 7), num_channels=1, mirror_axes=(0, 1, 2))
+    rng, box, threads = np.random.default_rng(0), PatchBox(start=(0, 0, 0), size=(6, 8, 7)), torch.get_num_threads()
+    cpu, draws = CPU, [draw_augmentation(policy, rng) for _ in range(12)]
+    crops = []
+    for draw in draws:
+        part, center = crop_box(box, draw.matrix, None) if draw.matrix else (box, ())
+        labels = torch.zeros(part.size, dtype=torch.int16)
+        crops.append(SpatialCrop(image=torch.rand(1, *part.size), labels=labels, center=center) if draw.matrix else None)
+    batch = Batch(
+        image=torch.rand(12, 1, 6, 8, 7),
+        labels=torch.randint(0, 3, (12, 6, 8, 7), dtype=torch.int16),
+        names=("case",) * 12,
+        draws=tuple(draws),
+        crops=tuple(crops),
+    )
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(augmented_ahead, batch, policy, cpu).result()
+        assert ahead.augmented is not None
+        assert all(a.equal(b) for a, b in zip(augment(ahead, policy, cpu), augment(batch, policy, cpu), strict=True))
+        torch.set_num_threads(2)
+        assert augmented_ahead(batch, policy, cpu) is batch
+    finally:
+        torch.set_num_threads(threads)
