@@ -102,18 +102,21 @@ NIFTI_ONLY = Outputs()
 
 def write_dicom(path: Path, result: Result, kind: OutputType, segmentation_type: SegmentationType, *, refers_to_seg: bool) -> None:
     """Write a DICOM object of a result."""
+    from pydicom.config import disable_value_validation
+
     from medseg3d.dicom_objects.rtstruct import structure_set
     from medseg3d.dicom_objects.seg import segmentation
     from medseg3d.dicom_objects.structured_report import report
 
     try:
-        if kind == "dicom-seg":
-            dataset = segmentation(result, segmentation_type)
-        elif kind == "dicom-rtstruct":
-            dataset = structure_set(result)
-        else:
-            dataset = report(result, segmentation(result, segmentation_type) if refers_to_seg else None, segmentation_type)
-        dataset.save_as(path, enforce_file_format=True)
+        with disable_value_validation():  # what is foreign was checked; UIDs with leading zeros are kept as they are
+            if kind == "dicom-seg":
+                dataset = segmentation(result, segmentation_type)
+            elif kind == "dicom-rtstruct":
+                dataset = structure_set(result)
+            else:
+                dataset = report(result, segmentation(result, segmentation_type) if refers_to_seg else None, segmentation_type)
+            dataset.save_as(path, enforce_file_format=True)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # their texts hold values of the header
         folder, uid = result.source.first.path.parent.name, result.source.first.text("SOPClassUID")[:64]
         raise InputError(

@@ -34,7 +34,7 @@ REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstance
 """Without these nothing can refer to a slice."""
 
 
-UID = r"(?!.{65})(?:0|[1-9]\d*)(?:\.(?:0|[1-9]\d*))+"
+UID = r"[0-9]+(?:\.[0-9]+){1,63}"
 _DATE, _TIME = r"\d{8}", r"(?:[01]\d|2[0-3])(?:[0-5]\d(?:[0-5]\d(?:\.\d{1,6})?)?)?"
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 PATTERNS = {
@@ -47,11 +47,15 @@ PATTERNS = {
     "PatientWeight": _NUMBER,
     "SeriesNumber": r"[+-]?\d{1,9}",
     "InstanceNumber": r"[+-]?\d{1,9}",
-    **dict.fromkeys(REQUIRED, UID),
+    **dict.fromkeys((*REQUIRED, "FrameOfReferenceUID"), UID),
 }
-"""Of values that are no free text (PS3.5, 6.2); foreign headers hold whatever somebody typed."""
+"""Of values that are no free text (PS3.5, 6.2); foreign headers hold whatever somebody typed. Old scanners' UIDs have leading zeros."""
 MAX_CHARACTERS = {"StudyID": 16, "AccessionNumber": 16, "PatientSize": 16, "PatientWeight": 16}
 """Of short values; of all others 64."""
+CUT = ("StudyDescription", "ReferringPhysicianName", "PositionReferenceIndicator")
+"""What is too long is cut; of what others are found by it would be another value."""
+NAME_GROUPS = 3
+"""A person's name in letters, ideographs and as it sounds, with = between and 64 characters each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,9 @@ class SourceSeries:
         """That of the slices; one of the series' own where they have none, or each has another."""
         uids = {file.text("FrameOfReferenceUID") for file in self.slices}
         return (
-            uids.pop() if len(uids) == 1 and re.fullmatch(UID, next(iter(uids))) else uid_of("frame", self.first.text("SeriesInstanceUID"))
+            uids.pop()
+            if len(uids) == 1 and allowed("FrameOfReferenceUID", next(iter(uids)))
+            else uid_of("frame", self.first.text("SeriesInstanceUID"))
         )
 
     def datasets(self) -> list[Dataset]:
@@ -121,6 +127,10 @@ def source_series(path: Path, files: Sequence[Path] = ()) -> SourceSeries:
     for file in slices:
         if missing := [tag for tag in REQUIRED if not allowed(tag, file.text(tag))]:
             raise InputError(f"{file.path}: has no valid {missing[0]} {NUMBERS[missing[0]]}, so that no DICOM result can refer to it.")
+    if allowed("PatientID", slices[0].text("PatientID")) != slices[0].text("PatientID"):
+        raise InputError(
+            f"{slices[0].path}: its PatientID is none (over 64 characters, or a backslash): the result could be taken for another's."
+        )
     return SourceSeries(slices=slices, geometry=header.geometry)
 
 
@@ -140,6 +150,10 @@ def allowed(name: str, text: str) -> str:
     """
     text = "".join(" " if sign == "\\" or not sign.isprintable() else sign for sign in text).strip()
     pattern, most = PATTERNS.get(name), MAX_CHARACTERS.get(name, 64)
+    if name == "PatientName":
+        return "=".join(group[:64] for group in text.split("=")[:NAME_GROUPS])
+    if name in CUT:
+        return text[:most].strip()
     if len(text) > most or (pattern is not None and not re.fullmatch(pattern, text)):
         return ""
     if name.endswith("Date") and text:

@@ -197,4 +197,4 @@ def check_spool(root: Path) -> Spool:
     return Spool(root)
 
 
-KNOWN = ("received", "incoming", "jobs", "results", "listen.log")
+KNOWN = ("received", "incoming", "jobs", "results", "listen.log", "taken.txt")

@@ -16,7 +16,7 @@ from medseg3d.dicom_objects.outputs import ENDINGS, outputs_of, require_dicom
 from medseg3d.errors import CaseFailure, InputError, StorageError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import memory_budget
-from medseg3d.listening.night import Night, SendError
+from medseg3d.listening.night import FIRST_PAUSE, LONGEST_PAUSE, Night, SendError
 from medseg3d.listening.receive import receiving
 from medseg3d.listening.rules import ListenRules, Rule, read_rules
 from medseg3d.listening.send import send
@@ -26,7 +26,7 @@ from medseg3d.listening.web import WebInbox
 from medseg3d.locks import locked
 from medseg3d.models.model import Model
 from medseg3d.options import DicomOptions, ListenOptions
-from medseg3d.signals import stop_on_signals
+from medseg3d.signals import StopRequest, stop_on_signals
 from medseg3d.wording import counted
 from medseg3d.workflows.load import model_for
 from medseg3d.workflows.predict_cases import predict_cases
@@ -35,6 +35,8 @@ from medseg3d.workflows.prediction_record import RECORD, RecordFile
 NO_OPTIONS = ListenOptions()
 PAUSE = 0.5
 """Seconds between two looks, where there is nothing to do."""
+FOLDER_SECONDS = 2.0
+"""Between two looks into the watched folder, each of which asks for the time of every file."""
 BUSY = "Only one listener works on a spool. Stop the other one, or name another --spool."
 LOG = "listen.log"
 
@@ -56,15 +58,30 @@ def listen(rules_file: Path, options: ListenOptions = NO_OPTIONS, on: Listener =
         night = Night(spool=spool, rules=rules, predict=predictor.predict, send=partial(send, ae_title=rules.receive.ae_title), say=say)
         with receiving(rules.receive, spool) as port:
             say(_greeting(rules, port))
-            inboxes = _Inboxes(rules=rules, spool=spool, say=say)
+            inboxes, failures = _Inboxes(rules=rules, spool=spool, say=say), 0
             while not stop.is_set:
                 came = inboxes.look(time.time())
-                if night.step(time.time()) or came:
+                try:
+                    has_worked = night.step(time.time())
+                    failures = 0
+                except StorageError as error:  # the night waits for room on the disk
+                    has_worked, failures = False, failures + 1
+                    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 20))
+                    say(f"{error} The next attempt in {pause:.0f} s.")
+                    _wait(pause, stop)
+                if has_worked or came:
                     continue
                 if options.once and inboxes.have_looked and night.is_done():
                     break
                 time.sleep(PAUSE)
         say("Stopped.")
+
+
+def _wait(seconds: float, stop: StopRequest) -> None:
+    """Until then, or until a signal comes."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop.is_set:
+        time.sleep(PAUSE)
 
 
 @dataclass(slots=True)
@@ -78,6 +95,7 @@ class _Inboxes:
     _folder: WatchedFolder | None = field(init=False, default=None)
     _web: WebInbox | None = field(init=False, default=None)
     _next_web: float = field(init=False, default=0.0)
+    _next_folder: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         receive = self.rules.receive
@@ -90,7 +108,9 @@ class _Inboxes:
         """How many instances came."""
         came = 0
         try:
-            came = self._folder.look(now) if self._folder is not None else 0
+            if self._folder is not None and now >= self._next_folder:
+                self._next_folder = now + FOLDER_SECONDS
+                came = self._folder.look(now)
         except StorageError as error:
             self.say(f"the watched folder cannot be taken in: {error}")
         if self._web is not None and now >= self._next_web:

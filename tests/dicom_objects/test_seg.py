@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from pydicom import config
 
 from medseg3d.dicom_objects.made_by import made_by
+from medseg3d.dicom_objects.outputs import write_dicom
 from medseg3d.dicom_objects.result import Result
 from medseg3d.dicom_objects.rtstruct import structure_set
 from medseg3d.dicom_objects.seg import segmentation
@@ -20,6 +21,7 @@ from medseg3d.dicom_objects.source import source_series
 from medseg3d.dicom_objects.structured_report import report
 from medseg3d.errors import InputError
 from medseg3d.labels import Labels
+from medseg3d.options import OutputType
 from tests.dicom_objects.conftest import PLANES, result_on
 from tests.dicom_writer import write_series
 
@@ -141,3 +143,23 @@ def test_label_maps_are_written_whatever_the_order_of_the_values(tmp_path: Path)
     result = result_on(tmp_path / "s", labels=Labels(names=("background", "a", "b"), values=(0, 7, 3)))
     segmentation(result, "labelmap").save_as(tmp_path / "a.dcm")
     assert [each.SegmentNumber for each in pydicom.dcmread(tmp_path / "a.dcm").SegmentSequence][-2:] == [3, 7]
+
+
+def test_uids_with_leading_zeros_are_kept_and_an_odd_patient_id_is_refused(tmp_path: Path) -> None:
+    with config.disable_value_validation():
+        write_series(tmp_path / "s", study="1.2.0840.3")
+        write_series(tmp_path / "odd", patient="A\\B")
+    source = source_series(tmp_path / "s")
+    result = Result(
+        values=np.ones(source.geometry.shape, np.uint8),
+        labels=Labels(names=("b", "a"), values=(0, 1)),
+        source=source,
+        made_by=made_by("m", "x"),
+    )
+    kinds: tuple[OutputType, ...] = ("dicom-seg", "dicom-rtstruct", "dicom-sr")
+    for kind in kinds:
+        write_dicom(tmp_path / "a.dcm", result, kind, "binary", refers_to_seg=False)
+        with config.disable_value_validation():
+            assert pydicom.dcmread(tmp_path / "a.dcm").StudyInstanceUID == "1.2.0840.3"
+    with pytest.raises(InputError, match="PatientID is none"):
+        source_series(tmp_path / "odd")

@@ -85,5 +85,6 @@ def test_a_watched_folder_is_taken_in_once_its_files_are_whole(spool: Spool, ser
     assert (folder.look(now), folder.is_whole) == (0, False)
     assert (folder.look(now + 10), folder.is_whole) == (5, True)
     assert folder.look(now + 20) == 0
+    assert WatchedFolder(series, spool).look(now + 20) == 0  # as after a restart
     assert len(received(spool)) == 5
     assert len(list(series.iterdir())) == 6
