@@ -102,7 +102,7 @@ def dry_run(dataset: Path | str, work: Path | str | None = None, options: RunOpt
     on(Event(stage="dry run: measure the device", total=1))
     speed = measured_speed(options.device)
     on(Event(stage="dry run: measure the device", done=1, total=1))
-    num_folds = _num_folds(opened, folder)
+    num_folds = options.members or _num_folds(opened, folder)
     folds = estimates(plan, folder, options, speed, num_folds=num_folds)
     steps = [
         DryStep(name="plan", what=f"read and measure {counted(len(opened.training), 'case')}", seconds=reading * len(opened.training)),

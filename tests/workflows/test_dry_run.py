@@ -58,6 +58,11 @@ def test_hours_are_the_most_that_training_takes(tiny: Path, found: DryRun, measu
     assert not any("--hours" in line for line in advice(found, 2))
 
 
+def test_members_take_the_place_of_folds(tiny: Path, measured: None) -> None:
+    members = dry_run(tiny, options=RunOptions(planner=tiny / "tiny.toml", members=2, epochs=1))
+    assert [step.name for step in members.steps if step.name.startswith("train")] == ["train 3d_fullres fold 0", "train 3d_fullres fold 1"]
+
+
 def test_a_full_disk_is_told_before_the_run(found: DryRun) -> None:
     assert found.fits_disk
     assert not any("-w" in line for line in advice(found, 2))
