@@ -103,8 +103,9 @@ def test_values_are_not_evaluated(client: Any, value: str) -> None:
 
 
 def test_what_the_server_does_not_know_of_a_request_changes_nothing(client: Any, secret: Path) -> None:
-    query = {"model": str(secret), "output": "/tmp/evil", "device": "cuda", "config": "evil"}
+    query = {"model": str(secret), "target": "/tmp/evil", "device": "cuda", "config": "evil"}
     assert send(client, ("a.nii.gz", IMAGE), params=query).content == send(client, ("a.nii.gz", IMAGE)).content
+    assert send(client, ("a.nii.gz", IMAGE), params={"output": "/tmp/evil"}).status_code == 422  # a kind of answer, never a place
     assert send(client, ("a.nii.gz", IMAGE), data={"image": f"file://{secret}"}).status_code == 422
     assert files_outside(client) == set()
 
