@@ -36,8 +36,7 @@ def labels_of_segs(paths: Sequence[Path]) -> Labels | None:
                         f"{file}: segment {number} is called {name!r}, and {known!r} in another file. Give structures the same numbers "
                         "in all files."
                     )
-            if may_overlap:
-                sets.update(_sets(file))
+            sets.update(_sets(file) if may_overlap else dict.fromkeys(found, 1))
     if findings := name_findings(names):
         raise DatasetError("The segments do not fit together:", findings)
     numbers = sorted(names)
@@ -74,7 +73,7 @@ def _regions(names: dict[int, str], sets: Counter[int]) -> Labels:
 
     Where a region is predicted, its value is the one that most of its voxels have, which no smaller region has taken.
     """
-    values = {number: (number, *(value for value in sorted(sets) if value != number and number in members_of(value))) for number in names}
+    values = {number: tuple(value for value in sorted(sets) if number in members_of(value)) or (number,) for number in names}
     order = sorted(names, key=lambda number: -sum(sets[value] for value in values[number]))
     taken: dict[int, int] = {}
     for number in reversed(order):
