@@ -32,13 +32,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One call of ``correct``: what was taken, where the weights of before lie (below the work folder), which folds were trained again."""
+    """One call of ``correct``: what was taken, where the weights of before lie (below the work folder), which folds were trained again.
+
+    ``digests`` are those of the dropped files, by case: a round that goes on takes what it had recorded and nothing else.
+    """
 
     number: int
     taken: tuple[str, ...]
     added: tuple[str, ...]
     earlier: str
     folds: dict[str, tuple[str, ...]]
+    digests: dict[str, str] = field(default_factory=dict)
     is_finished: bool = False
     changes: tuple[Change, ...] = ()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.data.corrections import FOLDER
+from medseg3d.data.corrections import FOLDER, read_taken, taken_label
 from medseg3d.data.grouping import find_groups
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.domain import is_universal
@@ -101,21 +101,37 @@ def _read(root: Path, folder: WorkFolder, options: CorrectOptions, going_on: Rou
     plan = folder.read_plan()
     dataset = open_dataset(root, channels=plan.channels)
     found = read_corrections(dataset, plan, options.corrections, options.images or image_folder_of(folder))
-    if not found.found and going_on is None:
+    if going_on is not None:
+        return _not_yet_taken(root, found, going_on)
+    if not found.found:
         raise InputError(
             f"{place}: no correction that is new since the last call. Put corrected label maps there, each called as its case."
         )
     return found
 
 
+def _not_yet_taken(root: Path, found: Corrections, going_on: Round) -> Corrections:
+    """Of what is new that which the round had recorded; its folds may be trained already, so that the rest waits for the next one."""
+    taken = read_taken(root).cases
+    own = tuple(
+        each
+        for each in found.found
+        if each.case in going_on.digests
+        and (each.case not in taken or taken[each.case].digest != going_on.digests[each.case] or not taken_label(root, each.case).is_file())
+    )
+    waiting = [each.case for each in found.found if each not in own]
+    if waiting:
+        logger.warning("Round %d goes on first; %s waits for the next call.", going_on.number, listed(waiting))
+    return Corrections(found=own, maps=found.maps)
+
+
 def _begun(corrections: Corrections, going_on: Round | None, folds: dict[str, tuple[str, ...]], number: int) -> Round:
-    """A new round, or the one that goes on, with what is taken now."""
+    """A new round, or the one that goes on."""
     names, added = [each.case for each in corrections.found], [each.case for each in corrections.found if each.is_new]
     if going_on is not None:
-        return replace(
-            going_on, taken=tuple(dict.fromkeys((*going_on.taken, *names))), added=tuple(dict.fromkeys((*going_on.added, *added)))
-        )
-    return Round(number=number, taken=tuple(names), added=tuple(added), earlier=f"{EARLIER}/{number}", folds=folds)
+        return going_on
+    digests = {each.case: each.digest for each in corrections.found}
+    return Round(number=number, taken=tuple(names), added=tuple(added), earlier=f"{EARLIER}/{number}", folds=folds, digests=digests)
 
 
 def _tell(corrections: Corrections, on: Listener) -> None:

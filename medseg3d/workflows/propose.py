@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.events import Event, Listener
-from medseg3d.files import check_writable, remove_file, write_text
+from medseg3d.files import check_writable, file_digest, remove_file, write_text
 from medseg3d.fingerprint.familiarity import look_of
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
 from medseg3d.images import write_label_map
@@ -33,6 +34,8 @@ from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.load import model_for
 from medseg3d.workflows.verb import verb
+
+logger = logging.getLogger(__name__)
 
 FOLDER, NAME = "proposals", "proposals"
 UNSURE = 0.9
@@ -51,6 +54,7 @@ class Estimate:
     expected: dict[str, float | None]
     volumes_ml: dict[str, float]
     numbers: tuple[float, ...]
+    output_digest: str
     warnings: tuple[str, ...] = ()
 
     @property
@@ -91,11 +95,17 @@ def propose(root: Path, work: Path | None, options: ProposeOptions, on: Listener
     if not cases:
         raise InputError(f"{options.images}: all images are training cases already; there is none to propose.")
     earlier = read_proposals(folder)
-    estimates, failures = _estimated(cases, model, target, earlier.estimates if earlier is not None else {}, on)
+    known_before = earlier.estimates if earlier is not None else {}
+    images, kept = str(options.images.absolute()), () if earlier is None else earlier.proposed
+
+    def keep(found: dict[str, Estimate]) -> None:
+        write_record(target / f"{NAME}.json", Proposals(images=images, folder=str(target), proposed=kept, estimates=found), "proposals")
+
+    estimates, failures = _estimated(cases, model, target, known_before, on, keep)
     training = read_record(folder.fingerprint, Fingerprint, "fingerprint")
     proposed = _proposed(estimates, training, model.plan, options)
     found = Proposals(
-        images=str(options.images.absolute()),
+        images=images,
         folder=str(target),
         proposed=proposed,
         estimates=estimates,
@@ -119,16 +129,29 @@ def image_folder_of(folder: WorkFolder) -> Path | None:
 
 
 def _estimated(
-    cases: Sequence[Case], model: Model, target: Path, earlier: Mapping[str, Estimate], on: Listener
+    cases: Sequence[Case],
+    model: Model,
+    target: Path,
+    earlier: Mapping[str, Estimate],
+    on: Listener,
+    keep: Callable[[dict[str, Estimate]], object],
 ) -> tuple[dict[str, Estimate], list[CaseFailure]]:
+    """``keep`` writes down what is known after each case: a call that is stopped goes on there."""
     boundary, found, failures = CaseBoundary("propose"), dict[str, Estimate](), list[CaseFailure]()
     on(Event(stage="propose", total=len(cases)))
     for done, case in enumerate(cases, 1):
         with boundary.around(case.name) as attempt:
             known, digest = earlier.get(case.name), digest_of(case)
-            is_same = known is not None and (known.model, known.input_digest) == (model.identity, digest)
-            is_kept = is_same and (target / f"{case.name}.nii.gz").exists()
-            found[case.name] = known if is_kept and known is not None else _estimate(case, model, target, digest)
+            file = target / f"{case.name}.nii.gz"
+            if file.exists() and (known is None or file_digest(file) != known.output_digest):
+                logger.warning(
+                    "%s: was changed by hand, or comes from elsewhere, and is left alone. Put corrections into corrections/.", file
+                )
+                found |= {case.name: known} if known is not None else {}
+                continue
+            is_same = known is not None and (known.model, known.input_digest) == (model.identity, digest) and file.exists()
+            found[case.name] = known if is_same and known is not None else _estimate(case, model, target, digest)
+            keep({**earlier, **found})
         if attempt.failure is not None:
             failures.append(attempt.failure)
         on(Event(stage="propose", done=done, total=len(cases)))
@@ -160,6 +183,7 @@ def _estimate(case: Case, model: Model, target: Path, digest: str) -> Estimate:
         expected=expected,
         volumes_ml=volumes,
         numbers=_numbers(look.spacing, look.extent, [channel.quantiles for channel in look.channels], volumes.values(), model.plan),
+        output_digest=file_digest(file),
         warnings=prepared.warnings,
     )
 

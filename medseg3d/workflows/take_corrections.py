@@ -13,6 +13,7 @@ import numpy as np
 from medseg3d.data.case_files import Findings, image_files
 from medseg3d.data.corrections import FOLDER, Taken, TakenCase, image_of, read_taken, taken_label, write_taken
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
+from medseg3d.data.digests import digest_of
 from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.data.reading import label_values
 from medseg3d.data.segmentations import label_map_of, onto_grid
@@ -125,13 +126,17 @@ def _with_images(
     training = {case.name: case for case in dataset.training}
     references = {case.name for case in dataset.test if case.label is not None}
     others: dict[str, Case] = {case.name: case for case in dataset.test if case.label is None}
-    if image_folder is not None and set(files) - set(training):
+    same_name: set[str] = set()
+    if image_folder is not None and files:
         cases, _ = find_prediction_cases(image_folder, num_channels=len(plan.channels))
         others |= {case.name: case for case in cases}
+        same_name = {case.name for case in cases if case.name in files and case.name in training and _differ(case, training[case.name])}
     found, findings = [], []
     for name, file in files.items():
         known = training.get(name) or others.get(name)
-        if name in references:
+        if name in same_name:
+            findings.append(f"{name}: is a training case, and another image in {image_folder} has the same name. Rename that image")
+        elif name in references:
             findings.append(
                 f"{name}: is in the test set, which must not be trained on. Take its correction out, or correct labelsTs itself"
             )
@@ -144,6 +149,10 @@ def _with_images(
     if found:
         logger.info("Corrections of %s.", listed([each.case for each in found]))
     return found, findings
+
+
+def _differ(one: Case, other: Case) -> bool:
+    return digest_of(one) != digest_of(other)
 
 
 def _record(root: Path, each: Correction, before: Taken) -> TakenCase:

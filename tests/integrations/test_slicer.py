@@ -77,6 +77,9 @@ def test_a_correction_is_saved_under_the_name_of_its_case(slicer: Any, volume: N
     logic.look()
     logic.save_correction(volume, str(tmp_path / "corrections"))
     assert (tmp_path / "corrections" / "ball_6.seg.nrrd").read_text(encoding="utf-8").split() == ["core", "shell"]
+    logic.save_correction(volume, str(tmp_path / "corrections"))
+    with pytest.raises(ValueError, match="is there already, perhaps of another patient"):
+        module.Medseg3DLogic().save_correction(volume, str(tmp_path / "corrections"))
 
 
 def test_the_widget_shows_what_went_wrong(slicer: Any) -> None:

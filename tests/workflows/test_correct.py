@@ -79,6 +79,10 @@ def test_what_cannot_be_used_is_told_at_once_and_nothing_is_taken(ready: Path) -
     with pytest.raises(DatasetError, match=r"nothing was taken") as error:
         read_corrections(open_dataset(ready), plan_of(ready), None, ready.parent / "scans")
     assert "ball_6: is in the test set" in str(error.value)
+    shutil.copy(ready / "labelsTr" / "ball_1.nii.gz", ready / "corrections")
+    shutil.copy(ready / "imagesTs" / "ball_6_0000.nii.gz", ready.parent / "scans" / "ball_1.nii.gz")
+    with pytest.raises(DatasetError, match="ball_1: is a training case, and another image"):
+        read_corrections(open_dataset(ready), plan_of(ready), None, ready.parent / "scans")
     assert "unknown: no image of this name in the training cases" in str(error.value)
     assert read_taken(ready).cases == {}
 
@@ -112,17 +116,21 @@ def test_a_round_that_was_stopped_goes_on(ready: Path, monkeypatch: pytest.Monke
     """At any of its steps: nothing is taken twice, and the weights of before are set aside once."""
     from medseg3d.workflows import correct as module
 
-    (ready / "corrections" / "new_scan.seg.nrrd").unlink()
+    late = ready / "corrections" / "new_scan.seg.nrrd"
+    content = late.read_bytes()
+    late.unlink()
 
     def stop(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("take_corrections", "_tell", "copy_file", "measure_dataset", "preprocess", "train"):
+    for step in ("take_corrections", "_tell", "copy_file", "measure_dataset", "preprocess", "train", "_evaluated_again"):
         with monkeypatch.context() as patched:
             patched.setattr(module, step, stop)
             with pytest.raises(KeyboardInterrupt):
                 correct(ready, **SHORT)
-    now = correct(ready, **SHORT)
+    late.write_bytes(content)
+    now = correct(ready, images=ready.parent / "scans", **SHORT)
+    assert "new_scan" not in read_taken(ready).cases, "what comes later waits for the next round"
     assert (now.number, now.is_finished, len(now.taken)) == (1, True, 1)
     assert len(read_rounds(WorkFolder(ready / "medseg3d-work")).rounds) == 1
 

@@ -80,6 +80,11 @@ def test_unlike_images_are_proposed_with_a_reason_and_a_prediction(scans: tuple[
     before = {file: file.stat().st_mtime_ns for file in (work.root / "proposals").glob("*.nii.gz")}
     assert main(words) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before, "what the same model predicted is not predicted again"
+    changed = work.root / "proposals" / "new_6.nii.gz"
+    shutil.copy(work.root / "proposals" / "new_7.nii.gz", changed)
+    before_change = changed.read_bytes()
+    assert main([*words[:-1], "-q", "--step-size", "0.7"]) == 0, "another way to predict"
+    assert changed.read_bytes() == before_change, "what was changed by hand is left alone"
 
 
 def test_a_folder_of_training_images_has_none_to_propose(scans: tuple[Path, Path]) -> None:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 @magic_factory(call_button="Segment", model={"label": "model or server"})
 def segment_widget(image: napari.layers.Image, model: str = "http://127.0.0.1:8000") -> napari.types.LayerDataTuple:
     """``model``: a work folder, a .medseg3d file, or the address of ``medseg3d serve`` (its token in MEDSEG3D_TOKEN)."""
+    if np.shape(image.metadata.get("affine")) != (4, 4):
+        from napari.utils.notifications import show_warning
+
+        show_warning("The layer does not say where left and right are; its axes count as DICOM's. See the plugin's page.")
     labels, names = segment(image.data, image.scale, image.metadata, model)
-    return (
-        labels,
-        {"name": f"{image.name} segmentation", "scale": image.scale, "translate": image.translate, "metadata": {"labels": names}},
-        "labels",
-    )
+    place = {"scale": image.scale, "translate": image.translate, "rotate": image.rotate, "shear": image.shear, "affine": image.affine}
+    return labels, {"name": f"{image.name} segmentation", "metadata": {"labels": names}, **place}, "labels"
 
 
 def segment(data: np.ndarray, scale: Any, metadata: dict[str, Any], model: str) -> tuple[np.ndarray, dict[int, str]]:

@@ -133,6 +133,7 @@ class Medseg3DLogic(ScriptedLoadableModuleLogic):
         super().__init__()
         self._server = self._job = self._volume = None
         self._labels = {}
+        self._saved = {}
 
     @property
     def is_running(self):
@@ -214,9 +215,12 @@ class Medseg3DLogic(ScriptedLoadableModuleLogic):
         if not nodes:
             raise ValueError(f"{volume.GetName()} has no segmentation.")
         target = Path(folder) / f"{case_name(volume.GetName())}.seg.nrrd"
+        if target.exists() and self._saved.get(volume.GetID()) != target:
+            raise ValueError(f"{target} is there already, perhaps of another patient. Name the volume after its case, or move that file.")
         target.parent.mkdir(parents=True, exist_ok=True)
         if not slicer.util.saveNode(nodes[-1], str(target)):
             raise RuntimeError(f"{target}: could not be written.")
+        self._saved[volume.GetID()] = target
         return f"Saved: {target}"
 
 
