@@ -26,11 +26,8 @@ INTERPRETED = {"anatomy": "ORGAN", "tissue": "ORGAN", "lesion": "GTV"}
 
 
 def structure_set(result: Result) -> Dataset:
-    """An RT structure set of a result, its UIDs the same for the same content; labels without a voxel are listed without contours.
-
-    Raises :class:`InputError` where a structure has a label on a series of a single point.
-    """
-    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    """An RT structure set of a result, its UIDs the same for the same content; labels without a voxel are listed without contours."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RT_STRUCTURE_SET, rtstruct_uid(result)
@@ -55,19 +52,23 @@ def structure_set(result: Result) -> Dataset:
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_series(result)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
     for segment, mask in result.masks():
-        contours = list(_contours(result, mask))
-        roi = Dataset()
-        roi.ROINumber, roi.ReferencedFrameOfReferenceUID = segment.index, result.source.frame_of_reference
-        roi.ROIName, roi.ROIGenerationAlgorithm = label_of(segment), "AUTOMATIC"
-        roi.ROIGenerationDescription = f"{result.made_by.name}, version {result.made_by.version}"[:64]
-        dataset.StructureSetROISequence.append(roi)
-        shown = Dataset()
-        shown.ROIDisplayColor, shown.ReferencedROINumber = list(COLORS[(segment.index - 1) % len(COLORS)]), segment.index
-        if contours:
-            shown.ContourSequence = contours
-        dataset.ROIContourSequence.append(shown)
-        dataset.RTROIObservationsSequence.append(_observation(segment))
+        _add_structure(dataset, result, segment, list(_contours(result, mask)))
     return dataset
+
+
+def _add_structure(dataset: Dataset, result: Result, segment: Segment, contours: list[Dataset]) -> None:
+    from pydicom.dataset import Dataset
+
+    roi, shown = Dataset(), Dataset()
+    roi.ROINumber, roi.ReferencedFrameOfReferenceUID = segment.index, result.source.frame_of_reference
+    roi.ROIName, roi.ROIGenerationAlgorithm = label_of(segment), "AUTOMATIC"
+    roi.ROIGenerationDescription = f"{result.made_by.name}, version {result.made_by.version}"[:64]
+    dataset.StructureSetROISequence.append(roi)
+    shown.ROIDisplayColor, shown.ReferencedROINumber = list(COLORS[(segment.index - 1) % len(COLORS)]), segment.index
+    if contours:
+        shown.ContourSequence = contours
+    dataset.ROIContourSequence.append(shown)
+    dataset.RTROIObservationsSequence.append(_observation(segment))
 
 
 def rtstruct_uid(result: Result) -> str:

@@ -40,32 +40,16 @@ IMAGING = Code(value="363679005", meaning="Imaging procedure")
 
 
 def report(result: Result, seg: Dataset | None = None, kind: SegmentationType = "binary") -> Dataset:
-    """A report of the volumes of a result in ml; structures that are not there have the volume 0 and refer to the slices.
+    """A report of the volumes of a result in cm³, which are ml; structures that are not there have the volume 0 and refer to the slices.
 
     ``seg`` is the SEG of the same result, of ``kind``, which the measurements refer to.
     """
-    from highdicom.sr import (
-        Comprehensive3DSR,
-        DeviceObserverIdentifyingAttributes,
-        MeasurementReport,
-        ObservationContext,
-        ObserverContext,
-    )
+    from highdicom.sr import Comprehensive3DSR, MeasurementReport
 
     made = result.made_by
-    device = DeviceObserverIdentifyingAttributes(
-        uid=uid_of("device", made.version),
-        name="medseg3d",
-        manufacturer_name=MANUFACTURER,
-        model_name=made.name,
-        serial_number=made.version,
-    )
-    context = ObservationContext(
-        observer_device_context=ObserverContext(observer_type=coded(DEVICE), observer_identifying_attributes=device)
-    )
     datasets = result.source.datasets()
     content = MeasurementReport(
-        observation_context=context,
+        observation_context=_context(result),
         procedure_reported=coded(PROCEDURES.get(result.source.modality, IMAGING)),
         imaging_measurements=[_group(result, segment, mask, seg, kind) for segment, mask in result.masks()],
         title=coded(TITLE),
@@ -88,6 +72,22 @@ def report(result: Result, seg: Dataset | None = None, kind: SegmentationType = 
             is_verified=False,
             specific_character_set="ISO_IR 192",
         )
+
+
+def _context(result: Result) -> Any:
+    """Who observed: a program, and which model."""
+    from highdicom.sr import DeviceObserverIdentifyingAttributes, ObservationContext, ObserverContext
+
+    made = result.made_by
+    device = DeviceObserverIdentifyingAttributes(
+        uid=uid_of("device", made.version),
+        name="medseg3d",
+        manufacturer_name=MANUFACTURER,
+        model_name=made.name,
+        serial_number=made.version,
+    )
+    observer = ObserverContext(observer_type=coded(DEVICE), observer_identifying_attributes=device)
+    return ObservationContext(observer_device_context=observer)
 
 
 def volume_ml(result: Result, mask: np.ndarray) -> float:

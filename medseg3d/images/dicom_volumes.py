@@ -54,7 +54,7 @@ def separate_volumes(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
             if len(groups) > 1 and _are_volumes([[places[index] for index in group] for group in groups.values()]):
                 names = _part_names(tags, list(groups))
                 found = [Volume(files=tuple(files[i] for i in groups[values]), part=names[values]) for values in groups]
-                return tuple(sorted(found, key=lambda volume: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", volume.part)]))
+                return tuple(sorted(found, key=lambda volume: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", volume.part)]))
     return (Volume(files=tuple(files)),)
 
 

@@ -30,6 +30,7 @@ class WatchedFolder:
     is_whole: bool = False
     """After a look: whether nothing in it is still being written."""
     _taken: set[str] = field(init=False)
+    _told: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         record = self.spool.root / TAKEN
@@ -37,25 +38,52 @@ class WatchedFolder:
 
     def look(self, now: float) -> int:
         """Take in what is new and whole; how many instances came."""
-        storage().make_folder(self.folder)
         came, self.is_whole = 0, True
-        for path in dicom_files(self.folder, on_error=lambda error: None):
+        for path in self._files():
             try:
-                status = path.stat()
-                state = digest_of_uid(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")  # a name may be a patient's
-                if state in self._taken:
-                    continue
-                if now - status.st_mtime < QUIET_SECONDS:
-                    self.is_whole = False
-                    continue
-                self.spool.add(path.read_bytes())
-                came += 1
+                came += self._take(path, now)
             except ImageReadError:
                 logger.warning("A file in the watched folder cannot be read as DICOM; it is left where it is.")
             except FileNotFoundError:
                 continue
-            self._write_down(state)
+            except OSError as error:  # this file may not be read; the next one may
+                self._say_once(path, error)
         return came
+
+    def _files(self) -> list[Path]:
+        """Its DICOM files; none while the folder, as one on a share, cannot be looked into, which is said once."""
+        try:
+            storage().make_folder(self.folder)
+            found = list(dicom_files(self.folder, on_error=lambda error: self._say_once(self.folder, error)))
+        except OSError as error:
+            self._say_once(self.folder, error)
+            return []
+        self._told.discard(self.folder)
+        return found
+
+    def _take(self, path: Path, now: float) -> int:
+        """Take in a file that is new and whole; how many instances came."""
+        status = path.stat()
+        state = digest_of_uid(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")  # a name may be a patient's
+        if state in self._taken:
+            return 0
+        if now - status.st_mtime < QUIET_SECONDS:
+            self.is_whole = False
+            return 0
+        content = path.read_bytes()
+        try:
+            self.spool.add(content)
+        except ImageReadError:
+            self._write_down(state)  # what is no DICOM is looked at once
+            raise
+        self._write_down(state)
+        return 1
+
+    def _say_once(self, path: Path, error: OSError) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            what = "The watched folder" if path == self.folder else "A file in the watched folder"
+            logger.warning("%s cannot be read (%s); it is tried again.", what, error.strerror or type(error).__name__)
 
     def _write_down(self, state: str) -> None:
         self._taken.add(state)

@@ -80,6 +80,7 @@ def test_a_folder_takes_a_result_as_a_file(tmp_path: Path, series: Path) -> None
 
 def test_a_watched_folder_is_taken_in_once_its_files_are_whole(spool: Spool, series: Path) -> None:
     (series / "notes.txt").write_text("no DICOM")
+    (series / "gone.dcm").symlink_to("gone.dcm")  # a link in a circle cannot be read
     folder = WatchedFolder(series, spool)
     now = (series / "004.dcm").stat().st_mtime
     assert (folder.look(now), folder.is_whole) == (0, False)
@@ -87,4 +88,15 @@ def test_a_watched_folder_is_taken_in_once_its_files_are_whole(spool: Spool, ser
     assert folder.look(now + 20) == 0
     assert WatchedFolder(series, spool).look(now + 20) == 0  # as after a restart
     assert len(received(spool)) == 5
-    assert len(list(series.iterdir())) == 6
+    assert len(list(series.iterdir())) == 7
+
+
+def test_a_watched_folder_that_is_away_is_looked_for_again(spool: Spool, series: Path, tmp_path: Path) -> None:
+    (tmp_path / "share").write_text("no folder")
+    folder = WatchedFolder(tmp_path / "share" / "inbox", spool)
+    now = (series / "004.dcm").stat().st_mtime + 10
+    assert folder.look(now) == 0
+    (tmp_path / "share").unlink()
+    (tmp_path / "share").mkdir()
+    series.rename(tmp_path / "share" / "inbox")
+    assert folder.look(now) == 5
