@@ -16,7 +16,7 @@ from medseg3d.training.initial import InitialWeights, Meanings, meanings_of
 
 logger = logging.getLogger(__name__)
 SHAPES = "shapes"
-"""What ``--init`` calls the weights that were learned from generated shapes; a folder of that name is ``./shapes``."""
+"""What ``--init`` calls the weights that were learned from generated shapes, unless a model of that name is there."""
 SHAPES_FOLDER = Path(__file__).resolve().parent.parent / "data" / "learned_shapes"
 """Where ``scripts/learn_shapes.py`` puts them: beside the package, for all work folders of a machine."""
 
@@ -27,7 +27,7 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     With ``plan``, that of the training, there is a warning where the weights may have seen the validation cases. Raises
     :class:`InputError` where there is no model.
     """
-    if str(place) == SHAPES:
+    if is_shapes(place):
         return _learned_shapes(configuration, plan)
     if is_foreign(place):
         return InitialWeights(source=str(place), tensors=read_foreign(place), is_foreign=True)
@@ -52,6 +52,11 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     return InitialWeights(source=f"{place} ({name}, fold {chosen})", tensors=parts.read(name, chosen), meanings=meanings)
 
 
+def is_shapes(place: Path) -> bool:
+    """Whether a user means the generated shapes: the word, where no file or folder has that name."""
+    return str(place) == SHAPES and not place.exists()
+
+
 def shapes_file(network: NetworkPlan, folder: Path) -> Path:
     """Where the weights for a network of so many dimensions and stages are: coarse stages of deeper ones have no place in it."""
     return folder / f"{network.dimensions}d_{len(network.features)}.safetensors"
@@ -63,7 +68,7 @@ def _learned_shapes(configuration: str, plan: Plan | None) -> InitialWeights:
     if not there:
         raise InputError(
             f"--init {SHAPES}: nothing was learned from generated shapes on this machine yet. Run python scripts/learn_shapes.py "
-            f"--minutes 60 first, which writes {SHAPES_FOLDER}; for a folder of the name say ./{SHAPES}."
+            f"--minutes 60 first, which writes {SHAPES_FOLDER}."
         )
     file = there[-1] if plan is None else shapes_file(plan.configuration(configuration).network, SHAPES_FOLDER)
     chosen = file if file in there else there[-1]

@@ -35,7 +35,7 @@ from medseg3d.workflows.plan_domains import plan_domains, share_a_network
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.splits import all_folds, check_fold
+from medseg3d.workflows.splits import all_folds, check_cascade, check_fold
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
 from medseg3d.workflows.workers import Workers, cluster_workers
@@ -166,6 +166,8 @@ def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, fold
     wanted: list[tuple[str, str]] = []
     for name in configurations or [chains[0].planned.plan.recommended]:
         chosen, *_ = [chain.planned.plan.configuration(name).name for chain in chains]  # all of them must have it
+        for chain in chains:
+            check_cascade(chain.domain, chain.planned.plan.configuration(name))
         for stage in reversed(chains[0].planned.plan.stages_of(chosen)[1:]):
             wanted += [(stage, fold) for fold in all_folds(domains)]
         for fold in folds or all_folds(domains):

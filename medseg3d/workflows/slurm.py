@@ -18,7 +18,7 @@ from medseg3d.extensions import extension_arguments
 from medseg3d.files import write_text
 from medseg3d.options import SlurmOptions, TrainingOptions, TuningOptions, arguments_of
 from medseg3d.work_folder import fold_names, work_folder
-from medseg3d.workflows.initial_weights import SHAPES
+from medseg3d.workflows.initial_weights import is_shapes
 from medseg3d.workflows.splits import all_folds, check_fold
 from medseg3d.workflows.verb import verb
 
@@ -60,7 +60,7 @@ def slurm(root: Path, work: Path | None, options: SlurmOptions, on: Listener) ->
     """
     if options.restart:
         raise InputError("--restart: a job that is queued again would begin anew. Delete the folds that should be trained anew instead.")
-    if options.init is not None and str(options.init) != SHAPES:
+    if options.init is not None and not is_shapes(options.init):
         options = replace(options, init=options.init.absolute())
     folder = work_folder(root, work)
     target = (options.output or folder.root / "slurm").absolute()

@@ -56,6 +56,16 @@ def seed_of(domains: Sequence[Domain], fold: str, seed: int) -> int:
     return seed + int(fold) if is_member else seed
 
 
+def check_cascade(domain: Domain, configuration: Configuration) -> None:
+    """Raise :class:`InputError` for a later stage of a cascade where all networks share the cases of one fold."""
+    if configuration.previous_stage is not None and _folds(domain.folder).members:
+        raise InputError(
+            f"{configuration.name} learns from label maps that {configuration.previous_stage} makes of cases which it has not seen: that "
+            f"takes folds, and {domain.folder.splits} was planned with --members. Delete it and plan again, or name a configuration of one "
+            "stage, such as -c 3d_fullres."
+        )
+
+
 def _splits(folder: WorkFolder) -> tuple[Split, ...]:
     return _folds(folder).folds
 

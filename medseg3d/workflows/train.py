@@ -41,7 +41,7 @@ from medseg3d.workflows.profiling import profiled
 from medseg3d.workflows.progress import Length, follow
 from medseg3d.workflows.renew_cases import renew_cases
 from medseg3d.workflows.run_record import RunRecord, facts_of, note_run, this_environment, train_command
-from medseg3d.workflows.splits import ALL_CASES, check_fold, own_fold, plan_digest, read_split, seed_of, stored_cases
+from medseg3d.workflows.splits import ALL_CASES, check_cascade, check_fold, own_fold, plan_digest, read_split, seed_of, stored_cases
 from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
 from medseg3d.workflows.tracking import tracked
 from medseg3d.workflows.validate import validate_domain
@@ -279,6 +279,7 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
     """
     plan, split = domain.folder.read_plan(), _split_of(domain, fold)
     configuration = plan.configuration(domain.configuration)
+    check_cascade(domain, configuration)
     renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
     first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
     if first is not None:

@@ -116,3 +116,9 @@ def test_shapes_are_the_weights_for_as_many_stages(
     assert is_network(found.tensors, 2)
     assert not found.is_foreign
     assert found.meanings == {NO_NAME: Meanings.of(PLAN, PLAN.configuration("3d_fullres").network)}
+
+
+def test_a_model_that_is_called_shapes_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_folds(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert is_network(initial_weights(Path("shapes"), configuration="3d_fullres", fold="1").tensors, 1)

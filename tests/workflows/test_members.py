@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medseg3d.commandline.cli import main
+from medseg3d.domain import domain_of
+from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors
 from medseg3d.models.sources import source_of
 from medseg3d.records import read_json
 from medseg3d.training.folds import read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
+from medseg3d.workflows.splits import check_cascade
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +82,11 @@ def test_a_plan_keeps_members_and_takes_a_new_case_to_train_on(tiny: Path) -> No
     assert plan(tiny, members=2).folds == made.folds.__class__(
         folds=made.folds.folds[:2], grouping=made.folds.grouping, patients=made.folds.patients, members=2
     )
+
+
+def test_a_cascade_is_refused_before_anything_is_trained(chain: Path) -> None:
+    domain = domain_of(chain, None)
+    one_stage = domain.folder.read_plan().configuration(None)
+    check_cascade(domain, one_stage)
+    with pytest.raises(InputError, match="takes folds"):
+        check_cascade(domain, replace(one_stage, name="3d_cascade_fullres", previous_stage="3d_lowres"))
