@@ -252,7 +252,7 @@ def _note_run(network: NetworkFold, options: TrainOptions, domains: Sequence[Tra
         command=train_command(dataset, work.absolute(), options),
         dataset=str(dataset),
         options=options,
-        seed=options.seed,
+        seed=seed_of(network.domains, network.fold, options.seed),
         plan_digest=_digest(network, domains),
         data=_data_of(domains),
     )

@@ -40,6 +40,7 @@ def test_members_have_the_same_cases_and_other_seeds(chain: Path) -> None:
     name = work.read_plan().recommended
     assert work.finished_folds(name) == ("0", "1")
     assert [read_json(work.fold(name, fold) / "training.json")["seed"] for fold in "01"] == [0, 1]
+    assert read_json(work.fold(name, "1") / "run.json")["seed"] == 1
     first, second = (load_tensors(work.weights(name, fold))[0] for fold in "01")
     assert not any(first[key].equal(second[key]) for key in first if key.endswith("conv.weight"))
 
