@@ -15,6 +15,7 @@ from medseg3d.dicom_objects.made_by import MANUFACTURER, SERIAL_NUMBER
 from medseg3d.dicom_objects.result import Result, Segment
 from medseg3d.dicom_objects.seg import SERIES_NUMBER, coded, label_of, number_of, seg_uid, tracking_uid
 from medseg3d.dicom_objects.source import uid_of
+from medseg3d.images.dicom_file import DicomFile
 from medseg3d.options import SegmentationType
 
 if TYPE_CHECKING:
@@ -102,9 +103,7 @@ def _group(result: Result, segment: Segment, mask: np.ndarray, seg: Dataset | No
         FindingSite,
         Measurement,
         MeasurementsAndQualitativeEvaluations,
-        ReferencedSegment,
         SourceImageForMeasurementGroup,
-        SourceImageForSegmentation,
         TrackingIdentifier,
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
@@ -132,16 +131,22 @@ def _group(result: Result, segment: Segment, mask: np.ndarray, seg: Dataset | No
             for file in first
         ]
         return MeasurementsAndQualitativeEvaluations(source_images=images, **shared)
-    sources = [
-        SourceImageForSegmentation(
-            referenced_sop_class_uid=file.text("SOPClassUID"), referenced_sop_instance_uid=file.text("SOPInstanceUID")
-        )
-        for file in first
-    ]
-    referenced = ReferencedSegment(
+    referenced = _segment(result, segment, kind, first)
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **shared)
+
+
+def _segment(result: Result, segment: Segment, kind: SegmentationType, files: list[DicomFile]) -> Any:
+    """The segment of the SEG that a measurement is of, and the slices that show it."""
+    from highdicom.sr import ReferencedSegment, SourceImageForSegmentation
+
+    return ReferencedSegment(
         sop_class_uid=SEG_STORAGE[kind],
         sop_instance_uid=seg_uid(result, kind),
         segment_number=number_of(segment, kind),
-        source_images=sources,
+        source_images=[
+            SourceImageForSegmentation(
+                referenced_sop_class_uid=file.text("SOPClassUID"), referenced_sop_instance_uid=file.text("SOPInstanceUID")
+            )
+            for file in files
+        ],
     )
-    return VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **shared)

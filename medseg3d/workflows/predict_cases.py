@@ -19,6 +19,7 @@ from medseg3d.data.digests import digest_of
 from medseg3d.data.reading import RawCase
 from medseg3d.dicom_objects.made_by import made_by
 from medseg3d.dicom_objects.outputs import NIFTI_ONLY, Outputs
+from medseg3d.dicom_objects.result import Result
 from medseg3d.dicom_objects.source import SourceSeries
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.execution import peak_memory, reset_peak_memory
@@ -195,17 +196,13 @@ def _write(
         outputs.remove_beside(target)
         shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
         values = model.finish(indices, prepared.orientation)
-        result = None
-        if ready.source is not None:
-            maker = made_by(model.plan.dataset, model.identity)
-            chances = scratch_probabilities(target, shape, probabilities) if outputs.needs_probabilities else None
-            result = outputs.result(values, model.plan.labels, ready.source, maker, chances)
+        result = _result_of(values, target, shape, probabilities, model, ready, outputs)
         with replacing(target) as temporary:
             outputs.write(temporary, outputs.main, values, prepared.header, result)
             digest = file_digest(temporary)
             record.start(target, made(digest), digest)
         outputs.write_beside(target, values, prepared.header, result)
-        result = chances = None  # a file that is mapped cannot be deleted on some systems
+        result = None  # a file that is mapped cannot be deleted on some systems
         if probabilities is not None:
             write_probabilities(target, shape, model.plan.labels, probabilities, prepared.header.geometry)
     finally:
@@ -213,3 +210,19 @@ def _write(
     case = made(digest)
     record.add(target, case)
     return case
+
+
+def _result_of(
+    values: np.ndarray,
+    target: Path,
+    shape: tuple[int, ...],
+    probabilities: ProbabilityFormat | None,
+    model: Model,
+    ready: _Ready,
+    outputs: Outputs,
+) -> Result | None:
+    """What DICOM is made of; None where none is wanted."""
+    if ready.source is None:
+        return None
+    chances = scratch_probabilities(target, shape, probabilities) if outputs.needs_probabilities else None
+    return outputs.result(values, model.plan.labels, ready.source, made_by(model.plan.dataset, model.identity), chances)

@@ -104,7 +104,7 @@ def test_the_next_image_is_not_read_ahead_where_memory_is_short(
 
     order: list[str] = []
     read, segment = module._read, module.Model.segment
-    monkeypatch.setattr(module, "_read", lambda case, model: (order.append(f"read {case.name}"), read(case, model))[1])
+    monkeypatch.setattr(module, "_read", lambda case, *rest: (order.append(f"read {case.name}"), read(case, *rest))[1])
     monkeypatch.setattr(
         module.Model,
         "segment",
@@ -270,7 +270,7 @@ def test_a_case_that_fails_while_it_is_written_does_not_stop_the_others(
 def test_a_disk_that_fails_ends_the_run_and_leaves_no_scratch_file(
     trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medseg3d.workflows import predict_cases as module
+    from medseg3d.dicom_objects import outputs as module
 
     def full(*_: object) -> Path:
         raise StorageError("the disk is full")
