@@ -179,7 +179,7 @@ def _contents(root: Path) -> dict[str, bytes]:
             head = content[8:end].decode().rstrip().replace('\\"', '"')  # filled up with blanks, as many as the times leave
             found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"', "", TIMES.sub("", head)).encode() + content[end:]
         elif path.suffix in (".json", ".jsonl"):
-            found[name] = TIMES.sub("", path.read_text(encoding="utf-8")).encode()
+            found[name] = TIMES.sub("", path.read_text(encoding="utf-8").replace(str(root), "")).encode()  # universal.json says where
         else:
             found[name] = path.read_bytes()
     return found

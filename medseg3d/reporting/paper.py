@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg3d.files import write_text
+from medseg3d.files import remove_leftovers, write_text
 from medseg3d.reporting.claim import Item, checklist, validation_kind
 from medseg3d.reporting.methods import REFERENCES, bibtex, methods_paragraphs
 from medseg3d.reporting.scores import Score, columns_of, label_rows, mean_of_labels, one_per_case
@@ -60,6 +60,7 @@ def write_paper(report: ReportInput, folder: Path) -> tuple[Path, ...]:
         "claim-2024.csv": claim_csv(checklist(report)),
         **{table.name: table.text for table in tables_of(report)},
     }
+    remove_leftovers(folder)
     return tuple(write_text(folder / name, text) for name, text in files.items())
 
 

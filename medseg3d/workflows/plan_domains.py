@@ -16,6 +16,7 @@ from medseg3d.planning import Planner, load_planner
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import PlanResult, plan, plan_by
+from medseg3d.workflows.taking_turns import planning_lock
 
 logger = logging.getLogger(__name__)
 PLANNER = "universal"
@@ -44,8 +45,9 @@ def plan_domains(datasets: Sequence[Path], work: Path | None, options: PlanOptio
     results = {domain: plan_by(rules, domain.dataset, domain.folder.root, options, on, num_datasets=len(domains)) for domain in domains}
     configuration = _common_configuration({domain: result.plan for domain, result in results.items()})
     results = {domain: replace(result, plan=recommending(result.plan, configuration, domain)) for domain, result in results.items()}
-    write_record(folder.planner, rules, "planner")
-    write_domains(folder, configuration, [*domains, *(domain for domain in before if domain.is_added)])
+    with planning_lock(folder, on):
+        write_record(folder.planner, rules, "planner")
+        write_domains(folder, configuration, [*domains, *(domain for domain in before if domain.is_added)])
     return {domain.name: result for domain, result in results.items()}
 
 
