@@ -130,8 +130,9 @@ def test_answers_that_cannot_be_are_asked_again(tmp_path: Path) -> None:
     assert (options.label_names, options.groups) == ({3: "kidney", 7: "spleen"}, table)
     assert typed.left == []
     shown = " ".join(typed.shown.split())
-    for said in ("A name stands once", "none.csv", "Expected yes or no", "Say which", "does not match"):
+    for said in ("A name stands once", "Expected yes or no", "Say which", "does not match"):
         assert said in shown
+    assert "none.csv" in "".join(typed.shown.split())  # a long path is broken
 
 
 def test_many_labels_are_named_by_a_file(tmp_path: Path) -> None:
