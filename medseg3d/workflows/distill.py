@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from medseg3d.boundary import CaseBoundary
 from medseg3d.data.dataset import Case, Dataset
+from medseg3d.data.digests import digest_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
 from medseg3d.errors import CaseFailure, InputError, UnsupportedError
@@ -38,11 +40,13 @@ NO_OPTIONS = DistillOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation(Checked):
-    """``distillation.json``: what the soft labels were made from."""
+    """``distillation.json``: what the soft labels were made from; ``digests`` are those of the files of each case."""
 
     teacher: str
     dataset: str
     share: float
+    digests: dict[str, str] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("digests",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +64,24 @@ def distill(
     """Write ``output``: the cases of a dataset with ``share`` times the teacher's probabilities plus the rest of the label map.
 
     Images stay where they are, ``dataset.json`` names their paths. Folds are those of the teacher's work folder, or of the dataset's, where
-    there is one. What the same teacher has made in ``output`` is kept. Raises :class:`InputError` for an output that holds anything else,
-    :class:`UnsupportedError` for a model of regions or ignored voxels and for channels that are not files of their own.
+    there is one. What the same teacher made of the same files in ``output`` is kept. Raises :class:`InputError` for an output that holds
+    anything else, :class:`UnsupportedError` for a model of regions or ignored voxels and for channels that are not files of their own.
     """
     root, target = Path(dataset).absolute(), Path(output).absolute()
     model = load_model(Path(teacher), device=options.device)
     labels = _checked_labels(model.plan.labels)
     found = open_dataset(root, channels=model.plan.channels)
-    _begin(target, Distillation(teacher=model.identity, dataset=str(root), share=options.share))
+    made = _begin(target, Distillation(teacher=model.identity, dataset=str(root), share=options.share))
     boundary, failures, done = CaseBoundary("distill"), list(found.failures), []
     for number, case in enumerate(found.training):
         on(Event(stage="distill", done=number, total=len(found.training)))
         with boundary.around(case.name) as attempt:
             _check_files(case)
-            if not _label_file(target, case).exists():
+            digest = digest_of(case)
+            if made.digests.get(case.name) != digest or not _label_file(target, case).exists():
                 _write_soft(_label_file(target, case), model, case, labels, options.share)
+                made = replace(made, digests={**made.digests, case.name: digest})
+                write_record(target / RECORD, made, "distillation")
             done.append(case)
         if attempt.failure is not None:
             failures.append(attempt.failure)
@@ -95,17 +102,19 @@ def _checked_labels(labels: Labels) -> Labels:
     return labels
 
 
-def _begin(target: Path, made_from: Distillation) -> None:
-    """Note what the output is made from; raises :class:`InputError` where it holds something else."""
+def _begin(target: Path, made_from: Distillation) -> Distillation:
+    """Note what the output is made from, and what of it is there; raises :class:`InputError` where it holds something else."""
     record = target / RECORD
     if record.exists():
         before = read_record(record, Distillation, "distillation")
-        if before != made_from:
+        if replace(before, digests={}) != made_from:
             raise InputError(f"{target}: holds soft labels of another teacher, dataset or --share ({before.teacher}). Name a new folder.")
+        made_from = before
     elif target.exists() and any(target.iterdir()):
         raise InputError(f"{target}: the folder is not empty and holds no distillation. Name a new folder.")
     check_writable(target)
     write_record(record, made_from, "distillation")
+    return made_from
 
 
 def _check_files(case: Case) -> None:

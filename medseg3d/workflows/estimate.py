@@ -18,6 +18,7 @@ from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.candidates import BACKWARD, Speed, step_seconds
 from medseg3d.wording import counted, duration
 from medseg3d.work_folder import WorkFolder, fold_names
+from medseg3d.workflows.splits import trainings
 
 if TYPE_CHECKING:
     from medseg3d.networks.cost import StepCost
@@ -71,7 +72,8 @@ def fold_estimate(
     cost = traced(configuration, options.batch_size)
     epochs = options.epochs or settings.epochs
     state = None if options.restart else read_summary(target)
-    done = 0 if state is None else epochs if state.is_finished else min(state.epoch, epochs)
+    is_over = state is not None and state.is_finished and options.epochs is None and hours is None  # a length that is named prolongs it
+    done = 0 if state is None else epochs if is_over else min(state.epoch, epochs)
     measured = [] if state is None else [float(str(record["seconds"])) for record in read_history(target)]
     if measured:
         per_epoch = median(measured)
@@ -97,15 +99,17 @@ def fold_estimate(
 
 def configurations_of(plan: Plan, options: RunOptions) -> tuple[str, ...]:
     """What ``run`` trains, the earlier stages of a cascade first."""
+    return tuple(dict.fromkeys(name for name, _ in trainings(plan, _chosen(plan, options), ("0",), ("0",))))
+
+
+def _chosen(plan: Plan, options: RunOptions) -> tuple[str, ...]:
     given = options.configurations
-    chosen = (given,) if isinstance(given, str) else given or (plan.recommended,)
-    return tuple(dict.fromkeys(stage for name in chosen for stage in reversed(plan.stages_of(name))))
+    return tuple(plan.configuration(name).name for name in ((given,) if isinstance(given, str) else given or (plan.recommended,)))
 
 
 def estimates(plan: Plan, folder: WorkFolder, options: RunOptions, speed: Speed, *, num_folds: int) -> list[FoldEstimate]:
     """Every training of a run; the hours are shared equally."""
-    folds = fold_names(options.folds) or tuple(map(str, range(num_folds)))
-    wanted = [(name, fold) for name in configurations_of(plan, options) for fold in folds]
+    wanted = trainings(plan, _chosen(plan, options), fold_names(options.folds), tuple(map(str, range(num_folds))))
     hours = None if options.hours is None else options.hours / len(wanted)
     return [fold_estimate(plan.configuration(name), fold, folder, options, speed, hours=hours) for name, fold in wanted]
 

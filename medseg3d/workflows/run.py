@@ -35,7 +35,7 @@ from medseg3d.workflows.plan_domains import plan_domains, share_a_network
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 from medseg3d.workflows.select import select
-from medseg3d.workflows.splits import all_folds, check_cascade, check_fold
+from medseg3d.workflows.splits import all_folds, check_cascade, check_fold, trainings
 from medseg3d.workflows.train import train
 from medseg3d.workflows.verb import verb
 from medseg3d.workflows.workers import Workers, cluster_workers
@@ -158,22 +158,15 @@ class _Whole:
 
 
 def _wanted(chains: Sequence[_Chain], configurations: Sequence[str] | None, folds: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
-    """Each configuration, the recommended one where none is named, with each fold; raises :class:`InputError` for what is not there.
-
-    The earlier stages of a cascade come before it, with all their folds: it learns from label maps of cases that they have not seen.
-    """
-    domains = [chain.domain for chain in chains]
-    wanted: list[tuple[str, str]] = []
-    for name in configurations or [chains[0].planned.plan.recommended]:
-        chosen, *_ = [chain.planned.plan.configuration(name).name for chain in chains]  # all of them must have it
-        for chain in chains:
+    """The trainings of the configurations, of the recommended one where none is named; raises :class:`InputError` for what is not there."""
+    domains, plan = [chain.domain for chain in chains], chains[0].planned.plan
+    names = [plan.configuration(name).name for name in configurations or [plan.recommended]]
+    for name in names:
+        for chain in chains:  # all of them must have it
             check_cascade(chain.domain, chain.planned.plan.configuration(name))
-        for stage in reversed(chains[0].planned.plan.stages_of(chosen)[1:]):
-            wanted += [(stage, fold) for fold in all_folds(domains)]
-        for fold in folds or all_folds(domains):
-            check_fold(domains, fold)
-            wanted.append((chosen, fold))
-    return tuple(dict.fromkeys(wanted))
+    for fold in folds or ():
+        check_fold(domains, fold)
+    return trainings(plan, names, folds, all_folds(domains))
 
 
 class _Chain:

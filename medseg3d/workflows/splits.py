@@ -40,6 +40,18 @@ def own_fold(domain: Domain, fold: str) -> str:
     return str(int(fold) % len(_splits(domain.folder)))
 
 
+def trainings(plan: Plan, names: Sequence[str], folds: Sequence[str] | None, every: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Each configuration with each fold, those of ``every`` where none are named.
+
+    The earlier stages of a cascade come before it, with all their folds: it learns from label maps of cases that they have not seen.
+    """
+    wanted: list[tuple[str, str]] = []
+    for name in names:
+        wanted += [(stage, fold) for stage in reversed(plan.stages_of(name)[1:]) for fold in every]
+        wanted += [(name, fold) for fold in folds or every]
+    return tuple(dict.fromkeys(wanted))
+
+
 def check_fold(domains: Sequence[Domain], fold: str) -> None:
     """Raise :class:`InputError` for a fold that no domain has."""
     _check_among(fold, len(all_folds(domains)))

@@ -19,6 +19,7 @@ from medseg3d.domain import domain_of
 from medseg3d.preprocessing.previous_maps import PreviousMaps
 from medseg3d.preprocessing.store import Store
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.splits import trainings
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
@@ -44,6 +45,12 @@ def cascade(in_float32: None, tiny_source: Path, tmp_path_factory: pytest.TempPa
     for name, fold in (("3d_lowres", "0"), ("3d_lowres", "1"), (NAME, "0")):
         assert main(["train", str(root), "-c", name, "--fold", fold, "--device", "cpu", "--tta", "off", "-q"]) == 0
     return root
+
+
+def test_one_fold_of_a_cascade_takes_all_folds_of_its_first_stage(cascade: Path) -> None:
+    plan, first = WorkFolder(cascade / "medseg3d-work").read_plan(), "3d_lowres"
+    assert trainings(plan, [NAME], ("1",), ("0", "1")) == ((first, "0"), (first, "1"), (NAME, "1"))
+    assert trainings(plan, [first, NAME], None, ("0", "1")) == ((first, "0"), (first, "1"), (NAME, "0"), (NAME, "1"))
 
 
 def copied(cascade: Path, tmp_path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -63,6 +64,21 @@ def test_what_the_same_teacher_made_is_kept_and_anything_else_refused(made: Dist
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="is not empty"):
         distill(trained, trained / "medseg3d-work", tmp_path)
+
+
+def test_a_label_map_that_was_corrected_since_is_distilled_again(trained: Path, tmp_path: Path) -> None:
+    for part in ("imagesTr", "labelsTr", "dataset.json"):
+        (shutil.copytree if (trained / part).is_dir() else shutil.copy)(trained / part, tmp_path / "Own" / part)
+    soft = distill(tmp_path / "Own", trained / "medseg3d-work", tmp_path / "Soft", DistillOptions(share=0.1)).dataset / "labelsTr"
+    times = {file.name: file.stat().st_mtime_ns for file in soft.iterdir()}
+    corrected = next(iter(sorted((tmp_path / "Own" / "labelsTr").iterdir())))
+    label = nibabel.load(corrected)
+    values = np.zeros(label.shape, np.uint8)  # type: ignore[attr-defined]
+    values[2:5, 2:5, 2:5] = 3
+    nibabel.save(nibabel.Nifti1Image(values, label.affine), corrected)  # type: ignore[attr-defined]
+    distill(tmp_path / "Own", trained / "medseg3d-work", tmp_path / "Soft", DistillOptions(share=0.1))
+    assert [name for name, before in times.items() if (soft / name).stat().st_mtime_ns != before] == [corrected.name]
+    assert np.array_equal(most_probable(read_soft(soft / corrected.name, VALUES)[0], VALUES), values)
 
 
 def test_a_student_is_planned_and_preprocessed_from_the_command_line(

@@ -82,6 +82,17 @@ def test_an_epoch_that_was_trained_is_the_better_measure(tiny: Path, found: DryR
     assert in_words([by_rule], "cpu").startswith("1 training of 100 epochs on cpu: about ")
 
 
+def test_a_finished_fold_is_prolonged_by_a_length_that_is_named(trained: Path) -> None:
+    work = WorkFolder(trained / "medseg3d-work")
+    configuration = work.read_plan().configuration("3d_fullres")
+    over = fold_estimate(configuration, "0", work, TrainOptions(fold="0"), SPEED, hours=None)
+    assert (over.seconds, over.epochs_done) == (0, over.epochs)
+    longer = fold_estimate(configuration, "0", work, TrainOptions(fold="0", epochs=100), SPEED, hours=None)
+    assert longer.epochs_done < longer.epochs == 100
+    assert longer.seconds > 0
+    assert longer.is_measured
+
+
 def test_more_cases_and_networks_take_longer(found: DryRun) -> None:
     plan = found.plan
     one = prediction_seconds(plan, plan.configuration("3d_fullres"), SPEED, num_cases=1, num_networks=1)
