@@ -127,6 +127,14 @@ def routes(model: Model, jobs: Jobs, reader: Reader, settings: ServeSettings) ->
         await _ended(job, jobs, request)
         return _label_map(job, jobs)
 
+    router.include_router(_job_routes(jobs))
+    return router
+
+
+def _job_routes(jobs: Jobs) -> APIRouter:
+    """What can be asked of a job that was sent."""
+    router = APIRouter()
+
     @router.get("/jobs/{name}", responses=refusals(404, 422))
     def job_state(name: str, response: Response) -> JobAnswer:
         """How a job does."""

@@ -173,24 +173,8 @@ def _write(
     outputs: Outputs,
 ) -> PredictedCase:
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
-
     began = time.perf_counter()
-
-    def made(digest: str) -> PredictedCase:
-        peak = peak_memory()
-        return PredictedCase(
-            model=model.identity + outputs.identity,
-            input_digest=ready.digest,
-            output_digest=digest,
-            finished=time.time(),
-            seconds={**ready.seconds, "write": time.perf_counter() - began},
-            peak_mib=None if peak is None else round(peak / 2**20, 1),
-            shape=prepared.header.geometry.shape,
-            precision=model.device.precision,
-            warnings=prepared.warnings,
-            notes=prepared.notes,
-        )
-
+    made = partial(_entry, ready, prepared, model, outputs, began)
     try:
         remove_probabilities(target)
         outputs.remove_beside(target)
@@ -210,6 +194,23 @@ def _write(
     case = made(digest)
     record.add(target, case)
     return case
+
+
+def _entry(ready: _Ready, prepared: PreparedCase, model: Model, outputs: Outputs, began: float, digest: str) -> PredictedCase:
+    """What is recorded of an output with this digest, whose writing began then."""
+    peak = peak_memory()
+    return PredictedCase(
+        model=model.identity + outputs.identity,
+        input_digest=ready.digest,
+        output_digest=digest,
+        finished=time.time(),
+        seconds={**ready.seconds, "write": time.perf_counter() - began},
+        peak_mib=None if peak is None else round(peak / 2**20, 1),
+        shape=prepared.header.geometry.shape,
+        precision=model.device.precision,
+        warnings=prepared.warnings,
+        notes=prepared.notes,
+    )
 
 
 def _result_of(

@@ -20,7 +20,8 @@ from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.evaluation.compare import Interval
 from medseg3d.frame import Frame
 from medseg3d.labels import Labels
-from medseg3d.models.bundle import images, in_region_class_order, inference_configuration, network, weights
+from medseg3d.models.bundle import images, in_region_class_order, network, weights
+from medseg3d.models.bundle_texts import inference_configuration
 from medseg3d.models.loading import load_model
 from medseg3d.models.model_file import open_model_file, write_model_file
 from medseg3d.models.parts import MemberDescription, ModelDescription, ModelParts
