@@ -22,7 +22,7 @@ from medseg3d.frame import Frame
 from medseg3d.models.checkpoints import load_tensors, save_tensors
 from medseg3d.options import TrainingOptions
 from medseg3d.plan import Configuration, Plan
-from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.preprocessing.store import StoredCase
 from medseg3d.records import read_record, to_plain
 from medseg3d.signals import StopRequest
 from medseg3d.training import failures, probe, step
@@ -31,19 +31,9 @@ from medseg3d.training.initial import InitialWeights
 from medseg3d.training.loop import train_domains
 from medseg3d.training.state import EpochRecord, TrainingState, read_history, saved_tuning
 from medseg3d.training.tuning import Tuning
-from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.splits import plan_digest
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
-
-
-@pytest.fixture
-def material(trained: Path) -> tuple[Plan, Configuration, list[StoredCase]]:
-    work = WorkFolder(trained / "medseg3d-work")
-    plan = work.read_plan()
-    configuration = plan.configuration(None)
-    store = Store(work.store(configuration.data))
-    return plan, configuration, [store.read(name, in_memory=True) for name in store.names()]
 
 
 def train(

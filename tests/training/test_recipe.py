@@ -22,7 +22,7 @@ from medseg3d.patches.augmentation import REDUCED, AugmentationDraw, augmentatio
 from medseg3d.patches.sampling import generator
 from medseg3d.plan import Configuration, Plan, TrainingPlan
 from medseg3d.planning.recipe_rules import SHORT_RUN, recipe_for
-from medseg3d.preprocessing.store import Store, StoredCase
+from medseg3d.preprocessing.store import StoredCase
 from medseg3d.records import read_record
 from medseg3d.signals import StopRequest
 from medseg3d.training.averaging import STEPS_BETWEEN, AveragedWeights
@@ -33,20 +33,10 @@ from medseg3d.training.loop import train_domains
 from medseg3d.training.pseudo_dice import PatchValidation
 from medseg3d.training.state import EpochRecord, TrainingState
 from medseg3d.training.tiles import fixed_tiles
-from medseg3d.work_folder import WorkFolder
 
 FLOAT32 = Device(device=torch.device("cpu"), precision="float32")
 SHORT = TrainingPlan(follows_budget=True)
 Material = tuple[Plan, Configuration, list[StoredCase]]
-
-
-@pytest.fixture(scope="module")
-def material(trained: Path) -> Material:
-    work = WorkFolder(trained / "medseg3d-work")
-    plan = work.read_plan()
-    configuration = plan.configuration(None)
-    store = Store(work.store(configuration.data))
-    return plan, configuration, [store.read(name, in_memory=True) for name in store.names()]
 
 
 def train(
