@@ -16,7 +16,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe, turn_in_words
 from medseg3d.data.segmentations import onto_grid
 from medseg3d.data.soft_labels import most_probable, read_soft
-from medseg3d.errors import GeometryMismatchError, LabelValueError, NotFiniteError
+from medseg3d.errors import GeometryMismatchError, InputError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
 from medseg3d.geometry import (
     AS_STORED,
@@ -186,6 +186,8 @@ def _read_channels(case: Case) -> list[Image]:
     found: list[Image] = []
     for (path, files), channels in itertools.groupby(case.channels, key=lambda channel: (channel.path, channel.files)):
         found.extend(images.read_volumes(path, [channel.volume for channel in channels], files=files))
+        if found[-1].header.modality == "SEG":
+            raise InputError(f"{case.name}: {path.name} is a segmentation (DICOM SEG), not an image; give the series that it was drawn on.")
     return found
 
 

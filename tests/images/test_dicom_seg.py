@@ -12,7 +12,7 @@ from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.reading import read_case
 from medseg3d.dicom_objects.result import Result
 from medseg3d.dicom_objects.seg import segmentation
-from medseg3d.errors import ImageReadError, LabelValueError
+from medseg3d.errors import ImageReadError, InputError, LabelValueError
 from medseg3d.geometry import from_canonical
 from medseg3d.images import case_name, read_header, read_image
 from medseg3d.images.dicom_seg import read_seg
@@ -64,6 +64,12 @@ def test_a_folder_with_a_seg_alone_is_that_seg(tmp_path: Path) -> None:
     (tmp_path / "label").mkdir()
     segmentation(result).save_as(tmp_path / "label/1.dcm")
     np.testing.assert_array_equal(on_series(result, tmp_path / "label"), np.searchsorted(NUMBERED.values, result.values))
+
+
+def test_a_seg_in_the_place_of_an_image_is_refused(tmp_path: Path) -> None:
+    segmentation(result_on(tmp_path / "s", "axial", NUMBERED)).save_as(tmp_path / "a.dcm")
+    with pytest.raises(InputError, match=r"a\.dcm is a segmentation"):
+        read_case(Case(name="a", channels=(ChannelFile(path=tmp_path / "a.dcm"),)))
 
 
 def test_what_cannot_be_placed_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.reading import RawCase, read_case
-from medseg3d.errors import GeometryMismatchError, ImageReadError, LabelValueError
+from medseg3d.errors import GeometryMismatchError, ImageReadError, InputError, LabelValueError
 from medseg3d.images import read_image, write_label_map
 
 pytestmark = [
@@ -27,8 +27,6 @@ REFUSED = {
     "4d/nibabel_functional.nii": "4D image with 20 volumes",
     "dicom/Study1": "2 series found",
     "dicom/ge_head_ct_variable_tilt": r"tilted gantry \(18\.5 degrees\) and uneven slice distance \(1\.08 to 7\.00 mm\)",
-    "dicom/dcmqi_ct3/liver.dcm": "DICOM SEG is not supported",
-    "dicom/dcmqi_ct3/sparse-labelmap-ppv5.dcm": "DICOM label map SEG is not supported",
     "headers/nibabel_example_nifti2.nii.gz": "4D image with 2 volumes",
     "headers/nibabel_test.mgz": "mgz is not supported",
     "headers/nibabel_minc2_baddim.mnc": "MINC",
@@ -57,6 +55,7 @@ PAIRS = [
     ("vertebra_tptbox/sub-ct_label-22_ct.nii.gz", "vertebra_tptbox/sub-ct_seg-subreg_label-22_msk.nii.gz"),
     ("vertebra_tptbox/sub-mri_label-6_T2w.nii.gz", "vertebra_tptbox/sub-mri_seg-vert_label-6_msk.nii.gz"),
     ("dicom/dcmqi_ct3/ct-3slice", "dicom/dcmqi_ct3/liver_spine_gapped_seg.nrrd"),
+    ("dicom/dcmqi_ct3/ct-3slice", "dicom/dcmqi_ct3/liver.dcm"),
 ]
 
 
@@ -103,3 +102,24 @@ def test_slope_and_intercept_of_one_volume_are_applied(odd) -> None:
     path = odd / "4d/nibabel_functional.nii"
     expected = nibabel.load(path).get_fdata()[..., 19]
     np.testing.assert_array_equal(read_image(path, volume=19).array, expected.astype(np.float32))
+
+
+def test_a_dicom_seg_is_the_same_label_as_its_twin_in_nrrd(odd) -> None:
+    folder = odd / "dicom/dcmqi_ct3"
+    seg, nrrd = (pair(folder, "ct-3slice", name).labels for name in ("liver.dcm", "liver_seg.nrrd"))
+    assert (seg != 0).any()
+    np.testing.assert_array_equal(seg, nrrd)
+
+
+@pytest.mark.parametrize("name", ["sparse-labelmap-ppv5.dcm", "sparse-labelmap-noppv.dcm"])
+def test_a_label_map_seg_keeps_its_missing_slice_and_its_padding_is_background(odd, name) -> None:
+    folder = odd / "dicom/dcmqi_ct3"
+    seg, nrrd = read_image(folder / name), read_image(folder / f"{name[:-4].replace('-', '_')}_seg.nrrd")
+    np.testing.assert_allclose(seg.header.geometry.matrix, nrrd.header.geometry.matrix, atol=1e-4)
+    np.testing.assert_array_equal(seg.array, np.where(nrrd.array == 5, 0, nrrd.array))
+    assert not (seg.array[:, :, 1] != 0).any()
+
+
+def test_a_dicom_seg_is_no_image(odd) -> None:
+    with pytest.raises(InputError, match=r"liver\.dcm is a segmentation"):
+        read_case(Case(name="x", channels=(ChannelFile(path=odd / "dicom/dcmqi_ct3/liver.dcm"),)))

@@ -15,9 +15,8 @@ from medseg3d.preprocessing.store import StoredCase
 from medseg3d.training.domains import NO_NAME, TrainingDomain
 from medseg3d.training.learner import make_learner
 from medseg3d.training.step import rate_share
-from tests.training.test_loop import FLOAT32, material, run
+from tests.training.test_loop import FLOAT32, run
 
-__all__ = ["material"]
 OPTIONS = {"head_features": 8, "attention_features": 4, "context": "none", "norm": "instance"}
 
 
