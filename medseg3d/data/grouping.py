@@ -10,9 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from medseg3d.errors import InputError
+from medseg3d.records import read_json
 from medseg3d.wording import counted, listed
 
 MIN_GROUPS = 5
@@ -130,6 +133,26 @@ def shared_patients(training: Sequence[str], test: Sequence[str]) -> str:
 
 
 # --- by name
+
+
+def recorded_patients(splits: Path) -> dict[str, str]:
+    """The patient of each case as ``splits.json`` of a work folder says it, those of the names where an older file is silent.
+
+    Empty where no patient has several images, and where the file is missing or damaged.
+    """
+    try:
+        stored = read_json(splits)
+    except InputError:
+        return {}
+    if not isinstance(stored, dict):
+        return {}
+    patients = stored.get("patients")
+    if not isinstance(patients, dict):
+        folds = [fold for fold in stored.get("folds") or [] if isinstance(fold, dict)]
+        names = {str(name) for fold in folds for side in ("train", "validation") for name in fold.get(side) or []}
+        patients = find_groups(sorted(names)).group_of if stored.get("grouping") not in ("given", "off") else {}
+    is_shared = len(set(patients.values())) < len(patients)
+    return {str(case): str(patient) for case, patient in patients.items()} if is_shared else {}
 
 
 def _by_name(names: Sequence[str]) -> dict[str, str]:

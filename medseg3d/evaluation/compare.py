@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +49,19 @@ def interval_of(values: Sequence[float], *, seed: int = 0, groups: Sequence[str]
     return Interval(mean=float(data.mean()), median=float(np.median(data)), low=low, high=high, n=int(data.size))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Interval:
-    """``first - second`` per case, in the same order of cases: the cases are drawn, so that what is hard for both cancels out."""
-    return interval_of([a - b for a, b in zip(first, second, strict=True)], seed=seed)
+def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int = 0, groups: Sequence[str] | None = None) -> Interval:
+    """``first - second`` per case, in the same order of cases: cases (or whole ``groups``) are drawn, so that what is hard for both cancels
+    out."""
+    return interval_of([a - b for a, b in zip(first, second, strict=True)], seed=seed, groups=groups)
+
+
+def groups_of(cases: Sequence[str], patients: Mapping[str, str]) -> tuple[str, ...]:
+    """The group of each case that is drawn as a whole: its patient, or the case itself where no patient is known.
+
+    >>> groups_of(["a_ED", "a_ES", "b"], {"a_ED": "a", "a_ES": "a"})
+    ('patient a', 'patient a', 'case b')
+    """
+    return tuple(f"patient {patients[case]}" if case in patients else f"case {case}" for case in cases)
 
 
 def intervals_of_columns(table: np.ndarray, *, groups: Sequence[str], seed: int = 0) -> tuple[tuple[Interval, ...], Interval]:

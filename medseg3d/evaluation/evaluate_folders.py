@@ -104,14 +104,16 @@ def evaluate_pairs(
     num_workers: int | None = None,
     max_bytes: int | None = None,
     seed: int = 0,
+    patients: Mapping[str, str] | None = None,
     on: Listener = silent,
 ) -> Evaluation:
     """Measure pairs of files, side by side within ``max_bytes`` of memory; arguments as in :func:`evaluate_folders`.
 
     ``labels`` None: all values that occur, under ``label_names`` where these have one; a value of the references that marks voxels nobody
-    has annotated is left out then, and a warning says so. Cases are sorted by name, whatever finished first.
+    has annotated is left out then, and a warning says so. Cases are sorted by name, whatever finished first. The interval of the mean
+    resamples ``patients`` (by case; None: those that the names tell).
     """
-    found = _evaluated(pairs, labels, label_names, tolerance_mm, num_workers, max_bytes, seed, on)
+    found = _evaluated(pairs, labels, label_names, tolerance_mm, num_workers, max_bytes, seed, patients, on)
     if labels is not None or not (ignored := _undeclared_ignore(found, pairs, label_names or {})):
         return found
     logger.warning(
@@ -120,7 +122,7 @@ def evaluate_pairs(
         ignored,
     )
     names = dict(label_names or {}) | {ignored: IGNORE}
-    return _evaluated(pairs, labels, names, tolerance_mm, num_workers, max_bytes, seed, on)
+    return _evaluated(pairs, labels, names, tolerance_mm, num_workers, max_bytes, seed, patients, on)
 
 
 IGNORE = "ignore"
@@ -145,6 +147,7 @@ def _evaluated(
     num_workers: int | None,
     max_bytes: int | None,
     seed: int,
+    patients: Mapping[str, str] | None,
     on: Listener,
 ) -> Evaluation:
     tolerance = tolerance_mm if tolerance_mm is not None else _common_tolerance(pairs)
@@ -171,7 +174,7 @@ def _evaluated(
         elif done.failure is not None:
             failures.append(done.failure)
         on(Event(stage="evaluate", done=len(cases) + len(failures), total=len(pairs)))
-    return summarize_cases(cases, tolerance_mm=tolerance, failures=failures, seed=seed)
+    return summarize_cases(cases, tolerance_mm=tolerance, failures=failures, seed=seed, patients=patients)
 
 
 def evaluate_files(

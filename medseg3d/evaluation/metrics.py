@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from medseg3d.data.grouping import find_groups
 from medseg3d.errors import CaseFailure
-from medseg3d.evaluation.compare import Interval, interval_of
+from medseg3d.evaluation.compare import Interval, groups_of, interval_of
 from medseg3d.evaluation.measures import METRICS
 from medseg3d.files import write_text
 from medseg3d.records import Checked, read_record, write_record
@@ -179,13 +179,12 @@ def summarize_cases(
     summaries = tuple(_summarize_label(complete, place) for place in range(len(names)))
     group_of = find_groups([case.case for case in complete]).group_of if patients is None else patients
     dice = {case.case: case.foreground_dice for case in complete if case.foreground_dice is not None}
-    groups = [group_of.get(case, f"case {case}") for case in dice]
     return Evaluation(
         predictions=predictions,
         references=references,
         tolerance_mm=tolerance_mm,
         num_cases=len(complete),
-        foreground_dice=interval_of(list(dice.values()), seed=seed, groups=groups),
+        foreground_dice=interval_of(list(dice.values()), seed=seed, groups=groups_of(list(dice), group_of)),
         mean_dice_over_labels=mean_of(s.dice.mean for s in summaries),
         labels=summaries,
         missing_predictions=tuple(sorted(missing_predictions)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from medseg3d.data.grouping import recorded_patients
 from medseg3d.domain import UNIVERSAL, is_universal, read_domains
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.models.checkpoints import load_tensors, read_card
@@ -229,7 +230,7 @@ def levels_of(work: WorkFolder, configuration: str, folds: Sequence[str], *, is_
     except InputError as error:
         logger.warning("%s The whole network predicts; medseg3d validate makes the file again.", error)
         return None
-    return choose_level(found, is_mirrored=is_mirrored)
+    return choose_level(found, is_mirrored=is_mirrored, patients=recorded_patients(work.splits))
 
 
 def _trained(work: WorkFolder, name: str, folds: tuple[str, ...] | None) -> tuple[str, ...]:

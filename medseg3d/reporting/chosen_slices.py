@@ -1,6 +1,7 @@
 """Which slices of a case a page embeds: around its labels only, most where prediction and reference differ, and no more than fit a mail.
 
-A page that is handed on must not hold a patient's whole scan: what lies outside of the box around the labels is not in it.
+A page that is handed on must not hold a patient's whole scan: what lies outside of the box around the labels is not in it. Voxels that
+nobody annotated are no label: of a case without any label only a few slices of the middle are in it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def embed_case(
     """The scene of a case with its chosen slices packed inside; ``max_pixels`` bounds the pixels of all planes and channels together."""
     shape = volumes.channels[0].shape
     maps = [array for array in (volumes.reference, volumes.prediction) if array is not None]
+    maps = [np.where(array <= len(labels), array, 0) for array in maps]  # above: not annotated
     planes = choose_planes(shape, maps, max_pixels=max_pixels / len(volumes.channels))
     position = telling_position(shape, maps)
     for plane in planes:
@@ -74,7 +76,7 @@ def choose_planes(shape: Sequence[int], maps: Sequence[np.ndarray], *, max_pixel
         stride = max(1, math.ceil(max(sizes[other] for other in AXES_OF_PLANE[axis]) / MAX_SIDE))
         whole = Plane(axis=axis, indices=(), box=box, stride=stride)
         room = int(max_pixels / len(axes) / math.prod(whole.shape))
-        count = min(MAX_SLICES, max(MIN_SLICES, room), sizes[axis])
+        count = min(MAX_SLICES if occupied.any() else MIN_SLICES, max(MIN_SLICES, room), sizes[axis])
         planes.append(Plane(axis=axis, indices=_spread(importance[axis], box[axis], count), box=box, stride=stride))
     return tuple(planes)
 

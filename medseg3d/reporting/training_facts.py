@@ -84,17 +84,16 @@ class Partition:
 
 def partition_of(splits: Path) -> Partition:
     """The partition by its file; patients only where one of them has several images."""
-    from medseg3d.data.grouping import find_groups
+    from medseg3d.data.grouping import recorded_patients
 
     stored = _contents(splits)
     folds = [fold for fold in stored.get("folds") or [] if isinstance(fold, dict)]
-    names = {str(name) for fold in folds for side in ("train", "validation") for name in fold.get(side) or []}
-    grouping, patients = _text(stored.get("grouping")), stored.get("patients")
-    if not isinstance(patients, dict):
-        patients = find_groups(sorted(names)).group_of if grouping not in ("given", "off") else {}
-    is_shared = len(set(patients.values())) < len(patients)
-    known = {str(case): str(patient) for case, patient in patients.items()} if is_shared else {}
-    return Partition(patients=known, grouping=grouping, num_folds=len(folds), members=_whole(stored.get("members")) or 0)
+    return Partition(
+        patients=recorded_patients(splits),
+        grouping=_text(stored.get("grouping")),
+        num_folds=len(folds),
+        members=_whole(stored.get("members")) or 0,
+    )
 
 
 def _contents(path: Path) -> dict[str, Any]:

@@ -30,7 +30,8 @@ Tiles = list[tuple[int, list[PatchBox]]]
 def fixed_tiles(shapes: Sequence[Sequence[int]], patch_size: Sequence[int], margin: Sequence[int], *, most: int) -> Tiles:
     """Windows side by side over as many whole cases as ``most`` windows cover, the cases evenly spread; of one case at least.
 
-    Where a single case takes more, so many of its windows are evenly spread. The boxes hold the ``margin`` of unpadded networks.
+    Where a single case takes more, so many of its windows are taken, spread over all its axes, the middle first. The boxes hold the
+    ``margin`` of unpadded networks.
 
     >>> tiles = fixed_tiles([(8, 8, 8)] * 4, (4, 8, 8), (0, 0, 0), most=5)
     >>> [(case, [box.start for box in boxes]) for case, boxes in tiles]
@@ -46,7 +47,7 @@ def fixed_tiles(shapes: Sequence[Sequence[int]], patch_size: Sequence[int], marg
         if chosen and len(boxes) > left:
             continue
         if len(boxes) > left:
-            boxes = [boxes[len(boxes) * k // left] for k in range(left)]
+            boxes = _far_apart(boxes, left)
         chosen.append((case, boxes))
         left -= len(boxes)
     return sorted(chosen, key=lambda tile: tile[0])
@@ -60,6 +61,19 @@ def _spread(count: int) -> list[int]:
         order += [place for k in range(parts) if (place := count * k // parts) not in order]
         parts *= 2
     return order
+
+
+def _far_apart(boxes: Sequence[PatchBox], count: int) -> list[PatchBox]:
+    """So many of the boxes, each as far as can be from those before it; the first is the one nearest to the middle, as the borders of an
+    image are air. In the order in which they came."""
+    places = np.array([box.start for box in boxes], float) / np.array(boxes[0].size, float)
+    distance = np.square(places - (places.min(0) + places.max(0)) / 2).sum(1)
+    chosen = [int(distance.argmin())]
+    nearest = np.square(places - places[chosen[0]]).sum(1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.square(places - places[chosen[-1]]).sum(1))
+    return [boxes[place] for place in sorted(chosen)]
 
 
 def _boxes(shape: Sequence[int], inner: Sequence[int], margin: Sequence[int]) -> list[PatchBox]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
+from medseg3d.evaluation.compare import Interval, groups_of, interval_of, paired_difference
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.validation.preset_comparison import Verdict, verdict_of
 
@@ -58,23 +58,32 @@ SHOWN_WORST = 3
 """Cases that lost most, to be looked at."""
 
 
-def change_of(configuration: str, before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], *, seed: int = 0) -> Change:
+def change_of(
+    configuration: str,
+    before: Mapping[str, Evaluation],
+    after: Mapping[str, Evaluation],
+    *,
+    seed: int = 0,
+    patients: Mapping[str, str] | None = None,
+) -> Change:
     """Compare the evaluations of a configuration by fold.
 
-    A case whose reference is empty counts as 1 for weights that predict nothing there; one that is empty for both is left out.
+    A case whose reference is empty counts as 1 for weights that predict nothing there; one that is empty for both is left out. Intervals
+    resample whole ``patients`` (by case).
     """
     old, new = _by_case(before), _by_case(after)
     cases = sorted(case for case in old.keys() & new.keys() if any(dice is not None for dice in (*old[case], *new[case])))
     first, second = [_mean(old[case]) for case in cases], [_mean(new[case]) for case in cases]
-    difference = paired_difference(second, first, seed=seed)
+    groups = groups_of(cases, patients or {})
+    difference = paired_difference(second, first, seed=seed, groups=groups)
     lost = sorted((b - a, case) for case, a, b in zip(cases, first, second, strict=True) if b < a)
     return Change(
         configuration=configuration,
         cases=tuple(cases),
-        before=interval_of(first, seed=seed),
-        after=interval_of(second, seed=seed),
+        before=interval_of(first, seed=seed, groups=groups),
+        after=interval_of(second, seed=seed, groups=groups),
         difference=difference,
-        verdict=verdict_of(difference),
+        verdict=verdict_of(difference, num_patients=len(set(groups))),
         labels=_labels(before, after, set(cases)),
         worst=tuple((case, change) for change, case in lost[:SHOWN_WORST]),
     )

@@ -6,11 +6,11 @@ all of them in one pass, and leaves ``levels.json`` and the label maps and metri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg3d.evaluation.compare import Interval, paired_difference
+from medseg3d.evaluation.compare import Interval, groups_of, paired_difference
 from medseg3d.records import Checked
 from medseg3d.wording import counted
 
@@ -106,17 +106,21 @@ def level_folder(validation: Path, level: int, way: str) -> Path:
     return validation / "levels" / f"{level}_{way}"
 
 
-def choose_level(folds: Sequence[FoldLevels | None], *, is_mirrored: bool, seed: int = 0) -> LevelChoice | None:
+def choose_level(
+    folds: Sequence[FoldLevels | None], *, is_mirrored: bool, seed: int = 0, patients: Mapping[str, str] | None = None
+) -> LevelChoice | None:
     """The smallest level whose mean Dice over all cases is within ``TOLERANCE`` of the best one's; None where a fold has no levels.
 
     A case that is empty in reference and prediction counts as 1, as in the selection. Below ``MIN_CASES`` cases the deepest stays.
-    Where the folds were not validated the wanted way (mirrored or not), the other way counts.
+    Where the folds were not validated the wanted way (mirrored or not), the other way counts. Intervals resample whole ``patients`` (by
+    case).
     """
     known = [fold for fold in folds if fold is not None]
     if not known or len(known) < len(folds) or len({tuple(score.level for score in fold.scores) for fold in known}) > 1:
         return None
     way = MIRRORED if is_mirrored else PLAIN
     values = [_values([fold.scores[place] for fold in known], way) for place in range(len(known[0].scores))]
+    groups = groups_of(_cases([fold.scores[0] for fold in known], way), patients or {})
     num_cases = len(values[0])
     if any(len(each) != num_cases for each in values):
         return None
@@ -126,7 +130,7 @@ def choose_level(folds: Sequence[FoldLevels | None], *, is_mirrored: bool, seed:
         LevelRow(
             level=score.level,
             dice=means[place],
-            loss=None if place == best else paired_difference(values[best], values[place], seed=seed),
+            loss=None if place == best else paired_difference(values[best], values[place], seed=seed, groups=groups),
             seconds_per_window=sum(fold.scores[place].seconds_per_window for fold in known) / len(known),
         )
         for place, score in enumerate(known[0].scores)
@@ -147,5 +151,13 @@ def choose_level(folds: Sequence[FoldLevels | None], *, is_mirrored: bool, seed:
 
 def _values(scores: Sequence[LevelScore], way: str) -> list[float]:
     """The Dice of a level over the cases of all folds, in one order for all levels."""
-    found = [score.dice.get(way) or next(iter(score.dice.values()), {}) for score in scores]
-    return [1.0 if value is None else value for fold in found for _, value in sorted(fold.items())]
+    return [1.0 if value is None else value for fold in _dice(scores, way) for _, value in sorted(fold.items())]
+
+
+def _cases(scores: Sequence[LevelScore], way: str) -> list[str]:
+    """Whose they are."""
+    return [case for fold in _dice(scores, way) for case in sorted(fold)]
+
+
+def _dice(scores: Sequence[LevelScore], way: str) -> list[Mapping[str, float | None]]:
+    return [score.dice.get(way) or next(iter(score.dice.values()), {}) for score in scores]

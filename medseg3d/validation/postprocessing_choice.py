@@ -34,6 +34,7 @@ from medseg3d.validation.postprocessing_evidence import (
     decide_foreground,
     decide_label,
     dice_table,
+    drawn_groups,
     fallen_labels,
     is_split,
     overlap_of,
@@ -74,13 +75,15 @@ def choose_postprocessing(
     remaining = [case for case in remaining if case.name in objects]
     if not remaining:
         return Postprocessing(failures=tuple(failures))
-    removals = _decide_removals(list(objects.values()), labels, num_split or {})
+    groups = drawn_groups(remaining, objects)
+    removals = _decide_removals(list(objects.values()), groups, labels, num_split or {})
     so_far = Postprocessing(steps=tuple(decision.step for decision in removals if decision.accepted))
     filled, more_failures = count_cases(remaining, lambda p, r: _count_filled(p, r, so_far, labels), num_workers, max_bytes_per_case)
-    before = dice_table([c.before for c in filled.values()])
+    groups = drawn_groups(remaining, filled)
+    before = dice_table([c.before for c in filled.values()], groups)
     fillings: list[Decision] = []
     for index in labels.foreground:
-        after = dice_table([c.after[index - 1] for c in filled.values()])
+        after = dice_table([c.after[index - 1] for c in filled.values()], groups)
         fillings.append(decide_label(Step(operation="fill_holes", index=index), before, after, labels))
     fillings = _check_together(fillings, remaining, so_far, before, labels, num_workers, max_bytes_per_case)
     decisions = (*removals, *fillings)
@@ -90,15 +93,17 @@ def choose_postprocessing(
     return Postprocessing(steps=steps, decisions=decisions, failures=(*failures, *more_failures))
 
 
-def _decide_removals(counts: Sequence[_ObjectCounts], labels: Labels, in_dataset: Mapping[int, int]) -> list[Decision]:
+def _decide_removals(
+    counts: Sequence[_ObjectCounts], groups: Sequence[str], labels: Labels, in_dataset: Mapping[int, int]
+) -> list[Decision]:
     """Steps 1 and 2."""
-    raw, merged = dice_table([c.raw for c in counts]), dice_table([c.merged for c in counts])
+    raw, merged = (dice_table(each, groups) for each in ([c.raw for c in counts], [c.merged for c in counts]))
     num_split = max(sum(c.split_foreground for c in counts), in_dataset.get(1, 0) if labels.num_classes == 2 else 0)
     first = decide_foreground(raw, merged, labels, num_split=num_split)
     decisions = [first]
     current, kept = (merged, [c.merged_kept for c in counts]) if first.accepted else (raw, [c.raw_kept for c in counts])
     if labels.num_classes > 2:  # with one label this is the same step again
-        cleaned = dice_table(kept)
+        cleaned = dice_table(kept, groups)
         for index in labels.foreground:
             step = Step(operation="keep_largest", index=index)
             num_split = max(sum(c.split_labels[index - 1] for c in counts), in_dataset.get(index, 0))
@@ -246,7 +251,7 @@ def _check_together(
         return fillings
     together = Postprocessing(steps=(*so_far.steps, *accepted))
     counted, _ = count_cases(cases, lambda p, r: _count_applied(p, r, together, labels), num_workers, bytes_per_case)
-    fallen = fallen_labels(before, dice_table(list(counted.values())), labels)
+    fallen = fallen_labels(before, dice_table(list(counted.values()), drawn_groups(cases, counted)), labels)
     if not fallen:
         return fillings
     why = f"together with the other labels' fillings {', '.join(fallen)} would fall"

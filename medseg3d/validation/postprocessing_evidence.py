@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from medseg3d.errors import CaseFailure, GeometryMismatchError
-from medseg3d.evaluation.compare import paired_difference
+from medseg3d.evaluation.compare import groups_of, paired_difference
 from medseg3d.evaluation.lesions import components
 from medseg3d.evaluation.metrics import mean_of
 from medseg3d.execution import run_cases
@@ -34,6 +34,8 @@ class ValidatedCase:
 
     name: str
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    patient: str = ""
+    """Empty where the case is the only one of its patient, as far as is known."""
 
 
 Counts = np.ndarray
@@ -79,10 +81,11 @@ def count_cases(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiceTable:
-    """Dice per case and label (NaN inside where neither has the label), whether the reference has it, and the means."""
+    """Dice per case and label (NaN inside where neither has the label), whether the reference has it, whose image it is, and the means."""
 
     per_case: np.ndarray
     is_there: np.ndarray
+    groups: tuple[str, ...]
 
     def label(self, place: int) -> tuple[float | None, int]:
         mean = mean_of(float(d) for d in self.per_case[:, place] if not np.isnan(d))
@@ -95,14 +98,24 @@ class DiceTable:
     def of_cases(self) -> list[float | None]:
         return [mean_of(float(d) for d in row if not np.isnan(d)).mean for row in self.per_case]
 
+    def num_patients(self, rows: np.ndarray) -> int:
+        """How many patients the cases of these rows are of."""
+        return len({group for group, is_one in zip(self.groups, rows, strict=True) if is_one})
+
     def of_label(self, place: int) -> list[float | None]:
         return [None if np.isnan(d) else float(d) for d in self.per_case[:, place]]
 
 
-def dice_table(counts: Sequence[Counts]) -> DiceTable:
+def drawn_groups(cases: Sequence[ValidatedCase], names: Iterable[str]) -> tuple[str, ...]:
+    """The patient (or the case itself) of each of the named cases."""
+    return groups_of(list(names), {case.name: case.patient for case in cases if case.patient})
+
+
+def dice_table(counts: Sequence[Counts], groups: Sequence[str]) -> DiceTable:
+    """``groups`` names the patient (or the case) of each."""
     common, predicted, truth = np.moveaxis(np.array(counts, np.float64).reshape(len(counts), -1, 3), -1, 0)
     total = predicted + truth
-    return DiceTable(per_case=np.where(total > 0, 2 * common / np.maximum(total, 1), np.nan), is_there=truth > 0)
+    return DiceTable(per_case=np.where(total > 0, 2 * common / np.maximum(total, 1), np.nan), is_there=truth > 0, groups=tuple(groups))
 
 
 def decide_foreground(before: DiceTable, after: DiceTable, labels: Labels, *, num_split: int) -> Decision:
@@ -112,8 +125,8 @@ def decide_foreground(before: DiceTable, after: DiceTable, labels: Labels, *, nu
     if fallen:
         accepted, reason = False, f"{reason.partition(':')[0]}, but {', '.join(fallen)} would fall"
     if accepted:
-        num_there = int(before.is_there.any(1).sum())
-        accepted, reason = _with_evidence(reason, before.of_cases(), after.of_cases(), num_there, num_split)
+        num_there = before.num_patients(before.is_there.sum(1) > 0)
+        accepted, reason = _with_evidence(reason, before.of_cases(), after.of_cases(), before.groups, num_there, num_split)
     return Decision(
         step=Step(operation="keep_largest_foreground"),
         label="foreground",
@@ -136,8 +149,8 @@ def decide_label(
     if accepted and none_may_fall and (fallen := fallen_labels(before, after, labels)):
         accepted, reason = False, f"{reason}, but {', '.join(fallen)} would fall"
     if accepted:
-        num_there = int(before.is_there[:, place].sum())
-        accepted, reason = _with_evidence(reason, before.of_label(place), after.of_label(place), num_there, num_split)
+        num_there = before.num_patients(before.is_there[:, place])
+        accepted, reason = _with_evidence(reason, before.of_label(place), after.of_label(place), before.groups, num_there, num_split)
     return Decision(
         step=step,
         label=labels.names[index],
@@ -162,15 +175,21 @@ def _verdict(before: float | None, after: float | None) -> tuple[bool, str]:
 
 
 def _with_evidence(
-    change: str, before: Sequence[float | None], after: Sequence[float | None], num_there: int, num_split: int
+    change: str,
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    groups: Sequence[str],
+    num_there: int,
+    num_split: int,
 ) -> tuple[bool, str]:
-    """Whether a gain of the means is enough to change every later prediction."""
+    """Whether a gain of the means is enough to change every later prediction; ``num_there`` patients have the label."""
     if num_split:
         return False, f"{change}, but {counted(num_split, 'reference')} has several objects".replace("references has", "references have")
     if num_there < MIN_CASES:
-        return False, f"{change}, but only {counted(num_there, 'case')} with it in the reference, and {MIN_CASES} are needed"
-    pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    gain = paired_difference([a for _, a in pairs], [b for b, _ in pairs])
+        unit = "patient" if len(set(groups)) < len(groups) else "case"
+        return False, f"{change}, but only {counted(num_there, unit)} with it in the reference, and {MIN_CASES} are needed"
+    rows = [(b, a, g) for b, a, g in zip(before, after, groups, strict=True) if b is not None and a is not None]
+    gain = paired_difference([a for _, a, _ in rows], [b for b, _, _ in rows], groups=[g for _, _, g in rows])
     if gain.low is None or gain.high is None:
         return False, f"{change}, but too few cases can be compared"
     interval = f"95 % interval of the gain {gain.low:+.4f} to {gain.high:+.4f}, {counted(gain.n, 'case')}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
+from medseg3d.evaluation.compare import Interval, groups_of, interval_of, paired_difference
 from medseg3d.wording import counted
 
 MIN_CASES = 5
@@ -83,23 +83,32 @@ class Comparison:
 
 
 def compared(
-    trained: Sequence[Trained], *, dataset: str, fold: str, length: str, problems: Mapping[str, str] | None = None, seed: int = 0
+    trained: Sequence[Trained],
+    *,
+    dataset: str,
+    fold: str,
+    length: str,
+    problems: Mapping[str, str] | None = None,
+    seed: int = 0,
+    patients: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare by the mean foreground Dice over the cases that all have.
 
-    A case whose reference is empty counts as 1 for those that predict nothing there; one that is empty for all is left out.
+    A case whose reference is empty counts as 1 for those that predict nothing there; one that is empty for all is left out. Intervals
+    resample whole ``patients`` (by case).
     """
     cases = _common_cases(trained)
+    groups = groups_of(cases, patients or {})
     values = [_values(each, cases) for each in trained]
     rows = []
     for number, each in enumerate(trained):
-        difference = paired_difference(values[number], values[0], seed=seed) if number and cases else None
+        difference = paired_difference(values[number], values[0], seed=seed, groups=groups) if number and cases else None
         rows.append(
             Row(
                 trained=each,
-                dice=interval_of(values[number], seed=seed),
+                dice=interval_of(values[number], seed=seed, groups=groups),
                 difference=difference,
-                verdict=verdict_of(difference) if number else "baseline",
+                verdict=verdict_of(difference, num_patients=len(set(groups))) if number else "baseline",
             )
         )
     return Comparison(
@@ -124,9 +133,9 @@ def _values(trained: Trained, cases: Sequence[str]) -> list[float]:
     return [1.0 if (value := trained.dice[case]) is None else value for case in cases]
 
 
-def verdict_of(difference: Interval | None) -> Verdict:
-    """What a paired difference says of the second network."""
-    if difference is None or difference.low is None or difference.high is None or difference.n < MIN_CASES:
+def verdict_of(difference: Interval | None, *, num_patients: int) -> Verdict:
+    """What a paired difference over so many patients (or cases, where each is one) says of the second network."""
+    if difference is None or difference.low is None or difference.high is None or num_patients < MIN_CASES:
         return "too few cases"
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "no clear difference"
 

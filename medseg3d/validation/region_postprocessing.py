@@ -21,6 +21,7 @@ from medseg3d.validation.postprocessing_evidence import (
     decide_foreground,
     decide_label,
     dice_table,
+    drawn_groups,
     is_split,
     overlap_of,
 )
@@ -41,12 +42,12 @@ def choose_for_regions(
         return Postprocessing(failures=tuple(failures))
     splits, _ = count_cases(cases, lambda _, r: _splits(r, labels), num_workers, max_bytes_per_case)
     num_split = np.sum(list(splits.values()), 0)
-    so_far, before, decisions = Postprocessing(), dice_table(list(first.values())), list[Decision]()
+    so_far, before, decisions = Postprocessing(), dice_table(list(first.values()), drawn_groups(cases, first)), list[Decision]()
     for step in region_steps(labels):
         tried = Postprocessing(steps=(*so_far.steps, step))
         found, more = count_cases(cases, lambda p, r, tried=tried: _count(p, r, tried, labels), num_workers, max_bytes_per_case)  # type: ignore[misc]
         failures += more
-        after = dice_table(list(found.values()))
+        after = dice_table(list(found.values()), drawn_groups(cases, found))
         if step.index is None:
             decision = decide_foreground(before, after, labels, num_split=int(num_split[0]))
         else:

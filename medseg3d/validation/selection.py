@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from medseg3d.errors import InputError
-from medseg3d.evaluation.compare import Interval, interval_of, paired_difference
+from medseg3d.evaluation.compare import Interval, groups_of, interval_of, paired_difference
 from medseg3d.provenance import Origin, changes_since, is_outdated
 from medseg3d.records import Checked, read_record
 from medseg3d.validation.postprocessing import NO_POSTPROCESSING, Postprocessing
@@ -18,12 +19,14 @@ from medseg3d.work_folder import WorkFolder
 MIN_GAIN_OF_PAIR = 1e-3
 """Mean Dice that an ensemble of two must add: it costs twice the time of prediction."""
 MIN_CASES_FOR_PAIR = 5
-"""With fewer cases an interval says little, and the simpler model stays."""
+"""With fewer cases (of different patients) an interval says little, and the simpler model stays."""
 MIN_GAIN_OF_MIRRORING = 1e-3
 """Mean Dice that mirroring must add: it costs two, four or eight times the time of prediction."""
 MIN_CASES_FOR_MIRRORING = 5
 """With fewer cases it is not left out: the choice would hang on one of them."""
 MIRRORING = "mirroring.json"
+NO_PATIENTS: Mapping[str, str] = MappingProxyType({})
+"""Every case is one of its own."""
 TIE = 1e-6
 """Means that differ by less are equal."""
 
@@ -143,14 +146,17 @@ def _changes_since(selection: Selection, work: WorkFolder) -> str | None:
     return f"other weights of {listed(younger)}" if younger else None
 
 
-def select(candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0) -> Selection:
+def select(
+    candidates: Sequence[Candidate], *, recommended: str | None = None, seed: int = 0, patients: Mapping[str, str] = NO_PATIENTS
+) -> Selection:
     """Choose by the mean foreground Dice over the cases that all candidates were validated on.
 
     Of single configurations the highest mean wins; ties go to ``recommended``, then to the earlier one. The best ensemble is taken
     instead only if it gains more than ``MIN_GAIN_OF_PAIR`` and the 95 % bootstrap interval of its gain per case is above 0.
     Where a reference is empty, a candidate that predicts nothing counts as 1 on that case, so that it stands above one with
     false positives; cases that are empty for all are left out. Where no case is common to all, single configurations are
-    compared on their own cases and a note says so. Raises :class:`InputError` without candidates.
+    compared on their own cases and a note says so. Intervals resample whole ``patients`` (by case), of which ``MIN_CASES_FOR_PAIR`` are
+    needed. Raises :class:`InputError` without candidates.
     """
     if not candidates or not any(len(c.configurations) == 1 for c in candidates):
         raise InputError("No configuration has a finished fold with validation. Run medseg3d train --fold 0 first.")
@@ -163,8 +169,8 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
     chosen, reason = best, _reason_of_single(best, singles, cases)
     if pairs:
         pair = _highest(pairs, cases)
-        gain = _gain(pair, best, cases, seed)
-        if _is_worth_it(gain):
+        gain = _gain(pair, best, cases, seed, patients)
+        if _is_worth_it(gain, len(set(groups_of(cases, patients)))):
             chosen = pair
             reason = f"{pair.name} gains {_signed(gain)} mean Dice over {best.name}, the best single configuration"
         else:
@@ -174,9 +180,9 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
             name=c.name,
             configurations=c.configurations,
             folds=dict(c.folds),
-            dice=interval_of(_values(c, cases), seed=seed),
-            own_dice=interval_of(_values(c, _own_cases(c)), seed=seed),
-            gain=_gain(c, best, cases, seed) if c is not best and cases else None,
+            dice=interval_of(_values(c, cases), seed=seed, groups=groups_of(cases, patients)),
+            own_dice=interval_of(_values(c, _own_cases(c)), seed=seed, groups=groups_of(_own_cases(c), patients)),
+            gain=_gain(c, best, cases, seed, patients) if c is not best and cases else None,
         )
         for c in ordered
     ]
@@ -191,7 +197,13 @@ def select(candidates: Sequence[Candidate], *, recommended: str | None = None, s
     )
 
 
-def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, float | None], *, seed: int = 0) -> MirroringChoice:
+def choose_mirroring(
+    mirrored: Mapping[str, float | None],
+    plain: Mapping[str, float | None],
+    *,
+    seed: int = 0,
+    patients: Mapping[str, str] = NO_PATIENTS,
+) -> MirroringChoice:
     """Mirror where it gains more than ``MIN_GAIN_OF_MIRRORING`` mean Dice over the cases that were evaluated both ways.
 
     A case that is empty in reference and prediction counts as 1, as for :func:`select`. Below ``MIN_CASES_FOR_MIRRORING`` cases it is
@@ -204,7 +216,7 @@ def choose_mirroring(mirrored: Mapping[str, float | None], plain: Mapping[str, f
     def values(dice: Mapping[str, float | None]) -> list[float]:
         return [1.0 if (value := dice[case]) is None else value for case in cases]
 
-    gain = paired_difference(values(mirrored), values(plain), seed=seed)
+    gain = paired_difference(values(mirrored), values(plain), seed=seed, groups=groups_of(cases, patients))
     if gain.n < MIN_CASES_FOR_MIRRORING:
         few = f"and is used: {MIN_CASES_FOR_MIRRORING} cases are needed to leave it out"
         return MirroringChoice(is_used=True, gain=gain, reason=f"mirroring changes the mean Dice by {_signed(gain)}, {few}")
@@ -255,13 +267,13 @@ def _highest(candidates: Sequence[Candidate], cases: Sequence[str]) -> Candidate
     return best
 
 
-def _gain(candidate: Candidate, over: Candidate, cases: Sequence[str], seed: int) -> Interval:
-    return paired_difference(_values(candidate, cases), _values(over, cases), seed=seed)
+def _gain(candidate: Candidate, over: Candidate, cases: Sequence[str], seed: int, patients: Mapping[str, str]) -> Interval:
+    return paired_difference(_values(candidate, cases), _values(over, cases), seed=seed, groups=groups_of(cases, patients))
 
 
-def _is_worth_it(gain: Interval) -> bool:
+def _is_worth_it(gain: Interval, num_patients: int) -> bool:
     is_large = gain.mean is not None and gain.mean > MIN_GAIN_OF_PAIR
-    return is_large and gain.n >= MIN_CASES_FOR_PAIR and gain.low is not None and gain.low > 0
+    return is_large and num_patients >= MIN_CASES_FOR_PAIR and gain.low is not None and gain.low > 0
 
 
 def _signed(gain: Interval) -> str:

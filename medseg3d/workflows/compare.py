@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medseg3d.data.grouping import recorded_patients
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device
 from medseg3d.errors import DivergedError, InputError, PlanError, PlanMismatchError, UnsupportedError
@@ -105,7 +106,13 @@ def contenders_of(presets: str | Sequence[str]) -> tuple[Contender, ...]:
 def _written(target: Path, root: Path, trained: Sequence[Trained], problems: dict[str, str], options: CompareOptions) -> Comparison:
     """After every preset, so that what is known can be read while the others train."""
     comparison = compared(
-        trained, dataset=root.resolve().name, fold=options.fold, length=_length_in_words(options), problems=problems, seed=options.seed
+        trained,
+        dataset=root.resolve().name,
+        fold=options.fold,
+        length=_length_in_words(options),
+        problems=problems,
+        seed=options.seed,
+        patients=recorded_patients(WorkFolder(target / trained[0].name).splits) if trained else {},
     )
     write_record(target / RECORD, comparison, "comparison")
     write_comparison_page(comparison, target / PAGE)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.data.corrections import FOLDER, read_taken, taken_label
-from medseg3d.data.grouping import find_groups
+from medseg3d.data.grouping import find_groups, recorded_patients
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.domain import is_universal
 from medseg3d.errors import InputError, PlanMismatchError
@@ -79,7 +79,8 @@ def correct(root: Path, work: Path | None, options: CorrectOptions, on: Listener
     preprocess(root, folder.root, PreprocessOptions.of(options, configurations=list(now.folds), device="cpu"), on)
     after = {name: _trained(root, folder, earlier, name, folds, options, on) for name, folds in now.folds.items()}
     before = _evaluated_again(root, folder, earlier, now, on)
-    changes = tuple(change_of(name, before[name], after[name], seed=options.seed) for name in now.folds)
+    patients = recorded_patients(folder.splits)
+    changes = tuple(change_of(name, before[name], after[name], seed=options.seed, patients=patients) for name in now.folds)
     if (earlier.root / "selection.json").exists():
         select(root, folder.root, SelectOptions(device=options.device), on)
     now = replace(now, is_finished=True, changes=changes)
@@ -240,5 +241,7 @@ def _evaluated_again(
                 if case in cases and (label := cases[case].label) is not None
             ]
             if pairs:
-                found[name][fold] = evaluate_pairs(pairs, labels=plan.labels, tolerance_mm=work_tolerance_mm(folder), on=on)
+                found[name][fold] = evaluate_pairs(
+                    pairs, labels=plan.labels, tolerance_mm=work_tolerance_mm(folder), patients=recorded_patients(folder.splits), on=on
+                )
     return found

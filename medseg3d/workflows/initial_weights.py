@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medseg3d.errors import InputError
+from medseg3d.errors import InputError, StorageError
+from medseg3d.files import check_writable
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.models.pretrained import NAMINGS, is_foreign, read_foreign
 from medseg3d.models.sources import source_of, what_to_name
@@ -18,7 +19,10 @@ logger = logging.getLogger(__name__)
 SHAPES = "shapes"
 """What ``--init`` calls the weights that were learned from generated shapes, unless a model of that name is there."""
 SHAPES_FOLDER = Path(__file__).resolve().parent.parent / "data" / "learned_shapes"
-"""Where ``scripts/learn_shapes.py`` puts them: beside the package, for all work folders of a machine."""
+"""Where ``medseg3d.commandline.learn_shapes`` puts them: in the package, for all users of a machine."""
+SHAPES_AT_HOME = Path("~/.medseg3d/learned_shapes")
+"""Where it puts them if the package may not be written."""
+LEARN_SHAPES = "python -m medseg3d.commandline.learn_shapes --minutes 60"
 
 
 def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | None = None) -> InitialWeights:
@@ -62,18 +66,39 @@ def shapes_file(network: NetworkPlan, folder: Path) -> Path:
     return folder / f"{network.dimensions}d_{len(network.features)}.safetensors"
 
 
+def place_for_shapes() -> Path:
+    """The folder in which weights learned from shapes are found: in the package where that may be written, otherwise in the home folder."""
+    try:
+        check_writable(SHAPES_FOLDER)
+    except StorageError:
+        return _shapes_folders()[-1]
+    return SHAPES_FOLDER
+
+
+def _shapes_folders() -> tuple[Path, ...]:
+    try:
+        return SHAPES_FOLDER, SHAPES_AT_HOME.expanduser()
+    except RuntimeError:  # an account without a home
+        return (SHAPES_FOLDER,)
+
+
 def _learned_shapes(configuration: str, plan: Plan | None) -> InitialWeights:
-    """Those for the network of a plan, or others, of which the finer stages of the encoder fit."""
-    there = sorted(SHAPES_FOLDER.glob("*.safetensors"))
+    """Those for the network of a plan, or others of as many dimensions, of which the finer stages of the encoder fit."""
+    network = None if plan is None else plan.configuration(configuration).network
+    pattern = "*.safetensors" if network is None else f"{network.dimensions}d_*.safetensors"
+    there = [file for folder in _shapes_folders() for file in sorted(folder.glob(pattern))]
     if not there:
+        kind = "" if network is None else f" for networks of {network.dimensions} dimensions"
+        option = " -c 2d" if network is not None and network.dimensions == 2 else ""
         raise InputError(
-            f"--init {SHAPES}: nothing was learned from generated shapes on this machine yet. Run python scripts/learn_shapes.py "
-            f"--minutes 60 first, which writes {SHAPES_FOLDER}."
+            f"--init {SHAPES}: nothing was learned from generated shapes{kind} on this machine yet. Run {LEARN_SHAPES}{option} first, "
+            "which makes the weights from a seed and no image."
         )
-    file = there[-1] if plan is None else shapes_file(plan.configuration(configuration).network, SHAPES_FOLDER)
-    chosen = file if file in there else there[-1]
-    if chosen != file:
-        logger.warning("--init %s: no weights for %s; beginning with %s, of which less fits.", SHAPES, file.stem, chosen.stem)
+    wanted = there[-1].name if network is None else shapes_file(network, SHAPES_FOLDER).name
+    chosen = next((file for file in there if file.name == wanted), there[-1])
+    if chosen.name != wanted:
+        found = Path(wanted).stem
+        logger.warning("--init %s: no weights for %s; beginning with %s, of which less fits.", SHAPES, found, chosen.stem)
     tensors, meanings = load_tensors(chosen)[0], meanings_of(read_card(chosen))
     return InitialWeights(source=f"generated shapes ({chosen.stem})", tensors=tensors, meanings=meanings)
 

@@ -70,44 +70,70 @@ def predict_cases(
     ``record`` is added to by the thread that writes, as soon as an output is whole: a run that is stopped then keeps it.
     ``on_windows(place, done, all)`` hears of the windows of the case at ``place``, on a CPU.
     """
-    writing: list[tuple[Case, Future[PredictedCase]]] = []
-    kept = probabilities or ("medseg3d" if outputs.needs_probabilities else None)
     boundary = CaseBoundary("predict")
-    sums = int(SHARE_FOR_SUMS * budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
+    writing: list[tuple[Case, Future[PredictedCase]]] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        upcoming: Future[_Ready] | None = None
+        line = _Line(
+            model, pending, targets, probabilities or ("medseg3d" if outputs.needs_probabilities else None), outputs, budget, reader
+        )
         for index, case in enumerate(pending):
-            current = upcoming or reader.submit(_read, case, model, outputs)
-            upcoming = None
             reset_peak_memory()
-            prepared = ready = indices = chances = None
+            done = None
             with boundary.around(case.name) as attempt:
-                ready = current.result()
-                prepared = _prepare(ready, model)
-                if index + 1 < len(pending) and prepared.nbytes + _bytes_to_read(pending[index + 1], model) <= budget:
-                    upcoming = reader.submit(_read, pending[index + 1], model, outputs)
-                with (
-                    _timed(ready.seconds, "segment"),
-                    probability_array(targets[case.name], prepared, model.plan.labels, kept) as chances,
-                ):
-                    prepared = model.locate(prepared, max_bytes=sums)
-                    indices = model.segment(prepared, probabilities=chances, max_bytes=sums, on_windows=partial(on_windows, index))
-            if attempt.failure is not None or prepared is None or ready is None or indices is None:
-                current = prepared = ready = indices = chances = None  # type: ignore[assignment]  # before the next one is prepared
-                if attempt.failure is not None:
-                    yield case, attempt.failure
+                done = line.segment(index, partial(on_windows, index))
+            if attempt.failure is not None:
+                yield case, attempt.failure
+            if done is None:
                 continue
-            prepared = replace(prepared, images={}, inside=None)  # while it is written, only its header is needed
-            chances = None  # the file is whole then; some systems cannot delete a file that is mapped
-            writing.append(
-                (case, writer.submit(_write, targets[case.name], indices, probabilities, prepared, model, ready, record, outputs))
-            )
-            prepared = ready = indices = None
+            writing.append((case, writer.submit(_write, targets[case.name], probabilities, model, done, record, outputs)))
+            done = None
             if len(writing) > 1:  # one file is being written while the next image is in the network
                 yield from _written(*writing.pop(0), boundary)
         for waiting in writing:
             yield from _written(*waiting, boundary)
     boundary.finish()
+
+
+@dataclass(slots=True)
+class _Segmented:
+    """A case that went through the network: its label indices, and of what was prepared only the header, which is needed to write them."""
+
+    ready: _Ready
+    prepared: PreparedCase
+    indices: np.ndarray
+
+
+@dataclass(slots=True)
+class _Line:
+    """The cases on their way through reader and network; ``upcoming`` is the one that is read meanwhile."""
+
+    model: Model
+    pending: Sequence[Case]
+    targets: dict[str, Path]
+    kept: ProbabilityFormat | None
+    outputs: Outputs
+    budget: int
+    reader: ThreadPoolExecutor
+    upcoming: Future[_Ready] | None = None
+
+    def segment(self, index: int, on_windows: Callable[[int, int], None]) -> _Segmented:
+        """The case at this place; what it took is free again when this returns, but for the label indices."""
+        case, model = self.pending[index], self.model
+        current, self.upcoming = self.upcoming or self.reader.submit(_read, case, model, self.outputs), None
+        ready = current.result()
+        del current
+        prepared = _prepare(ready, model)
+        following = self.pending[index + 1] if index + 1 < len(self.pending) else None
+        if following is not None and prepared.nbytes + _bytes_to_read(following, model) <= self.budget:
+            self.upcoming = self.reader.submit(_read, following, model, self.outputs)
+        sums = int(SHARE_FOR_SUMS * self.budget) if model.device.device.type == "cpu" else None  # of a GPU its own memory counts
+        with (
+            _timed(ready.seconds, "segment"),
+            probability_array(self.targets[case.name], prepared, model.plan.labels, self.kept) as chances,
+        ):
+            prepared = model.locate(prepared, max_bytes=sums)
+            indices = model.segment(prepared, probabilities=chances, max_bytes=sums, on_windows=on_windows)
+        return _Segmented(ready, replace(prepared, images={}, inside=None), indices)
 
 
 def _written(case: Case, future: Future[PredictedCase], boundary: CaseBoundary) -> Iterator[tuple[Case, PredictedCase | CaseFailure]]:
@@ -163,23 +189,16 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _write(
-    target: Path,
-    indices: np.ndarray,
-    probabilities: ProbabilityFormat | None,
-    prepared: PreparedCase,
-    model: Model,
-    ready: _Ready,
-    record: RecordFile,
-    outputs: Outputs,
+    target: Path, probabilities: ProbabilityFormat | None, model: Model, done: _Segmented, record: RecordFile, outputs: Outputs
 ) -> PredictedCase:
     """Write and record the outputs of one case; probabilities of an earlier model do not stay beside a new label map."""
-    began = time.perf_counter()
+    began, ready, prepared = time.perf_counter(), done.ready, done.prepared
     made = partial(_entry, ready, prepared, model, outputs, began)
     try:
         remove_probabilities(target)
         outputs.remove_beside(target)
         shape = (model.plan.labels.num_outputs, *prepared.header.geometry.shape)
-        values = model.finish(indices, prepared.orientation)
+        values = model.finish(done.indices, prepared.orientation)
         result = _result_of(values, target, shape, probabilities, model, ready, outputs)
         with replacing(target) as temporary:
             outputs.write(temporary, outputs.main, values, prepared.header, result)

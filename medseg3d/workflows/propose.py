@@ -7,8 +7,9 @@ import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,16 +20,16 @@ from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.events import Event, Listener
-from medseg3d.files import check_writable, file_digest, remove_file, write_text
+from medseg3d.files import check_writable, file_digest, remove_file, replacing, write_text
 from medseg3d.fingerprint.familiarity import look_of
 from medseg3d.fingerprint.records import CaseFingerprint, Fingerprint
-from medseg3d.images import write_label_map
+from medseg3d.images import ImageHeader, write_label_map
 from medseg3d.labels import Labels
 from medseg3d.models.model import Model
 from medseg3d.options import ProposeOptions
 from medseg3d.plan import Plan
 from medseg3d.prediction.probability_file import probability_array, scratch_file
-from medseg3d.records import read_record, write_record
+from medseg3d.records import Checked, read_record, write_record
 from medseg3d.validation.expected_quality import Proposal, chosen_next, expected_dice
 from medseg3d.wording import listed
 from medseg3d.work_folder import WorkFolder, work_folder
@@ -45,9 +46,15 @@ UNLIKE = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Estimate(Checked):
     """What is known of an image without a label: by which model from which files, expected Dice per label, volumes, and numbers that say
-    what it looks like."""
+    what it looks like.
+
+    ``output_digest`` is that of its label map; ``replaced_digest`` that of the one which lay there before, as a call may be killed after
+    this is written down and before the new label map is in its place.
+    """
+
+    came_later: ClassVar[tuple[str, ...]] = ("replaced_digest",)
 
     model: str
     input_digest: str
@@ -56,6 +63,7 @@ class Estimate:
     numbers: tuple[float, ...]
     output_digest: str
     warnings: tuple[str, ...] = ()
+    replaced_digest: str = ""
 
     @property
     def expected_dice(self) -> float | None:
@@ -143,15 +151,21 @@ def _estimated(
         with boundary.around(case.name) as attempt:
             known, digest = earlier.get(case.name), digest_of(case)
             file = target / f"{case.name}.nii.gz"
-            if file.exists() and (known is None or file_digest(file) != known.output_digest):
+            there = file_digest(file) if file.exists() else ""
+            if there and (known is None or there not in (known.output_digest, known.replaced_digest)):
                 logger.warning(
                     "%s: was changed by hand, or comes from elsewhere, and is left alone. Put corrections into corrections/.", file
                 )
                 found |= {case.name: known} if known is not None else {}
                 continue
-            is_same = known is not None and (known.model, known.input_digest) == (model.identity, digest) and file.exists()
-            found[case.name] = known if is_same and known is not None else _estimate(case, model, target, digest)
-            keep({**earlier, **found})
+            if known is not None and (known.model, known.input_digest, known.output_digest) == (model.identity, digest, there):
+                found[case.name] = known
+            else:
+                values, header, estimate = _estimate(case, model, target, digest)
+                with replacing(file) as temporary:
+                    write_label_map(temporary, values, header)
+                    found[case.name] = replace(estimate, output_digest=file_digest(temporary), replaced_digest=there)
+                    keep({**earlier, **found})  # before the label map is there: one of which nothing is known counts as the user's
         if attempt.failure is not None:
             failures.append(attempt.failure)
         on(Event(stage="propose", done=done, total=len(cases)))
@@ -159,8 +173,8 @@ def _estimated(
     return found, failures
 
 
-def _estimate(case: Case, model: Model, target: Path, digest: str) -> Estimate:
-    """Predict one image; its label map lies in ``target`` then."""
+def _estimate(case: Case, model: Model, target: Path, digest: str) -> tuple[np.ndarray, ImageHeader, Estimate]:
+    """Predict one image: the label map with its header, and what is expected of it, as yet without the digest of the file."""
     raw = model.read(case)
     look, file, labels = look_of(raw), target / f"{case.name}.nii.gz", model.plan.labels
     volume_ml = math.prod(raw.spacing) / 1000
@@ -174,18 +188,18 @@ def _estimate(case: Case, model: Model, target: Path, digest: str) -> Estimate:
             del chances
     finally:
         remove_file(scratch_file(file))
-    write_label_map(file, model.finish(indices, prepared.orientation), prepared.header)
     counts = np.bincount(indices.ravel(), minlength=labels.num_classes)
     volumes = {labels.names[index]: float(counts[_places(labels, index)].sum()) * volume_ml for index in labels.foreground}
-    return Estimate(
+    estimate = Estimate(
         model=model.identity,
         input_digest=digest,
         expected=expected,
         volumes_ml=volumes,
         numbers=_numbers(look.spacing, look.extent, [channel.quantiles for channel in look.channels], volumes.values(), model.plan),
-        output_digest=file_digest(file),
+        output_digest="",
         warnings=prepared.warnings,
     )
+    return model.finish(indices, prepared.orientation), prepared.header, estimate
 
 
 def _places(labels: Labels, index: int) -> list[int]:

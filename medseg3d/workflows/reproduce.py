@@ -30,6 +30,7 @@ from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.run import predict_test_set
 from medseg3d.workflows.run_record import Environment, RunRecord, read_run, this_environment
 from medseg3d.workflows.select import select
+from medseg3d.workflows.splits import member_offset
 from medseg3d.workflows.train import train
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,13 @@ def recorded_folds(folder: WorkFolder, device: str | None) -> list[RecordedFold]
         for fold in folder.finished_folds(name):
             state, record = read_summary(folder.fold(name, fold)), read_run(folder.fold(name, fold))
             if state is not None:
-                found.append(_recorded(name, fold, state, record, device))
+                found.append(_recorded(name, fold, state, record, device, offset=member_offset([folder], fold)))
     return found
 
 
-def _recorded(name: str, fold: str, state: TrainingState, record: RunRecord | None, device: str | None) -> RecordedFold:
-    asked = TrainOptions(configuration=name, fold=fold, seed=state.seed) if record is None else record.options
+def _recorded(name: str, fold: str, state: TrainingState, record: RunRecord | None, device: str | None, *, offset: int = 0) -> RecordedFold:
+    """``offset`` is what training adds to the seed that it is given, as the state keeps the sum."""
+    asked = TrainOptions(configuration=name, fold=fold, seed=state.seed - offset) if record is None else record.options
     doubts = []
     if state.hours is not None:
         doubts.append("it was trained by the clock, which its learning rate followed")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg3d.data.dataset import Case
+from medseg3d.data.grouping import recorded_patients
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_label_maps
 from medseg3d.errors import BusyError, InputError, PlanMismatchError
@@ -102,7 +103,7 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
         )
         for m in measured
     ]
-    selection = choose(candidates, recommended=plan.recommended)
+    selection = choose(candidates, recommended=plan.recommended, patients=recorded_patients(folder.splits))
     best = next(m for m in measured if m.names == selection.configurations)
     measured_cases = _measured_cases(folder)
     chosen = choose_postprocessing(
@@ -195,7 +196,7 @@ def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> 
             both[made.is_used] |= read_evaluation(validation / METRICS).dice_per_case()
             both[not made.is_used] |= read_evaluation(validation / made.other / METRICS).dice_per_case()
     if both[True]:
-        return choose_mirroring(both[True], both[False])
+        return choose_mirroring(both[True], both[False], patients=recorded_patients(folder.splits))
     is_used = sum(ways) * 2 >= len(ways)
     return MirroringChoice(is_used=is_used, gain=None, reason="evaluated one way only")
 
@@ -247,7 +248,17 @@ def _pair(
         validation = read_split(folder, fold).validation
         write_origin(target, origin_of_validation(root, folder, plan, names, fold, validation))
         write_record(made, wanted, "mirroring")
-        evaluations.append(predict_and_evaluate(root, model, validation, target, tolerance_mm=work_tolerance_mm(folder), on=on))
+        evaluations.append(
+            predict_and_evaluate(
+                root,
+                model,
+                validation,
+                target,
+                tolerance_mm=work_tolerance_mm(folder),
+                patients=recorded_patients(folder.splits),
+                on=on,
+            )
+        )
     return _Evaluated(names, folds, tuple(evaluations), tuple(folder.validation("+".join(names), fold) for fold in folds))
 
 
@@ -263,6 +274,7 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> 
     Each is given once, also where several networks were validated on it: it is evidence once.
     """
     given: set[str] = set()
+    patients = recorded_patients(folder.splits)
     cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
     for fold, target in zip(best.folds, best.label_maps, strict=True):
         for name in read_split(folder, fold).validation:
@@ -270,7 +282,7 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> 
             given.add(name)
             if label is not None:
                 load = partial(_load, plan, cases[name], target / f"{name}.nii.gz", label)
-                yield ValidatedCase(name=name, load=load)
+                yield ValidatedCase(name=name, load=load, patient=patients.get(name, ""))
 
 
 def _load(plan: Plan, case: Case, predicted: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:

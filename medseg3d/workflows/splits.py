@@ -64,8 +64,13 @@ def all_folds(domains: Sequence[Domain]) -> tuple[str, ...]:
 
 def seed_of(domains: Sequence[Domain], fold: str, seed: int) -> int:
     """The seed of a fold: the user's, and another one for each of the networks that share the cases of one fold."""
-    is_member = fold.isdigit() and any(_folds(domain.folder).members for domain in domains)
-    return seed + int(fold) if is_member else seed
+    return seed + member_offset([domain.folder for domain in domains], fold)
+
+
+def member_offset(folders: Sequence[WorkFolder], fold: str) -> int:
+    """What is added to the user's seed for a fold: its number where networks share the cases of one fold, otherwise nothing."""
+    is_member = fold.isdigit() and any(_folds(folder).members for folder in folders)
+    return int(fold) if is_member else 0
 
 
 def check_cascade(domain: Domain, configuration: Configuration) -> None:

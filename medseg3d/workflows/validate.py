@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from medseg3d.boundary import CaseBoundary
 from medseg3d.data.dataset import Case
+from medseg3d.data.grouping import recorded_patients
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.domain import Domain
 from medseg3d.errors import CaseFailure, InputError, PlanMismatchError
@@ -101,8 +102,18 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
         if team.is_first:
             write_record(target / EMPTY_WINDOWS, survey.result(), "empty windows")
 
-    tolerance_mm = work_tolerance_mm(folder)
-    return evaluate(root, model, split.validation, target, tolerance_mm=tolerance_mm, finish=finish, levels=levels, on=on, team=team)
+    return evaluate(
+        root,
+        model,
+        split.validation,
+        target,
+        tolerance_mm=work_tolerance_mm(folder),
+        patients=recorded_patients(folder.splits),
+        finish=finish,
+        levels=levels,
+        on=on,
+        team=team,
+    )
 
 
 def _kept_evaluation(root: Path, folder: WorkFolder, plan: Plan, name: str, fold: str, tta: str) -> Evaluation | None:
@@ -183,6 +194,7 @@ def predict_and_evaluate(
     target: Path,
     *,
     tolerance_mm: float | None,
+    patients: Mapping[str, str],
     on: Listener,
     finish: Callable[[], None] = lambda: None,
     levels: LevelMeasurement | None = None,
@@ -191,7 +203,7 @@ def predict_and_evaluate(
     """Label maps and ``metrics.json`` of training cases, in ``target``; a case that fails is listed there, the others go on.
 
     The metrics are written last, after ``finish``: where they are, everything is. The processes of a ``team`` predict some of the cases
-    each, and the first one evaluates.
+    each, and the first one evaluates. Intervals resample whole ``patients`` (by case).
     """
 
     def predict(case: Case) -> None:
@@ -209,9 +221,9 @@ def predict_and_evaluate(
     def measure() -> Evaluation:
         for name in set(names) - {case.name for case in cases}:
             remove_file(target / f"{name}.nii.gz")
-        evaluation = _evaluated(cases, failures, model, target, tolerance_mm, on)
+        evaluation = _evaluated(cases, failures, model, target, tolerance_mm, patients, on)
         if levels is not None:
-            levels.finish([evaluation], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+            levels.finish([evaluation], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, patients, on), on)
         write_evaluation(evaluation, target / METRICS)
         return evaluation
 
@@ -225,6 +237,7 @@ def evaluate_both_ways(
     target: Path,
     *,
     tolerance_mm: float | None,
+    patients: Mapping[str, str],
     on: Listener,
     finish: Callable[[], None] = lambda: None,
     levels: LevelMeasurement | None = None,
@@ -247,11 +260,13 @@ def evaluate_both_ways(
     finish()
 
     def choose() -> Evaluation:
-        with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, on) for folder in (target, plain))
-        choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case())
+        with_mirroring, without = (_evaluated(cases, failures, model, folder, tolerance_mm, patients, on) for folder in (target, plain))
+        choice = choose_mirroring(with_mirroring.dice_per_case(), without.dice_per_case(), patients=patients)
         on(Event(stage="validate", message=f"Evaluated with and without mirroring: {choice.reason}."))
         if levels is not None:
-            levels.finish([with_mirroring, without], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, on), on)
+            levels.finish(
+                [with_mirroring, without], lambda place: _evaluated(cases, failures, model, place, tolerance_mm, patients, on), on
+            )
         used, other, made = with_mirroring, without, record
         if not choice.is_used:
             used, other, made = without, with_mirroring, replace(record, is_used=False)
@@ -296,13 +311,19 @@ def _predict_validation(
 
 
 def _evaluated(
-    cases: list[Case], failures: list[CaseFailure], model: Model, target: Path, tolerance_mm: float | None, on: Listener
+    cases: list[Case],
+    failures: list[CaseFailure],
+    model: Model,
+    target: Path,
+    tolerance_mm: float | None,
+    patients: Mapping[str, str],
+    on: Listener,
 ) -> Evaluation:
     pairs = [
         Pair(case=case.name, prediction=target / f"{case.name}.nii.gz", reference=_label_of(case), annotated=case.annotated)
         for case in cases
     ]
-    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, on=on)
+    evaluation = evaluate_pairs(pairs, labels=model.plan.labels, tolerance_mm=tolerance_mm, patients=patients, on=on)
     return replace(evaluation, failures=(*failures, *evaluation.failures))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg3d.labels import Labels
-from medseg3d.reporting.chosen_slices import MAX_SLICES, choose_planes, embed_case
+from medseg3d.reporting.chosen_slices import MAX_SLICES, MIN_SLICES, choose_planes, embed_case
 from medseg3d.reporting.scene import Plane, Volumes, color_of, label_indices, middle_pixels, pack_slices, quantize, uncertainty_of
 from medseg3d.reporting.viewer_parts import as_data
 
@@ -158,3 +158,21 @@ def test_no_two_of_the_first_labels_have_one_color() -> None:
 
 def test_data_in_a_page_cannot_end_its_element() -> None:
     assert "</script" not in as_data({"case": "</script><script>alert(1)</script>"})
+
+
+def test_voxels_that_nobody_annotated_are_no_label_that_slices_are_shown_of() -> None:
+    numbers, levels = quantize(
+        np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32), name="MRI", is_ct=False, num_levels=256
+    )
+    everywhere = np.full(numbers.shape, 2, np.uint8)  # of one label: not annotated
+    scene = embed_case(
+        "a", Volumes(channels=(numbers,), reference=everywhere), levels=[levels], labels=["x"], spacing=(1, 1, 1), max_pixels=1e6
+    )
+    for plane in scene["planes"]:
+        assert len(plane["indices"]) <= MIN_SLICES
+        assert plane["rows"] * plane["columns"] < 0.2 * 40 * 40
+    everywhere[10:12, 10:14, 10:14] = 1
+    scene = embed_case(
+        "a", Volumes(channels=(numbers,), reference=everywhere), levels=[levels], labels=["x"], spacing=(1, 1, 1), max_pixels=1e6
+    )
+    assert all(index < 22 for plane in scene["planes"] for index in plane["indices"])

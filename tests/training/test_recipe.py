@@ -190,6 +190,18 @@ def test_fixed_tiles_cover_whole_cases_and_stay_within_their_number(
         assert covered.all() or (len(tiles) == 1 and len(boxes) == most)
 
 
+@pytest.mark.parametrize("most", [1, 2, 4, 8, 20])
+def test_few_tiles_of_a_large_case_lie_apart_and_first_in_its_middle(most: int) -> None:
+    ((_, boxes),) = fixed_tiles([(36, 36, 36)], (9, 9, 9), (0, 0, 0), most=most)
+    starts = np.array([box.start for box in boxes]) // 9
+    assert len({tuple(start) for start in starts}) == most
+    assert any(set(start) <= {1, 2} for start in starts.tolist())
+    for axis in range(3):
+        assert len(set(starts[:, axis])) >= min(most, 2), "not all in one row"
+    apart = [np.abs(a - b).max() for k, a in enumerate(starts) for b in starts[:k]]
+    assert not apart or most > 8 or min(apart) >= 2, "no two that touch, while there is room"
+
+
 def test_augmentations_that_are_reduced_are_fewer_and_otherwise_the_same() -> None:
     policy = augmentation_policy((16, 16, 16), num_channels=1, mirror_axes=(0, 1, 2))
     draws = [

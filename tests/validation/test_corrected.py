@@ -43,3 +43,11 @@ def test_networks_that_share_their_cases_make_no_further_cases() -> None:
     assert (change.before.n, change.before.mean, change.after.mean) == (6, pytest.approx(0.6), pytest.approx(0.8))
     assert (change.difference.low, change.difference.high) == (pytest.approx(0.2), pytest.approx(0.2))
     assert change.verdict == "better"
+
+
+def test_many_images_of_few_patients_allow_no_verdict() -> None:
+    before = {"0": evaluation({f"case_{number}": 0.5 for number in range(8)})}
+    after = {"0": evaluation({f"case_{number}": 0.7 for number in range(8)})}
+    assert change_of("3d", before, after).verdict == "better"
+    patients = {f"case_{number}": f"p{number % 2}" for number in range(8)}
+    assert change_of("3d", before, after, patients=patients).verdict == "too few cases"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,16 @@ def test_a_choice_is_read_as_it_was_written_and_one_that_cannot_be_is_refused() 
     assert from_plain(plain, LevelChoice, "x") == choice
     with pytest.raises(InputError, match=r"level is 7, expected one of \[1, 2\]"):
         from_plain({**plain, "level": 7}, LevelChoice, "x")
+
+
+def test_intervals_of_patients_are_those_of_their_images_together() -> None:
+    generator = random.Random(0)
+    levels = [[generator.random() for _ in range(10)] for _ in range(2)]
+    found = fold(*levels)
+    patients = {f"case_{number}": f"p{number // 2}" for number in range(10)}
+    by_case, by_patient = (choose_level([found], is_mirrored=True, patients=each) for each in ({}, patients))
+    assert by_case is not None
+    assert by_patient is not None
+    one, other = (next(row.loss for row in each.rows if row.loss is not None) for each in (by_case, by_patient))
+    assert one.mean == pytest.approx(other.mean)
+    assert (one.low, one.high) != (other.low, other.high)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -297,3 +299,15 @@ def test_a_choice_survives_a_file(tmp_path):
 def test_index_types_are_kept(dtype):
     result = apply_postprocessing(random_map(0).astype(dtype), steps(("keep_largest_foreground", None), ("fill_holes", 1)))
     assert result.dtype == dtype
+
+
+def test_images_of_one_patient_are_no_evidence_for_a_step():
+    reference = organ_and_tumor()
+    prediction = reference.copy()
+    prediction[0:2, 10:12, 17:20] = 1
+    cases = five(prediction, reference)
+    assert operations(choose_postprocessing(cases, LABELS, num_workers=1)) == [("keep_largest", 1)]
+    of_two = [replace(each, patient=f"p{number % 2}") for number, each in enumerate(cases)]
+    chosen = choose_postprocessing(of_two, LABELS, num_workers=1)
+    assert chosen.steps == ()
+    assert any("only 2 patients with it in the reference" in decision.reason for decision in chosen.decisions)

@@ -68,3 +68,10 @@ def test_the_table_has_a_cell_for_every_title_and_names_the_baseline() -> None:
     assert header[3] == "− a"
     assert {len(row) for row in rows} == {len(header)}
     assert "equal times" in comparison(trained("a", SPREAD), trained("b", SPREAD, steps=20)).notes[-1]
+
+
+def test_many_images_of_few_patients_allow_no_verdict() -> None:
+    better = trained("b", [value + 0.05 for value in SPREAD])
+    patients = {f"case_{number}": f"p{number % 2}" for number in range(len(SPREAD))}
+    found = compared([trained("a", SPREAD), better], dataset="Balls", fold="0", length="10 steps each", patients=patients)
+    assert found.rows[1].verdict == "too few cases"

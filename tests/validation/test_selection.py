@@ -110,3 +110,27 @@ def test_mirroring_is_not_left_out_on_four_cases():
     assert few.is_used
     assert "5 cases are needed" in few.reason
     assert not choose_mirroring(worse, better).is_used
+
+
+def of_two_patients(names: list[str]) -> dict[str, str]:
+    return {name: f"p{number % 2}" for number, name in enumerate(names)}
+
+
+def test_images_of_few_patients_are_no_evidence_for_a_pair_though_they_are_many():
+    pair = [candidate("2d"), candidate("3d"), candidate("2d", "3d", plus=0.03)]
+    assert len(select(pair).configurations) == 2
+    assert len(select(pair, patients={case: case for case in CASES}).configurations) == 2
+    assert len(select(pair, patients=of_two_patients(CASES)).configurations) == 1
+
+
+def test_intervals_of_patients_are_those_of_their_groups_and_the_means_stay():
+    one, other = candidate("2d"), candidate("3d", plus=0.01, noise=0.05)
+    by_case, by_patient = select([one, other]), select([one, other], patients={case: f"p{n // 2}" for n, case in enumerate(CASES)})
+    assert [c.dice.mean for c in by_case.candidates] == pytest.approx([c.dice.mean for c in by_patient.candidates])
+    assert by_case.candidates[1].gain != by_patient.candidates[1].gain
+    mirrored, plain = dict(one.dice), dict(other.dice)
+    apart, together = (choose_mirroring(mirrored, plain, patients=patients).gain for patients in ({}, of_two_patients(CASES)))
+    assert apart is not None
+    assert together is not None
+    assert apart.mean == pytest.approx(together.mean)
+    assert (apart.low, apart.high) != (together.low, together.high)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medseg3d.commandline.learn_shapes import main as learn_shapes
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import ModelCard, save_weights
 from medseg3d.models.model_file import write_model_file
@@ -20,7 +21,7 @@ from medseg3d.records import write_record
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import Meanings
 from medseg3d.workflows import initial_weights as initial_weights_module
-from medseg3d.workflows.initial_weights import initial_weights, shapes_file
+from medseg3d.workflows.initial_weights import initial_weights, place_for_shapes, shapes_file
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
@@ -102,7 +103,7 @@ def test_shapes_are_the_weights_for_as_many_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(initial_weights_module, "SHAPES_FOLDER", tmp_path / "shapes")
-    with pytest.raises(InputError, match=r"learn_shapes\.py"):
+    with pytest.raises(InputError, match=r"medseg3d\.commandline\.learn_shapes --minutes 60 first"):
         initial_weights(Path("shapes"), configuration="3d_fullres", fold="0", plan=PLAN)
     card = ModelCard(plans={NO_NAME: PLAN}, configurations={NO_NAME: "3d_fullres"}, fold="0", facts={})
     other = tmp_path / "shapes" / "3d_7.safetensors"
@@ -122,3 +123,34 @@ def test_a_model_that_is_called_shapes_is_taken(tmp_path: Path, monkeypatch: pyt
     with_folds(tmp_path / "shapes")
     monkeypatch.chdir(tmp_path)
     assert is_network(initial_weights(Path("shapes"), configuration="3d_fullres", fold="1").tensors, 1)
+
+
+def test_networks_of_slices_do_not_begin_with_weights_of_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial_weights_module, "SHAPES_FOLDER", tmp_path / "shapes")
+    card = ModelCard(plans={NO_NAME: PLAN}, configurations={NO_NAME: "3d_fullres"}, fold="0", facts={})
+    save_weights(tmp_path / "shapes" / "3d_4.safetensors", network(1), card)
+    chosen = PLAN.configuration("3d_fullres")
+    flat = replace(PLAN, configurations={"2d": replace(chosen, name="2d", network=replace(chosen.network, dimensions=2))}, recommended="2d")
+    with pytest.raises(InputError, match=r"networks of 2 dimensions on this machine yet.*learn_shapes --minutes 60 -c 2d first"):
+        initial_weights(Path("shapes"), configuration="2d", fold="0", plan=flat)
+
+
+def test_weights_go_home_where_the_package_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(initial_weights_module, "SHAPES_FOLDER", tmp_path / "file" / "shapes")  # not even root makes a folder in a file
+    monkeypatch.setattr(initial_weights_module, "SHAPES_AT_HOME", tmp_path / "home")
+    assert place_for_shapes() == tmp_path / "home"
+    card = ModelCard(plans={NO_NAME: PLAN}, configurations={NO_NAME: "3d_fullres"}, fold="0", facts={})
+    save_weights(shapes_file(PLAN.configuration("3d_fullres").network, tmp_path / "home"), network(3), card)
+    assert is_network(initial_weights(Path("shapes"), configuration="3d_fullres", fold="0", plan=PLAN).tensors, 3)
+
+
+@pytest.mark.slow
+def test_the_command_of_an_installation_learns_what_init_then_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_weights_module, "SHAPES_FOLDER", tmp_path / "shapes")
+    assert learn_shapes(["--cases", "10", "--edge", "32", "--epochs", "1", "--iterations", "2", "--planner", "default"]) == 0
+    file = Path(capsys.readouterr().out.splitlines()[-1])
+    assert file.parent == tmp_path / "shapes"
+    assert initial_weights(Path("shapes"), configuration="3d_fullres", fold="0").source == f"generated shapes ({file.stem})"

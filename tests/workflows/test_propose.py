@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError
+from medseg3d.files import Storage, file_digest, using_storage
 from medseg3d.validation.expected_quality import chosen_next
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.propose import image_folder_of, propose, read_proposals
@@ -91,3 +92,36 @@ def test_a_folder_of_training_images_has_none_to_propose(scans: tuple[Path, Path
     root, _ = scans
     with pytest.raises(InputError, match="all images are training cases already"):
         propose(root, images=root / "imagesTr", device="cpu")
+
+
+class KilledError(BaseException):
+    """The process is gone."""
+
+
+class DiesAtLabelMaps(Storage):
+    """Dies when a label map is to be put in its place, or right after."""
+
+    def __init__(self, *, is_after: bool) -> None:
+        self.is_after = is_after
+
+    def replace(self, source: Path, target: Path) -> None:
+        is_label_map = target.name.endswith(".nii.gz")
+        if self.is_after or not is_label_map:
+            super().replace(source, target)
+        if is_label_map:
+            raise KilledError
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_label_map_is_never_taken_for_the_users_because_a_call_was_killed(
+    scans: tuple[Path, Path], caplog: pytest.LogCaptureFixture, is_after: bool
+) -> None:
+    root, folder = scans
+    for step_size in (0.5, 0.9):  # the second model writes over what the first one predicted
+        with using_storage(DiesAtLabelMaps(is_after=is_after)), pytest.raises(KilledError):
+            propose(root, images=folder, device="cpu", tta="off", step=step_size)
+        found = propose(root, images=folder, device="cpu", tta="off", step=step_size)
+        assert "changed by hand" not in caplog.text
+        for name, estimate in found.estimates.items():
+            assert file_digest(root / "medseg3d-work" / "proposals" / f"{name}.nii.gz") == estimate.output_digest
+        assert len({estimate.model for estimate in found.estimates.values()}) == 1

@@ -13,6 +13,9 @@ from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError
 from medseg3d.models.checkpoints import load_tensors, save_tensors
 from medseg3d.options import ReproduceOptions, TrainOptions
+from medseg3d.records import write_record
+from medseg3d.training.folds import read_folds
+from medseg3d.training.state import read_summary, write_summary
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.reproduce import RecordedFold, differences, recorded_folds, reproduce
 from medseg3d.workflows.run_record import note_run, read_run
@@ -85,3 +88,18 @@ def test_a_training_that_goes_on_keeps_what_it_was_begun_with(fold: RecordedFold
     assert found is not None
     assert found.options == replace(first.options, iterations=9)
     assert (found.command, [each.threads for each in found.environments]) == (first.command, [environment.threads, 64])
+
+
+def test_a_member_without_a_record_is_trained_with_the_seed_that_it_had(trained: Path, tmp_path: Path) -> None:
+    work = WorkFolder(Path(shutil.copytree(trained / "medseg3d-work", tmp_path / "work")))
+    own = work.fold("3d_fullres", "2")
+    work.fold("3d_fullres", "0").rename(own)
+    (own / "run.json").unlink()
+    state = read_summary(own)
+    assert state is not None
+    write_summary(own, replace(state, seed=7))
+    splits = read_folds(work.splits)
+    for members, seed in ((3, 5), (0, 7)):  # training adds 2 for the third network
+        write_record(work.splits, replace(splits, folds=splits.folds[:1] * 3, members=members), "splits")
+        (found,) = recorded_folds(work, None)
+        assert (found.record, found.state.seed, found.options.seed) == (None, 7, seed)
