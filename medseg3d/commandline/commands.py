@@ -172,6 +172,10 @@ class ReportCommand(DeviceOptions, OutputOptions, OnDomain):
     uncertainty: Annotated[
         bool, Option("--uncertainty", "predict the cases that are shown once more, to show where the networks were unsure")
     ] = False
+    study: Annotated[
+        Path | None,
+        Option("--study", "what only the authors know, for the CLAIM checklist (default: study.toml beside the dataset)", metavar="FILE"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

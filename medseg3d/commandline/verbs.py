@@ -335,7 +335,11 @@ def _report(options: c.ReportCommand, console: Console) -> None:
     with console:
         pages = _for_each(
             lambda domain: write_report(
-                domain.dataset, domain.folder, is_uncertainty_shown=options.uncertainty, device=str(options.device)
+                domain.dataset,
+                domain.folder,
+                is_uncertainty_shown=options.uncertainty,
+                device=str(options.device),
+                study=options.study,
             ),
             options,
         )

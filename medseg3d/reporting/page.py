@@ -27,6 +27,8 @@ from medseg3d.reporting.charts import Chart, Series, line_chart
 from medseg3d.reporting.paper import paper_view
 from medseg3d.reporting.scatter import explaining_charts
 from medseg3d.reporting.scores import Score, columns_of, defined, label_rows, mean_of_labels, summary
+from medseg3d.reporting.study import Study
+from medseg3d.reporting.study_facts import StudyFacts
 from medseg3d.reporting.training_facts import TrainingFacts
 from medseg3d.reporting.viewer_parts import as_data, page_script, script_source, viewer_style
 
@@ -99,8 +101,15 @@ class ReportInput:
     grouping: str = ""
     """How cases were kept together in the folds; see :class:`medseg3d.training.folds.Splits`."""
     num_folds: int = 0
+    fold_sizes: tuple[tuple[int, int], ...] = ()
+    """Training and validation cases of each fold."""
+    left_out: tuple[str, ...] = ()
+    """Cases that the user's own folds do not name."""
     members: int = 0
     """So many networks with other seeds share one split, in the place of folds."""
+    study_facts: StudyFacts | None = None
+    study: Study | None = None
+    """What the authors say, where they left a file."""
     training: tuple[TrainingFacts, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     """Stage → seconds, in the order of the stages."""

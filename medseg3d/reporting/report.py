@@ -29,6 +29,8 @@ from medseg3d.reporting.page import (
 )
 from medseg3d.reporting.paper import write_paper
 from medseg3d.reporting.scores import scores_of
+from medseg3d.reporting.study import NAME, Study, read_study
+from medseg3d.reporting.study_facts import study_facts
 from medseg3d.reporting.training_facts import partition_of, training_facts
 from medseg3d.reporting.unsure import Unsure, predicted_uncertainty, stored_uncertainty
 from medseg3d.work_folder import WorkFolder
@@ -51,13 +53,16 @@ def write_page(
     warnings: Sequence[str] = (),
     is_uncertainty_shown: bool = False,
     device: str = "auto",
+    study: Path | None = None,
 ) -> Path:
     """Write the page of the dataset in ``root`` and its work folder to ``output``; what is not there yet, the page says.
 
     The methods, tables and checklist for a paper are written into the folder beside it that is called like it, without the ending.
 
     With ``is_uncertainty_shown`` the cases that are shown are predicted once more, on ``device``, to say where the networks were unsure.
-    Without readable images the page has no pictures and says why. Raises :class:`StorageError` where it cannot be written.
+    Without readable images the page has no pictures and says why. ``study`` is what the authors say of it, ``study.toml`` beside the
+    dataset by default. Raises :class:`StorageError` where the page cannot be written, :class:`InputError` for a named study that cannot
+    be read.
     """
     from medseg3d.data.open_dataset import open_dataset
 
@@ -67,10 +72,24 @@ def write_page(
         dataset = open_dataset(root, channels=folder.read_plan().channels if folder.plan.exists() else None)
     except MedsegError as error:
         found.append(f"The dataset could not be opened for the pictures: {error}")
+    said = _study(root, study, found)
     unsure = _predicting(folder, device) if is_uncertainty_shown and folder.plan.exists() else None
-    report = replace(read_work(folder, dataset=dataset, failures=failures, warnings=found, unsure=unsure), output=output)
+    report = replace(read_work(folder, dataset=dataset, failures=failures, warnings=found, unsure=unsure), output=output, study=said)
     write_paper(report, output.with_suffix(""))
     return build_report(report)
+
+
+def _study(root: Path, named: Path | None, troubles: list[str]) -> Study | None:
+    """What the authors say; the page is written also where the file that lies beside the dataset is wrong."""
+    if named is not None:
+        return read_study(named)
+    if not (root / NAME).is_file():
+        return None
+    try:
+        return read_study(root / NAME)
+    except InputError as error:
+        troubles.append(str(error))
+        return None
 
 
 def read_work(
@@ -106,6 +125,7 @@ def read_work(
             names = ", ".join(evaluation.missing_predictions)
             troubles.append(f"Not predicted, and so not part of the means: {names}.")
     partition = partition_of(work.splits)
+    training = tuple(training_facts(work.fold(fold.configuration, fold.fold)) for fold in folds)
     report = ReportInput(
         output=work.report,
         dataset=plan.dataset if plan else fingerprint.dataset if fingerprint else work.root.resolve().parent.name,
@@ -119,11 +139,14 @@ def read_work(
         test_scores=scores_of(test) if test else None,
         nsd_tolerance_mm=_tolerance(evaluations, troubles),
         timings=_read_timings(work.timings, troubles),
-        training=tuple(training_facts(work.fold(fold.configuration, fold.fold)) for fold in folds),
+        training=training,
+        study_facts=study_facts(dataset, partition.patients, [each.begun for each in training]) if dataset is not None else None,
         patients=partition.patients,
         grouping=partition.grouping,
         num_folds=partition.num_folds,
         members=partition.members,
+        fold_sizes=partition.sizes,
+        left_out=partition.left_out,
         failures=_unique([*failures, *(fingerprint.failures if fingerprint else ()), *(f for e in evaluations for f in e.failures)]),
         made_by=f"medseg3d {__version__}",
     )

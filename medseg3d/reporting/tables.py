@@ -39,7 +39,7 @@ def labels_csv(rows: Sequence[Mapping[str, Any]], means: Mapping[str, Interval],
         for column in columns:
             s = row["values"][column.name]
             values = (s["mean"], s["from"], s["to"], s["std"], s["median"])
-            writer.writerow([_for_spreadsheets(row["name"]), column.name, *map(_exact, values), s["num"]])
+            writer.writerow([for_spreadsheets(row["name"]), column.name, *map(_exact, values), s["num"]])
     for column in columns:
         mean = means[column.name]
         writer.writerow(["mean of labels", column.name, _exact(mean.mean), _exact(mean.low), _exact(mean.high), "", "", mean.n])
@@ -56,7 +56,7 @@ def cases_csv(scores: Sequence[Score], folds: Mapping[str, str], patients: Mappi
         names = (score.case, patients.get(score.case, score.case), folds.get(score.case, ""), score.label)
         spacing = " ".join(f"{edge:g}" for edge in score.spacing_mm)
         values = [_exact(score.values.get(column.name)) for column in columns]
-        writer.writerow([*map(_for_spreadsheets, names), *values, _exact(score.volume_ml), spacing])
+        writer.writerow([*map(for_spreadsheets, names), *values, _exact(score.volume_ml), spacing])
     return text.getvalue()
 
 
@@ -112,6 +112,6 @@ def _exact(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _for_spreadsheets(name: str) -> str:
+def for_spreadsheets(name: str) -> str:
     """A name that a spreadsheet does not take for a formula."""
     return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name

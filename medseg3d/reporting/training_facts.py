@@ -36,6 +36,8 @@ class TrainingFacts:
     frozen: tuple[str, ...] = ()
     """Patterns of the names of parameters that kept their weights."""
     init: str = ""
+    init_from: str = ""
+    """What the user named to begin from."""
     begun: str = ""
     command: str = ""
 
@@ -48,6 +50,8 @@ def training_facts(folder: Path) -> TrainingFacts:
     versions = environment.get("versions")
     batch_sizes, tuning = state.get("batch_sizes"), state.get("tuning")
     tuned = tuning if isinstance(tuning, dict) else {}
+    asked = run.get("options")
+    options = asked if isinstance(asked, dict) else {}
     return TrainingFacts(
         configuration=folder.parent.name,
         fold=folder.name.removeprefix("fold_"),
@@ -66,6 +70,7 @@ def training_facts(folder: Path) -> TrainingFacts:
         learning_rate=float(tuned["learning_rate"]) if isinstance(tuned.get("learning_rate"), int | float) else None,
         frozen=tuple(map(str, tuned.get("freeze") or ())),
         init=_text(state.get("init")),
+        init_from=_text(options.get("init")),
         begun=_text(run.get("begun")),
         command=_text(run.get("command")),
     )
@@ -74,12 +79,15 @@ def training_facts(folder: Path) -> TrainingFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
     """What ``splits.json`` says: the patients of cases (those of the names where an older file is silent), how they were kept together,
-    and the number of folds; ``members`` where all folds are the same, for so many networks with other seeds."""
+    and the number of folds; ``members`` where all folds are the same, for so many networks with other seeds. ``sizes`` are the training and
+    validation cases of each fold, ``left_out`` the cases that the user's own folds do not name."""
 
     patients: Mapping[str, str] = field(default_factory=dict)
     grouping: str = ""
     num_folds: int = 0
     members: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def partition_of(splits: Path) -> Partition:
@@ -93,6 +101,8 @@ def partition_of(splits: Path) -> Partition:
         grouping=_text(stored.get("grouping")),
         num_folds=len(folds),
         members=_whole(stored.get("members")) or 0,
+        sizes=tuple((len(fold.get("train") or []), len(fold.get("validation") or [])) for fold in folds),
+        left_out=tuple(map(str, stored.get("left_out") or [])),
     )
 
 

@@ -211,10 +211,12 @@ def write_report(
     warnings: Sequence[str] = (),
     is_uncertainty_shown: bool = False,
     device: str = "auto",
+    study: Path | None = None,
 ) -> Path:
     """``report.html`` from what lies in the work folder, with failures and warnings that are not written there.
 
-    With ``is_uncertainty_shown`` the cases that it shows are predicted once more, on ``device``.
+    With ``is_uncertainty_shown`` the cases that it shows are predicted once more, on ``device``. ``study`` is a file with what only its
+    authors know, by default ``study.toml`` beside the dataset.
 
     Raises :class:`InputError` where there is no work folder.
     """
@@ -231,6 +233,7 @@ def write_report(
         warnings=warnings,
         is_uncertainty_shown=is_uncertainty_shown,
         device=device,
+        study=study,
     )
 
 
