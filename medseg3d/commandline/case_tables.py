@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseg3d.commandline.tables import table_of_names
+from medseg3d.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +92,7 @@ def _over_cases(cases: tuple[CaseStructures, ...], name: str) -> tuple[str, ...]
 
 def proposal_table(found: Proposals) -> Iterator[Table | str]:
     """The cases in their order, and why; what to do with them."""
-    table = Table(title=f"Worth annotating next, of {len(found.estimates)} images")
+    table = Table(title=f"Worth annotating next, of {counted(len(found.estimates), 'image')}")
     for column in ("", "case", "expected Dice", "unlikeness", "why"):
         table.add_column(column, overflow="fold")
     for rank, each in enumerate(found.proposed, 1):

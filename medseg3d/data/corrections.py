@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medseg3d.data.annotated import annotated_for, read_annotated
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
 from medseg3d.errors import CaseFailure
 from medseg3d.records import read_record, write_record
@@ -72,7 +73,7 @@ def with_corrections(dataset: Dataset) -> Dataset:
     if not taken:
         return dataset
     own = [replace(case, label=taken_label(root, case.name)) if case.name in taken else case for case in dataset.training]
-    known = {case.name for case in own}
+    known, rows = {case.name for case in own}, read_annotated(root)
     added, failures = [], []
     for name, case in taken.items():
         if name in known or not case.images:
@@ -83,7 +84,7 @@ def with_corrections(dataset: Dataset) -> Dataset:
             reason = f"{missing[0]}: the image of a correction is not there any more. Bring it back, or delete {taken_label(root, name)}"
             failures.append(CaseFailure(case=name, stage=STAGE, reason=reason))
         else:
-            added.append(Case(name=name, channels=channels, label=taken_label(root, name)))
+            added.append(Case(name=name, channels=channels, label=taken_label(root, name), annotated=annotated_for(name, rows)))
     names = {case.name for case in added}
     return replace(
         dataset,

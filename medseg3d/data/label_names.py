@@ -67,6 +67,25 @@ def with_names(labels: Labels, names: Mapping[int, str]) -> Labels:
     return replace(labels, names=ordered, pairs=left_right_pairs(ordered))
 
 
+def other_meaning(declared: Labels | None, planned: Labels, given: Mapping[int, str]) -> str:
+    """What ``dataset.json`` says of the labels today and a plan does not know; empty where both say the same.
+
+    ``given`` are the names that were given when the plan was made.
+    """
+    if declared is None:
+        return ""
+    now, before = _in_words(with_names(declared, given)), _in_words(planned)
+    if now == before:
+        return ""
+    new, old = (listed(sorted(one - other)) or "fewer" for one, other in ((now, before), (before, now)))
+    return f"the labels are {new} now, and the plan knows {old}"
+
+
+def _in_words(labels: Labels) -> set[str]:
+    named = {f"{' and '.join(map(str, sorted(labels.members(index))))} {labels.names[index]}" for index in labels.foreground}
+    return named if labels.ignore is None else {*named, f"{labels.ignore} ignore"}
+
+
 def ignored_value(labels: Labels | None, names: Mapping[int, str]) -> int | None:
     """The value of voxels that nobody has annotated: the list's, or the one that a telling name is given for; None where there is none."""
     if labels is not None and labels.ignore is not None:

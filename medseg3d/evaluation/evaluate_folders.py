@@ -63,7 +63,7 @@ def evaluate_folders(
     if declared is not None and labels is None:
         declared = with_names(declared, names)
     if declared is not None:
-        _check_annotated(rows, declared.names, references)
+        check_annotated(rows, declared.names, references)
     evaluation = evaluate_pairs(
         [replace(pair, annotated=annotated_for(pair.case, rows)) for pair in matched.pairs],
         labels=declared,
@@ -75,7 +75,7 @@ def evaluate_folders(
         on=on,
     )
     if declared is None:
-        _check_annotated(rows, [label.name for label in evaluation.labels], references)
+        check_annotated(rows, [label.name for label in evaluation.labels], references)
     return replace(
         evaluation,
         predictions=str(predictions),
@@ -86,7 +86,7 @@ def evaluate_folders(
     )
 
 
-def _check_annotated(rows: Sequence[tuple[str, tuple[str, ...] | None]], names: Sequence[str], references: Path) -> None:
+def check_annotated(rows: Sequence[tuple[str, tuple[str, ...] | None]], names: Sequence[str], references: Path) -> None:
     """Raise :class:`InputError` for names in ``annotated.csv`` that no label has: their cases would leave all means without a word."""
     if unknown := unknown_names(rows, names):
         raise InputError(

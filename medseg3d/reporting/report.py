@@ -64,12 +64,16 @@ def write_page(
     dataset by default. Raises :class:`StorageError` where the page cannot be written, :class:`InputError` for a named study that cannot
     be read.
     """
+    from medseg3d.data.label_names import other_meaning
     from medseg3d.data.open_dataset import open_dataset
 
     folder = WorkFolder(work)
     dataset, found = None, list(warnings)
     try:
-        dataset = open_dataset(root, channels=folder.read_plan().channels if folder.plan.exists() else None)
+        plan = folder.read_plan() if folder.plan.exists() else None
+        dataset = open_dataset(root, channels=None if plan is None else plan.channels)
+        if plan is not None and (others := other_meaning(dataset.labels, plan.labels, plan.given_names)):
+            found.append(f"In dataset.json {others}. All names here are those of the plan.")
     except MedsegError as error:
         found.append(f"The dataset could not be opened for the pictures: {error}")
     said = _study(root, study, found)

@@ -28,21 +28,27 @@ def measure_case(
     images: Mapping[str, np.ndarray] | None = None,
     pairs: Sequence[tuple[str, str]] = (),
     radiomics: Extractor | None = None,
+    annotated: Sequence[str] | None = None,
 ) -> CaseStructures:
     """Measure a label map of *file values* ``(x, y, z)`` on the grid of its file.
 
     ``images`` by channel lie on the same grid. Regions are measured as the unions that they are; the ignore label is no structure.
-    ``pairs`` are names of structures whose distance is wanted. Raises :class:`~medseg3d.errors.LabelValueError` for values that are not in
+    ``pairs`` are names of structures whose distance is wanted. Structures that the label map was not ``annotated`` for (names, None for
+    all) are left out: nobody knows their volume. Raises :class:`~medseg3d.errors.LabelValueError` for values that are not in
     ``labels``.
     """
     found = _Found(label_map, geometry, labels, name)
-    structures = [_structure(found, index, images or {}, radiomics) for index in labels.foreground]
+    known = [index for index in labels.foreground if annotated is None or labels.names[index] in annotated]
+    names = {labels.names[index] for index in known}
+    structures = [_structure(found, index, images or {}, radiomics) for index in known]
+    asked = [pair for pair in pairs if names.issuperset(pair)]
     return CaseStructures(
         case=name,
         shape=geometry.shape,
         spacing_mm=geometry.spacing,
         structures=tuple(structures),
-        distances=tuple(each for first, second in pairs if (each := _distance(found, first, second)) is not None),
+        distances=tuple(each for first, second in asked if (each := _distance(found, first, second)) is not None),
+        unannotated_voxels=found.num_unannotated,
     )
 
 
@@ -53,10 +59,16 @@ class _Found:
         from scipy import ndimage
 
         values = tuple(dict.fromkeys((*labels.annotated_values, *labels.values, *labels.file_values)))
-        self.labels, self.geometry = labels, geometry
+        self.labels, self.geometry, self._values = labels, geometry, values
         self.places = places_of(label_map, values, name, dtype=np.min_scalar_type(max(1, len(values) - 1)))
         self.members = [[values.index(value) for value in labels.members(index)] for index in range(labels.num_classes)]
         self._boxes: list[Box | None] = [None, *ndimage.find_objects(self.places, max_label=max(1, len(values) - 1))]
+
+    @property
+    def num_unannotated(self) -> int:
+        """Voxels that hold the ignore label."""
+        ignore = self.labels.ignore
+        return 0 if ignore is None else int(np.count_nonzero(self.places == self._values.index(ignore)))
 
     def box(self, *indices: int) -> Box | None:
         """The smallest box that holds some structures; None where none of them has a voxel."""

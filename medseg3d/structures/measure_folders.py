@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from medseg3d import images
+from medseg3d.data.annotated import annotated_for
 from medseg3d.data.case_files import Findings, image_files
 from medseg3d.data.channels import channels_of_file, grouped_by_case
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.label_names import with_names
+from medseg3d.data.label_rules import marker_values
 from medseg3d.data.reading import label_file, read_case
+from medseg3d.data.soft_labels import by_soft_case, soft_case_name
 from medseg3d.errors import CaseFailure, InputError
-from medseg3d.evaluation.evaluate_folders import label_names_beside, labels_beside, labels_found
+from medseg3d.evaluation.evaluate_folders import annotated_beside, check_annotated, label_names_beside, labels_beside, labels_found
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import run_cases
+from medseg3d.files import file_digest
 from medseg3d.geometry import Geometry, from_canonical
 from medseg3d.images import case_name
 from medseg3d.labels import Labels
@@ -25,6 +30,9 @@ from medseg3d.structures.distances import wanted_pairs
 from medseg3d.structures.measure_case import measure_case
 from medseg3d.structures.radiomics import radiomics_extractor
 from medseg3d.structures.records import CaseStructures, Structures
+from medseg3d.wording import counted, listed
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_VOXEL = 24
 """The label map as read and as places, masks and surfaces of a structure as large as the image; the image's float32 comes on top."""
@@ -50,16 +58,25 @@ def measure_folders(
 ) -> Structures:
     """Measure every label map of a folder, or one file; intensities are those of the image of the same case name.
 
-    ``labels``: given, or those of the ``dataset.json`` in or above the folder, or all values that occur (0 is background). Cases that
-    cannot be measured are in ``failures``. Raises :class:`InputError` where there is no label map at all.
+    ``labels``: given, or those of the ``dataset.json`` in or above the folder, or all values that occur (0 is background). References are
+    measured as what they are: soft labels by the most probable label, cases of ``annotated.csv`` without what nobody looked for. Cases
+    that cannot be measured are in ``failures``. Raises :class:`InputError` where there is no label map at all.
     """
-    maps, failures = _label_maps(label_maps)
-    channels, without = _with_images(maps, image_folder)
-    cases = [Case(name=name, channels=channels.get(name, ()), label=file) for name, file in maps.items()]
     names = label_names_beside(label_maps)
     declared = labels or labels_beside(label_maps)
     if labels is None and declared is not None:
         declared = with_names(declared, names)
+    is_predicted = _are_predictions(label_maps)
+    soft = declared.values if declared is not None and declared.soft and not is_predicted else ()
+    rows = () if is_predicted else annotated_beside(label_maps)
+    if declared is not None:
+        check_annotated(rows, declared.names, label_maps)
+    maps, failures = _label_maps(label_maps, is_soft=bool(soft))
+    channels, without = _with_images(maps, image_folder)
+    cases = [
+        Case(name=name, channels=channels.get(name, ()), label=file, annotated=annotated_for(name, rows), soft=soft)
+        for name, file in maps.items()
+    ]
     channel_names = _channel_names(label_maps, max((len(case.channels) for case in cases), default=0))
     found = measure_cases(
         cases,
@@ -71,6 +88,8 @@ def measure_folders(
         max_bytes=max_bytes,
         on=on,
     )
+    if declared is None:
+        check_annotated(rows, [*names.values(), *(each.name for case in found.cases for each in case.structures)], label_maps)
     return Structures(
         labels=str(label_maps),
         images="" if image_folder is None else str(image_folder),
@@ -100,7 +119,17 @@ def measure_cases(
         known = labels or with_names(labels_found(label_map), label_names or {})
         pairs = wanted_pairs(asked.distances, [known.names[index] for index in known.foreground])
         named = {_channel_name(channel_names, number): volume for number, volume in enumerate(volumes)}
-        return measure_case(label_map, geometry, labels=known, name=case.name, images=named, pairs=pairs, radiomics=extractor)
+        measured = measure_case(
+            label_map,
+            geometry,
+            labels=known,
+            name=case.name,
+            images=named,
+            pairs=pairs,
+            radiomics=extractor,
+            annotated=case.annotated,
+        )
+        return replace(measured, digest=file_digest(case.label) if case.label is not None and case.label.is_file() else "")
 
     if labels is not None:
         wanted_pairs(asked.distances, [labels.names[index] for index in labels.foreground])  # a slip is told once, not by every case
@@ -115,6 +144,7 @@ def measure_cases(
         elif each.failure is not None:
             failures.append(each.failure)
         on(Event(stage="measure", done=len(done) + len(failures), total=len(cases)))
+    _warn(done, label_names or {} if labels is None else None)
     return Structures(
         labels="",
         images="",
@@ -123,12 +153,36 @@ def measure_cases(
     )
 
 
+def _warn(cases: Sequence[CaseStructures], names: Mapping[int, str] | None) -> None:
+    """Say where numbers are less, or something else, than they look; ``names`` are those known of labels that nobody has listed."""
+    partly = sorted(case.case for case in cases if case.unannotated_voxels)
+    if partly:
+        logger.warning(
+            "%s voxels that nobody has annotated (ignore), which count for no structure: volumes are lower bounds. %s.",
+            f"{counted(len(partly), 'label map')} {'holds' if len(partly) == 1 else 'hold'}",
+            listed(partly),
+        )
+    values = {structure.value for case in cases for structure in case.structures}
+    if names is not None and (markers := sorted(set(marker_values(values)) - set(names))):
+        logger.warning(
+            "The value %d is measured as a structure; beside small values it usually marks voxels that nobody has annotated. Name it in "
+            "labels.csv beside the label maps (value,name): ignore leaves it out.",
+            markers[0],
+        )
+
+
+def _are_predictions(place: Path) -> bool:
+    """Whether ``predict`` wrote what is measured: whole label maps, whatever the references of the dataset are."""
+    folder = place if place.is_dir() else place.parent
+    return any(folder.glob("predictions*.json"))
+
+
 def _read(case: Case) -> tuple[np.ndarray, Geometry, list[np.ndarray]]:
     """A label map and its image on the axes of one file; raises as reading a training case does."""
     if case.label is None:
         raise InputError(f"{case.name}: has no label map to measure.")
     if not case.channels:
-        label_map, header = label_file(case.label)
+        label_map, header = label_file(case.label, case.soft)
         return label_map, header.geometry, []
     raw = read_case(case)
     if raw.labels is None:
@@ -137,16 +191,18 @@ def _read(case: Case) -> tuple[np.ndarray, Geometry, list[np.ndarray]]:
     return from_canonical(raw.labels, raw.orientation), raw.header.geometry, volumes
 
 
-def _label_maps(place: Path) -> tuple[dict[str, Path], tuple[CaseFailure, ...]]:
+def _label_maps(place: Path, *, is_soft: bool) -> tuple[dict[str, Path], tuple[CaseFailure, ...]]:
     if not place.exists():
         raise InputError(f"{place}: no such file or folder of label maps.")
     if not place.is_dir():
-        return {case_name(place): place}, ()
+        return {(soft_case_name if is_soft else case_name)(place): place}, ()
     findings = Findings()
     files = image_files(place, findings)
     findings.settle(files)
     failed = {failure.case for failure in findings.failures}
     found = {name: file for name, file in files.items() if name not in failed}
+    if is_soft:
+        found = by_soft_case(found)
     if not found:
         reasons = "; ".join([*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
         raise InputError(f"{place}: no label maps in this folder. {reasons or 'Name the folder that holds the files themselves.'}")

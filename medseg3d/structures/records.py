@@ -10,9 +10,10 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 from medseg3d.errors import CaseFailure
-from medseg3d.files import write_text
+from medseg3d.files import remove_file, write_text
 from medseg3d.records import Checked, read_record, write_record
 
 RECORD_KIND = "structures"
@@ -77,13 +78,20 @@ class Distance(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseStructures(Checked):
-    """All structures of one label map; ``shape`` and ``spacing_mm`` on the axes of its file."""
+    """All structures of one label map that it was annotated for; ``shape`` and ``spacing_mm`` on the axes of its file.
+
+    ``unannotated_voxels`` hold the ignore label: what of a structure lies in them is not counted. ``digest`` is that of the label map's
+    file.
+    """
 
     case: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     structures: tuple[Structure, ...]
     distances: tuple[Distance, ...] = ()
+    unannotated_voxels: int = 0
+    digest: str = ""
+    came_later: ClassVar[tuple[str, ...]] = ("unannotated_voxels", "digest")
 
     def of(self, name: str) -> Structure | None:
         """A structure by its name."""
@@ -102,11 +110,17 @@ class Structures:
 
 
 def write_structures(found: Structures, path: Path) -> tuple[Path, ...]:
-    """Write ``NAME.json`` and ``NAME.csv``, with distances ``NAME-distances.csv``. ``path`` is one of them, or ``NAME``."""
+    """Write ``NAME.json`` and ``NAME.csv``, with distances ``NAME-distances.csv``. ``path`` is one of them, or ``NAME``.
+
+    Distances of an earlier call do not stay beside numbers of this one.
+    """
     stem = path.with_suffix("") if path.suffix.lower() in (".json", ".csv") else path
     tables = [write_text(stem.with_name(f"{stem.name}.csv"), to_csv(found.cases))]
+    distances = stem.with_name(f"{stem.name}-distances.csv")
     if any(case.distances for case in found.cases):
-        tables.append(write_text(stem.with_name(f"{stem.name}-distances.csv"), distances_csv(found.cases)))
+        tables.append(write_text(distances, distances_csv(found.cases)))
+    else:
+        remove_file(distances)
     return write_record(stem.with_name(f"{stem.name}.json"), found, RECORD_KIND), *tables
 
 

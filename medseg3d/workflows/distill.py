@@ -7,7 +7,7 @@ The probabilities of the teacher say what a label map cannot: where a border is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from medseg3d.data.dataset import Case, Dataset
 from medseg3d.data.digests import digest_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
+from medseg3d.data.segmentations import plain_name
 from medseg3d.errors import CaseFailure, InputError, UnsupportedError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import check_writable, write_text
@@ -30,6 +31,7 @@ from medseg3d.models.model import Model
 from medseg3d.options import DistillOptions
 from medseg3d.records import Checked, read_record, write_record
 from medseg3d.training.folds import read_folds
+from medseg3d.wording import listed
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 RECORD = "distillation.json"
@@ -65,12 +67,14 @@ def distill(
 
     Images stay where they are, ``dataset.json`` names their paths. Folds are those of the teacher's work folder, or of the dataset's, where
     there is one. What the same teacher made of the same files in ``output`` is kept. Raises :class:`InputError` for an output that holds
-    anything else, :class:`UnsupportedError` for a model of regions or ignored voxels and for channels that are not files of their own.
+    anything else or for a dataset that gives the labels other names than the teacher, :class:`UnsupportedError` for a model or a dataset of
+    regions, ignored voxels, partial or soft labels.
     """
     root, target = Path(dataset).absolute(), Path(output).absolute()
     model = load_model(Path(teacher), device=options.device)
     labels = _checked_labels(model.plan.labels)
     found = open_dataset(root, channels=model.plan.channels)
+    _check_same_labels(found, labels)
     made = _begin(target, Distillation(teacher=model.identity, dataset=str(root), share=options.share))
     boundary, failures, done = CaseBoundary("distill"), list(found.failures), []
     for number, case in enumerate(found.training):
@@ -100,6 +104,29 @@ def _checked_labels(labels: Labels) -> Labels:
             "distill: the teacher has regions, ignored voxels, or partial or soft labels; one of plain labels is needed."
         )
     return labels
+
+
+def _check_same_labels(dataset: Dataset, labels: Labels) -> None:
+    """Raise where a value of the dataset's label maps means something else than it does to the teacher."""
+    own = dataset.labels
+    if any(case.annotated is not None for case in dataset.training) or (
+        own is not None and (own.regions or own.soft or own.ignore is not None)
+    ):
+        raise UnsupportedError(
+            f"{dataset.root}: the dataset has regions, ignored voxels, or partial or soft labels; one of plain labels is needed."
+        )
+    named = dict(zip(own.values, own.names, strict=True)) if own is not None else {0: labels.names[0], **dataset.label_names}
+    known = dict(zip(labels.values, labels.names, strict=True))
+    is_same = own is None or set(named) == set(known)
+    if not is_same or any(value and plain_name(known.get(value, "")) != plain_name(name) for value, name in named.items()):
+        raise InputError(
+            f"{dataset.root}: the labels are {_in_words(named)}, and to the teacher they are {_in_words(known)}. It would teach other "
+            "structures than the label maps hold. Correct the names, or take a teacher of these labels."
+        )
+
+
+def _in_words(named: Mapping[int, str]) -> str:
+    return listed([f"{value} {name}" for value, name in sorted(named.items()) if value])
 
 
 def _begin(target: Path, made_from: Distillation) -> Distillation:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medseg3d.data.dataset import Case, Dataset
 from medseg3d.data.digests import digest_of, stamp_of
+from medseg3d.data.label_names import other_meaning
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
 from medseg3d.errors import CaseFailure, ChannelCountError, DatasetError, ImageReadError, InputError
@@ -87,6 +88,7 @@ def preprocess(root: Path, work: Path | None, options: PreprocessOptions, on: Li
                 digests[case.item.name] = case.result.files_digest
             on(Event(stage="preprocess", done=number, total=total))
     _warn_of_an_old_plan(folder, digests)
+    warn_of_other_labels(dataset, plan)
     return PreprocessResult(
         configurations=tuple(configuration.name for configuration in wanted),
         made=tuple(sorted(made)),
@@ -108,6 +110,14 @@ def preprocess_dataset(dataset: Dataset, plan: Plan, work: Path | str, configura
     if len(failures) == len(dataset.training):
         raise DatasetError(f"{dataset.root}: no training case could be preprocessed.", [str(failure) for failure in failures])
     return Store(folder.store(chosen.data or chosen.name))
+
+
+def warn_of_other_labels(dataset: Dataset, plan: Plan) -> None:
+    """Where label values mean something else today than when the plan was made: names in tables and reports are those of the plan."""
+    if said := other_meaning(dataset.labels, plan.labels, plan.given_names):
+        logger.warning(
+            "%s: %s. Run medseg3d plan and train again; until then all names are those of the plan.", dataset.root / "dataset.json", said
+        )
 
 
 def _warn_of_an_old_plan(folder: WorkFolder, digests: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from medseg3d.preprocessing.preprocess_case import data_digest
 from medseg3d.preprocessing.store import Store
 from medseg3d.wording import counted
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.preprocess import preprocess_cases
+from medseg3d.workflows.preprocess import preprocess_cases, warn_of_other_labels
 
 logger = logging.getLogger(__name__)
 SILENT_SECONDS = 3.0
@@ -34,6 +34,8 @@ def renew_cases(
     """
     store = Store(folder.store(configuration.data))
     dataset, raw = _raw_cases(root, plan)
+    if dataset is not None:
+        warn_of_other_labels(dataset, plan)
     part = data_digest(plan, configuration)
     stored = set(store.names())
     checked = sorted(stored.intersection(names))

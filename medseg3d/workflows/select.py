@@ -46,7 +46,8 @@ from medseg3d.validation.selection import select as choose
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.origins import check_first_stage, origin_of_validation, validation_age
-from medseg3d.workflows.splits import read_split
+from medseg3d.workflows.preprocess import warn_of_other_labels
+from medseg3d.workflows.splits import num_folds, read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
 from medseg3d.workflows.validate import predict_and_evaluate, use_other_mirroring, validate
 from medseg3d.workflows.verb import verb
@@ -152,7 +153,8 @@ def _num_split(cases: Sequence[CaseFingerprint], labels: Labels) -> dict[int, in
 def _single(
     root: Path, folder: WorkFolder, name: str, held: ExitStack, left_out: list[str], device: str, on: Listener
 ) -> _Evaluated | None:
-    finished = (fold for fold in folder.finished_folds(name) if fold.isdigit() and read_split(folder, fold).validation)
+    there = {fold: _is_planned(folder, name, fold, left_out, on) for fold in folder.finished_folds(name) if fold.isdigit()}
+    finished = (fold for fold, is_planned in there.items() if is_planned and read_split(folder, fold).validation)
     current = (fold for fold in finished if _is_current(folder, name, fold, left_out, on))
     folds = tuple(fold for fold in current if _is_free(folder.fold(name, fold), held, left_out, on))
     if not folds:
@@ -160,6 +162,15 @@ def _single(
     work = folder.root
     evaluations = tuple(validate(root, work, configuration=name, fold=fold, device=device, keep_finished=True, on=on) for fold in folds)
     return _Evaluated((name,), folds, evaluations, tuple(folder.validation(name, fold) for fold in folds))
+
+
+def _is_planned(folder: WorkFolder, name: str, fold: str, left_out: list[str], on: Listener) -> bool:
+    """False, and a note, for a fold that was trained when there were more of them."""
+    if int(fold) < num_folds(folder):
+        return True
+    left_out.append(f"Left out: {folder.fold(name, fold)} was trained with other folds than are planned now, of which there are fewer.")
+    on(Event(stage="select", message=left_out[-1]))
+    return False
 
 
 def _is_current(folder: WorkFolder, name: str, fold: str, left_out: list[str], on: Listener) -> bool:
@@ -275,7 +286,9 @@ def _validated(root: Path, folder: WorkFolder, plan: Plan, best: _Evaluated) -> 
     """
     given: set[str] = set()
     patients = recorded_patients(folder.splits)
-    cases = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
+    dataset = open_dataset(root, channels=plan.channels)
+    warn_of_other_labels(dataset, plan)
+    cases = {case.name: case for case in dataset.training}
     for fold, target in zip(best.folds, best.label_maps, strict=True):
         for name in read_split(folder, fold).validation:
             label = cases[name].label if name in cases and name not in given else None

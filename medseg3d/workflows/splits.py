@@ -33,6 +33,11 @@ def read_split(folder: WorkFolder, fold: str) -> Split:
     return splits[int(fold)]
 
 
+def num_folds(folder: WorkFolder) -> int:
+    """How many a work folder plans."""
+    return len(_splits(folder))
+
+
 def own_fold(domain: Domain, fold: str) -> str:
     """The fold with which a domain takes part in a fold of the network that it shares: modulo its number of folds."""
     if domain.name is None or not fold.isdigit():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from medseg3d.data.annotated import annotated_for, read_annotated
 from medseg3d.data.case_files import Findings, image_files
 from medseg3d.data.corrections import FOLDER, Taken, TakenCase, image_of, read_taken, taken_label, write_taken
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
@@ -21,7 +22,7 @@ from medseg3d.errors import DatasetError, InputError
 from medseg3d.files import file_digest
 from medseg3d.images import data_files, read_header, read_image, write_label_map
 from medseg3d.images.segments import read_segmentation
-from medseg3d.labels import Labels, places_of
+from medseg3d.labels import Labels, places_of, unique_values
 from medseg3d.plan import Plan
 from medseg3d.wording import counted, listed
 
@@ -60,14 +61,36 @@ def read_corrections(dataset: Dataset, plan: Plan, folder: Path | None, image_fo
     fresh = {name: file for name, file in dropped.items() if _is_fresh(dataset.root, before, name, file)}
     found, findings = _with_images(dataset, plan, fresh, before, image_folder)
     maps: dict[str, np.ndarray] = {}
+    rows = read_annotated(dataset.root)
     for each in found:
         try:
             maps[each.case] = read_correction(each.file, each.channels[0], plan.labels)
         except InputError as error:
             findings.append(str(error))
+        else:
+            findings += _unlooked(each, maps[each.case], plan.labels, annotated_for(each.case, rows))
     if findings:
         raise DatasetError(f"{place}: nothing was taken, as {counted(len(findings), 'correction')} cannot be used:", findings)
     return Corrections(found=tuple(found), maps=maps)
+
+
+def _unlooked(each: Correction, values: np.ndarray, labels: Labels, annotated: Sequence[str] | None) -> list[str]:
+    """A finding where a correction holds what the case was not annotated for: nothing would be learned from it."""
+    if annotated is None:
+        return []
+    known = {value for index in labels.foreground if labels.names[index] in annotated for value in labels.members(index)}
+    hidden = sorted(set(unique_values(values)) - known - {0, labels.ignore})
+    names = [
+        labels.names[index]
+        for index in labels.foreground
+        if set(hidden) & set(labels.members(index)) and labels.names[index] not in annotated
+    ]
+    if not names:
+        return []
+    return [
+        f"{each.case}: holds {listed(names)}, and by annotated.csv it was annotated for {listed(list(annotated)) or 'nothing'} alone. "
+        f"If the correction is complete, add the row {each.case},* at the end of annotated.csv; otherwise make these voxels 0"
+    ]
 
 
 def take_corrections(root: Path, corrections: Corrections) -> None:

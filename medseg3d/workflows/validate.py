@@ -35,6 +35,7 @@ from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.measure_levels import LevelMeasurement
 from medseg3d.workflows.origins import check_first_stage, origin_of_validation, raw_cases, validation_age
+from medseg3d.workflows.preprocess import warn_of_other_labels
 from medseg3d.workflows.splits import own_fold, plan_digest, read_split
 from medseg3d.workflows.taking_turns import fold_lock
 from medseg3d.workflows.verb import verb
@@ -286,6 +287,7 @@ def _predict_validation(
 ) -> tuple[list[Case], list[CaseFailure]]:
     """Predict training cases one by one; those that worked, and the failures. Each process of a team predicts some of them."""
     dataset = open_dataset(root, channels=model.plan.channels)
+    warn_of_other_labels(dataset, model.plan)
     cases = {case.name: case for case in dataset.training}
     failures = [failure for failure in dataset.failures if failure.case in names]
     names = tuple(name for name in names if name not in {failure.case for failure in failures})

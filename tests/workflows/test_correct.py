@@ -149,3 +149,17 @@ def test_a_dicom_seg_goes_by_the_names_of_its_segments(tmp_path: Path) -> None:
     segmentation(result).save_as(tmp_path / "case.seg.dcm")
     found = read_correction(tmp_path / "case.seg.dcm", ChannelFile(path=tmp_path / "series"), labels)
     np.testing.assert_array_equal(found, result.values)
+
+
+@pytest.mark.fault("A", "a correction of structures that annotated.csv leaves out for its case", "refused, naming the row to add")
+def test_a_correction_of_what_its_case_was_not_annotated_for_is_refused(ready: Path) -> None:
+    (ready / "annotated.csv").write_text("case,labels\nnew_*,shell\n", encoding="utf-8")
+    dataset, plan = open_dataset(ready), plan_of(ready)
+    with pytest.raises(DatasetError) as refused:
+        read_corrections(dataset, plan, None, ready.parent / "scans")
+    assert "new_scan: holds core, and by annotated.csv it was annotated for shell alone" in refused.value.findings[0]
+    assert "add the row new_scan,*" in refused.value.findings[0]
+    (ready / "annotated.csv").write_text("case,labels\nnew_*,shell;core\n", encoding="utf-8")
+    take_corrections(ready, read_corrections(dataset, plan, None, ready.parent / "scans"))
+    new = next(case for case in open_dataset(ready).training if case.name == "new_scan")
+    assert new.annotated == ("shell", "core"), "rows count for new cases as well"

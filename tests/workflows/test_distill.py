@@ -13,7 +13,7 @@ import pytest
 from medseg3d.commandline.cli import main
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.soft_labels import most_probable, read_soft
-from medseg3d.errors import InputError
+from medseg3d.errors import InputError, UnsupportedError
 from medseg3d.options import DistillOptions
 from medseg3d.training.folds import read_folds
 from medseg3d.work_folder import WorkFolder
@@ -89,3 +89,17 @@ def test_a_student_is_planned_and_preprocessed_from_the_command_line(
     assert json.loads(capsys.readouterr().out)["num_cases"] == 6
     assert main(["plan", str(soft), "--planner", str(trained / "tiny.toml"), "-q"]) == 0
     assert WorkFolder(soft / "medseg3d-work").read_plan().labels.soft
+
+
+@pytest.mark.fault("A", "distill with a teacher that calls the dataset's label values otherwise", "refused, with both lists")
+def test_a_teacher_of_other_names_is_refused(trained: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(trained, tmp_path / "Balls", ignore=shutil.ignore_patterns("medseg3d-work")))
+    declared = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    for labels, said in (({"core": 3, "shell": 7}, "3 core, 7 shell"), ({"shell": 3, "core": 7, "rim": 8}, "8 rim")):
+        (root / "dataset.json").write_text(json.dumps({**declared, "labels": {"background": 0, **labels}}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"the labels are .*{said}.*to the teacher they are 3 shell, 7 core"):
+            distill(root, trained / "medseg3d-work", tmp_path / "Soft")
+    (root / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
+    (root / "annotated.csv").write_text("case,labels\nball_1,shell\n", encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="the dataset has regions, ignored voxels, or partial or soft labels"):
+        distill(root, trained / "medseg3d-work", tmp_path / "Soft")

@@ -14,7 +14,9 @@ import pytest
 import medseg3d
 from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError
+from medseg3d.options import MeasureOptions
 from medseg3d.structures.records import read_structures
+from tests.kinds_of_labels import SHELL, half_annotated, make_balls, regions_with_ignore, soft
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -105,3 +107,62 @@ def test_a_single_label_map_has_its_numbers_beside_it(trained: Path, tmp_path: P
 def test_distances_are_measured_with_statistics_only(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(trained), "-i", str(trained / "imagesTs"), "-o", str(tmp_path), "--radiomics"]) == 2
     assert "--radiomics: is measured with --statistics" in capsys.readouterr().err
+
+
+@pytest.mark.fault("A", "references that were annotated for some structures only, measured", "no volume for what nobody looked for")
+def test_what_a_case_was_not_annotated_for_has_no_volume(tmp_path: Path) -> None:
+    root = half_annotated(tmp_path / "Half")
+    found = {case.case: case for case in medseg3d.measure(root / "labelsTr", None, MeasureOptions(distances=["all"])).cases}
+    assert [each.name for each in found["ball_1"].structures] == ["shell"]
+    assert not found["ball_1"].distances
+    assert [each.name for each in found["ball_0"].structures] == ["shell", "core"]
+    assert found["ball_0"].distances
+
+
+@pytest.mark.fault("A", "measured label maps with voxels that nobody annotated", "a warning says that volumes are lower bounds")
+def test_ignored_voxels_are_said_to_lower_volumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = regions_with_ignore(tmp_path / "Regions")
+    found = medseg3d.measure(root / "labelsTr")
+    assert {case.unannotated_voxels for case in found.cases} == {20 * 18 * 6}
+    assert "4 label maps hold voxels that nobody has annotated (ignore)" in caplog.text
+
+
+@pytest.mark.fault("A", "255 beside small values in label maps that are measured without a list of labels", "measured, with a warning")
+def test_a_value_that_usually_means_not_annotated_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.zeros((4, 4, 4), np.uint8)
+    values[0], values[1] = 1, 255
+    (tmp_path / "maps").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "maps" / "one.nii.gz")
+    medseg3d.measure(tmp_path / "maps")
+    assert "The value 255 is measured as a structure" in caplog.text
+    (tmp_path / "maps" / "labels.csv").write_text("value,name\n255,ignore\n", encoding="utf-8")
+    assert [each.value for each in medseg3d.measure(tmp_path / "maps").cases[0].structures] == [1]
+
+
+@pytest.mark.parametrize("in_one_file", [True, False], ids=["one file", "a file per label"])
+def test_soft_labels_are_measured_by_the_most_probable_one(in_one_file: bool, tmp_path: Path) -> None:
+    root = soft(tmp_path / "Soft", in_one_file=in_one_file)
+    found = medseg3d.measure(root / "labelsTr", root / "imagesTr")
+    assert [case.case for case in found.cases] == ["ball_0", "ball_1", "ball_2", "ball_3"]
+    shell = nibabel.load(make_balls(tmp_path / "Hard") / "labelsTr" / "ball_0.nii.gz")
+    assert found.cases[0].structures[0].voxels == pytest.approx(np.count_nonzero(np.asarray(shell.dataobj) == SHELL), rel=0.1)
+
+
+@pytest.mark.fault("A", "distances of an earlier call beside numbers that were measured again", "are deleted")
+def test_distances_of_an_earlier_call_do_not_stay(tiny: Path, tmp_path: Path) -> None:
+    medseg3d.measure(tiny / "labelsTr", None, MeasureOptions(distances=["all"]), output=tmp_path)
+    medseg3d.measure(tiny / "labelsTr", output=tmp_path)
+    assert {file.name for file in tmp_path.iterdir() if file.name.startswith("structures")} == {"structures.json", "structures.csv"}
+
+
+@pytest.mark.fault("C", "one predict --statistics per image into one folder", "structures.json holds the structures of all of them")
+def test_numbers_of_other_images_in_the_folder_stay(trained: Path, tmp_path: Path) -> None:
+    def predicted(number: int) -> set[str]:
+        image = trained / "imagesTs" / f"ball_{number}_0000.nii.gz"
+        assert main(["predict", str(trained), "-i", str(image), "-o", str(tmp_path), "--device", "cpu", "-q", "--statistics"]) == 0
+        return {case.case for case in read_structures(tmp_path / "structures.json").cases}
+
+    assert predicted(6) == {"ball_6"}
+    assert predicted(7) == {"ball_6", "ball_7"}
+    shutil.copy(trained / "labelsTs" / "ball_6.nii.gz", tmp_path)
+    assert predicted(7) == {"ball_7"}, "of a label map that is another now the numbers are no longer true"

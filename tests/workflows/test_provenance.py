@@ -21,12 +21,13 @@ from medseg3d.models.model_file import open_model_file
 from medseg3d.models.trained import empty_windows_of
 from medseg3d.provenance import ORIGIN, read_origin
 from medseg3d.records import read_record, write_record
-from medseg3d.reporting.report import read_work
+from medseg3d.reporting.report import read_work, write_page
 from medseg3d.training.state import read_history
 from medseg3d.validation.selection import Selection, read_selection
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.export import export_model
 from medseg3d.workflows.info import info
+from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.select import select
 from medseg3d.workflows.validate import validate
 
@@ -231,3 +232,22 @@ def test_damaged_lines_of_a_history_are_left_out(tmp_path: Path, caplog: pytest.
     (tmp_path / "history.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert [line["epoch"] for line in read_history(tmp_path)] == [0, 3]
     assert "line 2 cannot be read" in caplog.text
+
+
+@pytest.mark.fault("A", "names of labels that changed in dataset.json since the plan was made", "select, validate and report say so")
+def test_other_names_of_labels_are_said(selected: Path, caplog: pytest.LogCaptureFixture) -> None:
+    declared = json.loads((selected / "dataset.json").read_text(encoding="utf-8"))
+    declared["labels"] = {"background": 0, "core": 3, "shell": 7}
+    (selected / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
+    said = "the labels are 3 core, 7 shell now, and the plan knows 3 shell, 7 core"
+    select(selected, device="cpu")
+    assert said in caplog.text
+    caplog.clear()
+    preprocess(selected)
+    assert said in caplog.text
+    assert said in Path(write_page(selected, work_of(selected).root, selected / "report.html")).read_text(encoding="utf-8")
+
+
+def test_a_fold_beyond_those_of_now_is_left_out_by_name(selected: Path) -> None:
+    shutil.copytree(work_of(selected).fold("3d_fullres", "0"), work_of(selected).fold("3d_fullres", "7"))
+    assert any("fold_7 was trained with other folds than are planned now" in note for note in select(selected, device="cpu").notes)
