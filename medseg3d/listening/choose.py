@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg3d.data.grid_wording import describe
+from medseg3d.data.reading import GRID_TOLERANCE_VOXELS, grid_difference
 from medseg3d.errors import ImageReadError
-from medseg3d.images.dicom import dicom_files
+from medseg3d.geometry import Geometry
+from medseg3d.images.dicom import dicom_files, read_header
 from medseg3d.images.dicom_series import Series, find_series
-from medseg3d.images.dicom_volumes import separate_volumes
-from medseg3d.listening.rules import Rule
+from medseg3d.images.dicom_volumes import Volume, separate_volumes
+from medseg3d.listening.rules import Channel, Rule, SeriesFilter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,21 +28,97 @@ class Study:
     num_damaged: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """The files of one prediction, ``counts`` of them for each channel (empty for one channel), and how many slices they hold."""
+
+    paths: tuple[Path, ...]
+    num_slices: int
+    counts: tuple[int, ...] = ()
+
+
 def look_at(folder: Path) -> Study:
     """Read the headers of a study."""
     found = find_series(dicom_files(folder))
     return Study(series=found.series, num_left_out=len(found.left_out), num_damaged=len(found.damaged))
 
 
-def chosen(study: Study, rule: Rule) -> list[tuple[Path, ...]]:
-    """The slices of each volume that a rule takes, those of the longest series first."""
-    fitting = sorted((each for each in study.series if fits(each, rule)), key=lambda each: -each.num_slices)
+def chosen(study: Study, rule: Rule) -> tuple[list[Picked], str]:
+    """The files of each volume that a rule takes, those of the longest series first; and why nothing can be taken of a study whose series
+    fit a rule of several channels in part."""
+    if rule.channel:
+        return _one_of_each_channel(study, rule)
+    fitting = _fitting(study, rule)
     if rule.at_most:
         fitting = fitting[: rule.at_most]
-    return [tuple(file.path for file in volume.files) for each in fitting for volume in separate_volumes(each.files)]
+    return [Picked(paths=_paths(volume), num_slices=len(volume.files)) for each in fitting for volume in separate_volumes(each.files)], ""
 
 
-def fits(series: Series, rule: Rule) -> bool:
+def _fitting(study: Study, *filters: SeriesFilter) -> list[Series]:
+    """Those that fit all filters, those of most slices first."""
+    return sorted((each for each in study.series if all(fits(each, one) for one in filters)), key=lambda each: -each.num_slices)
+
+
+def _paths(volume: Volume) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(file.path for file in volume.files))  # a file of many frames is one
+
+
+def _one_of_each_channel(study: Study, rule: Rule) -> tuple[list[Picked], str]:
+    """The first series of each channel that lie on one grid; nothing is resampled."""
+    candidates = {
+        channel.name: [volume for each in _fitting(study, rule, channel) for volume in separate_volumes(each.files)]
+        for channel in rule.channel
+    }
+    missing = [name for name, volumes in candidates.items() if not volumes]
+    if len(missing) == len(candidates):
+        return [], ""  # a study of something else
+    if missing:
+        return [], f"no series fits the channel {missing[0]}"
+    first, *others = rule.channel
+    reason = ""
+    for anchor in candidates[first.name]:
+        taken, reason = _on_grid_of(anchor, first, others, candidates)
+        if taken:
+            paths = [_paths(volume) for volume in taken]
+            counts = tuple(map(len, paths))
+            return [Picked(paths=tuple(path for each in paths for path in each), num_slices=len(anchor.files), counts=counts)], ""
+    return [], reason
+
+
+def _on_grid_of(anchor: Volume, first: Channel, others: Sequence[Channel], candidates: dict[str, list[Volume]]) -> tuple[list[Volume], str]:
+    taken = [anchor]
+    grid = _grid(anchor)
+    if grid is None:
+        return [], f"the series of the channel {first.name} lies on no regular grid"
+    for channel in others:
+        reason = f"the series of the channel {channel.name} lies on no regular grid"
+        for volume in candidates[channel.name]:
+            own = _grid(volume)
+            if own is None or any(volume.files == other.files for other in taken):
+                continue
+            difference = grid_difference(grid, own)
+            if difference.is_same_grid(GRID_TOLERANCE_VOXELS):
+                taken.append(volume)
+                break
+            reason = (
+                f"the series of the channel {channel.name} does not lie on the grid of {first.name} ({describe(difference)}), and "
+                f"nothing is "
+                "resampled: send series that were registered onto one grid"
+            )
+        else:
+            return [], reason
+    return taken, ""
+
+
+def _grid(volume: Volume) -> Geometry | None:
+    paths = _paths(volume)
+    try:
+        return read_header(paths[0].parent, paths).geometry
+    except ImageReadError:
+        return None
+
+
+def fits(series: Series, rule: SeriesFilter) -> bool:
     """Whether a rule takes a series, by its header."""
     first = series.first
 

@@ -109,22 +109,50 @@ class Night:
         """A job for each series and rule; one that failed is tried again, as the study came again or the listener was started anew."""
         found, made, known = look_at(study), 0, 0
         for rule in self.rules.rule:
-            for paths in chosen(found, rule):
-                names = tuple(sorted(str(path.relative_to(study)) for path in paths))
+            taken, reason = chosen(found, rule)
+            if reason:
+                self.say(f"study {study.name[:8]}, rule {rule.name}: not predicted: {reason}")
+            for picked in taken:
+                names = tuple(str(path.relative_to(study)) for path in picked.paths)
+                names = names if picked.counts else tuple(sorted(names))
                 name = job_id(study.name, rule.name, rule.digest, names)
                 earlier = self._jobs.get(name)
                 if earlier is not None and earlier.state != "failed":
-                    known += 1
+                    known += not self._comes_again(earlier)
                     continue
                 made += 1
                 self._replace_parts(study.name, rule.name, set(names), now)
                 since = "again" if earlier is not None else "to be predicted"
-                job = self._keep(Job(id=name, study=study.name, rule=rule.name, instances=names, since=now))
-                self.say(f"{job.label}: {counted(len(names), 'slice')} {since}")
+                job = self._keep(Job(id=name, study=study.name, rule=rule.name, instances=names, since=now, counts=picked.counts))
+                self.say(f"{job.label}: {counted(picked.num_slices, 'slice')} {since}")
         if not made and study not in self._seen:
             told = f"{len(found.series)} series, {found.num_left_out} other objects, {found.num_damaged} damaged, {known} known"
             self.say(f"study {study.name[:8]}: nothing new to predict ({told})")
         return made > 0
+
+    def _comes_again(self, job: Job) -> bool:
+        """Whether a job is predicted once more, as instances of it came again with other content, such as a corrected name, before any of
+        its results was sent. What was sent stays, and it is said."""
+        content = self.spool.content_of(job)
+        if job.state not in ("predicted", "sent") or not job.content or content in ("", job.content):
+            return False
+        if any(job.sent.values()) or job.state == "sent":
+            self._keep(replace(job, content=content))
+            self.say(
+                f"{job.label}: came again with other content after its results were sent; they stay as they were sent. To have it "
+                f"predicted "
+                f"anew, stop the listener, remove jobs/{job.id}.json from the spool and the results from where they went, and start it "
+                f"again"
+            )
+            return False
+        self._keep(replace(job, state="waiting", files=(), content="", reason="came again with other content"))
+        self.say(f"{job.label}: came again with other content; it is predicted again")
+        return True
+
+    def _is_moving(self, job: Job, now: float) -> bool:
+        """Whether instances of its study still come: half of them may be new, and half old."""
+        study = self.spool.received / job.study
+        return study.is_dir() and now - last_change(study) < self.rules.receive.settle_seconds
 
     def _replace_parts(self, study: str, rule: str, names: set[str], now: float) -> None:
         """A job of some of these slices that is not sent yet is not needed any more."""
@@ -136,7 +164,8 @@ class Night:
 
     def _work(self, now: float) -> bool:
         """Send or predict one job; what is ready goes out first."""
-        waiting = sorted((job for job in self.jobs if not job.has_ended and job.next_try <= now), key=lambda job: job.since)
+        due = [job for job in self.jobs if not job.has_ended and job.next_try <= now]
+        waiting = sorted((job for job in due if not self._is_moving(job, now)), key=lambda job: job.since)
         for job in sorted(waiting, key=lambda job: job.state != "predicted"):
             rule = self.rules.rule_named(job.rule)
             if rule is None:
@@ -154,6 +183,7 @@ class Night:
         try:
             if missing := [path for path in paths if not path.exists()]:
                 raise InputError(f"{counted(len(missing), 'slice')} of it is not in the spool any more")
+            content = self.spool.content_of(job)
             files = self.predict(job, rule, paths, self.spool.results(job))
         except (StorageError, MemoryError) as error:  # the machine's fault, not the study's: it waits until there is room
             self._again(job, f"{type(error).__name__}: {error}", now, is_last=self._is_too_late(job, now))
@@ -165,8 +195,11 @@ class Night:
             logger.debug("%s: a defect", job.label, exc_info=error)
             self._again(job, f"a defect ({type(error).__name__})", now, is_last=job.attempts + 1 >= self.rules.attempts)
             return
+        if self.spool.content_of(job) != content:
+            self.say(f"{job.label}: came again with other content while it was predicted; it is predicted again")
+            return
         names = tuple(path.name for path in files)
-        self._keep(replace(job, state="predicted", files=names, attempts=0, next_try=0.0, reason=""))
+        self._keep(replace(job, state="predicted", files=names, attempts=0, next_try=0.0, reason="", content=content))
         self.say(f"{job.label}: predicted ({', '.join(rule.outputs)})")
 
     def _send(self, job: Job, rule: Rule, now: float) -> bool:

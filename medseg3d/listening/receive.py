@@ -12,6 +12,7 @@ from medseg3d.images.dicom_file import EXPLICIT, IMPLICIT
 from medseg3d.images.dicom_pixels import JPEG, RUN_LENGTH
 from medseg3d.listening.rules import Receive
 from medseg3d.listening.spool import Spool
+from medseg3d.listening.tls import receiving_context
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
@@ -30,7 +31,7 @@ MAX_ASSOCIATIONS = 20
 def receiving(receive: Receive, spool: Spool) -> Iterator[int | None]:
     """Listen while the block lasts; yields the port, None where there is none to listen on.
 
-    Raises :class:`InputError` where the port is taken.
+    Raises :class:`InputError` where the port is taken, or a certificate is none.
     """
     if receive.port is None:
         yield None
@@ -48,7 +49,10 @@ def receiving(receive: Receive, spool: Spool) -> Iterator[int | None]:
     entity.add_supported_context(Verification)
     try:
         server: Any = entity.start_server(
-            (receive.host, receive.port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: keep(event, spool))]
+            (receive.host, receive.port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, lambda event: keep(event, spool))],
+            ssl_context=receiving_context(receive),
         )
     except OSError as error:
         raise InputError(f"{receive.host}, port {receive.port}: cannot be listened on ({error.strerror}). Name another port.") from None

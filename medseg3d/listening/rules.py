@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from medseg3d.errors import InputError
 from medseg3d.options import OutputType, SegmentationType
@@ -31,6 +31,8 @@ class Receive(Table):
 
     A study is whole when nothing came for ``settle_seconds``. It is kept ``keep_hours`` after its results were sent. ``callers`` are
     the titles that may send, all where it is empty. Of a server the studies of the last ``days`` are looked for every ``poll_seconds``.
+    With ``tls_certificate`` (and ``tls_key``) others send by TLS; with ``tls_trusted`` only those that show a certificate which it
+    vouches for.
     """
 
     port: int | None = None
@@ -45,32 +47,34 @@ class Receive(Table):
     poll_seconds: float = 30.0
     settle_seconds: float = 30.0
     keep_hours: float = 24.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_trusted: Path | None = None
 
     def problems(self) -> Iterator[str]:
         """Nothing to listen to, or open to all."""
+        if self.tls_certificate is None and (self.tls_key is not None or self.tls_trusted is not None):
+            yield "names tls_key or tls_trusted without tls_certificate, so that nothing would be encrypted"
         if self.port is None and self.folder is None and self.dicomweb is None:
             yield "names nothing to listen to; expected port, folder or dicomweb"
         if self.port is not None and not 0 <= self.port <= 65535:
             yield f"port is {self.port}, expected 0 to 65535"
         if not 0 < len(self.ae_title) <= MAX_TITLE:
             yield f"ae_title is {self.ae_title!r}, expected 1 to {MAX_TITLE} characters"
-        if self.port is not None and self.host not in LOOPBACK and not self.callers:
-            yield f"host is {self.host}, which others reach, and DICOM asks for no password: name the AE titles that may send as callers"
+        if self.port is not None and self.host not in LOOPBACK and not self.callers and self.tls_trusted is None:
+            yield (
+                f"host is {self.host}, which others reach, and DICOM asks for no password: name the AE titles that may send as callers, or "
+                "tls_trusted, which vouches for their certificates"
+            )
         if self.settle_seconds < 0 or self.poll_seconds <= 0 or self.keep_hours < 0 or self.days < 1:
             yield "settle_seconds, poll_seconds, keep_hours and days cannot be negative"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule(Table):
-    """Which series a model takes, what is written of them, and the ``send_to`` names of destinations.
+class SeriesFilter(Table):
+    """Which series fit. ``description``, ``protocol`` and ``body_part`` are regular expressions that must be found in the header's text, in
+    any case; ``exclude`` must not be found in the description."""
 
-    ``description``, ``protocol`` and ``body_part`` are regular expressions that must be found in the header's text, in any case;
-    ``exclude`` must not be found in the description. Of the series of a study that fit, ``at_most`` so many are taken, those with the
-    most slices first; 0 takes all.
-    """
-
-    name: str
-    model: Path
     modality: str = ""
     description: str = ""
     exclude: str = ""
@@ -78,21 +82,48 @@ class Rule(Table):
     body_part: str = ""
     min_slices: int = 5
     max_slice_mm: float | None = None
+
+    def problems(self) -> Iterator[str]:
+        """Texts that are no expression."""
+        for field in ("description", "exclude", "protocol", "body_part"):
+            try:
+                re.compile(getattr(self, field))
+            except re.error as error:
+                yield f"{field} is no regular expression ({error})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel(SeriesFilter):
+    """One channel of a model that takes several: its ``name`` as the model calls it, and which series of a study it is."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule(SeriesFilter):
+    """Which series a model takes, what is written of them, and the ``send_to`` names of destinations.
+
+    Of the series of a study that fit, ``at_most`` so many are taken, those with the most slices first; 0 takes all. A model of several
+    channels takes one series of a study for each ``channel``, all on one grid; what the rule says itself holds for all of them.
+    """
+
+    name: str
+    model: Path
     at_most: int = 0
+    channel: tuple[Channel, ...] = ()
+    came_later: ClassVar[tuple[str, ...]] = ("channel",)
     outputs: tuple[OutputType, ...] = ("dicom-seg",)
     segmentation_type: SegmentationType = "binary"
     codes: Path | None = None
     send_to: tuple[str, ...] = ()
 
     def problems(self) -> Iterator[str]:
-        """Texts that are no expression."""
+        """A name that is none, and channels that cannot be told apart."""
+        yield from SeriesFilter.problems(self)
         if not re.fullmatch(r"[\w .-]{1,40}", self.name):
             yield f"name is {self.name!r}, expected up to 40 letters, digits, blanks, . and -"
-        for field in ("description", "exclude", "protocol", "body_part"):
-            try:
-                re.compile(getattr(self, field))
-            except re.error as error:
-                yield f"{field} is no regular expression ({error})"
+        if doubled := sorted({each.name for each in self.channel if [other.name for other in self.channel].count(each.name) > 1}):
+            yield f"two channels are called {doubled[0]!r}"
         if not self.outputs:
             yield "outputs is empty; expected one of nifti, dicom-seg, dicom-rtstruct, dicom-sr"
 
@@ -104,7 +135,11 @@ class Rule(Table):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination(Table):
-    """Where results go: another ``ae_title`` at ``host`` and ``port``, a ``dicomweb`` server, or a ``folder``."""
+    """Where results go: another ``ae_title`` at ``host`` and ``port``, a ``dicomweb`` server, or a ``folder``.
+
+    With ``tls`` the host is spoken to by TLS. Its certificate must be one that ``tls_trusted`` vouches for (by default the system), and
+    we show ``tls_certificate`` (and ``tls_key``) where it asks for one.
+    """
 
     name: str
     host: str | None = None
@@ -114,9 +149,17 @@ class Destination(Table):
     user: str = ""
     password: str = ""
     folder: Path | None = None
+    tls: bool = False
+    tls_trusted: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
 
     def problems(self) -> Iterator[str]:
         """No place, or several."""
+        if self.tls and self.host is None:
+            yield f"destination {self.name!r}: tls goes with host; a dicomweb server has it by https://"
+        if not self.tls and any(each is not None for each in (self.tls_trusted, self.tls_certificate, self.tls_key)):
+            yield f"destination {self.name!r}: names certificates without tls = true, so that nothing would be encrypted"
         if not 0 < len(self.ae_title) <= MAX_TITLE or not 0 < self.port <= 65535:
             yield f"destination {self.name!r}: expected an ae_title of 1 to {MAX_TITLE} characters and a port of 1 to 65535"
         if sum(place is not None for place in (self.host, self.dicomweb, self.folder)) != 1:
@@ -162,11 +205,20 @@ def read_rules(path: Path) -> ListenRules:
     def placed(place: Path | None) -> Path | None:
         return None if place is None else root / place.expanduser()
 
-    receive = replace(rules.receive, folder=placed(rules.receive.folder))
+    receive = _with_files(replace(rules.receive, folder=placed(rules.receive.folder)), root)
     each_rule = tuple(replace(rule, model=root / rule.model.expanduser(), codes=placed(rule.codes)) for rule in rules.rule)
     for rule in each_rule:
         for file in (rule.model, rule.codes):
             if file is not None and not file.exists():
                 raise InputError(f"{path}: rule {rule.name!r} names {file}, which is not there.")
-    destinations = tuple(replace(each, folder=placed(each.folder)) for each in rules.destination)
+    destinations = tuple(_with_files(replace(each, folder=placed(each.folder)), root) for each in rules.destination)
     return replace(rules, receive=receive, rule=each_rule, destination=destinations)
+
+
+End = TypeVar("End", Receive, Destination)
+
+
+def _with_files(end: End, root: Path) -> End:
+    """The certificates of an end, whose relative paths begin in ``root``."""
+    names = ("tls_certificate", "tls_key", "tls_trusted")
+    return replace(end, **{name: root / path.expanduser() for name in names if (path := getattr(end, name)) is not None})

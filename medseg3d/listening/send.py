@@ -9,6 +9,7 @@ from medseg3d.errors import StorageError
 from medseg3d.files import copy_file
 from medseg3d.listening.night import SendError
 from medseg3d.listening.rules import Destination
+from medseg3d.listening.tls import sending_context
 from medseg3d.listening.web import client_for, web_errors
 
 ARRIVED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
@@ -56,9 +57,12 @@ def _store(path: Path, destination: Destination, ae_title: str) -> None:
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         entity.add_requested_context(dataset.SOPClassUID, syntax)
-    association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    context = sending_context(destination)
+    tls = None if context is None else (context, destination.host)
+    association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title, tls_args=tls)
     if not association.is_established:
-        reason = "it refused the association" if association.is_rejected else "nobody answers"
+        silent = "nobody answers" if tls is None else "nobody answers by TLS, or one side does not trust the certificate of the other"
+        reason = "it refused the association" if association.is_rejected else silent
         raise SendError(f"{destination.host}, port {destination.port}, title {destination.ae_title}: {reason}.")
     try:
         if not association.accepted_contexts:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from medseg3d.errors import ImageReadError, InputError
 from medseg3d.files import remove_file, remove_leftovers, remove_tree, storage, storage_errors, temporary_for
-from medseg3d.images.dicom_file import read_dicom_file
+from medseg3d.images.dicom_file import pixel_bytes, read_dicom_file
 from medseg3d.images.opening import reading
 from medseg3d.records import Checked, read_record, write_record
 
@@ -32,7 +32,8 @@ class Job(Checked):
     """One series for one rule. ``instances`` are the names of its files in the folder of its study.
 
     ``files`` are the results; ``sent`` tells which of them arrived where. ``next_try``, ``since`` (its making) and ``ended`` are in seconds
-    since 1970.
+    since 1970. ``counts`` are the instances of each channel, one after the other, empty for one channel; ``content`` is what the
+    instances were when they were predicted, empty in records of older versions.
     """
 
     id: str
@@ -47,6 +48,8 @@ class Job(Checked):
     since: float = 0.0
     ended: float = 0.0
     reason: str = ""
+    counts: tuple[int, ...] = ()
+    content: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -98,14 +101,14 @@ class Spool:
     # ---- instances
 
     def add(self, content: bytes) -> Path:
-        """Keep an instance: it is on the disk when this returns. One that is there already is left as it is.
+        """Keep an instance: it is on the disk when this returns. One that is there already is left as it is, unless it says something else.
 
         Raises :class:`ImageReadError` for what does not tell its study, series and instance, and :class:`StorageError`.
         """
         with storage_errors(self.incoming), temporary_for(self.incoming / "instance.dcm") as temporary:
             storage().write(temporary, content)
             place = self.place_of(temporary)
-            if place.exists():
+            if place.exists() and _is_same_object(temporary, place):
                 os.utime(place.parent)  # it counts as come: a study that is sent again is not removed meanwhile
             else:
                 storage().sync(temporary)
@@ -123,6 +126,17 @@ class Spool:
             raise ImageReadError("a DICOM object that does not tell its study, series and instance")
         study, series, instance = map(digest_of_uid, uids)
         return self.received / study / series / f"{instance}.dcm"
+
+    def content_of(self, job: Job) -> str:
+        """A digest of which files the instances of a job are; another one where an instance came again with other content."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in job.instances:
+            try:
+                status = (self.received / job.study / name).stat()
+            except OSError:
+                return ""
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def studies(self) -> list[Path]:
         """Folders of studies that lie here."""
@@ -169,6 +183,20 @@ class Spool:
 
     def _path(self, job: str) -> Path:
         return self.jobs / f"{job}.json"
+
+
+def _is_same_object(first: Path, second: Path) -> bool:
+    """Whether two files of one instance say the same: byte for byte, or, where they are encoded otherwise, in all that we read of a "
+    "header."""
+    if first.read_bytes() == second.read_bytes():
+        return True
+    try:
+        one, other = read_dicom_file(first), read_dicom_file(second)
+        if one.damage or other.damage or one.tags != other.tags:
+            return False
+        return one.syntax != other.syntax or one.pixels is None or pixel_bytes(one) == pixel_bytes(other)
+    except ImageReadError:
+        return False
 
 
 def digest_of_uid(uid: str) -> str:

@@ -21,6 +21,7 @@ from medseg3d.listening.receive import receiving
 from medseg3d.listening.rules import ListenRules, Rule, read_rules
 from medseg3d.listening.send import send
 from medseg3d.listening.spool import Job, Spool, check_spool
+from medseg3d.listening.tls import sending_context
 from medseg3d.listening.watch import WatchedFolder
 from medseg3d.listening.web import WebInbox
 from medseg3d.locks import locked
@@ -55,6 +56,8 @@ def listen(rules_file: Path, options: ListenOptions = NO_OPTIONS, on: Listener =
         predictor = _Predictor(options=options)
         for rule in rules.rule:
             predictor.model(rule)
+        for destination in rules.destination:
+            sending_context(destination)
         night = Night(spool=spool, rules=rules, predict=predictor.predict, send=partial(send, ae_title=rules.receive.ae_title), say=say)
         with receiving(rules.receive, spool) as port:
             say(_greeting(rules, port))
@@ -136,19 +139,23 @@ class _Predictor:
     _models: dict[Path, Model] = field(default_factory=dict)
 
     def model(self, rule: Rule) -> Model:
-        """The model of a rule; raises :class:`InputError` for one of several channels, as a series is one."""
+        """The model of a rule; raises :class:`InputError` where the rule's channels are not those of the model."""
         if rule.model not in self._models:
-            model = model_for(rule.model, self.options)
-            if len(model.plan.channels) > 1:
-                raise InputError(f"{rule.model}: takes {len(model.plan.channels)} channels, and a series of a study is one of them.")
-            self._models[rule.model] = model
-        return self._models[rule.model]
+            self._models[rule.model] = model_for(rule.model, self.options)
+        model = self._models[rule.model]
+        wanted, named = model.plan.channels, [channel.name for channel in rule.channel]
+        if (named or len(wanted) > 1) and sorted(named) != sorted(wanted):
+            raise InputError(
+                f"rule {rule.name!r}: the model {rule.model} takes the channels {', '.join(wanted)}, and the rule names "
+                f"{', '.join(named) or 'none'}. Give it a [[rule.channel]] for each of them, with its name and what its series is told by."
+            )
+        return model
 
     def predict(self, job: Job, rule: Rule, paths: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
         """Write the results of a job; raises :class:`InputError` with the reason where there are none."""
         wanted = DicomOptions(output_type=rule.outputs, segmentation_type=rule.segmentation_type, codes=rule.codes)
         outputs = outputs_of(wanted, beside=(rule.model, rule.model.parent))
-        case = Case(name=job.id, channels=(ChannelFile(path=paths[0].parent, files=paths),))
+        case = Case(name=job.id, channels=_channels(job, rule, paths, self.model(rule)))
         target = folder / f"result{ENDINGS[outputs.main]}"
         outcomes = predict_cases(
             self.model(rule).for_one_image(),
@@ -164,6 +171,18 @@ class _Predictor:
                 is_memory = "memory" in outcome.reason  # it may be free again in a while
                 raise MemoryError(outcome.reason) if is_memory else InputError(outcome.reason)
         return (target, *outputs.beside(target).values())
+
+
+def _channels(job: Job, rule: Rule, paths: tuple[Path, ...], model: Model) -> tuple[ChannelFile, ...]:
+    """The slices of each channel in the model's order; ``paths`` has them in that of the rule, one series after the other."""
+    counts, rest, found = job.counts or (len(paths),), paths, []
+    for count in counts:
+        found.append(ChannelFile(path=rest[0].parent, files=rest[:count]))
+        rest = rest[count:]
+    if len(found) == 1:
+        return tuple(found)
+    named = dict(zip((channel.name for channel in rule.channel), found, strict=True))
+    return tuple(named[name] for name in model.plan.channels)
 
 
 @contextmanager

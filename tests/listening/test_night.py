@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pydicom
 import pytest
 
 from medseg3d.errors import ImageReadError, InputError, StorageError
@@ -363,3 +367,112 @@ def test_what_is_no_dicom_is_refused_at_the_door(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError):
         spool.add(b"no DICOM")
     assert not list(spool.incoming.iterdir())
+
+
+def corrected(slices: int = 6, name: str = "Corrected^Name", **more: object) -> list[bytes]:
+    """The files of the study, with another name of the patient."""
+    found = []
+    for content in study_files(slices):
+        file = pydicom.dcmread(BytesIO(content))
+        file.PatientName = name
+        for tag, value in more.items():
+            setattr(file, tag, value)
+        stream = BytesIO()
+        file.save_as(stream, enforce_file_format=True)
+        found.append(stream.getvalue())
+    return found
+
+
+def add_all(world: World, contents: Sequence[bytes]) -> None:
+    spool = Spool(world.root / "spool")
+    for content in contents:
+        spool.add(content)
+    for folder in spool.received.rglob("*"):  # it is seen that they came, whatever the clock's steps
+        if folder.is_dir():
+            os.utime(folder, (folder.stat().st_mtime + 1,) * 2)
+
+
+def names_of(paths: Sequence[Path]) -> set[str]:
+    return {str(pydicom.dcmread(path).PatientName) for path in paths}
+
+
+def test_an_instance_that_comes_corrected_before_it_was_predicted_is_the_one_that_is_predicted(world: World) -> None:
+    add_study(world)
+    add_all(world, corrected())
+    seen: set[str] = set()
+    works, night = world.predict, world.night()
+
+    def predict(job: Job, rule: Rule, paths: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+        seen.update(names_of(paths))
+        return works(job, rule, paths, folder)
+
+    night.predict = predict
+    world.run(night)
+    assert seen == {"Corrected^Name"}
+    assert len(world.predicted) == 2
+
+
+def test_what_comes_corrected_before_it_was_sent_is_predicted_again(world: World) -> None:
+    add_study(world)
+    world.is_down = True
+    world.run(night := world.night())
+    add_all(world, corrected())
+    world.run(night)
+    assert len(world.predicted) == 4
+    assert sum("came again with other content; it is predicted again" in line for line in world.lines) == 2
+    world.is_down = False
+    world.now += LONGEST_PAUSE
+    world.run(night)
+    assert set(world.archive.values()) == {1}
+    assert len(world.archive) == 3
+
+
+def test_what_comes_corrected_after_it_was_sent_is_said_once_and_stays(world: World) -> None:
+    add_study(world)
+    world.run(world.night())
+    add_all(world, corrected())
+    world.run(night := world.night())  # restarted: what was predicted is written down
+    add_all(world, corrected())
+    world.run(night)
+    assert len(world.predicted) == 2
+    assert sum("after its results were sent" in line for line in world.lines) == 2
+    assert not any("Corrected" in line for line in world.lines)
+
+
+def test_what_comes_corrected_while_it_is_predicted_is_predicted_again(world: World) -> None:
+    add_study(world)
+    works, night = world.predict, world.night()
+    is_first = [True]
+
+    def predict(job: Job, rule: Rule, paths: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+        made = works(job, rule, paths, folder)
+        if is_first.pop() if is_first else False:
+            add_all(world, corrected())
+        return made
+
+    night.predict = predict
+    world.run(night)
+    assert len(world.predicted) == 3
+    assert any("while it was predicted" in line for line in world.lines)
+    assert {job.state for job in night.jobs} == {"sent"}
+
+
+def test_what_says_the_same_in_other_bytes_is_not_predicted_again(world: World) -> None:
+    add_study(world)
+    world.is_down = True
+    world.run(night := world.night())
+    before = {path: content for path in night.spool.received.rglob("*.dcm") if b"Secret" in (content := path.read_bytes())}
+    add_all(world, corrected(name="Secret^Name", InstitutionName="Elsewhere"))  # of which nothing goes into a result
+    world.run(night)
+    assert len(world.predicted) == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_nothing_is_predicted_while_instances_of_its_study_come(world: World) -> None:
+    add_study(world)
+    night = world.night()
+    assert night.step(world.now)
+    assert [job.state for job in night.jobs] == ["waiting", "waiting"]
+    night.rules = replace(night.rules, receive=replace(night.rules.receive, settle_seconds=4e9))
+    world.run(night)
+    assert not world.predicted
