@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 SHAPE = (5, 4, 6)
@@ -91,6 +91,53 @@ def write_series(
         change(file, index)
         file.save_as(folder / names(index), enforce_file_format=True)
     return folder
+
+
+ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+
+
+def write_enhanced(
+    path: Path,
+    array: np.ndarray | None = None,
+    *,
+    order: Sequence[int] | None = None,
+    syntax: str = ExplicitVRLittleEndian,
+    is_delimited: bool = False,
+    change: Callable[[Dataset], None] = lambda _: None,
+    **tags: Any,
+) -> Path:
+    """The series of :func:`write_series` as one enhanced multi-frame file; ``order`` says which slice each frame is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = volume() if array is None else array
+    numbers_of_slices = list(range(stored.shape[2]) if order is None else order)
+    first = slice_of(stored[:, :, 0], 0, **{"kind": ENHANCED_MR, "Modality": "MR", **tags})
+    shared, measures, orientation, scale = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
+    orientation.ImageOrientationPatient = first.ImageOrientationPatient
+    scale.RescaleIntercept, scale.RescaleSlope, scale.RescaleType = "-5", "1", "US"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [scale]
+    groups = []
+    for number in numbers_of_slices:
+        group, position, content = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = slice_of(stored[:, :, number], number, **tags).ImagePositionPatient
+        content.DimensionIndexValues, content.StackID = [1, number + 1], "1"
+        group.FrameContentSequence, group.PlanePositionSequence = [content], [position]
+        groups.append(group)
+    first.SharedFunctionalGroupsSequence, first.PerFrameFunctionalGroupsSequence = [shared], groups
+    first.NumberOfFrames = len(groups)
+    first.PixelData = b"".join(np.ascontiguousarray(stored[:, :, number].T).tobytes() for number in numbers_of_slices)
+    first["PixelData"].VR = "OW"
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(first, tag)
+    for sequence in (first["SharedFunctionalGroupsSequence"], first["PerFrameFunctionalGroupsSequence"]):
+        sequence.is_undefined_length = is_delimited
+        for item in sequence.value:
+            item.is_undefined_length_sequence_item = is_delimited
+    change(first)
+    first.file_meta.TransferSyntaxUID = syntax
+    first.save_as(path, enforce_file_format=True, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+    return path
 
 
 def write_other(path: Path, kind: str, *, study: str = "1.2.3", patient: str = "p1", **tags: Any) -> Path:

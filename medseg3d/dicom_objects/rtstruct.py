@@ -95,6 +95,8 @@ def _reference(result: Result, index: int) -> Dataset:
 
     item, file = Dataset(), result.source.slices[index]
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = file.text("SOPClassUID"), file.text("SOPInstanceUID")
+    if file.frame:
+        item.ReferencedFrameNumber = file.frame
     return item
 
 

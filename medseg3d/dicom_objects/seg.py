@@ -55,7 +55,7 @@ def segmentation(result: Result, kind: SegmentationType = "binary") -> Dataset:
         )  # highdicom's remarks on empty frames and on names without a caret: nothing that a user could change
         seg = Segmentation(
             source_images=result.source.datasets(),
-            pixel_array=_pixels(result, shown, kind),
+            pixel_array=_in_file_order(result, _pixels(result, shown, kind)),
             segmentation_type=kind.upper(),
             segment_descriptions=[_description(result, segment, number_of(segment, kind)) for segment in shown],
             series_instance_uid=result.uid(f"seg series {kind}"),
@@ -123,6 +123,11 @@ def _pixels(result: Result, shown: Sequence[Segment], kind: SegmentationType) ->
     for place, segment in enumerate(shown):
         frames[..., place] = (_probability(result, segment) if kind == "fractional" else result.mask(segment)).T
     return frames
+
+
+def _in_file_order(result: Result, frames: np.ndarray) -> np.ndarray:
+    """Frames of a multi-frame file are told by their number in it; those of single slices by their place."""
+    return frames[list(result.source.frame_order)] if result.source.is_multi_frame else frames
 
 
 def _probability(result: Result, segment: Segment) -> np.ndarray:

@@ -86,9 +86,40 @@ class SourceSeries:
             else uid_of("frame", self.first.text("SeriesInstanceUID"))
         )
 
+    @property
+    def is_multi_frame(self) -> bool:
+        """The slices are frames of one file."""
+        return self.first.frame > 0
+
+    @property
+    def frame_order(self) -> tuple[int, ...]:
+        """The slices in the order in which a multi-frame file has them."""
+        return tuple(sorted(range(len(self.slices)), key=lambda index: self.slices[index].frame))
+
     def datasets(self) -> list[Dataset]:
-        """Each slice as pydicom knows it: patient, study, series, and its place in space."""
+        """Each slice as pydicom knows it: patient, study, series, and its place in space; one for all frames of a multi-frame file."""
+        if self.is_multi_frame:
+            return [self._multi_frame()]
         return [self._dataset(index) for index in range(len(self.slices))]
+
+    def _multi_frame(self) -> Dataset:
+        """The file that the slices are frames of, with their places as functional groups."""
+        from pydicom.dataset import Dataset
+
+        dataset, shared, measures, orientation = self._dataset(0), Dataset(), Dataset(), Dataset()
+        measures.PixelSpacing, measures.SliceThickness = dataset.PixelSpacing, dataset.SliceThickness
+        orientation.ImageOrientationPatient = dataset.ImageOrientationPatient
+        shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+        dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = [shared], []
+        for index in self.frame_order:
+            group, position = Dataset(), Dataset()
+            position.ImagePositionPatient = self._dataset(index).ImagePositionPatient
+            group.PlanePositionSequence = [position]
+            dataset.PerFrameFunctionalGroupsSequence.append(group)
+        dataset.NumberOfFrames = len(self.slices)
+        for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness"):
+            delattr(dataset, tag)
+        return dataset
 
     def _dataset(self, index: int) -> Dataset:
         from pydicom.dataset import Dataset
@@ -127,6 +158,11 @@ def source_series(path: Path, files: Sequence[Path] = ()) -> SourceSeries:
     for file in slices:
         if missing := [tag for tag in REQUIRED if not allowed(tag, file.text(tag))]:
             raise InputError(f"{file.path}: has no valid {missing[0]} {NUMBERS[missing[0]]}, so that no DICOM result can refer to it.")
+    uids = {file.text("SOPInstanceUID") for file in slices}
+    if any(file.frame for file in slices) and len(uids) > 1:
+        raise InputError(
+            f"{path.name}: a series of {len(uids)} multi-frame files, and a DICOM result can refer to one. Choose --output-type nifti."
+        )
     if allowed("PatientID", slices[0].text("PatientID")) != slices[0].text("PatientID"):
         raise InputError(
             f"{slices[0].path}: its PatientID is none (over 64 characters, or a backslash): the result could be taken for another's."

@@ -124,12 +124,7 @@ def _group(result: Result, segment: Segment, mask: np.ndarray, seg: Dataset | No
     there = np.flatnonzero(mask.any((0, 1))).tolist()
     first = [result.source.slices[index] for index in there or range(len(result.source.slices))]
     if seg is None or not there:
-        images = [
-            SourceImageForMeasurementGroup(
-                referenced_sop_class_uid=file.text("SOPClassUID"), referenced_sop_instance_uid=file.text("SOPInstanceUID")
-            )
-            for file in first
-        ]
+        images = [SourceImageForMeasurementGroup(*reference) for reference in _references(first)]
         return MeasurementsAndQualitativeEvaluations(source_images=images, **shared)
     referenced = _segment(result, segment, kind, first)
     return VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **shared)
@@ -143,10 +138,13 @@ def _segment(result: Result, segment: Segment, kind: SegmentationType, files: li
         sop_class_uid=SEG_STORAGE[kind],
         sop_instance_uid=seg_uid(result, kind),
         segment_number=number_of(segment, kind),
-        source_images=[
-            SourceImageForSegmentation(
-                referenced_sop_class_uid=file.text("SOPClassUID"), referenced_sop_instance_uid=file.text("SOPInstanceUID")
-            )
-            for file in files
-        ],
+        source_images=[SourceImageForSegmentation(*reference) for reference in _references(files)],
     )
+
+
+def _references(files: list[DicomFile]) -> list[tuple[str, str, list[int] | None]]:
+    """Class, instance and frames (None: all) of the files of slices; the frames of one file together."""
+    frames: dict[tuple[str, str], list[int]] = {}
+    for file in files:
+        frames.setdefault((file.text("SOPClassUID"), file.text("SOPInstanceUID")), []).append(file.frame)
+    return [(kind, uid, sorted(numbers) if any(numbers) else None) for (kind, uid), numbers in frames.items()]

@@ -121,7 +121,7 @@ def several_series(path: Path, series: Sequence[Series]) -> ImageReadError:
 
 def _open(path: Path, files: Sequence[Path]) -> _Volume:
     """The slices of the one series in a folder in the order of their positions, and its header."""
-    paths = list(files) or ([path] if path.is_file() else list(dicom_files(path)))
+    paths = list(dict.fromkeys(files)) or ([path] if path.is_file() else list(dicom_files(path)))
     if not paths:
         raise ImageReadError(f"{path}: a folder without DICOM files; expected one series of slices.")
     found = find_series(paths)

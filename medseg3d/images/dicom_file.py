@@ -7,7 +7,6 @@ recurses, and nothing is read or reserved beyond what the file holds.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,26 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from medseg3d.errors import ImageReadError
+from medseg3d.images.dicom_elements import ITEM, KNOWN, SEQUENCE_END, UNDEFINED, Coding, Source, after_sequence, element
+from medseg3d.images.dicom_groups import PER_FRAME, SHARED, read_groups
 from medseg3d.images.dicom_tags import MAX_VALUE_BYTES, NUMBERS, PRESENT, TAGS, texts
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 """The transfer syntaxes whose pixel data are not compressed."""
-MAX_DEPTH = 32
-"""Sequences within sequences; those of radiotherapy and structured reports have ten."""
-MAX_ELEMENTS = 100_000
-"""A header of a slice has hundreds, one with many private sequences thousands."""
 MAX_INFLATED_BYTES = 1 << 26
 """Of a file that is deflated as a whole: twice the largest slice there is."""
 
 _META_CLASS, _META_INSTANCE, _META_SYNTAX = 0x0002_0002, 0x0002_0003, 0x0002_0010
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
 _PIXELS, _FLOAT_PIXELS = 0x7FE0_0010, (0x7FE0_0008, 0x7FE0_0009)
-_UNDEFINED = 0xFFFFFFFF
-_SHORT_LENGTH = frozenset(re.findall(b"[A-Z]+", b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US"))
-"""Value representations with a length of 16 bits; all others, also those still to come, have 32."""
-_KNOWN = _SHORT_LENGTH | frozenset(re.findall(b"[A-Z]+", b"OB OD OF OL OV OW SQ SV UC UN UR UT UV"))
-_WINDOW_BYTES = 1 << 14
-"""Most headers fit; more is read where they do not."""
 _BLOCK_BYTES = 512
 _START_BYTES = 1024
 """A file without a preamble names a class of the standard (1.2.840.10008.) within these."""
@@ -62,7 +52,8 @@ class DicomFile:
     """``tags`` by name; those that are missing or empty are not in it. ``syntax`` is the transfer syntax.
 
     ``pixels`` is None where the file holds none, as reports. ``damage`` says why the slice cannot be read, though its header told which
-    series it belongs to.
+    series it belongs to. ``frames`` are the tags of each frame of an enhanced multi-frame file; a slice that is one of its frames is the
+    ``frame`` of this number, from 1 on, and 0 otherwise.
     """
 
     path: Path
@@ -70,6 +61,8 @@ class DicomFile:
     syntax: str
     pixels: PixelData | None
     damage: str = ""
+    frames: tuple[dict[str, str], ...] = ()
+    frame: int = 0
 
     def text(self, tag: str) -> str:
         """The value, empty where there is none."""
@@ -114,11 +107,12 @@ def read_dicom_file(path: Path) -> DicomFile:
             source, start = _inflated(source, start), 0
         first = source.at(start, 6)
         is_big = syntax == BIG_ENDIAN or (not syntax and first[:2] == b"\0\x08")
-        coding = _Coding(">" if is_big else "<", first[4:6] in _KNOWN)  # what is declared is not always what was written
+        coding = Coding(">" if is_big else "<", first[4:6] in KNOWN)  # what is declared is not always what was written
         values: dict[str, bytes] = {}
+        groups: dict[int, list[dict[str, str]]] = {}
         pixels, damage = None, ""
         try:
-            pixels = _dataset(source, start, coding, values)
+            pixels = _dataset(source, start, coding, values, groups)
         except ImageReadError as error:
             if "SeriesInstanceUID" not in values:
                 raise
@@ -128,7 +122,9 @@ def read_dicom_file(path: Path) -> DicomFile:
         if meta.get(tag):
             tags.setdefault(name, meta[tag])
     syntax = syntax or (BIG_ENDIAN if is_big else EXPLICIT if coding.is_explicit else IMPLICIT)
-    return DicomFile(path=path, tags=tags, syntax=syntax, pixels=pixels, damage=damage)
+    shared = (groups.get(SHARED) or [{}])[0]
+    frames = tuple({**shared, **own} for own in groups.get(PER_FRAME, ()))
+    return DicomFile(path=path, tags=tags, syntax=syntax, pixels=pixels, damage=damage, frames=frames)
 
 
 def pixel_bytes(file: DicomFile, *, at_most: int | None = None) -> bytes:
@@ -147,54 +143,13 @@ def pixel_bytes(file: DicomFile, *, at_most: int | None = None) -> bytes:
 # ---- bytes
 
 
-class _Source:
-    """The bytes of a file by their offsets, through a small window; counts the elements that were read."""
-
-    def __init__(self, path: Path, stream: io.RawIOBase | io.BytesIO, size: int) -> None:
-        self.path, self.size = path, size
-        self._stream = stream
-        self._num_elements = 0
-        self._window, self._start = b"", 0
-
-    def at(self, offset: int, count: int) -> bytes:
-        """Up to ``count`` bytes, at most a window's; fewer where the file ends."""
-        begin = offset - self._start
-        if begin < 0 or begin + count > len(self._window):
-            self._stream.seek(offset)
-            self._window, self._start, begin = self._stream.read(_WINDOW_BYTES) or b"", offset, 0
-        return self._window[begin : begin + count]
-
-    def exactly(self, offset: int, count: int) -> bytes:
-        """``count`` bytes, which the file must hold."""
-        if offset + count > self.size:
-            raise self.damaged("is cut off")
-        self._stream.seek(offset)
-        found = b""
-        while len(found) < count:  # an unbuffered file may give fewer at a time
-            piece = self._stream.read(count - len(found))
-            if not piece:
-                raise self.damaged("is cut off")
-            found = found + piece if found else piece
-        return found
-
-    def damaged(self, what: str) -> ImageReadError:
-        """The error of this file."""
-        return ImageReadError(f"{self.path}: the DICOM file {what} ({self.size} bytes). Copy or download it again.")
-
-    def count(self) -> None:
-        """One more element; too many are refused."""
-        self._num_elements += 1
-        if self._num_elements > MAX_ELEMENTS:
-            raise self.damaged(f"has more than {MAX_ELEMENTS} elements in its header")
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[_Source]:
+def _opened(path: Path) -> Iterator[Source]:
     with path.open("rb", buffering=0) as stream:
-        yield _Source(path, stream, path.stat().st_size)
+        yield Source(path, stream, path.stat().st_size)
 
 
-def _inflated(source: _Source, start: int) -> _Source:
+def _inflated(source: Source, start: int) -> Source:
     """What stands behind the meta information of a deflated file."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -203,34 +158,10 @@ def _inflated(source: _Source, start: int) -> _Source:
         raise source.damaged("cannot be inflated") from None
     if inflate.unconsumed_tail:
         raise source.damaged(f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
-    return _Source(source.path, io.BytesIO(data), len(data))
+    return Source(source.path, io.BytesIO(data), len(data))
 
 
 # ---- elements
-
-
-@dataclass(frozen=True, slots=True)
-class _Coding:
-    order: str
-    is_explicit: bool
-
-
-def _element(source: _Source, offset: int, coding: _Coding) -> tuple[int, bytes, int, int]:
-    """Tag, value representation, length and the offset of the value."""
-    source.count()
-    header = source.at(offset, 12)
-    if len(header) < 8:
-        raise source.damaged("is cut off")
-    group, element = struct.unpack_from(f"{coding.order}HH", header)
-    tag = group << 16 | element
-    if group == 0xFFFE or not coding.is_explicit:
-        return tag, b"", struct.unpack_from(f"{coding.order}I", header, 4)[0], offset + 8
-    vr = header[4:6]
-    if vr in _SHORT_LENGTH:
-        return tag, vr, struct.unpack_from(f"{coding.order}H", header, 6)[0], offset + 8
-    if len(header) < 12 or not (vr.isalpha() and vr.isupper()):
-        raise source.damaged("is damaged in its header")
-    return tag, vr, struct.unpack_from(f"{coding.order}I", header, 8)[0], offset + 12
 
 
 def _is_without_preamble(start: bytes) -> bool:
@@ -239,10 +170,10 @@ def _is_without_preamble(start: bytes) -> bool:
     if start[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08") or b"1.2.840.10008." not in start:
         return False
     length = struct.unpack_from(">I" if is_big else "<I", start, 4)[0]
-    return start[4:6] in _KNOWN or length <= len(start)
+    return start[4:6] in KNOWN or length <= len(start)
 
 
-def _meta(source: _Source) -> tuple[dict[int, str], int]:
+def _meta(source: Source) -> tuple[dict[int, str], int]:
     """The file's meta information, and where the data set begins."""
     start = source.at(0, _START_BYTES)
     if start[128:132] == b"DICM":
@@ -252,9 +183,9 @@ def _meta(source: _Source) -> tuple[dict[int, str], int]:
     else:
         raise ImageReadError(f"{source.path}: not a DICOM file.")
     meta: dict[int, str] = {}
-    coding = _Coding("<", is_explicit=True)
+    coding = Coding("<", is_explicit=True)
     while source.at(offset, 2) == b"\x02\0":
-        tag, _, length, value = _element(source, offset, coding)
+        tag, _, length, value = element(source, offset, coding)
         if value + length > source.size:
             raise source.damaged("is cut off")
         if tag in (_META_CLASS, _META_INSTANCE, _META_SYNTAX) and length <= MAX_VALUE_BYTES:
@@ -263,21 +194,24 @@ def _meta(source: _Source) -> tuple[dict[int, str], int]:
     return meta, offset
 
 
-def _dataset(source: _Source, offset: int, coding: _Coding, values: dict[str, bytes]) -> PixelData | None:
-    """Add the values that are wanted, up to the pixel data, which are returned."""
+def _dataset(
+    source: Source, offset: int, coding: Coding, values: dict[str, bytes], groups: dict[int, list[dict[str, str]]]
+) -> PixelData | None:
+    """Add the values that are wanted, and what is said of frames, up to the pixel data, which are returned."""
     while offset < source.size:
         if source.size - offset < 8 and not source.at(offset, 8).strip(b"\0"):
             break  # padding
-        tag, vr, length, value = _element(source, offset, coding)
+        tag, vr, length, value = element(source, offset, coding)
         if tag == _PIXELS or tag in _FLOAT_PIXELS:
             return _pixel_data(source, tag, vr, length, value, coding)
-        if tag == _SEQUENCE_END and length == 0:
+        if tag == SEQUENCE_END and length == 0:
             offset = value  # left over by a careless writer
             continue
-        if length == _UNDEFINED:
-            end = _after_sequence(source, value, _Coding(coding.order, coding.is_explicit and vr != b"UN"))
+        own = Coding(coding.order, coding.is_explicit and vr != b"UN")
+        if tag in (SHARED, PER_FRAME):
+            groups[tag], end = read_groups(source, value, length, own)
         else:
-            end = value + length
+            end = after_sequence(source, value, own) if length == UNDEFINED else value + length
         if end > source.size:
             raise source.damaged("is cut off")
         name = TAGS.get(tag)
@@ -288,26 +222,9 @@ def _dataset(source: _Source, offset: int, coding: _Coding, values: dict[str, by
     return None
 
 
-def _after_sequence(source: _Source, offset: int, coding: _Coding) -> int:
-    """Where a sequence of undefined length ends; what is nested in it is walked over, without recursion."""
-    codings = [coding]
-    while codings:
-        tag, vr, length, value = _element(source, offset, codings[-1])
-        offset = value
-        if tag in (_ITEM_END, _SEQUENCE_END):
-            codings.pop()
-        elif length == _UNDEFINED:
-            if len(codings) >= MAX_DEPTH:
-                raise source.damaged(f"has sequences nested more than {MAX_DEPTH // 2} deep")
-            codings.append(_Coding(coding.order, codings[-1].is_explicit and vr != b"UN"))
-        else:
-            offset = value + length
-    return offset
-
-
-def _pixel_data(source: _Source, tag: int, vr: bytes, length: int, value: int, coding: _Coding) -> PixelData:
+def _pixel_data(source: Source, tag: int, vr: bytes, length: int, value: int, coding: Coding) -> PixelData:
     is_float = tag in _FLOAT_PIXELS
-    if length == _UNDEFINED:
+    if length == UNDEFINED:
         fragments = tuple(_fragments(source, value))
         return PixelData(offset=value, length=sum(count for _, count in fragments), fragments=fragments, is_float=is_float)
     if value + length > source.size:
@@ -318,21 +235,21 @@ def _pixel_data(source: _Source, tag: int, vr: bytes, length: int, value: int, c
     return PixelData(offset=value, length=length, is_float=is_float, is_words=vr != b"OB")
 
 
-def _fragments(source: _Source, offset: int) -> Iterator[tuple[int, int]]:
+def _fragments(source: Source, offset: int) -> Iterator[tuple[int, int]]:
     """The pieces of a compressed picture, without the table of offsets, which is the first."""
     is_table = True
     while True:
-        tag, _, length, value = _element(source, offset, _Coding("<", is_explicit=True))
-        if tag == _SEQUENCE_END:
+        tag, _, length, value = element(source, offset, Coding("<", is_explicit=True))
+        if tag == SEQUENCE_END:
             return
-        if tag != _ITEM or value + length > source.size:
+        if tag != ITEM or value + length > source.size:
             raise source.damaged("is cut off or damaged in its pixel data")
         if not is_table:
             yield value, length
         is_table, offset = False, value + length
 
 
-def _check_behind(source: _Source, offset: int, coding: _Coding) -> None:
+def _check_behind(source: Source, offset: int, coding: Coding) -> None:
     """What follows the pixel data are elements, as padding or a signature, or zeros up to a block of a disk.
 
     Other bytes came into the file, perhaps among the pixels; zeros too could be the last pixels of a dark picture.
@@ -343,9 +260,9 @@ def _check_behind(source: _Source, offset: int, coding: _Coding) -> None:
             is_block = source.size % _BLOCK_BYTES == 0 and source.size - end < _BLOCK_BYTES
             if is_block and not source.at(end, _BLOCK_BYTES).strip(b"\0"):
                 return
-            _, vr, length, value = _element(source, end, coding)
-            is_nested = length == _UNDEFINED
-            end = _after_sequence(source, value, _Coding(coding.order, coding.is_explicit and vr != b"UN")) if is_nested else value + length
+            _, vr, length, value = element(source, end, coding)
+            is_nested = length == UNDEFINED
+            end = after_sequence(source, value, Coding(coding.order, coding.is_explicit and vr != b"UN")) if is_nested else value + length
         is_clean = end <= source.size
     except ImageReadError:
         is_clean = False

@@ -61,7 +61,7 @@ def find_dicom_cases(root: Path, *, channel: str = "", description: str | None =
         NamedSeries(
             name=name,
             folder=series.first.path.parent if len(series.folders) == 1 else root,
-            files=tuple(file.path for file in volume.files),
+            files=tuple(dict.fromkeys(file.path for file in volume.files)),
             is_folder=is_folder,
         )
         for (series, volume), (name, is_folder) in zip(volumes, names, strict=True)

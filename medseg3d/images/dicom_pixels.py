@@ -73,7 +73,7 @@ def pixel_format(file: DicomFile) -> PixelFormat:
     frames = file.integer("NumberOfFrames", 1)
     if frames > 1:
         advice = "convert it to NIfTI, for instance with dcm2niix"
-        raise ImageReadError(f"{path}: multi-frame DICOM ({frames} frames in one file) is not supported; {advice}.")
+        raise ImageReadError(f"{path}: {frames} frames in one DICOM file that does not say where each lies; {advice}.")
     bits = file.integer("BitsStored", file.integer("BitsAllocated", 16))
     found_format = PixelFormat(
         rows=file.integer("Rows", 0),

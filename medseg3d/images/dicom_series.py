@@ -12,6 +12,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images.dicom_file import DicomFile, pixel_bytes, read_dicom_file
+from medseg3d.images.dicom_frames import frames_of
 from medseg3d.images.opening import reading
 from medseg3d.wording import counted
 
@@ -103,9 +104,14 @@ def find_series(paths: Iterable[Path]) -> FoundSeries:
         if reason:
             left_out.append((path, reason))
             continue
+        try:
+            slices = frames_of(file)
+        except ImageReadError as error:
+            damaged.append((path, str(error)))
+            continue
         uid = file.text("SeriesInstanceUID")
         key = (file.text("PatientID"), file.text("StudyInstanceUID"), uid) if uid else (str(path.parent),)
-        groups.setdefault(key, []).append(file)
+        groups.setdefault(key, []).extend(slices)
     series: list[Series] = []
     for files in groups.values():
         kept, notes = _without_copies(files)
@@ -118,7 +124,7 @@ def find_series(paths: Iterable[Path]) -> FoundSeries:
             damaged.append((each.first.path, _ASTRAY.format(path=each.first.path)))
         else:
             left_out.extend((file.path, f"scout: {counted(each.num_slices, 'slice')} beside longer series") for file in each.files)
-    return FoundSeries(series=tuple(series), left_out=tuple(sorted(left_out)), damaged=tuple(damaged))
+    return FoundSeries(series=tuple(series), left_out=tuple(sorted(set(left_out))), damaged=tuple(damaged))
 
 
 def why_no_slice(file: DicomFile) -> str:
@@ -168,7 +174,7 @@ def describe_left_out(left_out: Sequence[tuple[Path, str]], root: Path) -> tuple
 
 def _without_copies(files: Sequence[DicomFile]) -> tuple[list[DicomFile], tuple[str, ...]]:
     """The first of files that name one slice (SOPInstanceUID) at one place with the same pixel data."""
-    names = [(file.text("SOPInstanceUID"), file.text("ImagePositionPatient")) for file in files]
+    names = [(f"{file.text('SOPInstanceUID')} {file.frame}".removesuffix(" 0"), file.text("ImagePositionPatient")) for file in files]
     counts = Counter(names)
     seen: set[tuple[str, str, bytes]] = set()
     kept: list[DicomFile] = []

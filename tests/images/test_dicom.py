@@ -373,7 +373,7 @@ def test_one_slice_is_an_image_of_its_thickness(tmp_path, path) -> None:
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ({"NumberOfFrames": 3}, r"multi-frame DICOM \(3 frames in one file\) is not supported; convert it to NIfTI"),
+        ({"NumberOfFrames": 3}, r"3 frames in one DICOM file that does not say where each lies; convert it to NIfTI"),
         ({"SamplesPerPixel": 3}, r"color image \(3 values per voxel\)"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, r"color image \(PALETTE COLOR\)"),
         ({"ImagePositionPatient": None}, r"000\.dcm: the DICOM tag \(0020,0032\) \(ImagePositionPatient\) is missing or damaged"),

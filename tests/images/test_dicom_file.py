@@ -13,7 +13,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Exp
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images import read_image
-from medseg3d.images.dicom_file import MAX_DEPTH, looks_like_dicom, read_dicom_file
+from medseg3d.images.dicom_elements import MAX_DEPTH
+from medseg3d.images.dicom_file import looks_like_dicom, read_dicom_file
 from tests.dicom_writer import nested, slice_of, volume, write_other, write_series
 
 BYTES = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from medseg3d.models.model_file import write_model_file
 from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Normalization
-from tests.dicom_writer import MR, volume, write_series
+from tests.dicom_writer import MR, volume, write_enhanced, write_series
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
@@ -81,16 +82,21 @@ def test_of_several_series_the_one_on_the_grid_is_taken(tmp_path: Path) -> None:
     assert [path.parent.name for path in picked.paths[::12]] == ["3", "1"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two channels that was never trained."""
-    chosen_one = PLAN.configuration("3d_fullres")
-    network = replace(NETWORK, in_channels=2)
-    configuration = replace(chosen_one, network=network, normalization=(Normalization(scheme="zscore"),) * 2, mirror_axes=())
-    plan = replace(PLAN, channels=("T1", "T2"), configurations={"3d_fullres": configuration})
+def untrained(path: Path, *channels: str) -> Path:
+    """A model of these channels that was never trained."""
+    network = replace(NETWORK, in_channels=len(channels))
+    normalization = (Normalization(scheme="zscore"),) * len(channels)
+    configuration = replace(PLAN.configuration("3d_fullres"), network=network, normalization=normalization, mirror_axes=())
+    plan = replace(PLAN, channels=channels, configurations={"3d_fullres": configuration})
     weights = build_network(network, generator=torch.Generator().manual_seed(0)).state_dict()
     description = ModelDescription(plan=plan, members=(MemberDescription(configuration="3d_fullres", folds=("0",)),))
-    return write_model_file(tmp_path_factory.mktemp("model") / "tumor.medseg3d", parts_of(description, {"3d_fullres": {"0": weights}}))
+    return write_model_file(path, parts_of(description, {"3d_fullres": {"0": weights}}))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two channels."""
+    return untrained(tmp_path_factory.mktemp("model") / "tumor.medseg3d", "T1", "T2")
 
 
 def write_rules(place: Path, model: Path, channels: str) -> Path:
@@ -103,28 +109,39 @@ def write_rules(place: Path, model: Path, channels: str) -> Path:
     return file
 
 
+def send_all(study: Path, spool: Path) -> None:
+    """By network, into a spool."""
+    found = Spool(spool)
+    found.prepare()
+    with receiving(Receive(port=0), found) as port:
+        there = Destination(name="us", host="127.0.0.1", port=port or 0, ae_title="MEDSEG3D")
+        for path in sorted(study.rglob("*.dcm")):
+            send(path, there, ae_title="HERE")
+
+
+def assert_same_labels(seg: Path, label_map: Path) -> None:
+    """The SEG holds the label map; slices without a label are not in it."""
+    expected, found = read_image(label_map), read_seg(seg)
+    place = np.rint(np.linalg.inv(expected.header.geometry.matrix) @ found.header.geometry.matrix[:, 3])[:3]
+    inside = tuple(slice(int(start), int(start) + size) for start, size in zip(place, found.array.shape, strict=True))
+    values = np.zeros(expected.array.shape, int)
+    values[inside] = np.array([0, 3, 7])[found.array]
+    assert len(np.unique(values)) > 1
+    assert np.array_equal(values, expected.array)
+
+
 CHANNELS = '[[rule.channel]]\nname = "T2"\ndescription = "t2"\n[[rule.channel]]\nname = "T1"\ndescription = "t1"\nexclude = "post"'
 
 
 def test_a_study_of_three_series_that_comes_by_network_is_predicted_from_two(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("pynetdicom", reason="needs medseg3d[dicom]")
-    study, spool = write_study(tmp_path / "study"), Spool(tmp_path / "spool")
-    spool.prepare()
-    with receiving(Receive(port=0), spool) as port:
-        there = Destination(name="us", host="127.0.0.1", port=port or 0, ae_title="MEDSEG3D")
-        for path in sorted(study.rglob("*.dcm")):
-            send(path, there, ae_title="HERE")
+    study = write_study(tmp_path / "study")
+    send_all(study, tmp_path / "spool")
     assert main(["listen", str(write_rules(tmp_path, model, CHANNELS)), "--once", "--device", "cpu", "-q"]) == 0
     (result,) = (tmp_path / "out").glob("*.seg.dcm")
     case = Case(name="case", channels=tuple(ChannelFile(path=study / number) for number in ("1", "3")))
     load_model(model, device="cpu").predict_case(case, tmp_path / "case.nii.gz")
-    expected, found = read_image(tmp_path / "case.nii.gz").array, read_seg(result)
-    values = np.zeros(expected.shape, int)
-    place = np.rint(np.linalg.inv(read_image(tmp_path / "case.nii.gz").header.geometry.matrix) @ found.header.geometry.matrix[:, 3])[:3]
-    inside = tuple(slice(int(start), int(start) + size) for start, size in zip(place, found.array.shape, strict=True))
-    values[inside] = np.array([0, 3, 7])[found.array]
-    assert len(np.unique(values)) > 1
-    assert np.array_equal(values, expected)
+    assert_same_labels(result, tmp_path / "case.nii.gz")
     log = (tmp_path / "spool/listen.log").read_text(encoding="utf-8")
     assert "rule tumor: 12 slices to be predicted" in log
 
@@ -135,3 +152,20 @@ def test_channels_that_are_not_the_models_are_named(model: Path, tmp_path: Path,
         assert main(["listen", str(write_rules(tmp_path, model, channels)), "--once", "--device", "cpu", "-q"]) == 2
         error = " ".join(capsys.readouterr().err.split())
         assert f"takes the channels T1, T2, and the rule {named}" in error
+
+
+def test_an_enhanced_multi_frame_image_that_comes_by_network_is_predicted_on_its_frames(tmp_path: Path) -> None:
+    pytest.importorskip("pynetdicom", reason="needs medseg3d[dicom]")
+    single = untrained(tmp_path / "single.medseg3d", "MRI")
+    order = tuple(reversed(range(SHAPE[2])))
+    path = write_enhanced(tmp_path / "study" / "one.dcm", volume(SHAPE), order=order, SeriesDescription="T1 axial", PatientName="A^B")
+    send_all(path.parent, tmp_path / "spool")
+    assert main(["listen", str(write_rules(tmp_path, single, "")), "--once", "--device", "cpu", "-q"]) == 0
+    (result,) = (tmp_path / "out").glob("*.seg.dcm")
+    case = Case(name="case", channels=(ChannelFile(path=write_series(tmp_path / "slices", volume(SHAPE))),))
+    load_model(single, device="cpu").predict_case(case, tmp_path / "case.nii.gz")
+    assert_same_labels(result, tmp_path / "case.nii.gz")
+    source = pydicom.dcmread(result).PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
+    assert source.ReferencedSOPInstanceUID == pydicom.dcmread(path).SOPInstanceUID
+    assert source.ReferencedFrameNumber >= 1
+    assert "12 slices to be predicted" in (tmp_path / "spool/listen.log").read_text(encoding="utf-8")
