@@ -106,7 +106,7 @@ def test_these_tables_find_nothing_in_a_binary_one_as_dciodvfy_does(axial: Resul
         (lambda seg: seg, "SegmentationType"),
         (lambda seg: seg.SegmentSequence[0], "SegmentedPropertyTypeCodeSequence"),
         (lambda seg: seg.PerFrameFunctionalGroupsSequence[0], "PlanePositionSequence"),
-        (lambda seg: seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0], "DerivationCodeSequence"),
+        (lambda seg: seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0], "SourceImageSequence"),
         (lambda seg: seg, "PatientID"),
     ],
 )
