@@ -3,7 +3,7 @@
 In: a work folder with preprocessed cases, or with a trained fold. Out: a line of JSON. Seconds are those of all threads of the process,
 so with one core to run on they are seconds of a core.
 
-    python one_core.py step DATASET WORK CONFIGURATION
+    python one_core.py step DATASET WORK CONFIGURATION [BATCH]
     python one_core.py predict WORK CONFIGURATION OUTPUT IMAGE...
 """
 
@@ -33,7 +33,11 @@ def main() -> None:
     """What was asked for."""
     what, *words = sys.argv[1:]
     paths = [Path(word) for word in words]
-    print(json.dumps(predict(paths[0], words[1], paths[2], paths[3:]) if what == "predict" else time_steps(paths[0], paths[1], words[2])))
+    if what == "predict":
+        found: dict[str, object] | dict[str, float] = predict(paths[0], words[1], paths[2], paths[3:])
+    else:
+        found = time_steps(paths[0], paths[1], words[2], int(words[3]) if len(words) > 3 else None)
+    print(json.dumps(found))
 
 
 @dataclass(slots=True)
@@ -68,8 +72,8 @@ class Clock:
         return self.steps[WARM_UP:]
 
 
-def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float]:
-    """The training loop as it is, augmentation included, on fold 0; the weights are thrown away."""
+def time_steps(dataset: Path, work: Path, configuration: str, batch: int | None = None) -> dict[str, float]:
+    """The training loop as it is, augmentation included, on fold 0; the weights are thrown away. ``batch`` replaces the plan's."""
     from medseg3d.devices import choose_device
     from medseg3d.domain import Domain
     from medseg3d.options import TrainOptions
@@ -86,7 +90,7 @@ def time_steps(dataset: Path, work: Path, configuration: str) -> dict[str, float
             fold="0",
             folder=Path(folder),
             device=choose_device("cpu"),
-            options=TrainOptions(epochs=2, iterations=MOST_STEPS + WARM_UP + 1),
+            options=TrainOptions(epochs=2, iterations=MOST_STEPS + WARM_UP + 1, batch_size=batch),
             plan_digest="",
             stop=clock,  # type: ignore[arg-type]
             on_step=clock.note,

@@ -2,13 +2,15 @@
 
 A change is a planner file in ``scripts/bench/recipes``, and is measured against the file that it extends. Both train the same fold with
 the same seed, for the same work (``--steps`` of the recipe ``present``, which other work on the machine does not falsify; a change whose
-steps take fewer multiply-adds trains as many more) or for the same minutes by the clock on the wall (``--minutes``, for cores that nothing
-is shared with). Where a run averages its weights, the last
+steps take fewer multiply-adds trains as many more), for the same minutes of a core (``--core-minutes``: a step is timed by the CPU clock
+first, and as many are trained as fit), or for the same minutes by the clock on the wall (``--minutes``, for cores that nothing is shared
+with). Where a run averages its weights, the last
 weights and the averaged ones are measured as well, of one and the same training. In: the folder of datasets that MEDSEG3D_DATA names.
 Out: a line per run in ``recipes.jsonl``, and Markdown tables with the paired differences and their 95 % intervals. A run that was killed
 goes on where it was: what stands in ``recipes.jsonl`` is not trained again.
 
     python scripts/bench/recipes.py --output OUT --only adamw --datasets Hippocampus ACDC --steps 600 --core 0
+    python scripts/bench/recipes.py --output OUT --only narrow narrow_8 --core-minutes 10 --core 0
     python scripts/bench/recipes.py --output OUT --only growth --minutes 5 --seeds 0 1 2
     python scripts/bench/recipes.py --output OUT --report               # the tables of what is there
     python scripts/bench/recipes.py --output OUT --also OUT2 --write-docs   # of several folders, into docs/benchmarks.md
@@ -74,7 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=600, help="of training, each as much work as one of the present recipe (default: 600)")
     length.add_argument("--minutes", type=float, help="of training, by the clock on the wall")
-    parser.add_argument("--batch", type=int, default=BATCH, help="samples of a step, with --steps (default: 2)")
+    length.add_argument("--core-minutes", type=float, help="of training, by the CPU clock of a core, however much else runs beside it")
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples of a step, with --steps and --core-minutes (default: 2)")
     parser.add_argument("--fold", default="0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--core", type=int, help="the core to run on (default: all)")
@@ -161,6 +164,8 @@ class Chain:
         self.name, self.change, self.seed, self.options = name, change, seed, options
         self.ours, self.dataset = Ours(python=options.our_python), dataset(name, options)
         self.budget = f"{options.steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+        if options.core_minutes is not None:
+            self.budget = f"{options.core_minutes:g} core minutes"
         self.budget += " narrow" if options.narrow else ""
         self.shared = options.output / "work" / name
         self.work = self.shared / f"{change}_{self.budget.replace(' ', '_')}_fold_{options.fold}_seed_{seed}"
@@ -211,8 +216,24 @@ class Chain:
         """The words for how long it trains."""
         if self.options.minutes is not None:
             return ("--hours", f"{self.options.minutes / 60:.5f}")
-        per_epoch = max(1, round(self.options.steps * self.share_of_steps() / EPOCHS))
+        if self.options.core_minutes is not None:
+            steps = self.options.core_minutes * 60 / self.step_seconds()
+        else:
+            steps = self.options.steps * self.share_of_steps()
+        per_epoch = max(1, round(steps / EPOCHS))
         return ("--epochs", str(EPOCHS), "--iterations", str(per_epoch), "--batch-size", str(self.options.batch))
+
+    def step_seconds(self) -> float:
+        """Of a core for itself: as long as the timed ones took, less by what other work made the same convolution slower."""
+        core, output = self.options.output / "core.json", self.work / "one_core.txt"
+        words = ("step", self.dataset.root, self.work, self.configuration, str(self.options.batch))
+        if not output.exists() or "{" not in output.read_text(encoding="utf-8"):
+            run_measured([self.options.our_python, Path(__file__).with_name("one_core.py"), *words], log=output)
+        found = json.loads(next(line for line in output.read_text(encoding="utf-8").splitlines() if line.startswith("{")))
+        known = json.loads(core.read_text(encoding="utf-8"))["reference_seconds"] if core.exists() else float("inf")
+        fastest = min(known, found["fastest_reference_seconds"])
+        write_json(core, {"reference_seconds": fastest})
+        return float(found["step_seconds"] * fastest / found["reference_seconds"])
 
     def share_of_steps(self) -> float:
         """How many steps cost what one of the present recipe costs."""
