@@ -96,6 +96,11 @@ class WorkFolder:
         """Label maps and metrics of the cases that a fold was validated on."""
         return self.fold(configuration, fold) / "validation"
 
+    @property
+    def has_trainings(self) -> bool:
+        """Something is trained, or was begun."""
+        return any(self.root.glob("models/*/fold_*"))
+
     def trained_folds(self, configuration: str) -> tuple[str, ...]:
         """Folds with weights, in order, ``all`` last."""
         folders = (self.root / "models" / configuration).glob("fold_*")

@@ -23,7 +23,7 @@ from medseg3d.planning import Planner, load_planner, planner_names
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "planners/README.md"
 RECORDS = ("medseg3d/planning/planner.py", "medseg3d/plan.py")
-WRITTEN_BY_PLAN = {"name", "training.providers"}
+WRITTEN_BY_PLAN = {"name", "training.providers", "fitted"}
 NAMES = {"network.family": ", ".join(f"`{name}`" for name in sorted(NETWORKS.built_in)), "training.loss": "see [losses](#losses)"}
 """What the names of parts may be."""
 NO_BOUND = 1e9

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from medseg3d.errors import InputError
 from medseg3d.options.option import Option, Options
-from medseg3d.options.resources import CasesOptions
+from medseg3d.options.resources import CasesOptions, in_hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,31 @@ class PlanningOptions(DatasetOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(CasesOptions, PlanningOptions):
-    """Options of ``plan``."""
+    """Options of ``plan``; ``device`` is the one whose speed counts for ``hours``."""
 
     with_candidates: Annotated[
         bool, Option("--explain", "for every number: the rule, its inputs, what would change it; and which networks suit the dataset")
     ] = False
     real_time: Annotated[bool, Option("--real-time", "with --explain, propose networks that predict quickly")] = False
+    hours: Annotated[
+        float | None,
+        Option(
+            "--hours",
+            "time of one training on this machine: plan a network that makes enough steps in it",
+            metavar="H",
+            unit="hours",
+            above=0,
+            group="time",
+        ),
+    ] = None
+    minutes: Annotated[float | None, Option("--minutes", "as --hours, in minutes", metavar="M", unit="minutes", above=0, group="time")] = (
+        None
+    )
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_hours(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,3 +61,11 @@ class OutputOptions(Options):
         tuple[Path, ...],
         Option("--extension", "a Python file with your own parts; may be given again", metavar="FILE.py", several="again"),
     ] = ()
+
+
+def in_hours(options: Options) -> None:
+    """A record with ``hours`` and ``minutes`` keeps the hours alone: all else knows no minutes."""
+    minutes = getattr(options, "minutes", None)
+    if minutes is not None:
+        object.__setattr__(options, "hours", minutes / 60)
+        object.__setattr__(options, "minutes", None)

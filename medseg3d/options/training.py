@@ -12,7 +12,7 @@ from typing import Annotated
 from medseg3d.errors import InputError
 from medseg3d.options.option import Option, Options
 from medseg3d.options.prediction import MirroringOptions
-from medseg3d.options.resources import DeviceOptions, SeedOptions
+from medseg3d.options.resources import DeviceOptions, SeedOptions, in_hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,7 @@ class TrainingOptions(BatchOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.minutes is not None:  # all else knows hours only
-            object.__setattr__(self, "hours", self.minutes / 60)
-            object.__setattr__(self, "minutes", None)
+        in_hours(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from medseg3d.axes import AxisOrder, permute
 from medseg3d.errors import PlanError
 from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.crop import CROPPED, DETECTOR, CropDesigns, box_reason, planned_crop
+from medseg3d.planning.fitting import fitting_reasons, with_fitted_numbers
 from medseg3d.planning.inherit import inherited_plan
 from medseg3d.planning.loss_rules import check_extensions, planned_loss
 from medseg3d.planning.lowres import planned_lowres
@@ -75,6 +76,7 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
     gpu_memory_gb = planner.memory.gpu_memory_gb if gpu_memory_gb is None else gpu_memory_gb
     if not gpu_memory_gb > 0:
         raise PlanError(f"The GPU memory must be above 0 GB, found {gpu_memory_gb:g}.")
+    fitting, planner = tuple(fitting_reasons(planner)), with_fitted_numbers(planner)
     axes, rule = summary.axis_names, planner.spacing
     target = target_spacing(summary.spacings, summary.cropped_shapes, rule, dissenting=summary.dissenting, axes=axes)
     median = median_shape(summary.spacings, summary.cropped_shapes, target.value)
@@ -94,7 +96,7 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
     plan = _plan(summary, planner, gpu_memory_gb, order.value, {name: each.value for name, each in configurations.items()}, recommended)
     labels = (planned_loss(planner.training, summary.loss_facts), planned_sampling(planner.training, summary.loss_facts))
     of_dataset = (target, order, left_right_labels(summary), lowres, crop, *labels, recommended)
-    reasons = [reason for decided in of_dataset for reason in decided.reasons]
+    reasons = [*fitting, *(reason for decided in of_dataset for reason in decided.reasons)]
     reasons += [replace(reason, configuration=name) for name, each in configurations.items() for reason in each.reasons]
     return Decided(plan, tuple(reasons))
 

@@ -186,6 +186,35 @@ class RecommendRule(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRule(Checked):
+    """How far steps are made cheaper where a training is given little time; see :func:`medseg3d.planning.fit_to_time.fitted_to_time`."""
+
+    least_steps: Counted = 0
+    """A training of the time that `plan` or `run` is given shall have so many steps of the smallest batch, on the device at hand; 0: its
+    time changes nothing."""
+    least_features: Features = 16
+    """Channels of the first stage at least."""
+    least_patch: Multiplier = 1.0
+    """Share of the patch's voxels at least."""
+    least_resolution: Multiplier = 1.0
+    """Factor on the resolution along every axis at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted(Checked):
+    """What numbers of a planner are multiplied by so that a training of some hours has enough steps; `plan` decides it."""
+
+    hours: Positive
+    """Of one training."""
+    device: str
+    steps: Counted
+    """About so many fit into the hours."""
+    width: Multiplier = 1.0
+    patch: Multiplier = 1.0
+    resolution: Multiplier = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirroringRule:
     """Whether images are mirrored from left to right where that is in doubt; with pairs of left and right labels they never are."""
 
@@ -213,6 +242,9 @@ class Planner(Checked):
     training: TrainingPlan
     mirroring: MirroringRule = field(default_factory=MirroringRule)
     crop: CropRule = field(default_factory=CropRule)
+    time: TimeRule = field(default_factory=TimeRule)
+    fitted: Fitted | None = field(default_factory=lambda: None)
+    came_later: ClassVar[tuple[str, ...]] = ("fitted",)
 
 
 def load_planner(name_or_path: str | Path) -> Planner:
@@ -291,6 +323,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _laid_over(_read(_find(parent, beside=path), (*seen, path.resolve())), numbers)
 
 
+WRITTEN_BY_PLAN = ("name", "fitted")
+"""No keys of a planner file."""
 OPTIONS_OF = {"family": "options", "loss": "loss_options"}
 """Options belong to a choice: a file that chooses another family or loss does not inherit them."""
 
@@ -308,7 +342,7 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
 
 def _refuse_unknown_keys(numbers: Mapping[str, Any], record: type, path: Path, table: str = "") -> None:
     types = get_type_hints(record)
-    known = [f.name for f in fields(record) if f.name != "name"] + ([] if table else ["extends"])
+    known = [f.name for f in fields(record) if f.name not in WRITTEN_BY_PLAN] + ([] if table else ["extends"])
     for key, value in numbers.items():
         if key not in known:
             where = f"[{table}]" if table else "the file"

@@ -44,6 +44,15 @@ class GroupChoice:
         return self.pattern is not None or self.table is not None or self.is_off
 
 
+def count_folds(dataset: Dataset, splits: Path) -> int:
+    """Those that are there, the user's own, or as many as would be made."""
+    if splits.exists():
+        return len(read_folds(splits).folds)
+    if dataset.declared_splits is not None:
+        return len(dataset.declared_splits)
+    return len(make_splits([case.name for case in dataset.training], labels_present={}, group_of={})[0])
+
+
 def choose_folds(dataset: Dataset, fingerprint: Fingerprint, splits: Path, choice: GroupChoice) -> tuple[Splits, tuple[str, ...]]:
     """The folds in ``splits``, those that came with the dataset, or new ones, in this order; and warnings.
 

@@ -22,12 +22,13 @@ from medseg3d.plan import Plan
 from medseg3d.planning import load_planner
 from medseg3d.planning.candidates import Speed
 from medseg3d.records import read_record
-from medseg3d.training.folds import make_splits, read_folds
 from medseg3d.wording import counted, duration
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.choose_folds import count_folds
 from medseg3d.workflows.estimate import FoldEstimate, configurations_of, estimates, measured_speed, prediction_seconds
 from medseg3d.workflows.plan import earlier_choices
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, describe_dataset
+from medseg3d.workflows.plan_time import hours_of_one, rules_for_time
 from medseg3d.workflows.preprocess import preprocess_cases
 
 logger = logging.getLogger(__name__)
@@ -95,14 +96,14 @@ def dry_run(dataset: Path | str, work: Path | str | None = None, options: RunOpt
     began = time.perf_counter()
     fingerprint = _fingerprint(sample, folder, options, on)
     reading = (time.perf_counter() - began) / len(sample.training)
-    plan, warnings = _planned(sample, fingerprint, folder, options)
+    plan, warnings = _planned(sample, fingerprint, folder, options, hours_of_one(options, opened, folder))
     plan = replace(plan, num_training=len(opened.training))
     names = configurations_of(plan, options)
     stored = _stored(sample, plan, names, options)
     on(Event(stage="dry run: measure the device", total=1))
     speed = measured_speed(options.device)
     on(Event(stage="dry run: measure the device", done=1, total=1))
-    num_folds = options.members or _num_folds(opened, folder)
+    num_folds = options.members or count_folds(opened, folder.splits)
     folds = estimates(plan, folder, options, speed, num_folds=num_folds)
     steps = [
         DryStep(name="plan", what=f"read and measure {counted(len(opened.training), 'case')}", seconds=reading * len(opened.training)),
@@ -157,8 +158,10 @@ def _fingerprint(sample: Dataset, folder: WorkFolder, options: RunOptions, on: L
     )
 
 
-def _planned(sample: Dataset, fingerprint: Fingerprint, folder: WorkFolder, options: RunOptions) -> tuple[Plan, Sequence[str]]:
-    """The plan that the sample gives, by the rules that ``run`` would follow."""
+def _planned(
+    sample: Dataset, fingerprint: Fingerprint, folder: WorkFolder, options: RunOptions, hours: float | None
+) -> tuple[Plan, Sequence[str]]:
+    """The plan that the sample gives, by the rules that ``run`` would follow for trainings of some ``hours``."""
     names = dict(options.label_names or {})
     rules, memory = load_planner(options.planner or DEFAULT_PLANNER), options.gpu_memory_gb
     if folder.plan.exists():
@@ -166,6 +169,7 @@ def _planned(sample: Dataset, fingerprint: Fingerprint, folder: WorkFolder, opti
         if options.planner is None:
             rules, memory, _ = earlier_choices(folder, memory, None)
     described = describe_dataset(sample, fingerprint, names)
+    rules = rules_for_time(rules, folder, described.summary, hours=hours, gpu_memory_gb=memory, device=options.device)
     return described.plan_by(rules, memory).value, described.warnings
 
 
@@ -183,15 +187,6 @@ def _stored(sample: Dataset, plan: Plan, names: Sequence[str], options: RunOptio
         seconds = time.perf_counter() - began
         size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
     return DryStep(name="preprocess", what="", seconds=seconds / len(tried), disk_bytes=size / len(tried))
-
-
-def _num_folds(opened: Dataset, folder: WorkFolder) -> int:
-    """Those that are there, the user's own, or as many as ``run`` would make."""
-    if folder.splits.exists():
-        return len(read_folds(folder.splits).folds)
-    if opened.declared_splits is not None:
-        return len(opened.declared_splits)
-    return len(make_splits([case.name for case in opened.training], labels_present={}, group_of={})[0])
 
 
 def _train_step(fold: FoldEstimate) -> DryStep:

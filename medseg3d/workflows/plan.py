@@ -40,6 +40,7 @@ from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import GroupChoice, choose_folds
 from medseg3d.workflows.estimate import measured_speed
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, NAMED_CHANNELS, describe_dataset
+from medseg3d.workflows.plan_time import rules_for_time
 from medseg3d.workflows.taking_turns import planning_lock
 from medseg3d.workflows.verb import verb
 from medseg3d.workflows.workers import cluster_workers, on_absolute_paths
@@ -97,6 +98,10 @@ def plan_by(
         fingerprint = measure_dataset(dataset, folder, options, on)
         described = describe_dataset(dataset, fingerprint, label_names)
         write_record(folder.fingerprint, described.fingerprint, "fingerprint")
+        if num_datasets == 1:
+            rules = rules_for_time(
+                rules, folder, described.summary, hours=options.hours, gpu_memory_gb=gpu_memory_gb, device=options.device
+            )
         decided = described.plan_by(rules, gpu_memory_gb)
         model = inherited if inherited is not None or planner is not None else earlier_model(folder)
         if model is not None:

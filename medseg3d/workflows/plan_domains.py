@@ -60,6 +60,8 @@ def _common_folder(work: Path | None, options: PlanOptions) -> WorkFolder:
             "--inherit-plan, --channels, --labels, --group-pattern, --groups and --no-groups belong to one dataset; write names and "
             "folds into each dataset."
         )
+    if options.hours is not None:
+        raise InputError("plan --hours and --minutes are for one dataset; the network of several stays as the planner has it.")
     if (folder := WorkFolder(work)).plan.exists():
         raise InputError(f"{work}: holds the plan of a single dataset. Name another work folder for several of them.")
     return folder

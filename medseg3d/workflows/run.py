@@ -32,6 +32,7 @@ from medseg3d.workflows.cluster import Evaluations, train_there
 from medseg3d.workflows.evaluate import work_tolerance_mm
 from medseg3d.workflows.plan import PlanResult
 from medseg3d.workflows.plan_domains import plan_domains, share_a_network
+from medseg3d.workflows.plan_time import hours_of_one
 from medseg3d.workflows.predict import predict
 from medseg3d.workflows.preprocess import PreprocessResult, preprocess
 from medseg3d.workflows.select import select
@@ -88,23 +89,23 @@ def run_domains(
     folds = fold_names(options.folds)
     if is_shared and configurations:
         raise InputError("-c: all datasets of a universal network train 3d_fullres (2d where a dataset has single slices).")
-    for dataset in datasets if is_shared else [root]:
-        open_dataset(dataset, channels=channels)  # says what is wrong with the folder before anything is written into it
+    # says what is wrong with a folder before anything is written into it
+    opened = [open_dataset(dataset, channels=channels) for dataset in (datasets if is_shared else [root])]
     if options.cluster is None:
         choose_device(options.device)
         if options.devices is not None:
             several_devices(str(options.devices))
     folder = work_folder(root, work)
     check_writable(folder.root)
-    clock = _Clock(folder)
+    clock, hours = _Clock(folder), None if is_shared else hours_of_one(options, opened[0], folder)
     with clock.stage("plan"):
-        planned = plan_domains(datasets, work, PlanOptions.of(options), on)
-    if review is not None and not is_shared and not any(folder.root.glob("models/*/fold_*")):
+        planned = plan_domains(datasets, work, PlanOptions.of(options, hours=hours), on)
+    if review is not None and not is_shared and not folder.has_trainings:
         changed = review(planned[None], folder, options)
         if changed != options:
             options = changed
             with clock.stage("plan"):
-                planned = plan_domains(datasets, work, PlanOptions.of(options), on)
+                planned = plan_domains(datasets, work, PlanOptions.of(options, hours=hours), on)
     chains = [_Chain(domain, planned[domain.name], clock, options, on) for domain in domains_of(root, work) if not domain.is_added]
     wanted = _wanted(chains, configurations, folds)
     names = tuple(dict.fromkeys(name for name, _ in wanted))

@@ -1,0 +1,77 @@
+"""How cheap steps must be so that a training of some hours has enough of them.
+
+A planner, a dataset and a device's speed go in; the planner comes out with what its numbers are multiplied by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from medseg3d.plan import Configuration
+from medseg3d.planning.candidates import Speed, step_seconds
+from medseg3d.planning.make_plan import make_plan
+from medseg3d.planning.memory import FEATURE_MAPS
+from medseg3d.planning.planner import Fitted, Planner
+from medseg3d.planning.summary import DatasetSummary
+
+PATCH_STEP, RESOLUTION_STEP = 0.5, 0.8
+"""Half of the voxels for half of the work; about half as well, by all three axes."""
+
+
+def fitted_to_time(
+    planner: Planner, summary: DatasetSummary, *, hours: float, speed: Speed, gpu_memory_gb: float | None = None, batch_size: int = 2
+) -> Planner:
+    """The planner with what its numbers are multiplied by, so that a training of ``hours`` has ``time.least_steps`` on a device.
+
+    Steps are those of ``batch_size`` patches (a short run takes the smallest batch), in the configuration that is recommended, by
+    estimate. Where even the cheapest step that the rule allows is too slow, it is taken. Only plain and residual U-Nets are changed: others
+    are published with their widths.
+    """
+    if not planner.time.least_steps or planner.network.family not in FEATURE_MAPS:
+        return planner
+    for width, patch, resolution in _factors(planner):
+        found = Fitted(hours=hours, device=speed.device, steps=0, width=width, patch=patch, resolution=resolution)
+        made = make_plan(summary, replace(planner, fitted=found), gpu_memory_gb=gpu_memory_gb)
+        seconds = seconds_of_step(made.configuration(None), batch_size, speed)
+        found = replace(found, steps=round(hours * 3600 / seconds))
+        if found.steps >= planner.time.least_steps:
+            break
+    return replace(planner, fitted=found)
+
+
+def seconds_of_step(configuration: Configuration, batch_size: int, speed: Speed) -> float:
+    """By estimate, of a batch of at most so many patches."""
+    from medseg3d.networks.cost import step_cost
+
+    batch = min(batch_size, configuration.batch_size)
+    cost = step_cost(configuration.network, configuration.patch_size, batch, optimizer=configuration.training.optimizer)
+    return step_seconds(cost, configuration, batch, speed)
+
+
+def _factors(planner: Planner) -> Iterator[tuple[float, float, float]]:
+    """Width, patch and resolution, from what the planner has to the cheapest."""
+    rule = planner.time
+    widths = [1.0, *_falling(0.5, _least_width(planner))]
+    yield from ((width, 1.0, 1.0) for width in widths)
+    patches = [1.0, *_falling(PATCH_STEP, rule.least_patch)]
+    yield from ((widths[-1], patch, 1.0) for patch in patches[1:])
+    yield from ((widths[-1], patches[-1], resolution) for resolution in _falling(RESOLUTION_STEP, rule.least_resolution))
+
+
+def _least_width(planner: Planner) -> float:
+    network = planner.network
+    first = network.features[0] if network.features else network.base_features
+    return planner.time.least_features / (first * network.width_multiplier)
+
+
+def _falling(step: float, least: float) -> Iterator[float]:
+    """Powers of a step that are not below the least.
+
+    >>> list(_falling(0.5, 0.25)), list(_falling(0.5, 0.7))
+    ([0.5, 0.25], [])
+    """
+    factor = step
+    while factor >= least - 1e-9:
+        yield factor
+        factor *= step

@@ -1,0 +1,55 @@
+"""A planner whose networks are made cheaper for short trainings: what was decided for it goes in, changed numbers and the reason come out.
+
+:mod:`medseg3d.planning.fit_to_time` decides, as that takes plans to look at; plans themselves are made of what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from medseg3d.planning.planner import Fitted, Planner
+from medseg3d.planning.reasons import Explanation
+
+
+def with_fitted_numbers(planner: Planner) -> Planner:
+    """The planner's numbers times what was decided for its time.
+
+    The references of memory fall with the width, so that a narrower network gets the patch of the wide one, not a larger one.
+    """
+    found = planner.fitted
+    if found is None:
+        return planner
+    share, memory = found.width * found.patch, planner.memory
+    return replace(
+        planner,
+        network=replace(planner.network, width_multiplier=planner.network.width_multiplier * found.width),
+        spacing=replace(planner.spacing, resolution_multiplier=planner.spacing.resolution_multiplier * found.resolution),
+        memory=replace(memory, reference_3d=round(memory.reference_3d * share), reference_2d=round(memory.reference_2d * share)),
+    )
+
+
+def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
+    """Why numbers of a planner are multiplied; nothing where no time was given."""
+    found, rule = planner.fitted, planner.time
+    if found is None:
+        return
+    yield Explanation(
+        quantity="time",
+        value=", ".join(in_words(found)) or "the planner's numbers",
+        rule=(
+            f"A training shall have {rule.least_steps:,} steps. Where fewer fit into its time, steps are made cheaper: first the network "
+            f"narrower, down to {rule.least_features} features in its first stage, then patches smaller, down to "
+            f"{rule.least_patch:.0%} of their voxels, then the resolution coarser, down to {rule.least_resolution:.0%}; early on, the "
+            "number of steps counts for more than what each of them sees."
+        ),
+        inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",
+        changes_it="--hours or --minutes of plan and run, a faster device, or time.* of the planner.",
+    )
+
+
+def in_words(found: Fitted) -> Iterator[str]:
+    """What is smaller than the planner has it."""
+    for name, factor in (("width", found.width), ("voxels of a patch", found.patch), ("resolution", found.resolution)):
+        if factor != 1:
+            yield f"{name} × {factor:.3g}"

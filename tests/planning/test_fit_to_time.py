@@ -1,0 +1,115 @@
+"""The less time a training has, the cheaper its steps are planned: narrower networks first, then smaller patches, then coarser voxels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medseg3d.options import PlanOptions
+from medseg3d.plan import Plan
+from medseg3d.planning import Planner, explain, explained_plan, load_planner, make_plan
+from medseg3d.planning.candidates import Speed
+from medseg3d.planning.fit_to_time import fitted_to_time, seconds_of_step
+from medseg3d.planning.planner import Fitted
+from medseg3d.records import read_record, write_record
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.plan import plan
+from medseg3d.workflows.plan_time import rules_for_time
+from tests.planning.test_make_plan import summary_of
+
+DEFAULT = load_planner("default")
+RULES = replace(DEFAULT, time=replace(DEFAULT.time, least_steps=1000, least_features=8, least_patch=0.25, least_resolution=0.6))
+LARGE, SMALL = summary_of((1.0, 1.0, 1.0), (160, 200, 180), num_cases=40), summary_of((1.0, 1.0, 1.0), (36, 50, 35), num_cases=40)
+SPEEDS = [10.0**power for power in range(9, 15)]
+
+
+def speed(multiply_adds: float) -> Speed:
+    return Speed(device="synthetic", multiply_adds=multiply_adds, bytes=multiply_adds / 10, augmented_voxels=1e9)
+
+
+def fitted(multiply_adds: float, rules: Planner = RULES, summary=LARGE, hours: float = 0.25) -> Fitted:
+    found = fitted_to_time(rules, summary, hours=hours, speed=speed(multiply_adds)).fitted
+    assert found is not None
+    return found
+
+
+def test_slower_devices_get_cheaper_steps_in_the_stated_order() -> None:
+    found = [fitted(each) for each in SPEEDS]
+    factors = [(each.width, each.patch, each.resolution) for each in found]
+    assert factors == sorted(factors)
+    assert factors[0] == pytest.approx((0.25, 0.25, 0.64))
+    assert factors[-1] == (1.0, 1.0, 1.0)
+    assert all(each.patch == 1 for each in found if each.width > 0.25)
+    assert all(each.resolution == 1 for each in found if each.patch > 0.25)
+
+
+@pytest.mark.parametrize("multiply_adds", SPEEDS)
+def test_enough_steps_fit_unless_nothing_cheaper_is_allowed(multiply_adds: float) -> None:
+    rules = fitted_to_time(RULES, LARGE, hours=0.25, speed=speed(multiply_adds))
+    assert rules.fitted is not None
+    seconds = seconds_of_step(make_plan(LARGE, rules).configuration(None), 2, speed(multiply_adds))
+    assert rules.fitted.steps == round(900 / seconds)
+    assert rules.fitted.steps >= 1000 or rules.fitted.resolution == pytest.approx(0.64)
+
+
+@pytest.mark.parametrize("summary", [LARGE, SMALL])
+def test_a_narrower_network_has_the_spacing_and_the_patch_of_the_wide_one(summary) -> None:
+    wide = make_plan(summary, RULES).configuration(None)
+    narrow = make_plan(summary, replace(RULES, fitted=Fitted(hours=1, device="", steps=1, width=0.5))).configuration(None)
+    assert narrow.network.features == tuple(n // 2 for n in wide.network.features)
+    assert (narrow.spacing, narrow.batch_size) == (wide.spacing, wide.batch_size)
+    stride = [a * b for a, b in zip(*wide.network.strides[-2:], strict=True)]
+    assert all(abs(a - b) <= 8 * s for a, b, s in zip(narrow.patch_size, wide.patch_size, stride, strict=True))
+
+
+def test_enough_time_leaves_the_plan_as_it_is_and_the_reason_says_so() -> None:
+    rules = fitted_to_time(RULES, SMALL, hours=1000, speed=speed(1e12))
+    decided = explained_plan(SMALL, rules)
+    assert decided.value == make_plan(SMALL, DEFAULT)
+    (reason,) = [reason for reason in decided.reasons if reason.quantity == "time"]
+    assert reason.value == "the planner's numbers"
+    assert "60,000 minutes" in reason.inputs.replace("6e+04", "60,000")
+
+
+def test_presets_of_nnunet_and_published_networks_stay_whatever_the_time() -> None:
+    for name in ("nnunet_plain", "vnet"):
+        rules = load_planner(name)
+        assert fitted_to_time(rules, SMALL, hours=0.001, speed=speed(1e9)) == rules
+
+
+def test_the_reason_can_be_asked_for_again(tmp_path: Path) -> None:
+    rules = fitted_to_time(RULES, LARGE, hours=0.25, speed=speed(1e11))
+    write_record(tmp_path / "planner.json", rules, "planner")
+    assert read_record(tmp_path / "planner.json", Planner, "planner") == rules
+    assert any(reason.quantity == "time" for reason in explain(make_plan(LARGE, rules), LARGE, rules))
+
+
+def test_what_was_fitted_stays_until_another_time_is_said_or_something_is_trained(tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path)
+    first = fitted_to_time(RULES, SMALL, hours=0.1, speed=speed(1e10))
+    write_record(folder.planner, first, "planner")
+    for hours in (None, 0.1):
+        assert rules_for_time(RULES, folder, SMALL, hours=hours, gpu_memory_gb=None) == first
+    again = rules_for_time(RULES, folder, SMALL, hours=900, gpu_memory_gb=None, device="cpu")
+    assert again.fitted is not None
+    assert again.fitted.width == 1
+    (tmp_path / "models/3d_fullres/fold_0").mkdir(parents=True)
+    assert rules_for_time(RULES, folder, SMALL, hours=900, gpu_memory_gb=None) == first
+    other = replace(RULES, training=replace(RULES.training, learning_rate=0.5))
+    assert rules_for_time(other, folder, SMALL, hours=None, gpu_memory_gb=None) == other
+
+
+def test_plan_with_minutes_writes_a_network_that_later_calls_keep(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text('extends = "default"\n[time]\nleast_steps = 1_000_000_000\nleast_features = 8\n', encoding="utf-8")
+    made = plan(tiny, tmp_path / "work", PlanOptions(planner=file, minutes=1))
+    assert features(made.plan)[0] == 8
+    assert any(reason.quantity == "time" and "width × 0.25" in reason.value for reason in made.explanations)
+    assert features(plan(tiny, tmp_path / "work", PlanOptions()).plan)[0] == 8
+    assert features(plan(tiny, tmp_path / "work", PlanOptions(planner="default")).plan)[0] == 32
+
+
+def features(made: Plan) -> tuple[int, ...]:
+    return made.configuration(None).network.features
