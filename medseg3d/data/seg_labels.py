@@ -14,29 +14,29 @@ import numpy as np
 from medseg3d.data.label_rules import name_findings
 from medseg3d.data.segmentations import plain_name
 from medseg3d.data.side_names import left_right_pairs
-from medseg3d.errors import DatasetError
-from medseg3d.images.dicom_seg import all_are_segs, combined, members_of, read_seg, seg_file, segment_names
-from medseg3d.images.opening import reading
+from medseg3d.errors import DatasetError, ImageReadError
+from medseg3d.images.dicom_seg import combined, members_of, read_seg, seg_file, segment_names, segs_among
 from medseg3d.labels import Labels
 
 
 def labels_of_segs(paths: Sequence[Path]) -> Labels | None:
-    """None where not all files are SEG. Raises :class:`DatasetError` where two files mean another structure by a number."""
-    if not all_are_segs(paths):
-        return None
-    files = [seg_file(path) or path for path in paths]
+    """None where the files are no SEG. Raises :class:`DatasetError` where two files mean another structure by a number."""
     names: dict[int, str] = {}
     sets: Counter[int] = Counter()
-    for file in files:
-        with reading(file):
-            found, may_overlap = segment_names(file)
-            for number, name in found.items():
-                if (known := names.setdefault(number, name)) != name:
-                    raise DatasetError(
-                        f"{file}: segment {number} is called {name!r}, and {known!r} in another file. Give structures the same numbers "
-                        "in all files."
-                    )
-            sets.update(_sets(file) if may_overlap else dict.fromkeys(found, 1))
+    for file in segs_among(paths):
+        try:
+            found, values = _found_in(file)
+        except ImageReadError:
+            continue  # its case fails when it is read, and the others do not
+        for number, name in found.items():
+            if (known := names.setdefault(number, name)) != name:
+                raise DatasetError(
+                    f"{file}: segment {number} is called {name!r}, and {known!r} in another file. Give structures the same numbers in all "
+                    "files."
+                )
+        sets.update(values)
+    if not names:
+        return None
     if findings := name_findings(names):
         raise DatasetError("The segments do not fit together:", findings)
     numbers = sorted(names)
@@ -47,11 +47,14 @@ def labels_of_segs(paths: Sequence[Path]) -> Labels | None:
 
 
 def misnamed(path: Path, labels: Labels) -> str:
-    """Where a DICOM SEG calls a number otherwise than ``dataset.json`` its value; empty where it does not, and for other files."""
+    """Where a DICOM SEG calls a number otherwise than ``dataset.json`` its value, or cannot be read; empty where neither, and for other
+    files."""
     if not (path.is_dir() or path.suffix.lower() == ".dcm") or (file := seg_file(path)) is None:
         return ""
-    with reading(file):
+    try:
         names, _ = segment_names(file)
+    except ImageReadError as error:
+        return str(error).removesuffix(".")
     known = dict(zip(labels.values, labels.names, strict=True))
     wrong = [number for number, name in names.items() if plain_name(known.get(number, "")) != plain_name(name)]
     if not wrong:
@@ -60,6 +63,12 @@ def misnamed(path: Path, labels: Labels) -> str:
         f"{file}: segment {wrong[0]} is called {names[wrong[0]]!r}, and dataset.json calls the value {wrong[0]} "
         f"{known.get(wrong[0], 'nothing')!r}. The numbers of segments are the values of labels: correct one of them"
     )
+
+
+def _found_in(file: Path) -> tuple[dict[int, str], dict[int, int]]:
+    """The names of a file's segments, and how many voxels have each value of the combined label map, 1 where none overlap."""
+    names, may_overlap = segment_names(file)
+    return names, _sets(file) if may_overlap else dict.fromkeys(names, 1)
 
 
 def _sets(file: Path) -> dict[int, int]:

@@ -7,6 +7,8 @@ at by our own reader first, which bounds what follows; pydicom then reads the ne
 from __future__ import annotations
 
 import itertools
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from medseg3d.images.dicom_file import DEFLATED, EXPLICIT, IMPLICIT, looks_like_
 from medseg3d.images.dicom_series import SEGMENTATIONS
 from medseg3d.images.header import Image, ImageHeader, homogeneous
 from medseg3d.images.itk import LPS_TO_RAS
-from medseg3d.images.opening import check_memory
+from medseg3d.images.opening import check_memory, reading
 from medseg3d.images.segments import Segment, Segmentation
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ RUN_LENGTHS = "1.2.840.10008.1.2.5"
 READ = (IMPLICIT, EXPLICIT, DEFLATED, RUN_LENGTHS)
 """Transfer syntaxes that need no native decoder."""
 MAX_FRAMES = 200_000
+_LOCK = threading.Lock()
+"""Warnings are caught for the whole process."""
 TOLERANCE = 0.1
 """Of a slice distance, and of a pixel within the slice: how far a frame may lie from the regular grid."""
 BASE = 1000
@@ -62,7 +66,8 @@ def seg_file(path: Path) -> Path | None:
 
 def read_header(path: Path) -> ImageHeader:
     """The grid of the frames, without decoding them."""
-    return _frames(path, _dataset(path, with_pixels=False)).header
+    with reading(path):
+        return _frames(path, _dataset(path, with_pixels=False)).header
 
 
 def read_image(path: Path) -> Image:
@@ -73,6 +78,11 @@ def read_image(path: Path) -> Image:
 
 def read_seg(path: Path) -> Segmentation:
     """The segments in the order of their numbers; those that overlap lie in several layers. Of probabilities more than half counts."""
+    with reading(path):
+        return _read(path)
+
+
+def _read(path: Path) -> Segmentation:
     dataset = _dataset(path, with_pixels=True)
     frames = _frames(path, dataset)
     shape = frames.header.geometry.shape
@@ -97,8 +107,9 @@ def read_seg(path: Path) -> Segmentation:
 
 def segment_names(path: Path) -> tuple[dict[int, str], bool]:
     """Names by number, and whether segments may overlap, by the header alone."""
-    dataset = _dataset(path, with_pixels=False)
-    names = {int(item.SegmentNumber): _name_of(item) for item in dataset.SegmentSequence if int(item.SegmentNumber) > 0}
+    with reading(path):
+        dataset = _dataset(path, with_pixels=False)
+        names = {int(item.SegmentNumber): _name_of(item) for item in dataset.SegmentSequence if int(item.SegmentNumber) > 0}
     may_overlap = dataset.get("SegmentationType") != "LABELMAP" and dataset.get("SegmentsOverlap", "UNDEFINED") != "NO"
     return names, may_overlap and len(names) > 1
 
@@ -142,13 +153,21 @@ def _dataset(path: Path, *, with_pixels: bool) -> Dataset:
         )
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise InputError(f"{path}: to read a DICOM SEG needs pydicom ({error}): pip install 'medseg3d[dicom]'") from error
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=True)
-    except (InvalidDicomError, AttributeError) as error:
-        raise ImageReadError(f"{path}: cannot be decoded ({error}). Copy or download it again.") from None
+    with _LOCK, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=True)
+            for _ in dataset.iterall():  # decodes all elements: a sequence that is cut off is a warning when it is asked for
+                pass
+        except (BytesLengthException, InvalidDicomError) as error:  # no kinds of ValueError
+            raise ImageReadError(f"{path}: cannot be decoded ({error!s:.300}). Copy or download it again.") from error
+    cut = [str(each.message) for each in said if "End of file" in str(each.message)]
+    if cut:
+        raise ImageReadError(f"{path}: cannot be decoded ({cut[0]}). Copy or download it again.")
+    return dataset
 
 
 def _name_of(item: Dataset) -> str:
@@ -242,6 +261,8 @@ def _layers(frames: _Frames, pixels: np.ndarray, kind: type[np.unsignedinteger])
     return layers, places
 
 
-def all_are_segs(paths: Sequence[Path]) -> bool:
-    """Whether label files are DICOM SEG, all of them."""
-    return bool(paths) and all((path.is_dir() or path.suffix.lower() == ".dcm") and seg_file(path) is not None for path in paths)
+def segs_among(paths: Sequence[Path]) -> list[Path]:
+    """The files of label files that are DICOM SEG; none where any has another format. Damaged ones are left out: reading says why."""
+    if not all(path.is_dir() or path.suffix.lower() == ".dcm" for path in paths):
+        return []
+    return [file for path in paths if (file := seg_file(path)) is not None]

@@ -53,6 +53,7 @@ def reading(path: Path) -> Iterator[None]:
         LookupError,
         EOFError,
         TypeError,
+        AttributeError,  # pydicom's word for an element that is not there
         struct.error,
         zlib.error,
         IsalError,

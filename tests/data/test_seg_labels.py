@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from medseg3d.data.open_dataset import open_dataset
+from medseg3d.data.reading import read_case
 from medseg3d.dicom_objects.seg import segmentation
-from medseg3d.errors import DatasetError
+from medseg3d.errors import DatasetError, ImageReadError
 from medseg3d.labels import Labels
 from tests.dicom_objects.conftest import result_on
 
@@ -62,3 +64,42 @@ def test_a_segment_that_dataset_json_calls_otherwise_costs_its_case(tmp_path: Pa
     assert [case.name for case in found.training] == ["c0"]
     assert "segment 1 is called 'liver', and dataset.json calls the value 1 'left kidney'" in found.failures[0].reason
     assert np.array_equal(found.labels.values if found.labels else (), (0, 1, 2))
+
+
+@pytest.mark.fault(
+    "B", "a DICOM SEG among the labels that is damaged", "its case fails; the names are those of the others"
+)
+@pytest.mark.parametrize("kind", ["cut", "no segments", "no number"])
+@pytest.mark.parametrize("is_declared", [False, True])
+def test_a_damaged_seg_costs_its_case(kind: str, is_declared: bool, tmp_path: Path) -> None:
+    root = dataset(tmp_path, PLAIN, PLAIN, PLAIN)
+    damage(root / "labels/c1.seg.dcm", kind)
+    if is_declared:
+        shutil.move(root / "images", root / "imagesTr")
+        shutil.move(root / "labels", root / "labelsTr")
+        for number in range(3):
+            (root / f"imagesTr/c{number}").rename(root / f"imagesTr/c{number}_0000")
+        declared = {"channel_names": {"0": "CT"}, "labels": dict(zip(PLAIN.names, (0, 1, 2), strict=True)), "numTraining": 3}
+        (root / "dataset.json").write_text(json.dumps({**declared, "file_ending": ".dcm"}), encoding="utf-8")
+    found = open_dataset(root)
+    assert found.labels is not None
+    assert (found.labels.names, found.labels.values) == (PLAIN.names, (0, 1, 2))
+    failed = {failure.case for failure in found.failures}
+    for case in found.training:
+        try:
+            read_case(case)
+        except ImageReadError:
+            failed.add(case.name)
+    assert failed == {"c1"}
+
+
+def damage(file: Path, kind: str) -> None:
+    if kind == "cut":
+        file.write_bytes(file.read_bytes()[:-300])
+        return
+    seg = pydicom.dcmread(file)
+    if kind == "no segments":
+        del seg.SegmentSequence
+    else:
+        del seg.SegmentSequence[0].SegmentNumber
+    seg.save_as(file)

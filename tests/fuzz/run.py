@@ -24,6 +24,9 @@ SECONDS = 30.0
 CALLS = {
     "dataset.json": "dataset",
     "splits_final.json": "dataset",
+    "annotated.csv": "dataset",
+    "listen.toml": "listen",
+    "codes.csv": "codes",
     "labels.csv": "label names",
     "labels.json": "label names",
     "planner.toml": "planner",
@@ -167,8 +170,8 @@ def _prepare(task: Task, seed_file: Seed, seed: int, place: Path, dataset: Path,
         (place / seed_file.file).write_bytes(damaged)
         return {"call": task.call, "folder": str(place), "file": seed_file.file}
     shutil.copytree(dataset, place)
-    is_series = seed_file.file.endswith(".dcm")
-    part = "imagesTr" if random.random() < 0.5 or is_series or task.call == "predict" else "labelsTr"
+    is_series, is_label = seed_file.file.startswith("series/"), task.format in ("NRRD of 3D Slicer", "DICOM SEG")
+    part = "imagesTr" if (random.random() < 0.5 and not is_label) or is_series or task.call == "predict" else "labelsTr"
     old = place / part / ("b_0000.nii.gz" if part == "imagesTr" else "b.nii.gz")
     name = old.name.removesuffix(".nii.gz")
     old.unlink()

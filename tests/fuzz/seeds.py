@@ -26,6 +26,23 @@ SHAPE = (14, 12, 10)
 """(x, y, z): large enough to be planned, small enough to be planned hundreds of times."""
 Kind = Literal["binary", "nifti", "nifti_gz", "text_header", "text"]
 
+LISTEN = """
+[receive]
+port = 11112
+folder = "inbox"
+
+[[rule]]
+name = "liver"
+model = "liver.medseg3d"
+modality = "CT"
+outputs = ["dicom-seg"]
+send_to = ["pacs"]
+
+[[destination]]
+name = "pacs"
+host = "127.0.0.1"
+port = 4242
+"""
 PLANNER = tiny_planner(epochs=1, iterations=1, validations=1)
 
 
@@ -69,6 +86,7 @@ def make_seeds(root: Path) -> dict[str, Seed]:
     nibabel.save(nibabel.Nifti2Image(volume(0)[0], np.eye(4)), folder / "a.nii")
     seeds["NIfTI-2"] = Seed(folder=folder, file="a.nii", kind="binary")
     seeds["DICOM"] = Seed(folder=_dicom(root / "dicom"), file="series/1.dcm", kind="binary")
+    seeds |= _segmentations(root)
     base = make_dataset(root / "dataset")
     seeds["dataset.json"] = Seed(folder=base, file="dataset.json", kind="text")
     splits = _copy(base, root / "splits")
@@ -79,12 +97,39 @@ def make_seeds(root: Path) -> dict[str, Seed]:
         (labels / "dataset.json").unlink()
         (labels / name).write_text(text, encoding="utf-8")
         seeds[name] = Seed(folder=labels, file=name, kind="text")
-    for name, text in (("planner.toml", PLANNER), ("groups.csv", "case,group\na,x\nb,x\nc,y\n")):
+    annotated = _copy(base, root / "annotated")
+    (annotated / "annotated.csv").write_text("case,labels\na,marker\nb*,*\n", encoding="utf-8")
+    seeds["annotated.csv"] = Seed(folder=annotated, file="annotated.csv", kind="text")
+    for name, text in (
+        ("planner.toml", PLANNER),
+        ("groups.csv", "case,group\na,x\nb,x\nc,y\n"),
+        ("listen.toml", LISTEN),
+        ("codes.csv", "name,code,scheme,meaning\nmarker,64033007,SCT,Kidney\n"),
+    ):
         folder = root / name
         folder.mkdir()
+        (folder / "liver.medseg3d").touch()
         (folder / name).write_text(text, encoding="utf-8")
         seeds[name] = Seed(folder=folder, file=name, kind="text")
     return seeds
+
+
+def _segmentations(root: Path) -> dict[str, Seed]:
+    """Label maps that name their structures: of 3D Slicer, and of DICOM."""
+    from medseg3d.dicom_objects.seg import segmentation
+    from tests.dicom_objects.conftest import result_on
+
+    label = sitk.GetImageFromArray(volume(0)[1].transpose(2, 1, 0))
+    for key, value in {"ID": "Segment_1", "Name": "marker", "LabelValue": "1", "Layer": "0", "Extent": "0 13 0 11 0 9"}.items():
+        label.SetMetaData(f"Segment0_{key}", value)
+    (root / "slicer").mkdir()
+    sitk.WriteImage(label, str(root / "slicer/a.seg.nrrd"))
+    (root / "seg").mkdir()
+    segmentation(result_on(root / "series_of_seg")).save_as(root / "seg/a.dcm")
+    return {
+        "NRRD of 3D Slicer": Seed(folder=root / "slicer", file="a.seg.nrrd", kind="text_header"),
+        "DICOM SEG": Seed(folder=root / "seg", file="a.dcm", kind="binary"),
+    }
 
 
 def make_dataset(root: Path) -> Path:

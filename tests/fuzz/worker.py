@@ -37,6 +37,7 @@ def main() -> None:
 def _warm(with_torch: bool) -> None:
     """Import what would be imported by the first file, so that it does not count as the file's memory."""
     import medseg3d.images.dicom
+    import medseg3d.images.dicom_seg
     import medseg3d.images.nifti
     import medseg3d.workflows.doctor
     import medseg3d.workflows.plan
@@ -100,6 +101,20 @@ def _label_names(folder: Path, task: dict[str, str]) -> str:
     return ""
 
 
+def _listen(folder: Path, task: dict[str, str]) -> str:
+    from medseg3d.listening.rules import read_rules
+
+    read_rules(folder / task["file"])
+    return ""
+
+
+def _codes(folder: Path, task: dict[str, str]) -> str:
+    from medseg3d.dicom_objects.codes import read_codes
+
+    read_codes(folder / task["file"])
+    return ""
+
+
 def _model(folder: Path, task: dict[str, str]) -> str:
     from medseg3d.models.loading import load_model
 
@@ -160,6 +175,8 @@ CALLS: dict[str, Callable[[Path, dict[str, str]], str]] = {
     "planner": _planner,
     "groups": _groups,
     "label names": _label_names,
+    "listen": _listen,
+    "codes": _codes,
     "model": _model,
     "plan file": _plan_file,
     "fingerprint file": _fingerprint_file,
