@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+from medseg3d.data.dataset import Dataset
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device, several_devices
 from medseg3d.domain import Domain, domain_of, domains_of
@@ -97,15 +98,15 @@ def run_domains(
             several_devices(str(options.devices))
     folder = work_folder(root, work)
     check_writable(folder.root)
-    clock, hours = _Clock(folder), None if is_shared else hours_of_one(options, opened[0], folder)
+    clock = _Clock(folder)
     with clock.stage("plan"):
-        planned = plan_domains(datasets, work, PlanOptions.of(options, hours=hours), on)
+        planned = plan_domains(datasets, work, _plan_options(options, () if is_shared else opened, folder), on)
     if review is not None and not is_shared and not folder.has_trainings:
         changed = review(planned[None], folder, options)
         if changed != options:
             options = changed
             with clock.stage("plan"):
-                planned = plan_domains(datasets, work, PlanOptions.of(options, hours=hours), on)
+                planned = plan_domains(datasets, work, _plan_options(options, () if is_shared else opened, folder), on)
     chains = [_Chain(domain, planned[domain.name], clock, options, on) for domain in domains_of(root, work) if not domain.is_added]
     wanted = _wanted(chains, configurations, folds)
     names = tuple(dict.fromkeys(name for name, _ in wanted))
@@ -126,6 +127,11 @@ def run_domains(
                     chain.note(evaluations[chain.domain.name])
     is_validated = any(fold.isdigit() for _, fold in wanted)
     return {chain.domain.name: chain.finish(is_validated=is_validated) for chain in chains}
+
+
+def _plan_options(options: RunOptions, alone: Sequence[Dataset], folder: WorkFolder) -> PlanOptions:
+    """Those of planning; the hours are the share of one training, and count for a dataset that has its network alone."""
+    return PlanOptions.of(options, hours=hours_of_one(options, alone[0], folder) if alone else None)
 
 
 def _trained(
