@@ -98,12 +98,12 @@ def plan_by(
         fingerprint = measure_dataset(dataset, folder, options, on)
         described = describe_dataset(dataset, fingerprint, label_names)
         write_record(folder.fingerprint, described.fingerprint, "fingerprint")
-        if num_datasets == 1:
+        model = inherited if inherited is not None or planner is not None else earlier_model(folder)
+        if num_datasets == 1 and model is None:
             rules = rules_for_time(
                 rules, folder, described.summary, hours=options.hours, gpu_memory_gb=gpu_memory_gb, device=options.device
             )
         decided = described.plan_by(rules, gpu_memory_gb)
-        model = inherited if inherited is not None or planner is not None else earlier_model(folder)
         if model is not None:
             decided = inherited_plan(decided, described.summary, rules, *model)
         table = None if options.groups is None else Path(options.groups)

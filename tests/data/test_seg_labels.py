@@ -66,9 +66,7 @@ def test_a_segment_that_dataset_json_calls_otherwise_costs_its_case(tmp_path: Pa
     assert np.array_equal(found.labels.values if found.labels else (), (0, 1, 2))
 
 
-@pytest.mark.fault(
-    "B", "a DICOM SEG among the labels that is damaged", "its case fails; the names are those of the others"
-)
+@pytest.mark.fault("B", "a DICOM SEG among the labels that is damaged", "its case fails; the names are those of the others")
 @pytest.mark.parametrize("kind", ["cut", "no segments", "no number"])
 @pytest.mark.parametrize("is_declared", [False, True])
 def test_a_damaged_seg_costs_its_case(kind: str, is_declared: bool, tmp_path: Path) -> None:
