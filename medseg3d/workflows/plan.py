@@ -189,8 +189,11 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
         summary, images = read_nnunet_fingerprint(file), None
     else:
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
-    rules = load_planner(options.planner or DEFAULT_PLANNER)
-    decided = explained_plan(summary, rules, gpu_memory_gb=options.gpu_memory_gb)
+    rules, memory = load_planner(options.planner or DEFAULT_PLANNER), options.gpu_memory_gb
+    if options.inherit_plan is None:
+        folder = None if work is None else WorkFolder(work)
+        rules = rules_for_time(rules, folder, summary, hours=options.hours, gpu_memory_gb=memory, device=options.device)
+    decided = explained_plan(summary, rules, gpu_memory_gb=memory)
     if options.inherit_plan is not None:
         decided = inherited_plan(decided, summary, rules, *plan_of_model(Path(options.inherit_plan)))
     made = replace(decided.value, images=images)

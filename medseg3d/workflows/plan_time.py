@@ -20,15 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 def rules_for_time(
-    rules: Planner, folder: WorkFolder, summary: DatasetSummary, *, hours: float | None, gpu_memory_gb: float | None, device: str = "auto"
+    rules: Planner,
+    folder: WorkFolder | None,
+    summary: DatasetSummary,
+    *,
+    hours: float | None,
+    gpu_memory_gb: float | None,
+    device: str = "auto",
 ) -> Planner:
     """The rules, fitted to the hours of one training.
 
-    What was fitted before by the same rules stays where the hours are the same or not said, and where a network is trained already: a
-    training that is prolonged goes on with its network.
+    What was fitted before by the same rules in a work ``folder`` stays where the hours are the same or not said, and where a network is
+    trained already: a training that is prolonged goes on with its network.
     """
-    kept = _kept(rules, folder)
-    if kept is not None and kept.fitted is not None and (hours in {None, kept.fitted.hours} or folder.has_trainings):
+    kept, is_trained = (None, False) if folder is None else (_kept(rules, folder), folder.has_trainings)
+    if kept is not None and kept.fitted is not None and (hours in {None, kept.fitted.hours} or is_trained):
         if hours not in {None, kept.fitted.hours}:
             logger.info(
                 "The network stays as it was planned for %.3g minutes, as it is trained. Another work folder (-w) plans it for %.3g.",
@@ -36,7 +42,7 @@ def rules_for_time(
                 hours * 60,
             )
         return kept
-    if hours is None or not rules.time.least_steps or folder.has_trainings:
+    if hours is None or not rules.time.least_steps or is_trained:
         return rules
     fitted = fitted_to_time(replace(rules, fitted=None), summary, hours=hours, speed=measured_speed(device), gpu_memory_gb=gpu_memory_gb)
     if fitted.fitted is not None and (changed := ", ".join(in_words(fitted.fitted))):
