@@ -29,7 +29,7 @@ SIDES = "l|r|left|right|lh|rh|lt|rt|os|od|links|rechts"
 PHASES = (
     "ed|es|ved|ves|dia|sys|diast|syst|diastole|systole|diastolic|systolic|pre|post|native|nc|ncct|art|arterial|ven|venous|pv|pvp|portal|"
     "delay|delayed|early|late|insp|exp|inspiration|expiration|inspiratory|expiratory|inhale|exhale|in|out|inphase|outphase|opposed|rest|"
-    "stress|base|baseline|bl|follow|followup|fu|initial|final|before|after|preop|postop|intraop|prior|current"
+    "nativ|arteriell|venoes|portalvenoes|spaet|stress|base|baseline|bl|follow|followup|fu|initial|final|before|after|preop|postop|intraop|prior|current"
 )
 SEQUENCES = (
     "t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star|"
@@ -40,9 +40,13 @@ VISITS = (
     "frame|fr|phase|ph|echo|series|ser|study|exam|st|part|slab|stack|view"
 )
 DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
-_KNOWN = re.compile(rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|{DATE}")
+DAY_FIRST = r"(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)\d\d"
+PIECES = "x|y|z|row|col|crop|tile|patch|block|roi"
+"""Of one image that was cut up; only glued to their number and behind another word, as ``tile_3`` may be an image of its own."""
+_KNOWN = re.compile(rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|(?:study|ses|series|scan|acq)?{DATE}|\d{{1,3}}(?:percent|pct|%)")
+_PIECE = re.compile(rf"(?:{PIECES})\d{{1,4}}")
 _COUNTED = re.compile(VISITS)
-_GLUED = re.compile(rf"(.*\d)(l|r|left|right|ed|es|pre|post|[a-e]|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
+_GLUED = re.compile(rf"(.*\d)(l|r|left|right|lh|rh|os|od|ed|es|pre|post|[a-e]|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
 _PATIENT = re.compile("patient|pat|pt|p|subject|subj|sub|s|person|volunteer|participant|mouse|rat|animal")
 _SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)(?=_|$)")
 
@@ -161,7 +165,7 @@ def _by_name(names: Sequence[str]) -> dict[str, str]:
     if len(subjects) == len(names):
         return subjects if _multiple(subjects) else {}
     words = {name: _words(name) for name in names}
-    for keys in (_without_known(words), _without_last(words)):
+    for keys in (_without_known(words), _without_last(words), _without_accession(words), _continued(words)):
         if keys:
             return {name: "_".join(key) for name, key in keys.items()}
     return {}
@@ -176,7 +180,8 @@ def _words(name: str) -> Words:
     >>> _words("acdc_002_ED"), _words("p01L"), _words("002_S_0413_2006-05-02")
     (('acdc', '002', 'ed'), ('p01', 'l'), ('002', 's', '0413', '20060502'))
     """
-    text = re.sub(rf"(?<!\d){DATE}(?!\d)", lambda match: re.sub(r"\D", "", match[0]), name.lower())
+    text = re.sub(rf"(?<!\d){DAY_FIRST}(?!\d)", lambda match: "".join(re.split(r"\D", match[0])[::-1]), name.lower())
+    text = re.sub(rf"(?<!\d){DATE}(?!\d)", lambda match: re.sub(r"\D", "", match[0]), text)
     found: list[str] = []
     for word in re.split(r"[\s_\-.]+", text):
         glued = _GLUED.fullmatch(word)
@@ -200,7 +205,13 @@ def _without_known(words: Mapping[str, Words]) -> dict[str, Words]:
                 keys, removed = trial, removed | {place}
                 break
         else:
-            return keys if removed else {}
+            break
+    if removed or len(places) < 2:
+        return keys if removed else {}
+    keys = {
+        name: tuple(w for p, w in enumerate(own) if p not in places) for name, own in words.items()
+    }  # each study has a series of its own
+    return keys if all(keys.values()) and _says_patients(keys) else {}
 
 
 MOST_OTHER_WORDS = 0.1
@@ -215,7 +226,7 @@ def _is_known_to_vary(words: Mapping[str, Words], place: int) -> bool:
 
 def _is_variant(own: Words, place: int) -> bool:
     """A known word, or a number after a word that counts: visit 2."""
-    if _KNOWN.fullmatch(own[place]):
+    if _KNOWN.fullmatch(own[place]) or (place > 0 and _PIECE.fullmatch(own[place])):
         return True
     return place > 0 and own[place].isdigit() and len(own[place]) < 4 and _COUNTED.fullmatch(own[place - 1]) is not None
 
@@ -256,6 +267,26 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
         is_meant = max(map(len, ends)) <= LONGEST_WORD and shared >= LEAST_SHARED
     is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})
     return keys if is_meant and len(sizes) >= max(MIN_GROUPS, 0 if is_named else 2 * len(ends)) else {}
+
+
+def _without_accession(words: Mapping[str, Words]) -> dict[str, Words]:
+    """The words without the last, where it is a long number of each image's own (an accession number, a time) behind that of a patient."""
+    keys = {name: own[:-1] for name, own in words.items()}
+    sizes = Counter(keys.values())
+    are_long = all(re.fullmatch(r"\d{6,}", own[-1]) for own in words.values()) and len({own[-1] for own in words.values()}) == len(words)
+    are_numbered = all(any(char.isdigit() for word in key for char in word) for key in sizes)  # else sites
+    is_meant = are_long and are_numbered and len(keys) <= MOST_SCANS * len(sizes)
+    return keys if is_meant and len(sizes) >= MIN_GROUPS and _says_patients(keys) else {}
+
+
+def _continued(words: Mapping[str, Words]) -> dict[str, Words]:
+    """The words without what stands behind the whole name of another case: ``p1`` and ``p1_2``, ``scan7`` and ``scan7_flip``."""
+    there = set(words.values())
+    keys = {}
+    for name, own in words.items():
+        stems = (own[:length] for length in range(1, len(own)) if own[:length] in there)
+        keys[name] = next(stems, own)
+    return keys if _is_usable({name: "_".join(key) for name, key in keys.items()}) and _says_patients(keys) else {}
 
 
 # --- by order and by content
