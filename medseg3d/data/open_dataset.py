@@ -22,7 +22,7 @@ from medseg3d.data.dataset import Case, ChannelFile, Dataset
 from medseg3d.data.dataset_json import channel_names, declared_labels
 from medseg3d.data.label_names import names_beside, with_names
 from medseg3d.data.label_rules import repeated_keys
-from medseg3d.data.seg_labels import labels_of_segs, misnamed
+from medseg3d.data.seg_labels import exchanged_segments, labels_of_segs, misnamed
 from medseg3d.data.soft_labels import by_soft_case
 from medseg3d.data.splits import declared_splits
 from medseg3d.errors import (
@@ -187,10 +187,12 @@ def _dataset(
     for name, number in Counter(case.name for case in training).items():
         if number > 1:
             findings.fail(name, f"{number} training cases have this name")
-    if labels is not None and not labels.regions:
-        for case in training:
-            if case.label is not None and (wrong := misnamed(case.label, labels)):
-                findings.fail(case.name, wrong)
+    for found, cases in ((findings, training), (test_findings, test)):
+        for case in cases if labels is not None and not labels.regions else ():
+            if labels is not None and case.label is not None and (wrong := misnamed(case.label, labels)):
+                found.fail(case.name, wrong)
+    if labels is None:
+        findings.extend(exchanged_segments([case.label for case in training if case.label is not None]))
     for found, cases in ((findings, training), (test_findings, test)):
         found.settle({case.name for case in cases} - {failure.case for failure in found.failures})
     failed, test_failed = ({failure.case for failure in found.failures} for found in (findings, test_findings))

@@ -14,7 +14,7 @@ import numpy as np
 from medseg3d import images
 from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe, turn_in_words
-from medseg3d.data.segmentations import onto_grid
+from medseg3d.data.segmentations import by_names, label_map_of, onto_grid
 from medseg3d.data.soft_labels import most_probable, read_soft
 from medseg3d.errors import GeometryMismatchError, InputError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
@@ -33,7 +33,7 @@ from medseg3d.geometry import (
 )
 from medseg3d.images import Image, ImageHeader
 from medseg3d.images.dicom_seg import seg_file
-from medseg3d.labels import as_integers, float_label_dtype
+from medseg3d.labels import Labels, as_integers, float_label_dtype
 from medseg3d.plan import Plan
 
 GRID_TOLERANCE_VOXELS = 0.1
@@ -62,11 +62,11 @@ class RawCase:
     soft: np.ndarray | None = None
 
 
-def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME) -> RawCase:
+def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANONICAL_FRAME, labels: Labels | None = None) -> RawCase:
     """Read a case and check it: 3D, finite, all channels and the label on one grid (within 0.1 voxel).
 
     ``frame`` says which axis of the file becomes S, A and R. None leaves the axes of the first channel's file as they are, (z, y, x) in
-    the place of (S, A, R).
+    the place of (S, A, R). ``labels`` as in :func:`label_file`.
     A channel or label that holds the same grid with other axes (flipped, permuted) is turned. Raises the :class:`InputError` of
     what is wrong, naming the case.
     """
@@ -87,13 +87,13 @@ def read_case(case: Case, *, with_label: bool = True, frame: Frame | None = CANO
                 )
             stack[index] = _float32(view)
             _check_finite(case, index, stack[index], image.array)
-    labels, soft = None, None
+    values, soft = None, None
     if with_label and case.label is not None:
-        labels, soft = _read_label(case, case.label, geometry, orientation)
+        values, soft = _read_label(case, case.label, geometry, orientation, labels)
     return RawCase(
         name=case.name,
         image=stack,
-        labels=labels,
+        labels=values,
         spacing=canonical_spacing(geometry, orientation),
         orientation=orientation,
         header=first.header,
@@ -120,16 +120,17 @@ def grid_difference(image: Geometry, other: Geometry) -> GeometryDifference:
 
 
 def read_label_maps(
-    prediction: Path, reference: Path, case: str, *, soft: tuple[int, ...] = ()
+    prediction: Path, reference: Path, case: str, *, soft: tuple[int, ...] = (), labels: Labels | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """Two label maps as integers (S, A, R) on the reference's canonical grid, and its spacing in mm.
 
-    Of a reference of ``soft`` labels (their values) the most probable label counts. A prediction may store the same voxels with other axes
-    than its reference. Raises :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
+    Of a reference of ``soft`` labels (their values) the most probable label counts; named segments that are numbered otherwise than
+    ``labels`` count by their names. A prediction may store the same voxels with other axes than its reference. Raises
+    :class:`GeometryMismatchError` with the offset in mm where the two files do not lie on one grid.
     """
-    predicted = images.read_image(prediction)
-    reference_values, header = label_file(reference, soft)
-    predicted_values, own_grid, grid = label_values(prediction, predicted.array), predicted.header.geometry, header.geometry
+    predicted_values, predicted = label_file(prediction, labels=labels)
+    reference_values, header = label_file(reference, soft, labels)
+    own_grid, grid = predicted.geometry, header.geometry
     if is_segmentation(reference):  # such files leave out what is empty
         reference_values, grid = onto_grid(reference_values, grid, own_grid, f"{case}: {reference.name}"), own_grid
     elif is_segmentation(prediction):
@@ -148,11 +149,16 @@ def read_label_maps(
     )
 
 
-def label_file(path: Path, soft: tuple[int, ...] = ()) -> tuple[np.ndarray, ImageHeader]:
-    """The integers of a label file; of one of ``soft`` labels (their values) the most probable label."""
+def label_file(path: Path, soft: tuple[int, ...] = (), labels: Labels | None = None) -> tuple[np.ndarray, ImageHeader]:
+    """The integers of a label file; of one of ``soft`` labels (their values) the most probable label.
+
+    Segments whose numbers are not the values of ``labels`` get these by their names.
+    """
     if soft:
         probabilities, header = read_soft(path, soft)
         return most_probable(probabilities, soft), header
+    if labels is not None and is_segmentation(path) and (named := by_names(path, labels)) is not None:
+        return label_map_of(named, labels, path, may_lack=True), named.header
     image = images.read_image(path)
     return label_values(path, image.array), image.header
 
@@ -205,14 +211,16 @@ def _on_grid(array: np.ndarray, geometry: Geometry, reference: Geometry, orienta
     return turned if isinstance(turned, GeometryDifference) else to_canonical(array, turned)
 
 
-def _read_label(case: Case, path: Path, geometry: Geometry, orientation: Orientation) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_label(
+    case: Case, path: Path, geometry: Geometry, orientation: Orientation, labels: Labels | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The label map, and the probabilities of soft labels."""
     probabilities: np.ndarray | None = None
     if case.soft:
         probabilities, header = read_soft(path, case.soft)
         values = most_probable(probabilities, case.soft)
     else:
-        values, header = label_file(path)
+        values, header = label_file(path, labels=labels)
     turned = _on_grid(values, header.geometry, geometry, orientation)
     if isinstance(turned, GeometryDifference) and is_segmentation(path):  # such files leave out what is empty
         turned = to_canonical(onto_grid(values, header.geometry, geometry, f"{case.name}: {path.name}"), orientation)

@@ -14,8 +14,10 @@ import numpy as np
 from medseg3d.data.label_rules import name_findings
 from medseg3d.data.segmentations import plain_name
 from medseg3d.data.side_names import left_right_pairs
-from medseg3d.errors import DatasetError, ImageReadError
+from medseg3d.errors import DatasetError, ImageReadError, InputError
+from medseg3d.images import ending_of
 from medseg3d.images.dicom_seg import combined, members_of, read_seg, seg_file, segment_names, segs_among
+from medseg3d.images.segments import segments_named
 from medseg3d.labels import Labels
 
 
@@ -48,7 +50,12 @@ def labels_of_segs(paths: Sequence[Path]) -> Labels | None:
 
 def misnamed(path: Path, labels: Labels) -> str:
     """Where a DICOM SEG calls a number otherwise than ``dataset.json`` its value, or cannot be read; empty where neither, and for other
-    files."""
+    files.
+
+    A ``.seg.nrrd`` of 3D Slicer, whose names nobody had to choose, is believed unless it calls a number as ``dataset.json`` another value.
+    """
+    if ending_of(path) == ".seg.nrrd":
+        return _exchanged(path, labels)
     if not (path.is_dir() or path.suffix.lower() == ".dcm") or (file := seg_file(path)) is None:
         return ""
     try:
@@ -69,6 +76,46 @@ def _found_in(file: Path) -> tuple[dict[int, str], dict[int, int]]:
     """The names of a file's segments, and how many voxels have each value of the combined label map, 1 where none overlap."""
     names, may_overlap = segment_names(file)
     return names, _sets(file) if may_overlap else dict.fromkeys(names, 1)
+
+
+def _exchanged(path: Path, labels: Labels) -> str:
+    value_of = {plain_name(labels.names[index]): labels.values[index] for index in labels.foreground}
+    try:
+        names = segments_named(path)
+    except InputError:  # reading it says what is wrong with it
+        return ""
+    wrong = next((number for number, name in names.items() if value_of.get(plain_name(name), number) != number), None)
+    if wrong is None:
+        return ""
+    return (
+        f"{path}: segment {wrong} is called {names[wrong]!r}, which is the value {value_of[plain_name(names[wrong])]} in dataset.json. "
+        f"{NUMBER_ALIKE}"
+    )
+
+
+NUMBER_ALIKE = (
+    "3D Slicer numbers segments in the order in which they were made: export them as a label map with a color table, or give them the same "
+    "order in every file"
+)
+
+
+def exchanged_segments(paths: Sequence[Path]) -> list[str]:
+    """What to say of ``.seg.nrrd`` files that give a name another number than the first file has, where nothing declares the labels."""
+    first: dict[str, tuple[int, Path]] = {}
+    found: list[str] = []
+    for path in paths:
+        if ending_of(path) != ".seg.nrrd":
+            continue
+        try:
+            names = segments_named(path)
+        except InputError:
+            continue
+        for number, name in names.items():
+            known, source = first.setdefault(plain_name(name), (number, path))
+            if known != number:
+                found.append(f"{path}: segment {number} is called {name!r}, which is number {known} in {source}. {NUMBER_ALIKE}")
+                break
+    return found
 
 
 def _sets(file: Path) -> dict[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medseg3d.errors import GeometryMismatchError, LabelValueError
 from medseg3d.geometry import Geometry, axes_onto, geometry_of
-from medseg3d.images.segments import Segment, Segmentation
+from medseg3d.images.segments import Segment, Segmentation, read_segmentation, segments_named
 from medseg3d.labels import Labels
 from medseg3d.wording import listed
 
@@ -25,15 +25,38 @@ MAX_SETS = 62
 """Segments whose overlaps are told apart by the bits of an integer."""
 
 
-def label_map_of(segmentation: Segmentation, labels: Labels, source: Path) -> np.ndarray:
+def by_names(path: Path, labels: Labels) -> Segmentation | None:
+    """The segments of a file whose numbers mean something else than the values of ``labels``; None where values count as they are.
+
+    The names of its segments tell: where all are those of labels, they count. Names that no label has leave the numbers as they are. Raises
+    :class:`LabelValueError` where some names contradict the numbers and others are unknown.
+    """
+    names = segments_named(path)
+    index_of = {plain_name(labels.names[index]): index for index in labels.foreground}
+    known = {number: index_of[plain_name(name)] for number, name in names.items() if plain_name(name) in index_of}
+    if labels.regions:
+        return read_segmentation(path) if names and len(known) == len(names) else None
+    wrong = next((number for number, index in known.items() if labels.values[index] != number), None)
+    if wrong is None:
+        return None
+    if len(known) < len(names):
+        unknown = listed(sorted(name for number, name in names.items() if number not in known), most=5)
+        raise LabelValueError(
+            f"{path}: segment {wrong} is called {names[wrong]!r}, which is the label value {labels.values[known[wrong]]}, and no label is "
+            f"called {unknown}. Name the segments as the labels: {listed([labels.names[index] for index in labels.foreground], most=20)}."
+        )
+    return read_segmentation(path)
+
+
+def label_map_of(segmentation: Segmentation, labels: Labels, source: Path, *, may_lack: bool = False) -> np.ndarray:
     """The file values (x, y, z) of a segmentation, on its own grid.
 
     Of labels that exclude each other a later segment lies over an earlier one, as where 3D Slicer exports a label map. Of regions a voxel
     gets the value that belongs to exactly the regions whose segments hold it. Raises :class:`LabelValueError` for a segment with voxels
-    that no label is called, for labels without a segment (nobody can tell whether they are absent or were not annotated), and for overlaps
-    that no value stands for.
+    that no label is called, for labels without a segment (nobody can tell whether they are absent or were not annotated) unless it
+    ``may_lack`` some, and for overlaps that no value stands for.
     """
-    found = _by_label(segmentation, labels, source)
+    found = _by_label(segmentation, labels, source, may_lack=may_lack)
     shape = segmentation.layers[0].shape
     if not labels.regions:
         result, covered = np.zeros(shape, labels.value_dtype), 0
@@ -47,7 +70,7 @@ def label_map_of(segmentation: Segmentation, labels: Labels, source: Path) -> np
     return _by_regions(segmentation, found, labels, source)
 
 
-def _by_label(segmentation: Segmentation, labels: Labels, source: Path) -> dict[int, Segment]:
+def _by_label(segmentation: Segmentation, labels: Labels, source: Path, *, may_lack: bool) -> dict[int, Segment]:
     """The segments by the index of their label, in the order of the file."""
     known = {plain_name(labels.names[index]): index for index in labels.foreground}
     found: dict[int, Segment] = {}
@@ -62,7 +85,7 @@ def _by_label(segmentation: Segmentation, labels: Labels, source: Path) -> dict[
     names = listed([labels.names[index] for index in labels.foreground], most=20)
     if unknown:
         raise LabelValueError(f"{source}: no label is called {listed(unknown, most=5)}; the labels are {names}. Rename the segments.")
-    if missing:
+    if missing and not may_lack:
         raise LabelValueError(
             f"{source}: has no segment for {listed(missing, most=5)}. If the image does not show it, add an empty segment of that name: "
             "otherwise nobody can tell whether it was looked for."
@@ -97,7 +120,7 @@ def _by_regions(segmentation: Segmentation, found: dict[int, Segment], labels: L
                 f"{source}: {int(np.count_nonzero(sets == each))} voxels belong to {' and '.join(names) or 'nothing'} alone, and no label "
                 "value stands for that; see the regions in dataset.json. Correct the segments."
             )
-    table = np.array([value_of[each] for each in there.tolist()], labels.value_dtype)
+    table = np.array([value_of[each] for each in there.tolist()], np.result_type(*map(np.min_scalar_type, labels.annotated_values)))
     return table[places].reshape(sets.shape)
 
 

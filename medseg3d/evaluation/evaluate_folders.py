@@ -13,8 +13,9 @@ import numpy as np
 from medseg3d.data.annotated import annotated_for, read_annotated, unknown_names
 from medseg3d.data.label_names import names_beside, with_names
 from medseg3d.data.label_rules import marker_values
+from medseg3d.data.seg_labels import exchanged_segments, labels_of_segs
 from medseg3d.data.soft_labels import by_soft_case
-from medseg3d.errors import CaseFailure, InputError
+from medseg3d.errors import CaseFailure, DatasetError, InputError
 from medseg3d.evaluation.evaluate_case import default_tolerance_mm, evaluate_case
 from medseg3d.evaluation.metrics import CaseMetrics, Evaluation, summarize_cases
 from medseg3d.events import Event, Listener, silent
@@ -51,19 +52,23 @@ def evaluate_folders(
 ) -> Evaluation:
     """Evaluate every reference that has a prediction of the same case name; both may also be single files.
 
-    ``labels``: given, or those of the ``dataset.json`` in or above the references' folder, or all values that occur (0 is
-    background). ``tolerance_mm`` of the normalized surface Dice is one number for all cases: given, or
+    ``labels``: given, or those of the ``dataset.json`` in or above the references' folder, or the segments of references that are DICOM
+    SEG, or all values that occur (0 is background). ``tolerance_mm`` of the normalized surface Dice is one number for all cases: given, or
     :func:`~medseg3d.evaluation.evaluate_case.default_tolerance_mm` of the median of the references' finest spacings. Cases
     that cannot be evaluated are in ``failures``, also those whose two grids lie more than 0.1 voxel apart. Raises
     :class:`InputError` where no case has both files.
     """
     matched = match_files(predictions, references)
     rows, names = annotated_beside(references), label_names_beside(references)
-    declared = labels or labels_beside(references)
+    declared = labels or labels_beside(references) or labels_of_segs([pair.reference for pair in matched.pairs])
     if declared is not None and labels is None:
         declared = with_names(declared, names)
     if declared is not None:
         check_annotated(rows, declared.names, references)
+    elif wrong := exchanged_segments([*(pair.reference for pair in matched.pairs), *(pair.prediction for pair in matched.pairs)]):
+        raise DatasetError(
+            "The segments do not fit together; with a dataset.json beside the references they are told by their names:", wrong
+        )
     evaluation = evaluate_pairs(
         [replace(pair, annotated=annotated_for(pair.case, rows)) for pair in matched.pairs],
         labels=declared,
@@ -187,7 +192,7 @@ def evaluate_files(
     from medseg3d.data.reading import read_label_maps
 
     soft = labels.values if labels is not None and labels.soft else ()
-    predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case, soft=soft)
+    predicted, referenced, spacing = read_label_maps(pair.prediction, pair.reference, pair.case, soft=soft, labels=labels)
     return evaluate_case(
         predicted,
         referenced,

@@ -83,7 +83,7 @@ def failures_of_files(prediction: Path, reference: Path, case: str, labels: Labe
     """:func:`failures_of` two files; raises :class:`InputError` where they cannot be read or lie on different grids."""
     from medseg3d.data.reading import read_label_maps
 
-    predicted, referenced, spacing = read_label_maps(prediction, reference, case, soft=labels.values if labels.soft else ())
+    predicted, referenced, spacing = read_label_maps(prediction, reference, case, soft=labels.values if labels.soft else (), labels=labels)
     return failures_of(predicted, referenced, labels, spacing=spacing, tolerance_mm=tolerance_mm, case=case)
 
 

@@ -17,6 +17,7 @@ from medseg3d.images.header import ImageHeader, ending_of
 
 MAX_SEGMENTS = 4096
 """As many label values as a label map may have."""
+_UNTOLD = re.compile(r"segment[_ -]?\d*", re.IGNORECASE)
 _KEY = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer)")
 
 
@@ -54,6 +55,31 @@ def read_segmentation(path: Path) -> Segmentation | None:
         return None
     with reading(path):
         return _read_nrrd(path)
+
+
+def segments_named(path: Path) -> dict[int, str]:
+    """By its number the name of each segment of a ``.seg.nrrd`` or DICOM SEG, from the header alone; empty for all other files.
+
+    Names that 3D Slicer gives by itself (``Segment_1``) say nothing and are left out.
+    """
+    from medseg3d.images.opening import reading
+
+    if path.is_dir() or ending_of(path).endswith(".dcm"):
+        from medseg3d.images import dicom_seg
+
+        if (seg := dicom_seg.seg_file(path)) is None:
+            return {}
+        with reading(seg):
+            names, _ = dicom_seg.segment_names(seg)
+    elif ending_of(path) == ".seg.nrrd":
+        from medseg3d.images import nrrd
+
+        with reading(path):
+            _, pairs = nrrd.read_layers(path)
+            names = {each.value: each.name for each in segments_of(path, pairs, num_layers=MAX_SEGMENTS)}
+    else:
+        return {}
+    return {number: name for number, name in names.items() if not _UNTOLD.fullmatch(name.strip())}
 
 
 def _read_dicom(path: Path) -> Segmentation | None:

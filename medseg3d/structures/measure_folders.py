@@ -17,6 +17,7 @@ from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.label_names import with_names
 from medseg3d.data.label_rules import marker_values
 from medseg3d.data.reading import label_file, read_case
+from medseg3d.data.seg_labels import labels_of_segs
 from medseg3d.data.soft_labels import by_soft_case, soft_case_name
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.evaluation.evaluate_folders import annotated_beside, check_annotated, label_names_beside, labels_beside, labels_found
@@ -25,6 +26,7 @@ from medseg3d.execution import run_cases
 from medseg3d.files import file_digest
 from medseg3d.geometry import Geometry, from_canonical
 from medseg3d.images import case_name
+from medseg3d.images.segments import segments_named
 from medseg3d.labels import Labels
 from medseg3d.structures.distances import wanted_pairs
 from medseg3d.structures.measure_case import measure_case
@@ -115,8 +117,8 @@ def measure_cases(
     extractor = radiomics_extractor() if asked.radiomics else None
 
     def measure(case: Case) -> CaseStructures:
-        label_map, geometry, volumes = _read(case)
-        known = labels or with_names(labels_found(label_map), label_names or {})
+        label_map, geometry, volumes = _read(case, labels)
+        known = labels or _of_segments(case, label_map) or with_names(labels_found(label_map), label_names or {})
         pairs = wanted_pairs(asked.distances, [known.names[index] for index in known.foreground])
         named = {_channel_name(channel_names, number): volume for number, volume in enumerate(volumes)}
         measured = measure_case(
@@ -177,14 +179,23 @@ def _are_predictions(place: Path) -> bool:
     return any(folder.glob("predictions*.json"))
 
 
-def _read(case: Case) -> tuple[np.ndarray, Geometry, list[np.ndarray]]:
+def _of_segments(case: Case, label_map: np.ndarray) -> Labels | None:
+    """The labels that a file of named segments brings with it, each file its own; None for other files."""
+    if case.label is None:
+        return None
+    if (labels := labels_of_segs([case.label])) is not None:
+        return labels
+    return with_names(labels_found(label_map), names) if (names := segments_named(case.label)) else None
+
+
+def _read(case: Case, labels: Labels | None) -> tuple[np.ndarray, Geometry, list[np.ndarray]]:
     """A label map and its image on the axes of one file; raises as reading a training case does."""
     if case.label is None:
         raise InputError(f"{case.name}: has no label map to measure.")
     if not case.channels:
-        label_map, header = label_file(case.label, case.soft)
+        label_map, header = label_file(case.label, case.soft, labels)
         return label_map, header.geometry, []
-    raw = read_case(case)
+    raw = read_case(case, labels=labels)
     if raw.labels is None:
         raise InputError(f"{case.name}: has no label map to measure.")
     volumes = [from_canonical(channel, raw.orientation) for channel in raw.image]

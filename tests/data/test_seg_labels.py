@@ -11,12 +11,18 @@ import numpy as np
 import pydicom
 import pytest
 
+from medseg3d import measure
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.reading import read_case
+from medseg3d.data.segmentations import label_map_of
 from medseg3d.dicom_objects.seg import segmentation
 from medseg3d.errors import DatasetError, ImageReadError
+from medseg3d.evaluation.evaluate_folders import evaluate_folders
+from medseg3d.images import read_header, write_label_map
+from medseg3d.images.segments import read_segmentation
 from medseg3d.labels import Labels
-from tests.dicom_objects.conftest import result_on
+from tests.dicom_objects.conftest import label_map, result_on
+from tests.seg_nrrd import write_seg_nrrd
 
 PLAIN = Labels(names=("background", "left kidney", "right kidney"), values=(0, 3, 7))
 NESTED = replace(PLAIN, names=("background", "whole", "core"), regions=((3, 7), (7,)))
@@ -101,3 +107,70 @@ def damage(file: Path, kind: str) -> None:
     else:
         del seg.SegmentSequence[0].SegmentNumber
     seg.save_as(file)
+
+
+@pytest.mark.fault("A", "label maps that are DICOM SEG with overlapping segments, measured and evaluated", "as the regions that they are")
+def test_segments_that_overlap_are_measured_as_what_they_are(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, NESTED) / "labels"
+    expected = {"whole": np.count_nonzero(label_map()), "core": np.count_nonzero(label_map() == 7)}
+    assert {each.name: each.voxels for each in measure(folder).cases[0].structures} == expected
+    found = evaluate_folders(folder, folder)
+    assert [(label.name, label.dice.mean) for label in found.labels] == [("whole", 1.0), ("core", 1.0)]
+
+
+@pytest.mark.fault("A", "DICOM SEG evaluated against label maps whose values are other numbers", "structures are told by their names")
+@pytest.mark.parametrize("values", [{"left kidney": 3, "right kidney": 7}, {"left kidney": 2, "right kidney": 1}], ids=str)
+def test_predicted_segments_are_compared_by_their_names(values: dict[str, int], tmp_path: Path) -> None:
+    predictions, references = dataset(tmp_path / "seg", PLAIN) / "labels", tmp_path / "references"
+    references.mkdir()
+    known = np.select([label_map() == 3, label_map() == 7], [values["left kidney"], values["right kidney"]], 0).astype(np.uint8)
+    write_label_map(references / "c0.nii.gz", known, read_header(tmp_path / "seg/images/c0"))
+    (references / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **values}}), encoding="utf-8")
+    assert [label.dice.mean for label in evaluate_folders(predictions, references).labels] == [1.0, 1.0]
+
+
+def slicer(root: Path, *numbers: tuple[int, int], labels: dict[str, int] | None = None) -> Path:
+    """Cases whose label is a ``.seg.nrrd`` with the segments liver and spleen under these numbers."""
+    for case, (liver, spleen) in enumerate(numbers):
+        values = np.zeros((6, 5, 4), np.uint8)
+        values[:2], values[4:] = liver, spleen
+        (root / "labelsTr").mkdir(parents=True, exist_ok=True)
+        segments = [{"Name": "Liver", "LabelValue": liver, "Layer": 0}, {"Name": "spleen", "LabelValue": spleen, "Layer": 0}]
+        file = write_seg_nrrd(root / f"labelsTr/c{case}.seg.nrrd", [values], segments, affine=np.eye(4))
+        (root / "imagesTr").mkdir(exist_ok=True)
+        write_label_map(root / f"imagesTr/c{case}_0000.nii.gz", values, read_header(file))
+    if labels is not None:
+        declared = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **labels}, "numTraining": len(numbers)}
+        (root / "dataset.json").write_text(json.dumps({**declared, "file_ending": ".nii.gz"}), encoding="utf-8")
+    return root
+
+
+@pytest.mark.fault("A", "segmentations of 3D Slicer that number the same structures otherwise, as training labels", "refused, naming both")
+def test_segments_that_slicer_numbered_otherwise_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"segment 2 is called 'Liver', which is number 1 in .*c0.seg.nrrd"):
+        open_dataset(slicer(tmp_path / "without", (1, 2), (1, 2), (2, 1)))
+    found = open_dataset(slicer(tmp_path / "declared", (1, 2), (2, 1), labels={"liver": 1, "spleen": 2}))
+    assert [case.name for case in found.training] == ["c0"]
+    assert "segment 2 is called 'Liver', which is the value 1 in dataset.json" in found.failures[0].reason
+    assert len(open_dataset(slicer(tmp_path / "other", (1, 2), labels={"organ": 1, "spleen": 2})).training) == 1, "other names say nothing"
+
+
+@pytest.mark.fault(
+    "A", "segmentations of 3D Slicer that number the same structures otherwise, measured and evaluated", "told by their names"
+)
+def test_segments_are_measured_and_evaluated_by_their_names(tmp_path: Path) -> None:
+    one, other = (slicer(tmp_path / name, numbers) / "labelsTr" for name, numbers in (("a", (1, 2)), ("b", (5, 1))))
+    assert {each.name: each.voxels for each in measure(other).cases[0].structures} == {"Liver": 40, "spleen": 40}
+    with pytest.raises(DatasetError, match=r"segment 1 is called .Liver., which is number 5 in .*b"):
+        evaluate_folders(one, other)
+    (other / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 5, "spleen": 1}}), encoding="utf-8")
+    assert [label.dice.mean for label in evaluate_folders(one, other).labels] == [1.0, 1.0]
+
+
+def test_values_of_overlaps_are_kept_whatever_the_class_order(tmp_path: Path) -> None:
+    """1002 fits no byte, though the values that are predicted do."""
+    file = dataset(tmp_path, NESTED) / "labels/c0.seg.dcm"
+    labels = Labels(names=("background", "whole", "core"), values=(0, 1, 2), regions=((1, 1002), (2, 1002)))
+    segmentation_of = read_segmentation(file)
+    assert segmentation_of is not None
+    assert np.unique(label_map_of(segmentation_of, labels, file)).tolist() == [0, 1, 1002]
