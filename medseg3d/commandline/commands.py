@@ -247,6 +247,7 @@ class DemoCommand(OutputOptions, SeedOptions):
     """``medseg3d demo``."""
 
     folder: Annotated[Path, Option("folder", "a new folder", is_required=True)] = Path()
+    dicom: Annotated[bool, Option("--dicom", "write the test images as DICOM series as well, into FOLDER/dicom")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,10 +249,14 @@ class Console:
             self._lines([f"Computed in {', '.join(sorted({case.precision for case in result.cases.values()}))}."])
         files = (*result.written, *result.kept)
         if len(files) == 1:
-            self._lines([f"Label map {'written' if result.written else 'kept from before'}: {files[0]}"])
+            what = "Label map" if files[0].name.endswith((".nii.gz", ".nii")) else "Result"
+            named = [str(files[0]), *(path.name for path in result.beside.get(files[0], ()))]
+            self._lines([f"{what} {'written' if result.written else 'kept from before'}: {' and '.join(named)}"])
             return
         where = f" in {files[0].parent}" if files else ""
-        self._lines([f"{counted(len(result.written), 'label map')} written{where}, {len(result.kept)} kept from before."])
+        more = sum(len(result.beside.get(path, ())) for path in result.written)
+        others = f" and {counted(more, 'further file')}" if more else ""
+        self._lines([f"{counted(len(result.written), 'label map')}{others} written{where}, {len(result.kept)} kept from before."])
 
     def show_exported(self, result: ExportResult) -> None:
         """What was written, and for ONNX how far it is from torch."""

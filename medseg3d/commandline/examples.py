@@ -98,7 +98,7 @@ USAGES: Mapping[str, Usage] = {
         ),
     ),
     "doctor": Usage("how-to/bad-data.md", ("medseg3d doctor Liver", "medseg3d doctor Liver --fix  # what was there before is kept")),
-    "demo": Usage("start.md", ("medseg3d demo phantom",)),
+    "demo": Usage("start.md", ("medseg3d demo phantom", "medseg3d demo phantom --dicom")),
     "report": Usage("concepts/evaluation.md", ("medseg3d report Liver",)),
     "export": Usage(
         "how-to/share.md",

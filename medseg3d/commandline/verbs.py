@@ -325,7 +325,7 @@ def _demo(options: c.DemoCommand, console: Console) -> None:
     from medseg3d.workflows.demo import demo
 
     with console:
-        demo(options.folder, seed=options.seed)
+        demo(options.folder, seed=options.seed, dicom=options.dicom)
     console.say(f"A phantom dataset lies in {options.folder}. Try: medseg3d run {options.folder}")
 
 

@@ -43,7 +43,7 @@ def about_study(report: ReportInput, plan: Plan, chosen: Configuration) -> Answe
         5: (retrospective, unknown),
         6: (
             f"Creation of a model, and an estimate of its performance {how}. Predicted is one of "
-            f"{counted(len(plan.labels.names), 'class')} "
+            f"{len(plan.labels.names)} classes "
             f"({labels}, background) for every voxel of {', '.join(plan.channels)} images, on their own grid, so that these structures "
             "can be "
             "outlined and measured in new images without drawing them by hand.",
@@ -117,7 +117,8 @@ def _missing(report: ReportInput, plan: Plan, failed: list[str]) -> str:
     if plan.labels.unannotated:
         missing.append("structures that a case was not annotated for enter neither its loss nor its scores")
     told = f"{'; '.join(missing)[:1].upper()}{'; '.join(missing)[1:]}." if missing else "No image, label or prediction was missing."
-    return f"{told} Every image has all of {counted(len(plan.channels), 'channel')}. Nothing was imputed."
+    channels = f" Every image has all of {len(plan.channels)} channels." if len(plan.channels) > 1 else ""
+    return f"{told}{channels} Nothing was imputed."
 
 
 def _deidentification(report: ReportInput) -> tuple[str, str]:

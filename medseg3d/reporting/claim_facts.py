@@ -43,7 +43,10 @@ def shown_scores(report: ReportInput) -> list[Score]:
 
 def validation_kind(report: ReportInput) -> str:
     """Folds validate every case once; networks that share one split are validated on what all of them were held back."""
-    return "hold-out validation" if report.members else "cross-validation"
+    if report.members:
+        return "hold-out validation"
+    folds = {fold.fold for fold in report.folds if fold.scores}
+    return f"validation of {len(folds)} of {report.num_folds} folds" if 0 < len(folds) < report.num_folds else "cross-validation"
 
 
 def evaluations(report: ReportInput) -> list[tuple[str, list[Score], Interval]]:
@@ -91,7 +94,7 @@ def knows_people(report: ReportInput) -> bool:
 def source_sentence(report: ReportInput) -> str:
     """What ``dataset.json`` says of the dataset: description, place, licence."""
     about = study_of(report).about
-    told = [f"{name}: {about[name]}" for name in ("description", "reference", "licence", "release") if name in about]
+    told = [f"{name}: {about[name].rstrip('.')}" for name in ("description", "reference", "licence", "release") if name in about]
     return f"dataset.json says, {'; '.join(told)}." if told else ""
 
 

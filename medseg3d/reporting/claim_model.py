@@ -23,7 +23,8 @@ def about_model(report: ReportInput, plan: Plan, chosen: Configuration) -> Answe
     selected = " and ".join(report.selected) or plan.recommended
     folds = [fold.fold for fold in report.folds if fold.configuration == chosen.name]
     notes = " ".join(report.selection_notes)
-    ensemble = f"The {counted(len(folds), 'network')} of {selected} (fold {', '.join(folds)}) are averaged as logits" if folds else ""
+    ensemble = f"The {len(folds)} networks of {selected} (fold {', '.join(folds)}) are averaged as logits" if len(folds) > 1 else ""
+    ensemble = ensemble or ("One network predicts; nothing is averaged" if folds else "")
     trained = methods.facts_of(report, chosen)
     unknown_start = any(each.init and not each.init_from for each in trained)
     return {
@@ -98,9 +99,10 @@ def _internal(report: ReportInput) -> str:
         return ""
     unseeing = "networks of which none saw it, their mean" if report.members else "a network that did not see it"
     kind = known.validation_kind(report)
-    text = f"{kind.capitalize()}: {counted(len(validated), 'image')} of the same dataset, annotated as those of the training, each "
-    "predicted by "
-    text += f"{unseeing}."
+    text = (
+        f"{kind[:1].upper()}{kind[1:]}: {counted(len(validated), 'image')} of the same dataset, annotated as those of the training, each "
+        f"predicted by {unseeing}."
+    )
     losses = {name: [last for fold in report.folds if (last := _last(fold.history, name)) is not None] for name in LOSSES}
     if all(losses.values()):
         train, held = (statistics.fmean(values) for values in losses.values())

@@ -53,15 +53,16 @@ def network_details(plan: Plan, chosen: Configuration) -> str:
 def training_details(chosen: Configuration, training: TrainingPlan) -> str:
     """Every number of the training, augmentations with probabilities and ranges, and when it stops."""
     options = ", ".join(f"{name} {value:g}" for name, value in training.loss_options.items())
+    momentum = f", momentum {training.momentum:g}" if training.optimizer in ("sgd", "muon") else ""
     further = "; ".join(f"{name} ({', '.join(f'{k} {v:g}' for k, v in own.items())})" for name, own in training.augmentations.items())
     parts = [
         f"Loss {training.loss}{f' ({options})' if options else ''}"
         f"{', Dice over the batch' if chosen.batch_dice else ', Dice per sample'}; optimizer {training.optimizer}, learning rate "
-        f"{training.learning_rate:g}, momentum {training.momentum:g}, weight decay {training.weight_decay:g}, schedule "
+        f"{training.learning_rate:g}{momentum}, weight decay {training.weight_decay:g}, schedule "
         f"{training.schedule}, "
         f"warm-up {training.warmup:g} of the run, gradients clipped to a norm of {training.gradient_clip:g}; "
         f"{counted(training.iterations_per_epoch, 'step')} an epoch; no dropout but what the network's options name",
-        f"Convergence was watched by the loss and the pseudo-Dice of {counted(training.validation_iterations, 'batch')} of the "
+        f"Convergence was watched by the loss and the pseudo-Dice of {training.validation_iterations} batches of the "
         "validation cases "
         "after every epoch; training ended after the number of epochs, or the time, that was set before, never by a look at the validation",
         augmentation_details(chosen, training),

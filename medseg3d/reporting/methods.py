@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medseg3d.plan import Configuration, Plan, TrainingPlan
-from medseg3d.wording import counted, listed
+from medseg3d.wording import counted, duration, listed
 
 if TYPE_CHECKING:
     from medseg3d.reporting.page import DatasetFacts, FoldResult, ReportInput
@@ -179,11 +179,11 @@ def _lengths(folds: Sequence[FoldResult], mine: Sequence[TrainingFacts]) -> str:
     steps = sorted({facts.iterations_per_epoch for facts in mine if facts.iterations_per_epoch})
     hours = [sum(float(record.get("seconds") or 0) for record in fold.history) / 3600 for fold in folds if fold.history]
     numbers = [fold.fold for fold in folds]
-    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}" if epochs else "[number of]"
-    each = f" of {steps[0] if len(steps) == 1 else f'{steps[0]} to {steps[-1]}'} steps" if steps else ""
-    took = f", {statistics.fmean(hours):.2g} hours a fold" if hours and statistics.fmean(hours) >= 0.01 else ""
+    span = counted(epochs[0], "epoch") if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]} epochs" if epochs else "[number of] epochs"
+    each = f" of {counted(steps[0], 'step') if len(steps) == 1 else f'{steps[0]} to {steps[-1]} steps'}" if steps else ""
+    took = f", {duration(3600 * statistics.fmean(hours))} a fold" if hours else ""
     which = f"{counted(len(numbers), 'network')} (fold {', '.join(numbers)}) {'was' if len(numbers) == 1 else 'were'}"
-    return f"{which} trained for {span} epochs{each}{took}."
+    return f"{which} trained for {span}{each}{took}."
 
 
 def _hardware(mine: Sequence[TrainingFacts]) -> str:

@@ -12,8 +12,8 @@ DETACHED = (".nhdr", ".mhd")
 
 
 def taken() -> str:
-    """Endings of files that may be sent, for messages: those whose header names other files are not taken."""
-    return ", ".join(ending for ending in READERS if ending not in DETACHED)
+    """Endings of images that may be sent, for messages: those whose header names other files are not taken, and segmentations are none."""
+    return ", ".join(ending for ending in READERS if ending not in DETACHED and not ending.startswith(".seg."))
 
 
 def check_attached(path: Path) -> None:

@@ -41,7 +41,8 @@ NO_OPTIONS = PredictOptions()
 class PredictResult:
     """Files written, files kept from an earlier call, cases that failed, by file name how each was made, and the model's identity.
 
-    ``structures`` are the numbers of the structures in them, where ``statistics`` were asked for.
+    ``structures`` are the numbers of the structures in them, where ``statistics`` were asked for; ``beside`` the files of further output
+    types, by file.
     """
 
     written: tuple[Path, ...]
@@ -50,6 +51,7 @@ class PredictResult:
     cases: dict[str, PredictedCase] = field(default_factory=dict)
     model: str = ""
     structures: Structures | None = None
+    beside: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def predict(
@@ -132,6 +134,7 @@ def _predict(
         cases=made_now,
         model=loaded.identity,
         structures=structures,
+        beside={targets[case.name]: tuple(outputs.beside(targets[case.name]).values()) for case in present} if outputs.has_dicom else {},
     )
 
 

@@ -112,7 +112,15 @@ def test_the_latex_of_labels_escapes_names_and_has_as_many_cells_as_columns() ->
 
 def test_methods_say_what_was_done_and_nothing_else(report: ReportInput) -> None:
     text = "\n".join(methods_paragraphs(report))
-    for said in ("6 patients", "shell, core", "Some CPU 9", "1 epochs", "2000 resamples of whole patients", "Seed: 7", "torch 2.13"):
+    for said in (
+        "6 patients",
+        "shell, core",
+        "Some CPU 9",
+        "for 1 epoch, 1 min a fold",
+        "2000 resamples of whole patients",
+        "Seed: 7",
+        "torch 2.13",
+    ):
         assert said in text
     assert "None" not in text
     assert methods_paragraphs(replace(report, plan=None)) == ()

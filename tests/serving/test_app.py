@@ -302,12 +302,12 @@ def noisy(value: float) -> bytes:
         (
             "notes.txt",
             b"hello",
-            r"notes\.txt: not an image by its name; expected \.nii\.gz, \.nii, \.seg\.nrrd, .*\.dcm, or a \.zip of one DICOM",
+            r"notes\.txt: not an image by its name; expected \.nii\.gz, \.nii, \.nrrd, .*\.dcm, or a \.zip of one DICOM",
         ),
         (
             "report.pdf",
             b"%PDF",
-            r"report\.pdf: not an image by its name; expected \.nii\.gz, \.nii, \.seg\.nrrd, .*\.dcm, or a \.zip of one DICOM",
+            r"report\.pdf: not an image by its name; expected \.nii\.gz, \.nii, \.nrrd, .*\.dcm, or a \.zip of one DICOM",
         ),
         ("a.png", b"hello", r"a\.png: pictures \(\.png\) are not supported"),
         ("a.nii.gz", b"hello", r"a\.nii\.gz: not a NIfTI file, only 5 bytes long"),

@@ -70,12 +70,15 @@ def test_one_series_becomes_a_seg_with_the_voxels_of_the_label_map(trained: Path
         np.testing.assert_array_equal(frames[..., place].T, labels == value)
 
 
-def test_several_types_are_written_side_by_side_and_kept(trained: Path, hospital: Path, tmp_path: Path) -> None:
+def test_several_types_are_written_side_by_side_and_kept(
+    trained: Path, hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "codes.csv").write_text("name,code,scheme,meaning\nshell,1,99LAB,Shell\n", "utf-8")
-    command = ["predict", str(trained), "-i", str(hospital / "P1/S2"), "-o", str(tmp_path / "out"), "--device", "cpu", "-q"]
+    command = ["predict", str(trained), "-i", str(hospital / "P1/S2"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     command += ["--output-type", "nifti", "dicom-seg", "dicom-rtstruct", "dicom-sr", "--segmentation-type", "fractional"]
     command += ["--codes", str(tmp_path / "codes.csv")]
     assert main(command) == 0
+    assert "S2.nii.gz and S2.seg.dcm and S2.rtstruct.dcm and S2.sr.dcm" in " ".join(capsys.readouterr().out.split())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"S2.nii.gz", "S2.seg.dcm", "S2.rtstruct.dcm", "S2.sr.dcm", "predictions.json"}
     seg = pydicom.dcmread(tmp_path / "out/S2.seg.dcm")
