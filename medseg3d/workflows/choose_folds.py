@@ -128,6 +128,7 @@ def kept_folds(
     if before.members and grown != before.folds[:1]:
         warnings = (*warnings, "New cases are trained on by all members: train them again with medseg3d train --fold K --restart.")
     patients = before.patients if before.grouping in ("given", "off") else _patients(splits, before.patients, found)
+    splits = splits[:1] * before.members if before.members else splits  # all members share it
     folds = Splits(folds=splits, grouping=before.grouping, left_out=before.left_out, patients=patients, members=before.members)
     divided = divided_patients(folds, names, group_of=found.group_of)
     return folds, (*warnings, *filter(None, [divided]))

@@ -34,9 +34,11 @@ from medseg3d.workflows.plan_dataset import describe_dataset
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.propose import image_folder_of
 from medseg3d.workflows.select import select
+from medseg3d.workflows.splits import num_folds, plan_digest, read_split
 from medseg3d.workflows.take_corrections import Corrections, read_corrections, take_corrections
 from medseg3d.workflows.taking_turns import fold_lock, planning_lock
 from medseg3d.workflows.train import train
+from medseg3d.workflows.validate import check_trained_on
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
@@ -147,9 +149,22 @@ def _is_set_aside(folder: WorkFolder, now: Round | None) -> bool:
 
 
 def _trained_folds(folder: WorkFolder, plan: Plan) -> dict[str, tuple[str, ...]]:
-    """The finished folds of each configuration, earlier stages of a cascade first."""
+    """The finished folds of each configuration, earlier stages of a cascade first.
+
+    Raises :class:`PlanMismatchError` for one that was trained with another plan or other cases than those of now: its weights may have seen
+    what would measure them, and the round could not train it on.
+    """
     order = sorted(plan.configurations, key=lambda name: len(plan.stages_of(name)))
-    return {name: folds for name in order if (folds := folder.finished_folds(name))}
+    found = {name: folds for name in order if (folds := folder.finished_folds(name))}
+    for name, folds in found.items():
+        configuration = plan.configuration(name)
+        for fold in folds:
+            if fold.isdigit() and int(fold) >= num_folds(folder):
+                raise PlanMismatchError(
+                    f"{folder.fold(name, fold)}: was trained with other folds than are planned now, of which there are fewer. Move it away."
+                )
+            check_trained_on(folder, configuration, fold, plan_digest(plan, configuration, read_split(folder, fold)))
+    return found
 
 
 def _set_aside(folder: WorkFolder, now: Round) -> WorkFolder:

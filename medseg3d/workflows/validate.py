@@ -78,7 +78,7 @@ def _validate(root: Path, folder: WorkFolder, chosen: Configuration, options: Va
     plan, fold, tta = folder.read_plan(), options.fold, options.tta
     target = folder.validation(chosen.name, fold)
     split = read_split(folder, fold)
-    _check_trained_on(folder, chosen, fold, plan_digest(plan, chosen, split))
+    check_trained_on(folder, chosen, fold, plan_digest(plan, chosen, split))
     check_first_stage(folder, chosen.name, fold)
     if options.keep_finished:
         kept = team.from_first(lambda: _kept_evaluation(root, folder, plan, chosen.name, fold, tta))
@@ -175,7 +175,7 @@ def _exchange_label_maps(validation: Path, other: Path, own: Path) -> None:
         storage().replace(file, validation / file.name)
 
 
-def _check_trained_on(folder: WorkFolder, chosen: Configuration, fold: str, digest: str) -> None:
+def check_trained_on(folder: WorkFolder, chosen: Configuration, fold: str, digest: str) -> None:
     """Raise :class:`PlanMismatchError` where a fold was trained with another plan, on other cases, or with another version of the network
     than now."""
     state, target = folder.training_state(chosen.name, fold), folder.fold(chosen.name, fold)

@@ -15,7 +15,7 @@ from medseg3d.data.corrections import read_taken, taken_label
 from medseg3d.data.dataset import ChannelFile
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.dicom_objects.seg import segmentation
-from medseg3d.errors import DatasetError, InputError
+from medseg3d.errors import DatasetError, InputError, PlanMismatchError
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_model
 from medseg3d.plan import Plan
@@ -163,3 +163,35 @@ def test_a_correction_of_what_its_case_was_not_annotated_for_is_refused(ready: P
     take_corrections(ready, read_corrections(dataset, plan, None, ready.parent / "scans"))
     new = next(case for case in open_dataset(ready).training if case.name == "new_scan")
     assert new.annotated == ("shell", "core"), "rows count for new cases as well"
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.fault("B", "a correction of a model of --members, which share the cases of one fold", "all members learn on")
+def test_members_learn_on_together(ready: Path) -> None:
+    work = WorkFolder(ready / "medseg3d-work")
+    document = json.loads(work.splits.read_text(encoding="utf-8"))
+    document |= {"folds": document["folds"][:1] * 2, "members": 2}
+    work.splits.write_text(json.dumps(document), encoding="utf-8")
+    shutil.copytree(work.fold("3d_fullres", "0"), work.fold("3d_fullres", "1"))
+    now = correct(ready, images=ready.parent / "scans", **SHORT)
+    assert (now.is_finished, dict(now.folds)) == (True, {"3d_fullres": ("0", "1")})
+    first, second = read_folds(work.splits).folds
+    assert first == second
+    assert "new_scan" in first.train
+
+
+@pytest.mark.fault("A3", "corrections for folds that another plan or other cases were trained with", "refused before anything is moved")
+@pytest.mark.parametrize("kind", ["fewer folds", "other cases"])
+def test_folds_of_before_are_not_trained_on(kind: str, ready: Path) -> None:
+    work = WorkFolder(ready / "medseg3d-work")
+    if kind == "fewer folds":
+        shutil.copytree(work.fold("3d_fullres", "0"), work.fold("3d_fullres", "7"))
+    else:
+        document = json.loads(work.splits.read_text(encoding="utf-8"))
+        document["folds"][0], document["folds"][1] = document["folds"][1], document["folds"][0]
+        work.splits.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(PlanMismatchError, match=r"fold_[07]: was trained with (other folds|another plan or other cases)"):
+        correct(ready, images=ready.parent / "scans", **SHORT)
+    assert work.weights("3d_fullres", "0").exists()
+    assert not read_rounds(work).rounds
+    assert not read_taken(ready).cases
