@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from medseg3d.training.loop import train_domains
 from medseg3d.training.state import BEST, LAST, STATE, TrainingState, read_summary, saved_tuning
 from medseg3d.training.tuning import tuning_for
 from medseg3d.validation.box import BOXES
-from medseg3d.wording import counted
+from medseg3d.wording import counted, listed
 from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
 from medseg3d.workflows.first_stage import first_stage
@@ -272,15 +272,29 @@ def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> 
     return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan)
 
 
+def _without(split: Split, failed: Collection[str]) -> Split:
+    if failed:
+        logger.warning(
+            "%s cannot be preprocessed as %s now; training without %s.",
+            listed(sorted(failed)),
+            "it is" if len(failed) == 1 else "they are",
+            "it" if len(failed) == 1 else "them",
+        )
+    kept = [tuple(name for name in names if name not in failed) for names in (split.train, split.validation)]
+    return Split(train=kept[0], validation=kept[1])
+
+
 def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device: str = "auto") -> TrainingDomain:
     """A domain as training sees it; stored cases that are damaged or out of date are made again before.
 
-    So are the label maps of the first stage of a cascade; cases without one are left out.
+    So are the label maps of the first stage of a cascade; cases without one are left out, as are those that cannot be made again: what is
+    stored of them is no longer true.
     """
     plan, split = domain.folder.read_plan(), _split_of(domain, fold)
     configuration = plan.configuration(domain.configuration)
     check_cascade(domain, configuration)
-    renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
+    failures = renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
+    split = _without(split, {failure.case for failure in failures})
     first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
     if first is not None:
         kept = [tuple(name for name in names if name in first.cases) for names in (split.train, split.validation)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medseg3d.data.open_dataset import open_dataset
+from medseg3d.domain import Domain
 from medseg3d.errors import DamagedCaseError
 from medseg3d.plan import Plan, Resampling
 from medseg3d.preprocessing.preprocess_case import PreprocessedCase, Restoration
@@ -18,6 +19,7 @@ from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.renew_cases import renew_cases
+from medseg3d.workflows.train import training_domain
 
 SHAPE = (6, 12, 10)
 FILES = ("image.b2nd", "labels.b2nd", "outside.b2nd", "foreground.npz", "case.json")
@@ -129,6 +131,18 @@ def test_training_preprocesses_a_case_again_whose_label_changed(prepared: Path) 
     assert not any("ball_1" in line for line in said)
     assert failed == []
     assert renewed(prepared) == ([], [])
+
+
+@pytest.mark.fault(
+    "A3", "a case that changed and cannot be preprocessed as it is now", "training goes on without it, not with what was stored"
+)
+def test_training_goes_on_without_a_case_that_cannot_be_made_again(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain(dataset=prepared, folder=WorkFolder(prepared / "medseg3d-work"), configuration="3d_fullres")
+    before = {case.name for case in training_domain(domain, "0", device="cpu").training}
+    changed = min(before)
+    (prepared / "annotated.csv").write_text(f"case,labels\n{changed},shell\n", encoding="utf-8")
+    assert {case.name for case in training_domain(domain, "0", device="cpu").training} == before - {changed}
+    assert f"{changed} cannot be preprocessed as it is now; training without it." in caplog.text
 
 
 def test_a_copied_dataset_with_new_times_is_not_preprocessed_again(prepared: Path) -> None:
