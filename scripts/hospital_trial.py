@@ -90,12 +90,12 @@ class Trial:
                 print(f"$ curl -X POST http://127.0.0.1:{self.http}/modalities/medseg3d/store -d {study}", flush=True)
                 began = time.monotonic()
                 self.ask("modalities/medseg3d/store", study.encode())
-                until(lambda: "SEG" in self.modalities(case))
+                until(lambda: {"SEG", "SR"} <= self.modalities(case))
                 self.seconds["night"] = time.monotonic() - began
-                print(f"  {self.seconds['night']:.0f} s until the SEG is in the archive", flush=True)
+                print(f"  {self.seconds['night']:.0f} s until SEG and SR are in the archive", flush=True)
             finally:
                 listener.terminate()
-                listener.wait(60)
+                listener.wait(PATIENCE)
         self.check(case)
 
     def check(self, case: str) -> None:

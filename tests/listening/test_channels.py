@@ -17,15 +17,14 @@ from medseg3d.images import read_image
 from medseg3d.images.dicom_seg import read_image as read_seg
 from medseg3d.listening.choose import chosen, look_at
 from medseg3d.listening.receive import receiving
-from medseg3d.listening.rules import Channel, Destination, Receive, Rule
-from medseg3d.listening.send import send
+from medseg3d.listening.rules import Channel, Receive, Rule
 from medseg3d.listening.spool import Spool
 from medseg3d.models.loading import load_model
 from medseg3d.models.model_file import write_model_file
 from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Normalization
-from tests.dicom_writer import MR, volume, write_enhanced, write_series
+from tests.dicom_writer import ENHANCED_MR, MR, volume, write_enhanced, write_series
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
@@ -110,13 +109,19 @@ def write_rules(place: Path, model: Path, channels: str) -> Path:
 
 
 def send_all(study: Path, spool: Path) -> None:
-    """By network, into a spool."""
+    """By network, in one association, into a spool."""
+    from pynetdicom import AE, StoragePresentationContexts
+
     found = Spool(spool)
     found.prepare()
     with receiving(Receive(port=0), found) as port:
-        there = Destination(name="us", host="127.0.0.1", port=port or 0, ae_title="MEDSEG3D")
+        entity = AE(ae_title="HERE")
+        entity.requested_contexts = [each for each in StoragePresentationContexts if each.abstract_syntax in (MR, ENHANCED_MR)]
+        association = entity.associate("127.0.0.1", port or 0, ae_title="MEDSEG3D")
+        assert association.is_established
         for path in sorted(study.rglob("*.dcm")):
-            send(path, there, ae_title="HERE")
+            assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+        association.release()
 
 
 def assert_same_labels(seg: Path, label_map: Path) -> None:
