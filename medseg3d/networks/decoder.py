@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from medseg3d.networks.attention_gates import GatedSkip
 from medseg3d.networks.blocks import PLAIN, ConvStack
 from medseg3d.networks.convolutions import Sizes, convolution
+from medseg3d.networks.resizing import resized
 from medseg3d.networks.style import Style
 from medseg3d.networks.upsampling import UPSAMPLING
+from medseg3d.plan import Option
+
+HEADS: tuple[Option, ...] = ("separate", "summed")
+"""How the logits of the decoder's stages belong together: each stage's by themselves (nnU-Net), or with those of the coarser ones."""
 
 
 class Decoder(nn.Module):
@@ -20,7 +25,9 @@ class Decoder(nn.Module):
     All arguments list the stages finest first, as the plan does, except ``num_blocks``, which runs coarse to fine. A stage
     convolves with the kernel of the encoder stage that its skip comes from. Heads exist for every stage whether or not deep
     supervision is used, so that weights fit either way. A network of one stage has no decoder, only a head on its encoder.
-    With the style's attention gates all skips but the finest pass through them; the next coarser features open them.
+    With the style's attention gates all skips but the finest pass through them; the next coarser features open them. Where logits are
+    summed (``is_summed``), those of a stage are its head's and those of the next coarser stage, interpolated: a finer stage learns what the
+    coarser ones do not know, and the loss at full resolution reaches all of them at once.
     """
 
     def __init__(
@@ -31,8 +38,11 @@ class Decoder(nn.Module):
         num_blocks: Sizes,
         num_classes: int,
         style: Style = PLAIN,
+        *,
+        is_summed: bool = False,
     ) -> None:
         super().__init__()
+        self.is_summed = is_summed
         depth = len(features) - 1
         unit = (1,) * len(kernel_sizes[0])
         self.up = nn.ModuleList(
@@ -58,6 +68,9 @@ class Decoder(nn.Module):
         for place, (up, stage, head) in enumerate(zip(self.up, self.stages, self.heads, strict=True)):
             skip, gate = skips[-2 - place], self.gates[place] if len(self.gates) else None
             x = stage(torch.cat((up(x), gate(skip, x) if isinstance(gate, GatedSkip) else skip), 1))
-            if all_heads or place == len(self.stages) - 1:
-                logits.append(head(x))
+            if all_heads or self.is_summed or place == len(self.stages) - 1:
+                own = head(x)
+                if self.is_summed and logits:
+                    own += resized(logits[-1], own.shape[2:])  # in place: a head's output is not needed for its gradients
+                logits.append(own)
         return logits[::-1]

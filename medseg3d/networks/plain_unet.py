@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medseg3d.networks.decoder import Decoder
+from medseg3d.networks.decoder import HEADS, Decoder
 from medseg3d.networks.encoders import STAGES
 from medseg3d.networks.family import Family
 from medseg3d.networks.style import style_of
@@ -16,7 +16,7 @@ class PlainUNet(nn.Module):
 
     Input ``(batch, in_channels, …)`` with sizes divisible by the total stride. Output ``(batch, num_classes, …)``; while
     training with ``deep_supervision`` a list of logits at the decoder stages' own sizes, finest first. ``encoder`` is of what its stages
-    are made, see :data:`~medseg3d.networks.encoders.STAGES`; all but ``plain`` are not nnU-Net's.
+    are made, see :data:`~medseg3d.networks.encoders.STAGES`; all but ``plain`` are not nnU-Net's, nor are ``heads`` that are ``summed``.
     """
 
     def __init__(self, plan: NetworkPlan) -> None:
@@ -34,7 +34,10 @@ class PlainUNet(nn.Module):
                 strict=True,
             )
         )
-        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style)
+        is_summed = plan.options["heads"] == "summed"
+        self.decoder = Decoder(
+            plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style, is_summed=is_summed
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits; a list of them while training with deep supervision."""
@@ -47,6 +50,6 @@ class PlainUNet(nn.Module):
         return logits if all_heads else logits[0]
 
 
-OPTIONS: dict[str, Option] = {"encoder": "plain"}
-CHOICES: dict[str, tuple[Option, ...]] = {"encoder": tuple(STAGES)}
+OPTIONS: dict[str, Option] = {"encoder": "plain", "heads": "separate"}
+CHOICES: dict[str, tuple[Option, ...]] = {"encoder": tuple(STAGES), "heads": HEADS}
 FAMILY = Family(name="plain_unet", build=PlainUNet, options=OPTIONS, choices=CHOICES)

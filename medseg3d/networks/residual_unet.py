@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medseg3d.networks.blocks import ConvBlock, ResidualStack
-from medseg3d.networks.decoder import Decoder
+from medseg3d.networks.decoder import HEADS, Decoder
 from medseg3d.networks.family import Family
 from medseg3d.networks.style import style_of
-from medseg3d.plan import NetworkPlan
+from medseg3d.plan import NetworkPlan, Option
 
 
 class ResidualUNet(nn.Module):
@@ -35,7 +35,10 @@ class ResidualUNet(nn.Module):
                 strict=True,
             )
         )
-        self.decoder = Decoder(plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style)
+        is_summed = plan.options["heads"] == "summed"
+        self.decoder = Decoder(
+            plan.features, plan.kernel_sizes, plan.strides, plan.decoder_blocks, plan.num_classes, style, is_summed=is_summed
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits; a list of them while training with deep supervision."""
@@ -49,4 +52,6 @@ class ResidualUNet(nn.Module):
         return logits if all_heads else logits[0]
 
 
-FAMILY = Family(name="residual_unet", build=ResidualUNet)
+OPTIONS: dict[str, Option] = {"heads": "separate"}
+CHOICES: dict[str, tuple[Option, ...]] = {"heads": HEADS}
+FAMILY = Family(name="residual_unet", build=ResidualUNet, options=OPTIONS, choices=CHOICES)

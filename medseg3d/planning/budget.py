@@ -13,7 +13,7 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Protocol
 
 from medseg3d.plan import NetworkPlan, OptimizerName
-from medseg3d.planning.memory import FEATURE_MAPS, feature_map_elements
+from medseg3d.planning.memory import feature_map_elements, has_formula
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.stages import network_plan_of, stages_of
 from medseg3d.planning.summary import DatasetSummary
@@ -67,7 +67,7 @@ class MemoryBudget(Protocol):
 
 def memory_budget_of(planner: Planner, summary: DatasetSummary, *, gpu_memory_gb: float, is_3d: bool) -> MemoryBudget:
     """The closed formula where the family has one and no option changes its feature maps, otherwise the trace."""
-    if planner.network.family in FEATURE_MAPS and not planner.network.options:
+    if has_formula(planner.network.family, planner.network.options):
         return _CountedElements(planner, summary, gpu_memory_gb, is_3d)
     return _TracedBytes(planner, summary, gpu_memory_gb, is_3d)
 

@@ -8,7 +8,7 @@ segmentation head counts. So do we.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from medseg3d.errors import PlanError
@@ -87,3 +87,10 @@ def _decoder(voxels: Sequence[int], features: Sequence[int], blocks: Sequence[in
 
 FEATURE_MAPS: dict[str, Encoder] = {"plain_unet": _plain_encoder, "residual_unet": _residual_encoder}
 """The encoder's formula of each family; all share the plain decoder."""
+UNCOUNTED_OPTIONS = {"heads": ("separate", "summed")}
+"""Options of these families that leave the formula as it is, and what they may be: sums of logits are small beside features."""
+
+
+def has_formula(family: str, options: Mapping[str, object]) -> bool:
+    """Whether the closed formula counts a network with these options."""
+    return family in FEATURE_MAPS and all(value in UNCOUNTED_OPTIONS.get(name, ()) for name, value in options.items())

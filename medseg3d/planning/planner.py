@@ -13,7 +13,7 @@ from annotated_types import Len
 from medseg3d.errors import InputError, PlanError
 from medseg3d.plan import Option, Resampling, TrainingPlan
 from medseg3d.planning.loss_rules import check_augmentations, loss_options
-from medseg3d.planning.memory import FEATURE_MAPS
+from medseg3d.planning.memory import has_formula
 from medseg3d.ranges import (
     AboveOne,
     BatchSize,
@@ -382,7 +382,7 @@ def _check_parts(planner: Planner, path: Path) -> None:
 
 
 def _check_family(network: NetworkRule) -> None:
-    if network.family not in FEATURE_MAPS or network.options:  # those of the closed formula are known without torch
+    if not has_formula(network.family, network.options):  # those of the closed formula are known without torch
         from medseg3d.networks.build import NETWORKS
 
         NETWORKS.find(network.family).completed_options(network.options)

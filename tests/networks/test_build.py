@@ -193,7 +193,7 @@ def test_bfloat16_comes_close_to_float32(family):
         ({"family": "no_such"}, "There is no network 'no_such'; known are "),
         (
             {"options": {"alpha": 0.5}},
-            "plain_unet does not know alpha; it takes activation, attention_gates, dropout, dropout_of, encoder, norm",
+            "plain_unet does not know alpha; it takes activation, attention_gates, dropout, dropout_of, encoder, heads, norm",
         ),
         ({"decoder_blocks": (2, 2)}, "decoder_blocks has 2 entries, expected 1"),
         ({"strides": ((1, 1), (2, 2))}, r"strides\[0\] is \(1, 1\), expected 3 numbers"),
