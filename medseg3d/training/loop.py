@@ -51,6 +51,10 @@ Progress = Callable[[int, int, int], None]
 """Is told the epoch, and how many of how many are done."""
 
 
+ENDS_AT_0 = "cosine"
+"""The schedule of short runs: its last epoch has the smallest steps, so it is kept whatever a few patches say of the epochs before."""
+
+
 def _ignore(epoch: int, done: int, total: int) -> None:
     """Nobody listens."""
 
@@ -255,6 +259,8 @@ class _Run:
             averaged_dice_mean=judged.averaged_mean,
             is_average=judged.is_average,
         )
+        if self.settings.schedule == ENDS_AT_0 and not self.settings.best_on_tiles and state.after_epoch(record, judged).is_finished:
+            record = replace(record, is_best=True)
         with self._changing:
             self.state = replace(state.after_epoch(record, judged), silent=self._silent(found), case_dice=case_dice)
             if self.team.is_first:

@@ -18,8 +18,6 @@ TIMED_STEPS = 3
 """The first step sets up memory and kernels; the fastest of three is what the others will take."""
 MIN_STEPS_IN_A_TIME_BUDGET = 2500
 """Ten epochs of 250: nnU-Net's plain network reaches 99 % of its final pseudo-Dice on Hippocampus by then."""
-FEW_STEPS = 1000
-"""Of them a network as wide as for a long run learns little; see the planner's ``time.least_steps``."""
 MIN_BATCH = 2
 """The smallest batch of nnU-Net's plans."""
 
@@ -48,29 +46,14 @@ def batch_for_hours(
     affordable = hours * 3600 / MIN_STEPS_IN_A_TIME_BUDGET / (min(durations) / planned)
     size = planned if is_fixed else max(min(MIN_BATCH, planned), min(planned, int(affordable)))
     found = Affordable(batch_size=size, step_seconds=min(durations) * size / planned)
-    _tell(f"{domain.name}: " if domain.name else "", found, min(durations), hours=hours, planned=planned)
-    return found
-
-
-def _tell(name: str, found: Affordable, planned_seconds: float, *, hours: float, planned: int) -> None:
-    """Say which batch was chosen, and that few steps fit."""
-    steps = hours * 3600 / found.step_seconds
-    if found.batch_size < planned:
+    if size < planned:
         logger.warning(
             "%sA step takes %.2g s here, so the batch is %d instead of the plan's %d: that gives about %d steps in %.2g hours.",
-            name,
-            planned_seconds,
-            found.batch_size,
+            f"{domain.name}: " if domain.name else "",
+            min(durations),
+            size,
             planned,
-            steps,
+            hours * 3600 / found.step_seconds,
             hours,
         )
-    if steps < FEW_STEPS:
-        logger.warning(
-            "%sAbout %d steps fit into %.3g minutes, which is few. Unless it was planned for this time already, plan --minutes %.3g (run "
-            "--minutes by itself) gives a network whose steps are cheaper, in a work folder where nothing is trained yet.",
-            name,
-            steps,
-            hours * 60,
-            hours * 60,
-        )
+    return found

@@ -11,6 +11,7 @@ from medseg3d.options import RunOptions
 from medseg3d.planning import DatasetSummary, Planner
 from medseg3d.planning.fit_to_time import fitted_to_time
 from medseg3d.planning.fitting import in_words
+from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.records import read_record
 from medseg3d.work_folder import WorkFolder, fold_names
 from medseg3d.workflows.choose_folds import count_folds
@@ -55,6 +56,19 @@ def rules_for_time(
             fitted.fitted.steps,
         )
     return fitted
+
+
+def tell_of_unplanned_time(folder: WorkFolder, hours: float) -> None:
+    """Say to whoever trains for some hours a network that was planned without a time that there may be a better one."""
+    if not (folder.planner.exists() and folder.plan.exists()) or folder.read_plan().inherits:
+        return
+    rules = read_record(folder.planner, Planner, "planner")
+    if rules.fitted is None and rules.time.least_steps and rules.network.family in FEATURE_MAPS:
+        logger.info(
+            "The network was planned without a time. plan --minutes %.3g, where nothing is trained yet, gives one that makes enough steps "
+            "in it on this machine.",
+            hours * 60,
+        )
 
 
 def hours_of_one(options: RunOptions, dataset: Dataset, folder: WorkFolder) -> float | None:

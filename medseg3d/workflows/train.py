@@ -36,6 +36,7 @@ from medseg3d.workflows.domain_weights import export_domains
 from medseg3d.workflows.first_stage import first_stage
 from medseg3d.workflows.initial_weights import initial_weights
 from medseg3d.workflows.origins import note_training_data
+from medseg3d.workflows.plan_time import tell_of_unplanned_time
 from medseg3d.workflows.processes import train_on_devices
 from medseg3d.workflows.profiling import profiled
 from medseg3d.workflows.progress import Length, follow
@@ -79,6 +80,8 @@ def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) ->
     Raises :class:`BusyError` where another process trains or validates the fold.
     """
     network = network_fold(root, work, options)
+    if options.hours is not None and len(network.domains) == 1 and not (network.target / LAST).exists():
+        tell_of_unplanned_time(network.domains[0].folder, options.hours)
     with tracked(options.track, on) as listener:
         if options.devices is not None:
             places = several_devices(str(options.devices))

@@ -16,7 +16,7 @@ from medseg3d.planning.planner import Fitted
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
-from medseg3d.workflows.plan_time import rules_for_time
+from medseg3d.workflows.plan_time import rules_for_time, tell_of_unplanned_time
 from tests.planning.test_make_plan import summary_of
 
 DEFAULT = load_planner("default")
@@ -109,6 +109,16 @@ def test_plan_with_minutes_writes_a_network_that_later_calls_keep(tiny: Path, tm
     assert any(reason.quantity == "time" and "width × 0.25" in reason.value for reason in made.explanations)
     assert features(plan(tiny, tmp_path / "work", PlanOptions()).plan)[0] == 8
     assert features(plan(tiny, tmp_path / "work", PlanOptions(planner="default")).plan)[0] == 32
+
+
+def test_a_network_that_was_planned_without_a_time_is_pointed_out(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="medseg3d")
+    for planner, minutes, is_told in (("default", None, True), ("default", 600, False), ("nnunet_plain", None, False)):
+        work = tmp_path / f"{planner}_{minutes}"
+        plan(tiny, work, PlanOptions(planner=planner, minutes=minutes))
+        caplog.clear()
+        tell_of_unplanned_time(WorkFolder(work), 0.5)
+        assert ("plan --minutes 30" in caplog.text) is is_told
 
 
 def features(made: Plan) -> tuple[int, ...]:

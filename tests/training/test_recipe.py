@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +226,17 @@ def test_averaging_does_not_change_what_is_trained(material: Material, tmp_path:
     plain, averaged = tensors_of(tmp_path / "0.0"), tensors_of(tmp_path / "0.1")
     assert all(tensor.equal(averaged[name]) for name, tensor in plain.items())
     assert any(name.startswith("averaged.") for name in averaged)
+
+
+@pytest.mark.parametrize(("schedule", "is_kept"), [("cosine", True), ("poly", False)])
+def test_the_last_epoch_of_a_cosine_is_kept_whatever_few_patches_say(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, is_kept: bool
+) -> None:
+    falling = count(9, -1)
+    found = lambda *_, **__: PatchValidation(loss=0.0, dice={"ball": next(falling) / 10})  # noqa: E731
+    monkeypatch.setattr("medseg3d.training.loop.validate_patches", found)
+    training = replace(material[1].training, schedule=schedule, follows_budget=False, weight_averaging=0.0)
+    records = train(material, tmp_path, training, epochs=3, iterations=1)
+    assert [record.is_best for record in records] == [True, False, is_kept]
+    prolonged = train(material, tmp_path, training, epochs=4, iterations=1)
+    assert [record.is_best for record in prolonged] == [is_kept]
