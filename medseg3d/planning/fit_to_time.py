@@ -22,7 +22,8 @@ PATCH_STEP, RESOLUTION_STEP = 0.5, 0.8
 def fitted_to_time(
     planner: Planner, summary: DatasetSummary, *, hours: float, speed: Speed, gpu_memory_gb: float | None = None, batch_size: int = 2
 ) -> Planner:
-    """The planner with what its numbers are multiplied by, so that a training of ``hours`` has ``time.least_steps`` on a device.
+    """The planner with what its numbers are multiplied by, so that a training of ``hours`` has ``time.least_steps`` on a device, or half of
+    them at half the width, and so on.
 
     Steps are those of ``batch_size`` patches (a short run takes the smallest batch), in the configuration that is recommended, by
     estimate. Where even the cheapest step that the rule allows is too slow, it is taken. Only plain and residual U-Nets are changed: others
@@ -35,7 +36,7 @@ def fitted_to_time(
         made = make_plan(summary, replace(planner, fitted=found), gpu_memory_gb=gpu_memory_gb)
         seconds = seconds_of_step(made.configuration(None), batch_size, speed)
         found = replace(found, steps=round(hours * 3600 / seconds))
-        if found.steps >= planner.time.least_steps:
+        if found.steps >= planner.time.least_steps * width:
             break
     return replace(planner, fitted=found)
 

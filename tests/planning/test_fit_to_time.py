@@ -51,7 +51,7 @@ def test_enough_steps_fit_unless_nothing_cheaper_is_allowed(multiply_adds: float
     assert rules.fitted is not None
     seconds = seconds_of_step(make_plan(LARGE, rules).configuration(None), 2, speed(multiply_adds))
     assert rules.fitted.steps == round(900 / seconds)
-    assert rules.fitted.steps >= 1000 or rules.fitted.resolution == pytest.approx(0.64)
+    assert rules.fitted.steps >= 1000 * rules.fitted.width or rules.fitted.resolution == pytest.approx(0.64)
 
 
 @pytest.mark.parametrize("summary", [LARGE, SMALL])
