@@ -38,9 +38,9 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
         quantity="time",
         value=", ".join(in_words(found)) or "the planner's numbers",
         rule=(
-            f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, steps are made cheaper: first the network "
-            f"narrower, down to {rule.least_features} features in its first stage, then patches smaller, down to "
-            f"{rule.least_patch:.0%} of their voxels, then the resolution coarser, down to {rule.least_resolution:.0%}; early on, the "
+            f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, steps are "
+            f"made cheaper: first the network narrower, down to {rule.least_features} features in its first stage, then patches smaller, "
+            f"down to {rule.least_patch:.0%} of their memory, then the resolution coarser, down to {rule.least_resolution:.0%}; early on, the "
             "number of steps counts for more than what each of them sees."
         ),
         inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",
