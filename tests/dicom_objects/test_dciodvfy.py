@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodv
 def findings(dataset: Dataset, path: Path) -> list[str]:
     """Errors and warnings, without that a private coding scheme is none of the standard's."""
     dataset.save_as(path, enforce_file_format=True)
-    said = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+    said = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, encoding="utf-8", errors="replace", check=False)
     lines = [line for line in (said.stdout + said.stderr).splitlines() if line.startswith(("Error", "Warning"))]
     return [line for line in lines if not line.endswith("Unrecognized defined term = <99MEDSEG3D>")]
 
