@@ -1,6 +1,8 @@
 """Draw how runs of changed recipes learned: the logs that ``recipes.py`` leaves go in, ``docs/images/short-runs.png`` comes out.
 
-python scripts/bench/recipe_curves.py "present=OUT/work/Hippocampus/present_500_steps_fold_0_seed_0.log" adamw=…
+Each log is given with its name and the minutes of a core that its training took, as steps of different networks take different times.
+
+python scripts/bench/recipe_curves.py "32 features@10=OUT/work/Hippocampus/adamw_10_core_minutes_fold_0_seed_0.log" "16 features@10=…"
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ COLORS = ("#868e96", "#1c7ed6", "#e8590c", "#2f9e44", "#9c36b5")
 
 
 def main(named: list[str]) -> int:
-    """Draw each log under its name; averaged weights are dotted."""
+    """Draw each log under its name over its minutes; averaged weights are dotted."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for color, (name, _, file) in zip(COLORS, (each.partition("=") for each in named), strict=False):
-        steps, last, averaged = curve(Path(file))
-        axes.plot(steps, last, color=color, label=name)
+        label, _, length = name.partition("@")
+        done, last, averaged = curve(Path(file))
+        minutes = [float(length) * steps / done[-1] for steps in done]
+        axes.plot(minutes, last, color=color, label=label)
         if any(value is not None for value in averaged):
-            axes.plot(steps, [float("nan") if value is None else value for value in averaged], color=color, linestyle=":")
-    axes.set_xlabel("steps of training")
+            axes.plot(minutes, [float("nan") if value is None else value for value in averaged], color=color, linestyle=":")
+    axes.set_xlabel("minutes of a core")
     axes.set_ylabel("pseudo-Dice (dotted: averaged weights)")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
