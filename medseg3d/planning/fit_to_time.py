@@ -16,7 +16,7 @@ from medseg3d.planning.planner import Fitted, Planner
 from medseg3d.planning.summary import DatasetSummary
 
 PATCH_STEP, RESOLUTION_STEP = 0.5, 0.8
-"""Half of the voxels for half of the work; about half as well, by all three axes."""
+"""Half of the memory for patches, for about half of the work; 0.8 along all three axes is about half as well."""
 
 
 def fitted_to_time(

@@ -50,6 +50,6 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
 
 def in_words(found: Fitted) -> Iterator[str]:
     """What is smaller than the planner has it."""
-    for name, factor in (("width", found.width), ("voxels of a patch", found.patch), ("resolution", found.resolution)):
+    for name, factor in (("width", found.width), ("memory for patches", found.patch), ("resolution", found.resolution)):
         if factor != 1:
             yield f"{name} × {factor:.3g}"

@@ -195,7 +195,7 @@ class TimeRule(Checked):
     least_features: Features = 16
     """Channels of the first stage at least."""
     least_patch: Multiplier = 1.0
-    """Share of the patch's voxels at least."""
+    """Share of the memory for patches at least."""
     least_resolution: Multiplier = 1.0
     """Factor on the resolution along every axis at least."""
 

@@ -48,8 +48,8 @@ def rules_for_time(
     fitted = fitted_to_time(replace(rules, fitted=None), summary, hours=hours, speed=measured_speed(device), gpu_memory_gb=gpu_memory_gb)
     if fitted.fitted is not None and (changed := ", ".join(in_words(fitted.fitted))):
         logger.info(
-            "Planned for trainings of %.3g minutes on %s: %s, so that about %d steps fit. Without --hours and --minutes, or with more of "
-            "them, the network is that of the planner.",
+            "Planned for trainings of %.3g minutes on %s: %s, so that about %d steps fit. This work folder keeps it until plan is given "
+            "another time.",
             hours * 60,
             fitted.fitted.device,
             changed,

@@ -4,10 +4,9 @@ A change is a planner file in ``scripts/bench/recipes``, and is measured against
 the same seed, for the same work (``--steps`` of the recipe ``present``, which other work on the machine does not falsify; a change whose
 steps take fewer multiply-adds trains as many more), for the same minutes of a core (``--core-minutes``: a step is timed by the CPU clock
 first, and as many are trained as fit), or for the same minutes by the clock on the wall (``--minutes``, for cores that nothing is shared
-with). Where a run averages its weights, the last
-weights and the averaged ones are measured as well, of one and the same training. In: the folder of datasets that MEDSEG3D_DATA names.
-Out: a line per run in ``recipes.jsonl``, and Markdown tables with the paired differences and their 95 % intervals. A run that was killed
-goes on where it was: what stands in ``recipes.jsonl`` is not trained again.
+with). Where a run averages its weights, the last weights and the averaged ones are measured as well, of one and the same training. In: the
+folder of datasets that MEDSEG3D_DATA names. Out: a line per run in ``recipes.jsonl``, and Markdown tables with the paired differences and
+their 95 % intervals. A run that was killed goes on where it was: what stands in ``recipes.jsonl`` is not trained again.
 
     python scripts/bench/recipes.py --output OUT --only adamw --datasets Hippocampus ACDC --steps 600 --core 0
     python scripts/bench/recipes.py --output OUT --only narrow narrow_8 --core-minutes 10 --core 0

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
+from tests.listening.test_rules import GOOD
 from tests.tiny_planner import tiny_planner
 
 TEXT_HEADERS = (
@@ -26,23 +27,6 @@ SHAPE = (14, 12, 10)
 """(x, y, z): large enough to be planned, small enough to be planned hundreds of times."""
 Kind = Literal["binary", "nifti", "nifti_gz", "text_header", "text"]
 
-LISTEN = """
-[receive]
-port = 11112
-folder = "inbox"
-
-[[rule]]
-name = "liver"
-model = "liver.medseg3d"
-modality = "CT"
-outputs = ["dicom-seg"]
-send_to = ["pacs"]
-
-[[destination]]
-name = "pacs"
-host = "127.0.0.1"
-port = 4242
-"""
 PLANNER = tiny_planner(epochs=1, iterations=1, validations=1)
 
 
@@ -103,7 +87,7 @@ def make_seeds(root: Path) -> dict[str, Seed]:
     for name, text in (
         ("planner.toml", PLANNER),
         ("groups.csv", "case,group\na,x\nb,x\nc,y\n"),
-        ("listen.toml", LISTEN),
+        ("listen.toml", GOOD),
         ("codes.csv", "name,code,scheme,meaning\nmarker,64033007,SCT,Kidney\n"),
     ):
         folder = root / name

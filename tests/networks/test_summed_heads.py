@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from medseg3d.networks.build import build_network
+from medseg3d.networks.decoder import HEADS
 from medseg3d.plan import NetworkPlan
 from medseg3d.planning import load_planner, make_plan
+from medseg3d.planning.memory import UNCOUNTED_OPTIONS
 from tests.planning.test_make_plan import summary_of
 
 DEFAULT = load_planner("default")
@@ -75,6 +77,10 @@ def test_the_loss_at_full_resolution_reaches_the_coarsest_head() -> None:
         network(torch.randn(1, 1, 16, 16, 16))[0].square().mean().backward()
         gradient = network.decoder.heads[0].weight.grad
         assert (gradient is not None and bool(gradient.abs().max() > 0)) is is_reached
+
+
+def test_planning_knows_the_heads_without_the_networks() -> None:
+    assert UNCOUNTED_OPTIONS["heads"] == HEADS
 
 
 def test_plans_have_the_patch_and_batch_of_separate_heads() -> None:
