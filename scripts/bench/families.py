@@ -39,7 +39,8 @@ MINUTES = {"phantom": 8.0, "hippocampus": 10.0}
 EPOCHS = 32
 """The learning rate falls in so many parts; a power of two, so that a half, a quarter and an eighth of the budget are whole epochs."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
-"""After these parts of the budget the Dice is asked for where reaching it is enough."""
+"""After these parts of the budget the Dice is asked for where reaching it is enough. The first ones continue each other, with learning rates
+that fell to zero; the whole budget begins anew, as a training of that length has one schedule."""
 PREDICTED_CASES = 6
 """The phantom's test cases; as many of Hippocampus are enough for the time of one."""
 
@@ -227,6 +228,8 @@ class Chain:
         is_in_parts = self.options.stop_at is not None and not self.dataset.is_validation and not self.options.wall_clock
         for share in SHARES if is_in_parts else (1,):
             epochs = [] if self.options.wall_clock else ["--epochs", str(round(EPOCHS * share))]
+            if is_in_parts and share == 1:
+                shutil.rmtree(self.work / "models", ignore_errors=True)
             self.run("train", self.dataset.root, "-w", self.work, *self.fold, "--tta", "off", *length, *epochs, outcome=outcome)
             self.measure(outcome)
             if is_in_parts and (outcome.dice or 0) >= self.options.stop_at:
