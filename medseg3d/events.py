@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medseg3d.errors import CaseFailure
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -13,7 +15,7 @@ class Event:
 
     ``overall`` is the share, 0 to 1, of the whole work that is done, where ``done`` of ``total`` counts a part of it only: of all epochs
     of a training, and of all trainings of a run. ``facts`` say what a training is, where it begins; ``values`` are numbers worth a
-    curve, by name, at the place ``step`` of it.
+    curve, by name, at the place ``step`` of it. ``failures`` are cases that the work goes on without.
     """
 
     stage: str
@@ -24,6 +26,7 @@ class Event:
     values: Mapping[str, float] | None = None
     step: int = 0
     overall: float | None = None
+    failures: tuple[CaseFailure, ...] = ()
 
     def __str__(self) -> str:
         """One line.

@@ -20,6 +20,7 @@ from medseg3d.extensions import failure_of, use_extension
 from medseg3d.options import OutputOptions
 from medseg3d.processes import is_one_of_several
 from medseg3d.signals import STOPPED, Stopped, ending_on_signals
+from medseg3d.wording import counted
 
 logger = logging.getLogger(__name__)
 EXIT_DONE = 0
@@ -62,7 +63,11 @@ def _run_command(verb: str, namespace: argparse.Namespace, stopped: _Stopped, *,
         options = taken(command.record, namespace)
         for file in options.extensions:
             use_extension(file)
-        return command.run(options, Console(options)) or EXIT_DONE
+        console = Console(options)
+        code = command.run(options, console) or EXIT_DONE
+        if code == EXIT_DONE and console.lost:  # of verbs that train among other things
+            raise CasesFailedError(f"The work is done without {counted(len(console.lost), 'case')}:", tuple(console.lost.values()))
+        return code
     except InterruptedBySignalError as error:
         stopped(error.signal_number, str(error))
         return error.exit_code

@@ -16,6 +16,7 @@ from rich.markup import escape
 from medseg3d.commandline.bars import Bars
 from medseg3d.commandline.tables import candidates_table, dry_run_table, megabytes, plan_table, stage_table, table_of_names
 from medseg3d.commandline.terminal import ProgressLines, is_terminal
+from medseg3d.errors import CaseFailure
 from medseg3d.events import Event
 from medseg3d.options import OutputOptions
 from medseg3d.wording import counted
@@ -61,6 +62,8 @@ class Console:
         if not self._is_quiet and not self._err.is_terminal:
             self._progress = ProgressLines(lambda line: self._err.print(line, markup=False))
         self._collected: list[Any] | None = None
+        self.lost: dict[str, CaseFailure] = {}
+        """Cases that the work went on without, each for the first reason that was told."""
 
     def __enter__(self) -> Console:
         self._bars.start()
@@ -75,6 +78,8 @@ class Console:
 
     def listen(self, event: Event) -> None:
         """Draw an event: a message stays on the screen, progress moves the bar of its stage, or is a line now and then in a file."""
+        for failure in event.failures:
+            self.lost.setdefault(failure.case, failure)
         if event.message is not None and not self._is_quiet:
             self._err.print(event.message, markup=False)
         if self._progress is not None:
@@ -176,15 +181,17 @@ class Console:
     def show_evaluation(self, evaluation: Evaluation | None, *, title: str, began_with: TakenOver | None = None) -> None:
         """A row per label with the number of cases beside each mean, then the worst cases.
 
-        With ``--json`` the document also says what training took of the weights that it began with, which was told as it began.
+        With ``--json`` the document also says what training took of the weights that it began with, which was told as it began, and which
+        cases it went on without (``left_out``).
         """
-        if evaluation is None and not (self._is_json and began_with):
+        if evaluation is None and not (self._is_json and (began_with or self.lost)):
             return
         from medseg3d.evaluation.metrics import table_header, table_rows
         from medseg3d.records import to_plain
 
         if self._is_json or evaluation is None:
             more = {} if began_with is None else {"began_with": to_plain(began_with)}
+            more |= {"left_out": to_plain(tuple(self.lost.values()))} if self.lost else {}
             self._print_json({**({} if evaluation is None else to_plain(evaluation)), **more})
             return
         self._out.print(table_of_names(title, table_header(evaluation), table_rows(evaluation)))

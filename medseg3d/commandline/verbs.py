@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ def _tell_divided(options: c.TrainCommand | c.ValidateCommand, console: Console)
 def _show_validation(results: Results[Evaluation | None], fold: str, console: Console, *, began_with: TakenOver | None = None) -> None:
     title = f"Validation of fold {fold}"
     console.show(results, lambda evaluation: console.show_evaluation(evaluation, title=title, began_with=began_with))
-    _report_failures(results, "failed; the others are evaluated", noun="validation case")
+    _report_failures(results, "failed; the others are used", lost=tuple(console.lost.values()))
 
 
 def _find_lr(options: c.FindLrCommand, console: Console) -> None:
@@ -388,11 +388,12 @@ def _for_each(verb: Callable[[Domain], Result], options: c.OnDomain) -> Results[
     return {domain.name: verb(domain) for domain in domains_of(options.dataset, options.work, options.domain)}
 
 
-def _report_failures(results: Mapping[str | None, Any], what: str, *, noun: str = "case") -> None:
-    """End with exit code 3 where a case failed; ``what`` became of these and of the others."""
+def _report_failures(results: Mapping[str | None, Any], what: str, *, lost: Sequence[CaseFailure] = ()) -> None:
+    """End with exit code 3 where a case failed; ``what`` became of these and of the others. ``lost`` are cases that no result tells of."""
     failed: list[CaseFailure] = [failure for result in results.values() if result is not None for failure in result.failures]
+    failed += [failure for failure in lost if failure.case not in {each.case for each in failed}]
     if failed:
-        raise CasesFailedError(f"{counted(len(failed), noun)} {what}:", failed)
+        raise CasesFailedError(f"{counted(len(failed), 'case')} {what}:", failed)
 
 
 COMMANDS: Mapping[str, Command[Any]] = {

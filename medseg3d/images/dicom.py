@@ -137,8 +137,9 @@ def _open(path: Path, files: Sequence[Path]) -> _Volume:
     if len(volumes) > 1:
         names = [volume.part for volume in volumes]
         tags = ", ".join(f"{tag} {NUMBERS[tag]}" for tag, name in TELLING.items() if any(name in part for part in names))
+        counts = " and ".join(str(count) for count in dict.fromkeys(len(volume.files) for volume in volumes))
         raise ImageReadError(
-            f"{path}: {len(volumes)} volumes of {len(volumes[0].files)} slices in one series, over time or of several contrasts; told "
+            f"{path}: {len(volumes)} volumes of {counts} slices in one series, over time or of several contrasts; told "
             f"apart by {tags}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}. Split it into one folder each."
         )
     return _volume_of(path, series, lines)

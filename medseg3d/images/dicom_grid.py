@@ -10,6 +10,7 @@ import numpy as np
 from medseg3d.errors import ImageReadError
 from medseg3d.geometry import Geometry, geometry_of
 from medseg3d.images.dicom_file import DicomFile
+from medseg3d.images.dicom_kinds import kinds_of
 from medseg3d.images.dicom_tags import NUMBERS
 from medseg3d.images.header import homogeneous
 from medseg3d.images.itk import LPS_TO_RAS
@@ -70,11 +71,12 @@ def _check_alike(path: Path, slices: Sequence[DicomFile]) -> None:
     if len(sizes) > 1:
         found = ", ".join(f"{columns} x {rows}" for columns, rows in sorted(sizes))
         raise ImageReadError(f"{path}: the slices have different sizes: {found}.")
-    for tag in ALIKE:
+    shared = {**{tag: [each.text(tag) for each in slices] for tag in ALIKE}, **kinds_of(slices)}
+    for tag, values in shared.items():
         first: dict[str, DicomFile] = {}
-        for each in slices:
-            if each.text(tag):
-                first.setdefault(each.text(tag), each)
+        for each, value in zip(slices, values, strict=True):
+            if value:
+                first.setdefault(value, each)
         if len(first) == len(slices) > 2 and tag == "FrameOfReferenceUID":
             continue  # one of its own for each slice: what some programs that take names away leave
         if len(first) > 1:

@@ -14,6 +14,7 @@ MAX_ELEMENTS = 2_000_000
 """Of both: ten thousand frames of 200 elements each."""
 _POSITION, _ORIENTATION, _MEASURES, _TRANSFORMATION = 0x0020_9113, 0x0020_9116, 0x0028_9110, 0x0028_9145
 _CONTENT, _ECHO, _DIFFUSION = 0x0020_9111, 0x0018_9114, 0x0018_9117
+_TIMING, _MODIFIER, _HEART = 0x0018_9112, 0x0018_9115, 0x0018_9118
 _FRAME_TYPES = (0x0018_9226, 0x0018_9329, 0x0018_9732)
 """Of MR, CT and PET."""
 _TYPE = 0x0008_9007
@@ -28,7 +29,11 @@ WANTED: dict[tuple[int, int], tuple[str, str]] = {
     (_ECHO, 0x0018_9082): ("EchoTime", "d"),
     (_DIFFUSION, 0x0018_9087): ("DiffusionBValue", "d"),
     (_CONTENT, 0x0020_9128): ("TemporalPositionIdentifier", "I"),
+    (_TIMING, 0x0018_1314): ("FlipAngle", ""),
+    (_MODIFIER, 0x0018_9079): ("InversionTime", "d"),
+    (_HEART, 0x0020_9153): ("TriggerTime", "d"),
     **{(sequence, _TYPE): ("ImageType", "") for sequence in _FRAME_TYPES},
+    **{(sequence, 0x0008_9208): ("ComplexImageComponent", "") for sequence in _FRAME_TYPES},
 }
 """By sequence and tag: the name that a single slice has for it, and how a number is written (empty for text)."""
 _SEQUENCES = frozenset(sequence for sequence, _ in WANTED)

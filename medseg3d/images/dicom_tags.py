@@ -21,6 +21,7 @@ TAGS: dict[int, str] = {
     0x0008_1030: "StudyDescription",
     0x0008_103E: "SeriesDescription",
     0x0008_1090: "ManufacturerModelName",
+    0x0008_9208: "ComplexImageComponent",
     0x0010_0010: "PatientName",
     0x0010_0020: "PatientID",
     0x0010_0021: "IssuerOfPatientID",

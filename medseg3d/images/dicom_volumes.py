@@ -8,8 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from medseg3d.errors import ImageReadError
 from medseg3d.images.dicom_file import DicomFile
+from medseg3d.images.dicom_kinds import kinds_of
 
 TELLING = {
     "EchoTime": "Echo",
@@ -21,10 +24,18 @@ TELLING = {
     "AcquisitionNumber": "Acquisition",
     "ImageType": "Type",
     "AcquisitionTime": "At",
+    "ComplexImageComponent": "Component",
+    "SeriesNumber": "Series",
+    "KVP": "KVP",
+    "ConvolutionKernel": "Kernel",
 }
 """The tags that tell volumes of a series apart, in the order in which they are tried, and what they are called in names of cases."""
 
 
+MIN_STACK = 3
+"""Slices of one kind: two always lie at equal distances."""
+EVEN = 0.1
+"""Of a slice distance, as for a grid."""
 MAX_PLACE_MM = 1e9
 """As for grids of other formats: farther away nothing can be placed."""
 
@@ -40,22 +51,49 @@ class Volume:
 def separate_volumes(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     """One volume per value of the first tag, or pair of tags, that tells them apart: each place once in each, all of one size.
 
-    A series whose slices lie at different places is one volume, whatever its tags say. So is one that no tag takes apart; its grid is
-    refused then.
+    Slices at different places are taken apart where they are of several kinds, and those of each kind are an even stack; else they are
+    one volume. So is a series that no tag takes apart; its grid is refused then.
     """
     places = [_place(file) for file in files]
-    if None in places or len(set(places)) == len(places):
+    if None in places:
         return (Volume(files=tuple(files)),)
+    if len(set(places)) == len(places):
+        return _kinds_apart(files)
     for count in (1, 2):
         for tags in itertools.combinations(TELLING, count):
             groups: dict[tuple[str, ...], list[int]] = {}
             for index, file in enumerate(files):
                 groups.setdefault(tuple(file.text(tag) for tag in tags), []).append(index)
             if len(groups) > 1 and _are_volumes([[places[index] for index in group] for group in groups.values()]):
-                names = _part_names(tags, list(groups))
-                found = [Volume(files=tuple(files[i] for i in groups[values]), part=names[values]) for values in groups]
-                return tuple(sorted(found, key=lambda volume: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", volume.part)]))
+                return _named(files, tags, groups)
     return (Volume(files=tuple(files)),)
+
+
+def _kinds_apart(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
+    """A volume per kind of slices, as where magnitude and phase take turns along the stack."""
+    kinds = kinds_of(files)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, values in enumerate(zip(*kinds.values(), strict=True)):
+        groups.setdefault(values, []).append(index)
+    if len(groups) < 2 or not all(_is_even_stack([files[index] for index in group]) for group in groups.values()):
+        return (Volume(files=tuple(files)),)
+    return _named(files, tuple(kinds), groups)
+
+
+def _is_even_stack(files: Sequence[DicomFile]) -> bool:
+    """Slices at equal distances, enough of them to see it."""
+    if len(files) < MIN_STACK:
+        return False
+    positions = np.array([file.numbers("ImagePositionPatient", 3) for file in files])
+    direction = positions[np.linalg.norm(positions - positions[0], axis=1).argmax()] - positions[0]
+    gaps = np.diff(np.sort(positions @ direction / np.linalg.norm(direction)))
+    return bool(np.ptp(gaps) <= EVEN * gaps.mean())
+
+
+def _named(files: Sequence[DicomFile], tags: tuple[str, ...], groups: dict[tuple[str, ...], list[int]]) -> tuple[Volume, ...]:
+    names = _part_names(tags, list(groups))
+    found = [Volume(files=tuple(files[i] for i in groups[values]), part=names[values]) for values in groups]
+    return tuple(sorted(found, key=lambda volume: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", volume.part)]))
 
 
 def _place(file: DicomFile) -> tuple[int, ...] | None:

@@ -297,6 +297,8 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
     configuration = plan.configuration(domain.configuration)
     check_cascade(domain, configuration)
     failures = renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
+    if failures:
+        on(Event(stage="train", failures=failures))
     split = _without(split, {failure.case for failure in failures})
     first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
     if first is not None:

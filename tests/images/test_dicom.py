@@ -276,6 +276,68 @@ def test_volumes_in_one_series_are_refused_with_the_tag_that_tells_them_apart(tm
         read_image(tmp_path)
 
 
+MAGNITUDE, PHASE = ["ORIGINAL", "PRIMARY", "M", "ND"], ["ORIGINAL", "PRIMARY", "P", "ND"]
+KINDS = {
+    "magnitude and phase": ("ImageType", MAGNITUDE, PHASE, "magnitude, phase"),
+    "of another vendor": ("ImageType", ["ORIGINAL", "PRIMARY", "R_FFE"], ["ORIGINAL", "PRIMARY", "I_FFE"], "real, imaginary"),
+    "water and fat": ("ImageType", ["DERIVED", "PRIMARY", "DIXON", "WATER"], ["DERIVED", "PRIMARY", "DIXON", "FAT"], "water, fat"),
+    "original and derived": ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "AXIAL"], "ORIGINAL, DERIVED"),
+    "components": ("ComplexImageComponent", "MAGNITUDE", "PHASE", "MAGNITUDE, PHASE"),
+    "echoes": ("EchoTime", "2.3", "4.6", "2.3, 4.6"),
+    "inversions": ("InversionTime", "100", "400", "100, 400"),
+    "angles": ("FlipAngle", "5", "26", "5, 26"),
+    "b-values": ("DiffusionBValue", 0.0, 800.0, "0, 800"),
+    "series": ("SeriesNumber", "4", "5", "4, 5"),
+}
+
+
+@pytest.mark.parametrize("is_first", [lambda k: k % 2 == 0, lambda k: k < 4], ids=["in turns", "one behind the other"])
+@pytest.mark.parametrize(("tag", "one", "other", "kinds"), KINDS.values(), ids=list(KINDS))
+@pytest.mark.fault(
+    "A", "slices of several kinds (magnitude and phase, echoes, b-values) at different places of one series", "refused by name"
+)
+def test_slices_of_several_kinds_are_no_volume_wherever_they_lie(tmp_path, tag, one, other, kinds, is_first) -> None:
+    def change(file, k) -> None:
+        setattr(file, tag, one if is_first(k) else other)
+
+    write_series(tmp_path, volume((5, 4, 8)), change=change)
+    with pytest.raises(ImageReadError, match=rf"2 volumes of 4 slices in one series, .*{tag} \(.*Split it into one folder each"):
+        read_image(tmp_path)
+    (tmp_path / "002.dcm").unlink()  # a kind with a gap is no stack of its own
+    first, second = kinds.split(", ")
+    with pytest.raises(ImageReadError, match=rf"the slices differ in {tag} \(.*\): .*{first}.* \(000.dcm\), .*{second}.* \(00[14].dcm\)"):
+        read_image(tmp_path)
+
+
+def test_one_slice_of_another_kind_is_named(tmp_path) -> None:
+    write_series(tmp_path, change=lambda file, k: setattr(file, "ImageType", PHASE if k == 3 else MAGNITUDE))
+    message = r"the slices differ in ImageType \(0008,0008\): ORIGINAL\\magnitude \(000.dcm\), ORIGINAL\\phase \(003.dcm\)\. Give each kind"
+    with pytest.raises(ImageReadError, match=message):
+        read_image(tmp_path)
+
+
+def test_a_volume_at_the_places_of_another_that_lacks_a_slice_is_named_by_its_kind(tmp_path) -> None:
+    for number, kind in enumerate((MAGNITUDE, PHASE)):
+        write_series(tmp_path, volume((5, 4, 6 - number), number), names=f"{number}-{{:03d}}".format, ImageType=kind)
+    with pytest.raises(ImageReadError, match=r"the slices differ in ImageType .*magnitude \(0-000\), ORIGINAL\\phase \(1-000\)"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [
+        ("EchoTime", ("8.97", "8.98")),  # as it was measured
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M", "NORM"], ["ORIGINAL", "PRIMARY", "M", "ND"])),  # steps of a reconstruction
+        ("FlipAngle", (None, "90")),  # said by some
+        ("TriggerTime", ("10", "400")),  # each slice at its own time
+        ("RepetitionTime", ("800", "910")),
+    ],
+)
+def test_what_varies_within_a_volume_is_no_other_kind(tmp_path, tag, values) -> None:
+    write_series(tmp_path, change=lambda file, k: values[k % 2] and setattr(file, tag, values[k % 2]))
+    np.testing.assert_array_equal(read_image(tmp_path).array, volume())
+
+
 def test_slices_at_one_position_that_no_tag_tells_apart_are_refused(tmp_path) -> None:
     for number in range(2):
         write_series(tmp_path, volume(seed=number), names=f"{number}-{{:03d}}".format)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,28 @@ def twice_in_time(file: Dataset) -> None:
         group.FrameContentSequence[0].TemporalPositionIndex = number // 3 + 1
 
 
+def take_turns(sequence: str, tag: str, values: Sequence[object]) -> Callable[[Dataset], None]:
+    """What a sequence of each frame says, one value after the other."""
+
+    def change(file: Dataset) -> None:
+        for number, group in enumerate(file.PerFrameFunctionalGroupsSequence):
+            item = Dataset()
+            setattr(item, tag, values[number % len(values)])
+            setattr(group, sequence, [item])
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (
+            take_turns("MRImageFrameTypeSequence", "ComplexImageComponent", ("MAGNITUDE", "PHASE")),
+            "2 volumes of 3 slices.*ComplexImageComponent",
+        ),
+        (take_turns("MREchoSequence", "EffectiveEchoTime", (2.3, 4.6)), "2 volumes of 3 slices.*EchoTime"),
+        (take_turns("MRTimingAndRelatedParametersSequence", "FlipAngle", ("5", "26")), "2 volumes of 3 slices.*FlipAngle"),
+        (take_turns("MRModifierSequence", "InversionTimes", (100.0, 400.0)), "2 volumes of 3 slices.*InversionTime"),
         (drop_frame, r"6 frames, and places for 5 of them"),
         (cut_pixels, r"bytes of pixel data for 6 frames of 40"),
         (drop_places, r"ImagePositionPatient.* is missing"),

@@ -139,6 +139,19 @@ def test_volumes_of_one_series_are_cases_of_their_own(tmp_path) -> None:
     np.testing.assert_array_equal(array_of(intake.cases[0]), volume(seed=1))
 
 
+@pytest.mark.fault(
+    "A", "slices of several kinds at different places of one series, in a tree", "taken apart: each kind is a case of its own name"
+)
+def test_kinds_that_take_turns_along_a_stack_are_cases_of_their_own(tmp_path) -> None:
+    def change(file, k) -> None:
+        file.ImageType = ["ORIGINAL", "PRIMARY", "MP"[k % 2]]
+
+    write_series(tmp_path / "a", volume((5, 4, 8)), change=change)
+    intake = find_dicom_cases(tmp_path)
+    assert [case.name for case in intake.cases] == [f"p1_Study20240131_Series1_Type{kind}" for kind in ("magnitude", "phase")]
+    np.testing.assert_array_equal(array_of(intake.cases[1]), volume((5, 4, 8))[:, :, 1::2])
+
+
 def test_one_series_in_two_folders_under_one_uid_is_two_where_its_numbers_repeat(tmp_path) -> None:
     write_series(tmp_path / "anna", volume(seed=1))
     write_series(tmp_path / "bert", volume(seed=2))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medseg3d.commandline.cli import main
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.domain import Domain
 from medseg3d.errors import DamagedCaseError
@@ -134,15 +135,21 @@ def test_training_preprocesses_a_case_again_whose_label_changed(prepared: Path) 
 
 
 @pytest.mark.fault(
-    "A3", "a case that changed and cannot be preprocessed as it is now", "training goes on without it, not with what was stored"
+    "A3", "a case that changed and cannot be preprocessed as it is now", "training goes on without it, not with what was stored; exit 3"
 )
-def test_training_goes_on_without_a_case_that_cannot_be_made_again(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_goes_on_without_a_case_that_cannot_be_made_again(
+    prepared: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     domain = Domain(dataset=prepared, folder=WorkFolder(prepared / "medseg3d-work"), configuration="3d_fullres")
     before = {case.name for case in training_domain(domain, "0", device="cpu").training}
     changed = min(before)
     (prepared / "annotated.csv").write_text(f"case,labels\n{changed},shell\n", encoding="utf-8")
     assert {case.name for case in training_domain(domain, "0", device="cpu").training} == before - {changed}
     assert f"{changed} cannot be preprocessed as it is now; training without it." in caplog.text
+    assert main(["train", str(prepared), "--fold", "all", "--epochs", "1", "--iterations", "2", "--device", "cpu", "--json"]) == 3
+    said = capsys.readouterr()
+    assert [failure["case"] for failure in json.loads(said.out)["left_out"]] == [changed]
+    assert f"1 case failed; the others are used:\n  - {changed}" in said.err
 
 
 def test_a_copied_dataset_with_new_times_is_not_preprocessed_again(prepared: Path) -> None:
