@@ -39,8 +39,8 @@ MINUTES = {"phantom": 8.0, "hippocampus": 10.0}
 EPOCHS = 32
 """The learning rate falls in so many parts; a power of two, so that a half, a quarter and an eighth of the budget are whole epochs."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
-"""After these parts of the budget the Dice is asked for where reaching it is enough. The first ones continue each other, with learning rates
-that fell to zero; the whole budget begins anew, as a training of that length has one schedule."""
+"""After these parts of the budget the Dice is asked for where reaching it is enough. The first ones continue each other, with learning
+rates that fell to zero; the whole budget begins anew, as a training of that length has one schedule."""
 PREDICTED_CASES = 6
 """The phantom's test cases; as many of Hippocampus are enough for the time of one."""
 
