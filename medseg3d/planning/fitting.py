@@ -24,7 +24,7 @@ def with_fitted_numbers(planner: Planner) -> Planner:
     return replace(
         planner,
         network=replace(planner.network, width_multiplier=planner.network.width_multiplier * found.width),
-        spacing=replace(planner.spacing, resolution_multiplier=planner.spacing.resolution_multiplier * found.resolution),
+        spacing=replace(planner.spacing, voxel_share=planner.spacing.voxel_share * found.resolution**3),
         memory=replace(memory, reference_3d=round(memory.reference_3d * share), reference_2d=round(memory.reference_2d * share)),
     )
 

@@ -78,7 +78,14 @@ def explained_plan(summary: DatasetSummary, planner: Planner, *, gpu_memory_gb: 
         raise PlanError(f"The GPU memory must be above 0 GB, found {gpu_memory_gb:g}.")
     fitting, planner = tuple(fitting_reasons(planner)), with_fitted_numbers(planner)
     axes, rule = summary.axis_names, planner.spacing
-    target = target_spacing(summary.spacings, summary.cropped_shapes, rule, dissenting=summary.dissenting, axes=axes)
+    target = target_spacing(
+        summary.spacings,
+        summary.cropped_shapes,
+        rule,
+        coarse_axis_ratio=planner.lowres.coarse_axis_ratio,
+        dissenting=summary.dissenting,
+        axes=axes,
+    )
     median = median_shape(summary.spacings, summary.cropped_shapes, target.value)
     order = axis_order(target.value, median, single_slice_first=rule.single_slice_first, axes=axes)
     spacing, shape = permute(target.value, order.value), permute(median, order.value)

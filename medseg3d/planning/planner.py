@@ -50,6 +50,9 @@ class SpacingRule(Checked):
     """The axis along which the cases have a single slice comes first (and only 2D is planned), even if another axis is coarser."""
     resolution_multiplier: Multiplier
     """ρ of MobileNets: the target spacing is divided by it, and patch, strides and memory are derived for the new size."""
+    voxel_share: Multiplier = field(default_factory=lambda: 1.0)  # came later: files that give every number may leave it out
+    """Share of a case's voxels that is kept: the target spacing is coarsened, along axes that are finer than the coarsest by more than
+    `lowres.coarse_axis_ratio` first, so that thick slices stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +200,7 @@ class TimeRule(Checked):
     least_patch: Multiplier = 1.0
     """Share of the memory for patches at least."""
     least_resolution: Multiplier = 1.0
-    """Factor on the resolution along every axis at least."""
+    """Factor on the resolution along axes of equal edges at least; its cube is the share of the voxels, see `spacing.voxel_share`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ def target_spacing(
     shapes: Sequence[Sequence[int]],
     rule: SpacingRule,
     *,
+    coarse_axis_ratio: float = 2.0,
     dissenting: Sequence[int] = (),
     axes: Sequence[str] = CANONICAL,
 ) -> Decided[Triple]:
@@ -30,10 +31,10 @@ def target_spacing(
     ``dissenting`` are the places of cases whose thick slices lie along another axis than those of the rest. A few of them do not
     decide. Where they are many, the percentile over all cases would mix slice distances with edges of pixels and give a number that
     no case has; each axis then takes that of the cases whose slices do not lie along it, so that the detail inside the slices of every
-    case is kept. In the end all axes are divided by ``resolution_multiplier``.
+    case is kept. In the end all axes are divided by ``resolution_multiplier``, and coarsened until ``voxel_share`` of the voxels are left.
     """
     found = _found(spacings, shapes, rule, dissenting)
-    target = triple([edge / rule.resolution_multiplier for edge in found.spacing])
+    target = coarsened([edge / rule.resolution_multiplier for edge in found.spacing], rule.voxel_share, coarse_axis_ratio)
     usual = _percentile_name(rule.percentile)
     reason = Explanation(
         quantity="target spacing",
@@ -41,7 +42,7 @@ def target_spacing(
         rule=(
             f"The {usual} of the spacings of all cases, axis by axis. Where the coarsest axis is more than {rule.anisotropy_threshold:g} "
             f"times as coarse as the next and has fewer than 1/{rule.anisotropy_threshold:g} of its voxels, that axis takes the "
-            f"{_percentile_name(rule.coarse_percentile)} instead, so that no case loses slices."
+            f"{_percentile_name(rule.coarse_percentile)} instead, so that no case loses slices." + _coarsening_rule(rule, coarse_axis_ratio)
         ),
         inputs=(
             f"{found.basis}{counted(len(spacings), 'case')}, {usual} {times(found.median, 4)} mm; the coarsest axis has "
@@ -51,6 +52,32 @@ def target_spacing(
         changes_it="Cases with other spacings; percentile, coarse_percentile or anisotropy_threshold of the planner (spacing).",
     )
     return Decided(target, (reason,))
+
+
+COARSENING_STEP = 1.03
+"""Per step, as in the search for 3d_lowres."""
+
+
+def coarsened(spacing: Sequence[float], voxel_share: float, coarse_axis_ratio: float) -> Triple:
+    """Edges in mm of fewer voxels: axes that are finer than the coarsest by more than ``coarse_axis_ratio`` grow first, then all of them.
+
+    >>> [round(edge, 6) for edge in coarsened((10.0, 1.5, 1.5), 1 / 4, 2)]
+    [10.0, 3.0, 3.0]
+    """
+    edges, left = np.asarray(spacing, np.float64).copy(), 1 / voxel_share
+    while left > 1 + 1e-9:
+        is_finer = edges.max() / edges > coarse_axis_ratio
+        chosen = is_finer if is_finer.any() else np.ones(3, bool)
+        step = min(COARSENING_STEP, left ** (1 / chosen.sum()))
+        edges[chosen] *= step
+        left /= step ** chosen.sum()
+    return triple(edges)
+
+
+def _coarsening_rule(rule: SpacingRule, coarse_axis_ratio: float) -> str:
+    if rule.voxel_share == 1:
+        return ""
+    return f" Then edges grow until {rule.voxel_share:.1%} of the voxels are left, of axes finer than 1/{coarse_axis_ratio:g} of the coarsest first."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from medseg3d.axes import Triple
 from medseg3d.options import PlanOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import Planner, explain, explained_plan, load_planner, make_plan
 from medseg3d.planning.candidates import Speed
 from medseg3d.planning.fit_to_time import fitted_to_time, seconds_of_step
 from medseg3d.planning.planner import Fitted
+from medseg3d.planning.spacing import coarsened
 from medseg3d.records import read_record, write_record
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.plan import plan
@@ -123,3 +126,21 @@ def test_a_network_that_was_planned_without_a_time_is_pointed_out(tiny: Path, tm
 
 def features(made: Plan) -> tuple[int, ...]:
     return made.configuration(None).network.features
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25, 0.05])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (0.8, 5.0, 0.7)])
+def test_a_share_of_the_voxels_is_kept_and_thick_slices_go_last(spacing: Triple, share: float) -> None:
+    edges = coarsened(spacing, share, 2)
+    assert math.prod(spacing) / math.prod(edges) == pytest.approx(share)
+    thick = spacing.index(max(spacing))
+    others = [edge for axis, edge in enumerate(edges) if axis != thick]
+    assert edges[thick] == pytest.approx(spacing[thick]) or edges[thick] <= 2 * 1.03 * min(others)
+
+
+def test_less_resolution_leaves_thick_slices_as_they_are() -> None:
+    summary = summary_of((10.0, 1.5, 1.5), (10, 256, 216), num_cases=40)
+    rules = replace(DEFAULT, fitted=Fitted(hours=0.1, device="cpu", steps=1, resolution=0.8))
+    before, after = (make_plan(summary, each).configuration("3d_fullres") for each in (DEFAULT, rules))
+    assert before.spacing[0] == after.spacing[0] == 10.0
+    assert math.prod(before.spacing) / math.prod(after.spacing) == pytest.approx(0.8**3)
