@@ -77,7 +77,8 @@ def coarsened(spacing: Sequence[float], voxel_share: float, coarse_axis_ratio: f
 def _coarsening_rule(rule: SpacingRule, coarse_axis_ratio: float) -> str:
     if rule.voxel_share == 1:
         return ""
-    return f" Then edges grow until {rule.voxel_share:.1%} of the voxels are left, of axes finer than 1/{coarse_axis_ratio:g} of the coarsest first."
+    finer = f"of axes finer than 1/{coarse_axis_ratio:g} of the coarsest first"
+    return f" Then edges grow until {rule.voxel_share:.1%} of the voxels are left, {finer}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
