@@ -39,6 +39,9 @@ class Setting:
 FINER = 1.5
 """Logits at a quarter or an eighth of the resolution cannot hold the phantom's smallest labels, 2 to 4 voxels wide; these networks are
 cheap enough for three times as many voxels."""
+COARSER, FASTER = 0.75, 4e-3
+"""Networks that decide at full resolution alone are long in telling left from right: two fifths of the voxels give them more than twice the
+steps, and twice the rate makes more of each."""
 SETTINGS = {
     "default": Setting(alpha=0.5),
     "residual_m": Setting(alpha=0.5),
@@ -48,14 +51,15 @@ SETTINGS = {
     # made for slices; its dropout of a half takes more steps than a core has time for, as no norm takes back what it does
     "unet_wide": Setting(alpha=0.46, rate=WITHOUT_NORMS, configuration="2d", changes="[network.options]\ndropout = 0.0\n"),
     "vnet": Setting(alpha=0.25, rate=1e-3),  # kernels of 5 voxels have five times the work: fewer features; the preset's own rate
-    "vnet_batch_norm": Setting(alpha=0.5),
+    "vnet_batch_norm": Setting(alpha=0.25),  # as for vnet
     "u2net": Setting(rate=4e-3),  # the preset's own
-    "unet_plus_plus": Setting(alpha=0.25),  # 8 features: nine nodes stand at full resolution or half of it
+    # 8 features: nine nodes stand at full resolution or half of it
+    "unet_plus_plus": Setting(alpha=0.25, rho=COARSER, rate=FASTER),
     "attention_unet": Setting(),
     "fcn": Setting(alpha=0.5),
     "segnet": Setting(alpha=0.25),
-    "dla": Setting(alpha=0.5),  # 8 features: its aggregating decoder works at full resolution
-    "transunet": Setting(alpha=0.5, rate=TRANSFORMER),
+    "dla": Setting(alpha=0.5, rho=COARSER, rate=FASTER),  # 8 features: its aggregating decoder works at full resolution
+    "transunet": Setting(alpha=0.5, rho=COARSER),
     "deeplab_v3": Setting(rho=FINER),
     "pspnet": Setting(alpha=0.5, rho=FINER),
     "icnet": Setting(rho=FINER),
