@@ -17,11 +17,21 @@ def docs_folder() -> Path | None:
 
 
 def pages() -> Mapping[str, Path]:
-    """Every page by its short name, the name of its file (``predict`` is ``how-to/predict.md``), or of its folder for an ``index.md``."""
+    """Every page by its short name, the name of its file (``predict`` is ``how-to/predict.md``), or of its folder for an ``index.md``.
+
+    The first one is where to start; those of a folder stand together, what to do before why it is so.
+    """
     folder = docs_folder()
-    found = {} if folder is None else {_short(path): path for path in sorted(folder.rglob("*.md"))}
+    found = {} if folder is None else {_short(path): path for path in sorted(folder.rglob("*.md"), key=_place_in_list)}
     planners = None if folder is None else folder.parent / "planners/README.md"
     return found | ({"planners": planners} if planners is not None and planners.is_file() else {})
+
+
+def _place_in_list(path: Path) -> tuple[int, str]:
+    """Pages that lie in no such folder come last."""
+    order = ("start.md", "how-to", "concepts", "gallery", "reference")
+    kind = path.name if path.name in order else path.parent.name
+    return order.index(kind) if kind in order else len(order), path.stem
 
 
 def _short(path: Path) -> str:

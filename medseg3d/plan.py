@@ -42,6 +42,12 @@ MAX_WEIGHTS = 4e9
 """Numbers; the largest network of any planner has 0.2e9."""
 MAX_FEATURE_MAP = 2.0**34
 """Numbers of one feature map at full size, 64 GiB; 192³ voxels of 32 features are 0.2e9."""
+OF_CASCADES = frozenset({"3d_lowres", "3d_cascade_fullres", "3d_detect", "3d_crop_fullres"})
+"""Configurations that not every plan has."""
+ON_CASCADES = (
+    "Cascades are planned only where they may help: medseg3d plan --explain says under '3d_lowres' and 'crop cascade' why not here, and "
+    "medseg3d docs cascades which keys of a planner change it."
+)
 
 Option = bool | int | float | str | tuple[int, ...] | None
 """What a network option may be; TOML and JSON can hold it."""
@@ -349,7 +355,8 @@ class Plan(Checked):
         """A configuration by name, the recommended one for None; raises :class:`PlanMismatchError` for an unknown name."""
         wanted = name or self.recommended
         if wanted not in self.configurations:
-            raise PlanMismatchError(f"The plan has no configuration {wanted!r}; it has {', '.join(self.configurations)}.")
+            hint = ON_CASCADES if wanted in OF_CASCADES else "Name one of these with -c."
+            raise PlanMismatchError(f"The plan has no configuration {wanted!r}; it has {', '.join(self.configurations)}. {hint}")
         return self.configurations[wanted]
 
     def stages_of(self, name: str) -> tuple[str, ...]:

@@ -143,7 +143,10 @@ class WorkFolder:
     def read_plan(self) -> Plan:
         """The plan; raises :class:`InputError` saying how to make one."""
         if not self.plan.exists():
-            raise InputError(f"{self.root}: there is no plan.json here. Run medseg3d plan first (with the same -w, if you gave one).")
+            raise InputError(
+                f"{self.root}: there is no plan.json here. Run medseg3d plan first (with the same -w, if you gave one), or medseg3d run "
+                "for all steps."
+            )
         try:
             return read_record(self.plan, Plan, "plan")
         except InputError as error:

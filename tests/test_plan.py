@@ -210,6 +210,12 @@ def test_shapes_are_compared_before_memory_is_taken(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB; the network has 7 GB
 
 
+@pytest.mark.parametrize(("name", "next_step"), [("3d_crop_fullres", "medseg3d docs cascades"), ("3d_full", "Name one of these")])
+def test_a_configuration_that_was_not_planned_is_refused_with_what_to_do(name: str, next_step: str) -> None:
+    with pytest.raises(PlanMismatchError, match=f"has no configuration '{name}'; it has 3d_fullres. .*{next_step}"):
+        PLAN.configuration(name)
+
+
 def model_parts(**changes: Any) -> ModelParts:
     members = (MemberDescription(configuration="3d_fullres", folds=("0",)),)
     description = ModelDescription(**{"plan": PLAN, "members": members, **changes})

@@ -167,9 +167,9 @@ class ProgressLines:
                 self._tell_whole()
 
     def _tell_whole(self) -> None:
-        """Once a minute at most, between the lines of epochs as well: how much of all is done."""
+        """Once a minute at most, between the lines of epochs as well: how much of all is done; at its end nothing, as more may follow."""
         now, left, share = self._clock(), self._pace.all_left, self._pace.overall
-        if left is not None and share is not None and now - self._last_of_whole >= self._seconds:
+        if left is not None and share is not None and share < 1 and now - self._last_of_whole >= self._seconds:
             self._last_of_whole = now
             self._write(f"{100 * share:.0f} % of all done, about {duration(left)} left")
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Results = Mapping[str | None, Result]
 
+FIRST_TRY = "--planner small --folds 0 --minutes 5"
+"""Of a dataset to try with: all steps in minutes without a GPU. The plan's own length takes days there."""
+
 
 def _plan(options: c.PlanCommand, console: Console) -> None:
     from medseg3d.workflows.plan import plan_from_fingerprint
@@ -326,7 +329,7 @@ def _demo(options: c.DemoCommand, console: Console) -> None:
 
     with console:
         demo(options.folder, seed=options.seed, dicom=options.dicom)
-    console.say(f"A phantom dataset lies in {options.folder}. Try: medseg3d run {options.folder}")
+    console.say(f"A phantom dataset lies in {options.folder}. Try: medseg3d run {options.folder} {FIRST_TRY}")
 
 
 def _report(options: c.ReportCommand, console: Console) -> None:

@@ -36,6 +36,9 @@ from medseg3d.wording import counted, listed
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels")
+"""Folders in a dataset, which are easily named in its place."""
+
 
 def open_dataset(root: Path | str, *, channels: Sequence[str] | None = None) -> Dataset:
     """Find the cases of a dataset folder; ``channels`` names them anew, for instance ``("CT",)``; a text is one name.
@@ -76,9 +79,10 @@ def find_dataset(root: Path, *, channels: Sequence[str] | None = None) -> tuple[
     elif (root / "images").is_dir():
         dataset = _open_folders(root, declared, findings)
     else:
+        above = f" Did you mean the folder that holds it, {root.absolute().parent}?" if root.absolute().name in PARTS else ""
         raise DatasetError(
-            f"{root}: not a dataset. Expected imagesTr and labelsTr (nnU-Net, Decathlon), or images and labels. The least there can be: "
-            "images in the folder images, and label maps of the same names in the folder labels."
+            f"{root}: not a dataset.{above} Expected imagesTr and labelsTr (nnU-Net, Decathlon), or images and labels. The least there can "
+            "be: images in the folder images, and label maps of the same names in the folder labels."
         )
     if channels is not None:
         if not all(isinstance(name, str) for name in channels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ def evaluate_folders(
     evaluation = evaluate_pairs(
         [replace(pair, annotated=annotated_for(pair.case, rows)) for pair in matched.pairs],
         labels=declared,
-        label_names=names,
+        label_names=names or predicted_names(predictions),
         tolerance_mm=tolerance_mm,
         num_workers=num_workers,
         max_bytes=max_bytes,
@@ -229,8 +230,8 @@ def match_files(predictions: Path, references: Path) -> Matched:
     common = sorted(found_p.keys() & found_r.keys())
     if not common:
         raise InputError(
-            f"No prediction in {predictions} has the name of a reference in {references}: found {_some(found_p)} there and "
-            f"{_some(found_r)} here. A prediction must be called like its reference, whatever its file format."
+            f"No prediction has the name of a reference: {predictions} holds {_some(found_p)}, and {references} {_some(found_r)}. "
+            "A prediction must be called like its reference, whatever its file format."
         )
     failures = (*failures_p, *failures_r)
     failed = {failure.case for failure in failures}
@@ -274,6 +275,28 @@ def label_names_beside(references: Path) -> dict[int, str]:
     """The names in ``labels.csv`` or ``labels.json`` beside the references, or else in the folder above."""
     folder = references.parent if references.is_file() else references
     return names_beside(folder) or names_beside(folder.resolve().parent)
+
+
+def predicted_names(predictions: Path) -> dict[int, str]:
+    """The names of label values that ``predict`` noted beside what it wrote, background first; empty where a value has none, or two."""
+    folder = predictions.parent if predictions.is_file() else predictions
+    names: dict[int, str] = {}
+    for file in sorted(folder.glob("predictions*.json")):
+        for value, name in _noted_labels(file).items():
+            if not name or names.setdefault(int(value), name) != name:
+                return {}
+    return dict(sorted(names.items(), key=lambda item: (item[0] != 0, item[0])))
+
+
+def _noted_labels(file: Path) -> dict[str, str]:
+    """Nothing of a record that is damaged, which costs names alone here."""
+    try:
+        noted = read_json(file)
+    except InputError:
+        return {}
+    labels = noted.get("labels") if isinstance(noted, dict) else None
+    is_whole = isinstance(labels, dict) and all(re.fullmatch(r"-?\d{1,18}", key) and isinstance(labels[key], str) for key in labels)
+    return labels if isinstance(labels, dict) and is_whole else {}
 
 
 def labels_found(*label_maps: np.ndarray) -> Labels:

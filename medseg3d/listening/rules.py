@@ -199,6 +199,8 @@ class ListenRules(Table):
 
 def read_rules(path: Path) -> ListenRules:
     """Read and check the file; its relative paths begin where it lies. Raises :class:`InputError` with what is wrong."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file. Expected a file of rules; medseg3d docs hospital#every-night-by-itself shows one.")
     rules = from_plain(read_toml(path), ListenRules, str(path))
     root = path.resolve().parent
 

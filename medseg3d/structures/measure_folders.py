@@ -20,7 +20,14 @@ from medseg3d.data.reading import label_file, read_case
 from medseg3d.data.seg_labels import labels_of_segs
 from medseg3d.data.soft_labels import by_soft_case, soft_case_name
 from medseg3d.errors import CaseFailure, InputError
-from medseg3d.evaluation.evaluate_folders import annotated_beside, check_annotated, label_names_beside, labels_beside, labels_found
+from medseg3d.evaluation.evaluate_folders import (
+    annotated_beside,
+    check_annotated,
+    label_names_beside,
+    labels_beside,
+    labels_found,
+    predicted_names,
+)
 from medseg3d.events import Event, Listener, silent
 from medseg3d.execution import run_cases
 from medseg3d.files import file_digest
@@ -60,14 +67,17 @@ def measure_folders(
 ) -> Structures:
     """Measure every label map of a folder, or one file; intensities are those of the image of the same case name.
 
-    ``labels``: given, or those of the ``dataset.json`` in or above the folder, or all values that occur (0 is background). References are
-    measured as what they are: soft labels by the most probable label, cases of ``annotated.csv`` without what nobody looked for. Cases
-    that cannot be measured are in ``failures``. Raises :class:`InputError` where there is no label map at all.
+    ``labels``: given, or those of the ``dataset.json`` in or above the folder, or those that ``predict`` noted there, or all values that
+    occur (0 is background). References are measured as what they are: soft labels by the most probable label, cases of ``annotated.csv``
+    without what nobody looked for. Cases that cannot be measured are in ``failures``. Raises :class:`InputError` where there is no label
+    map at all.
     """
     names = label_names_beside(label_maps)
     declared = labels or labels_beside(label_maps)
     if labels is None and declared is not None:
         declared = with_names(declared, names)
+    elif declared is None and not names and (predicted := predicted_names(label_maps)):
+        declared = Labels(names=tuple(predicted.values()), values=tuple(predicted))
     is_predicted = _are_predictions(label_maps)
     soft = declared.values if declared is not None and declared.soft and not is_predicted else ()
     rows = () if is_predicted else annotated_beside(label_maps)

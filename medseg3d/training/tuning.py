@@ -5,6 +5,7 @@ A run keeps what it was begun with, and goes on with it where it is not said aga
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from torch import nn
 from medseg3d.errors import InputError
 from medseg3d.options import TuningOptions
 from medseg3d.training.domains import TrainingDomain
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,9 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> tuple[nn.Module, ...]
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(f"--freeze {' '.join(patterns)}: nothing is left to learn. The network has {parts}.")
+    if patterns:
+        kept = sum(not parameter.requires_grad for parameter in parameters.values())
+        logger.warning("%d of %d tensors keep their weights (--freeze %s).", kept, len(parameters), " ".join(patterns))
     return tuple(frozen_norms(network)) if patterns else ()
 
 

@@ -100,7 +100,7 @@ def predict_there(
         ),
         identity=identity,
         targets=absolute,
-        record=RecordFile(record.path.resolve()),
+        record=replace(record, path=record.path.resolve()),
         outputs=outputs,
     )
     found = [resolved(case) for case in pending]

@@ -29,7 +29,15 @@ from medseg3d.workflows.load import predicting_model
 from medseg3d.workflows.local_processes import local_processes
 from medseg3d.workflows.predict_cases import predict_cases
 from medseg3d.workflows.predicted_structures import check_measurable, measure_predicted
-from medseg3d.workflows.prediction_record import PredictedCase, Predictions, RecordFile, is_as_recorded, record_name, recorded
+from medseg3d.workflows.prediction_record import (
+    PredictedCase,
+    Predictions,
+    RecordFile,
+    is_as_recorded,
+    record_name,
+    recorded,
+    recorded_names,
+)
 from medseg3d.workflows.workers import cluster_workers
 
 logger = logging.getLogger(__name__)
@@ -72,7 +80,7 @@ def predict(
     (``dask.distributed.Client.get_executor()``) every case is predicted wherever it runs, from and into the same folders.
     """
     if isinstance(source, Path) and not source.exists():
-        raise InputError(f"{source}: no such file or folder.")
+        raise InputError(f"{source}: no such file or folder. Expected a folder of images, or one image.")
     place = next(place for place in (model, work, dataset) if place is not None)
     if executor is not None:
         return _predict(source, output, options, place, executor, on)
@@ -101,7 +109,7 @@ def _predict(
     check_writable(folder)
     earlier = recorded(folder)
     kept, pending = _divide(_part(cases, options.part), targets, earlier, identity, options, outputs)
-    record = RecordFile(folder / record_name(options.part))
+    record = RecordFile(folder / record_name(options.part), recorded_names(loaded.plan.labels))
     told = _Progress([case.name for case in pending], on)
     if executor is None:
         budget = memory_budget(options.max_ram_gb)

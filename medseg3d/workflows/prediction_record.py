@@ -6,13 +6,15 @@ any moment: the next one tells by the digest whether the announced label map is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from medseg3d.errors import InputError
 from medseg3d.files import file_digest
-from medseg3d.records import read_record, write_record
+from medseg3d.labels import Labels
+from medseg3d.records import Checked, read_record, write_record
 from medseg3d.workflows.taking_turns import record_lock, tidy
 
 RECORD = "predictions.json"
@@ -49,21 +51,25 @@ class StartedCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Predictions:
+class Predictions(Checked):
     """``predictions.json`` beside the outputs: how each was made, by file name, so that the next call knows what to keep.
 
-    ``started`` is empty but for moments, and where a process was killed.
+    ``started`` is empty but for moments, and where a process was killed. ``labels`` are the names of label values, for who reads the
+    label maps without the model; a value that two models call differently has an empty name.
     """
 
     cases: dict[str, PredictedCase] = field(default_factory=dict)
     started: dict[str, StartedCase] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("labels",)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFile:
-    """The record of a folder, which any number of threads and processes add to."""
+    """The record of a folder, which any number of threads and processes add to; ``labels`` are the names of what they predict."""
 
     path: Path
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     def start(self, target: Path, case: PredictedCase, digest: str) -> None:
         """An output is whole under another name, and will be renamed."""
@@ -75,7 +81,8 @@ class RecordFile:
 
         def change(before: Predictions) -> Predictions:
             started = {name: entry for name, entry in before.started.items() if name != target.name}
-            return Predictions(cases={**before.cases, target.name: case}, started=started)
+            named = {value: name if before.labels.get(value, name) == name else "" for value, name in self.labels.items()}
+            return Predictions(cases={**before.cases, target.name: case}, started=started, labels=before.labels | named)
 
         self._change(change)
 
@@ -87,12 +94,17 @@ class RecordFile:
     def _recovered(self, before: Predictions) -> Predictions:
         there = {name: entry.made for name, entry in before.started.items() if _has_digest(self.path.with_name(name), entry.digest)}
         waiting = {name: entry for name, entry in before.started.items() if name not in there}
-        return Predictions(cases=before.cases | there, started=waiting)
+        return replace(before, cases=before.cases | there, started=waiting)
 
     def _change(self, change: Callable[[Predictions], Predictions]) -> None:
         with record_lock(self.path):
             before = read_predictions(self.path) if self.path.exists() else Predictions()
             write_record(self.path, change(before), "predictions")
+
+
+def recorded_names(labels: Labels) -> dict[int, str]:
+    """What label maps of these labels say of their values; nothing for regions, of which a value is only a part."""
+    return {} if labels.regions else dict(zip(labels.values, labels.names, strict=True))
 
 
 def recorded(folder: Path) -> Predictions:

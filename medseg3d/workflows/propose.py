@@ -92,7 +92,8 @@ def propose(root: Path, work: Path | None, options: ProposeOptions, on: Listener
     folder = work_folder(root, work)
     if not folder.fingerprint.exists():
         raise InputError(
-            f"{folder.root}: no fingerprint.json, which says what the training images look like. Name the work folder with -w."
+            f"{folder.root}: no fingerprint.json, which says what the training images look like. Train a model "
+            "first, by medseg3d run, or name its work folder with -w."
         )
     target = folder.root / FOLDER
     check_writable(target)

@@ -74,12 +74,14 @@ def slurm(root: Path, work: Path | None, options: SlurmOptions, on: Listener) ->
 def _jobs(domains: Sequence[Domain], root: Path, work: Path, options: SlurmOptions) -> Iterator[Job]:
     is_shared = domains[0].name is not None
     place = ("-w", str(work)) if is_shared else (str(root), "-w", str(work))
-    yield Job(name="preprocess", after=(), commands=(("preprocess", *place, *_jobs_option(options)),))
+    configurations = _configurations(domains, options)
+    needed = () if is_shared else ("-c", *(name for name, _, _ in configurations))
+    yield Job(name="preprocess", after=(), commands=(("preprocess", *place, *needed, *_jobs_option(options)),))
     folds = fold_names(options.folds) or all_folds(domains)
     for fold in folds:
         check_fold(domains, fold)
     trained, trained_with = [], (*arguments_of(options, TrainingOptions), *arguments_of(options, TuningOptions))
-    for name, earlier, is_named in _configurations(domains, options):
+    for name, earlier, is_named in configurations:
         chosen = () if is_shared else ("-c", name)
         command = ("train", *place, *chosen, "--fold", TASK, *trained_with)
         after = ("preprocess", *([f"train-{earlier}"] if earlier else []))

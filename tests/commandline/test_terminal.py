@@ -148,6 +148,20 @@ def test_a_log_file_gets_a_line_per_stage_and_per_minute() -> None:
     ]
 
 
+def test_all_is_never_said_to_be_done_while_more_follows() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    progress = ProgressLines(lines.append, clock=clock)
+    for epoch in range(5):
+        progress.listen(Event(stage="train 2d fold 0", done=epoch, total=4, overall=epoch / 4))
+        progress.listen(Event(stage="train", message=f"epoch {epoch}"))
+        clock.now += 100
+    assert [line for line in lines if "of all done" in line] == [f"{share} % of all done, about {left} left" for share, left in LEFT]
+
+
+LEFT = ((25, "5 min"), (50, "3 min"), (75, "1 min"))
+
+
 def test_a_stage_that_says_nothing_is_told_of_by_a_thread() -> None:
     told = threading.Event()
 

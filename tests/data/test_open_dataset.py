@@ -179,6 +179,7 @@ def test_folders_that_are_no_dataset_are_refused(tmp_path) -> None:
     assert "not a dataset" in findings_of(tmp_path)
     (tmp_path / "imagesTr").mkdir()
     describe_dataset(tmp_path)
+    assert f"Did you mean the folder that holds it, {tmp_path}?" in findings_of(tmp_path / "imagesTr")
     text = findings_of(tmp_path)
     assert "no images" in text
     assert "labelsTr: no such folder" in text

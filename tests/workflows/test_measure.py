@@ -86,6 +86,8 @@ def test_predict_measures_what_it_wrote_as_measure_does(trained: Path, tmp_path:
     images = shutil.copytree(trained / "imagesTs", tmp_path / "images")
     arguments = ["predict", str(trained), "-i", str(images), "-o", str(tmp_path / "out"), "--device", "cpu", "-q", "--statistics"]
     assert main(arguments) == 0
+    alone = medseg3d.measure(tmp_path / "out", output=tmp_path / "alone")
+    assert {each.name for each in alone.cases[0].structures} == {"shell", "core"}, "predictions.json says how the model calls them"
     shutil.copy(trained / "dataset.json", tmp_path / "out")
     assert (
         medseg3d.measure(tmp_path / "out", images, output=tmp_path / "again").cases

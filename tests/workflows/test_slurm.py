@@ -68,6 +68,7 @@ def test_one_fold_is_a_job_and_each_stage_waits_for_the_one_before(planned: Path
     assert done.returncode == 0, done.stderr
     said = [line.split() for line in (tmp_path / "said").read_text(encoding="utf-8").splitlines()]
     assert [words[0] for words in said] == ["preprocess", "train", "train", "select", "predict", "predict", "report"]
+    assert said[0][said[0].index("-c") + 1 :] == ["3d_fullres"]  # what is trained, and not the plan's 2d as well
     assert [words[words.index("--fold") + 1] for words in said[1:3]] == ["0", "1"]
     assert all("--epochs 7" in " ".join(words) for words in said[1:3])
     assert [words[words.index("--part") + 1] for words in said[4:6]] == ["1/2", "2/2"]

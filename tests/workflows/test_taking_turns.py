@@ -13,6 +13,7 @@ import pytest
 
 from medseg3d.commandline.cli import main
 from medseg3d.errors import BusyError
+from medseg3d.evaluation.evaluate_folders import predicted_names
 from medseg3d.files import file_digest
 from medseg3d.locks import read_owner
 from medseg3d.records import write_record
@@ -122,6 +123,19 @@ def test_an_announced_output_is_recorded_where_it_is_there(tmp_path: Path) -> No
     assert recorded(tmp_path).cases == {"there.nii.gz": made}
     RecordFile(tmp_path / "predictions.json").add(tmp_path / "other.nii.gz", made)
     assert sorted(read_predictions(tmp_path / "predictions.json").started) == ["missing.nii.gz"]
+
+
+def test_a_value_that_two_models_call_differently_has_no_name(tmp_path: Path) -> None:
+    made, file = PredictedCase(model="m", input_digest="i"), tmp_path / "predictions.json"
+    RecordFile(file).add(tmp_path / "a.nii.gz", made)
+    assert "labels" not in file.read_text(encoding="utf-8"), "records that name nothing stay as they were"
+    RecordFile(file, {0: "background", 3: "liver"}).add(tmp_path / "b.nii.gz", made)
+    assert predicted_names(tmp_path) == {0: "background", 3: "liver"}
+    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "c.nii.gz", made)
+    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "d.nii.gz", made)
+    assert predicted_names(tmp_path) == {}
+    file.write_text("{", encoding="utf-8")
+    assert predicted_names(tmp_path) == {}
 
 
 def test_a_lock_of_a_very_long_name_has_a_short_one() -> None:
