@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ Taken = TypeVar("Taken", bound=Options)
 EXIT_USAGE = 2
 VERB = "verb"
 """Where the parser leaves the name of the command."""
+NARROW = 78
+"""Letters in a line of a terminal of 80, as argparse counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def build_parser(commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParse
         own = subparsers.add_parser(
             name,
             help=command.help,
-            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            description=textwrap.fill(f"{command.help[0].upper()}{command.help[1:]}.", NARROW),
             epilog=examples_of(name),
             formatter_class=HelpFormatter,
         )

@@ -106,7 +106,7 @@ USAGES: Mapping[str, Usage] = {
     ),
     "import": Usage(
         "how-to/nnunet-models.md",
-        ("medseg3d import nnunet nnUNetTrainer__nnUNetPlans__3d_fullres -o liver.medseg3d",),
+        ("medseg3d import nnunet Dataset003_Liver -c 3d_fullres -o liver.medseg3d",),
     ),
     "info": Usage("how-to/share.md", ("medseg3d info liver.medseg3d", "medseg3d info Liver --json")),
     "serve": Usage(

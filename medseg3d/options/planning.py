@@ -33,7 +33,7 @@ class DatasetOptions(Options):
     ] = None
     groups: Annotated[
         Path | str | None,
-        Option("--groups", "columns case,group: cases of a group stay in one fold", metavar="FILE.csv", group="groups"),
+        Option("--groups", "columns case,group: cases of a group stay in one fold", metavar="FILE", group="groups"),
     ] = None
     no_groups: Annotated[
         bool, Option("--no-groups", "cases whose names look like one patient's may be in different folds", group="groups")

@@ -27,7 +27,8 @@ def test_every_command_has_examples_and_a_page() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_can_be_typed(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     for line in USAGES[name].lines:
         (command,) = re.findall(r"medseg3d [^#>)]*", line)
         words = shlex.split(command)[1:]
@@ -36,6 +37,7 @@ def test_every_example_can_be_typed(name: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main([name, "--help"])
     shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
     assert USAGES[name].lines[0].partition("  # ")[0] in shown
     assert f"more: medseg3d docs {page_of(USAGES[name].page).stem}" in shown
 
