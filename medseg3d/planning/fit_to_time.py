@@ -5,11 +5,13 @@ A planner, a dataset and a device's speed go in; the planner comes out with what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from medseg3d.plan import Configuration
 from medseg3d.planning.candidates import Speed, step_seconds
+from medseg3d.planning.loss_rules import ELONGATED
 from medseg3d.planning.make_plan import make_plan
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.planning.planner import Fitted, Planner
@@ -31,7 +33,7 @@ def fitted_to_time(
     """
     if not planner.time.least_steps or planner.network.family not in FEATURE_MAPS:
         return planner
-    for width, patch, resolution in _factors(planner):
+    for width, patch, resolution in _factors(planner, coarsest_resolution(planner, summary)):
         found = Fitted(hours=hours, device=speed.device, steps=0, width=width, patch=patch, resolution=resolution)
         made = make_plan(summary, replace(planner, fitted=found), gpu_memory_gb=gpu_memory_gb)
         seconds = seconds_of_step(made.configuration(None), batch_size, speed)
@@ -50,14 +52,25 @@ def seconds_of_step(configuration: Configuration, batch_size: int, speed: Speed)
     return step_seconds(cost, configuration, batch, speed)
 
 
-def _factors(planner: Planner) -> Iterator[tuple[float, float, float]]:
+def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
+    """The factor on the resolution at which the smallest label is as small as the rule allows; 1 where a label is thin or none is known."""
+    rule, facts = planner.time, summary.loss_facts
+    shares = [share for share in (summary.class_shares or ())[1:] if share > 0]
+    if rule.least_resolution >= 1 or not shares or facts is None or facts.elongation is None or facts.elongation >= ELONGATED:
+        return 1.0
+    shape = make_plan(summary, replace(planner, fitted=None)).configuration(None).median_shape
+    edge = (min(shares) * math.prod(shape) / max(1.0, facts.components)) ** (1 / len(shape))
+    return min(1.0, max(rule.least_resolution, rule.least_label_edge / edge))
+
+
+def _factors(planner: Planner, coarsest: float) -> Iterator[tuple[float, float, float]]:
     """Width, patch and resolution, from what the planner has to the cheapest."""
     rule = planner.time
     widths = [1.0, *_falling(0.5, _least_width(planner))]
     yield from ((width, 1.0, 1.0) for width in widths)
     patches = [1.0, *_falling(PATCH_STEP, rule.least_patch)]
     yield from ((widths[-1], patch, 1.0) for patch in patches[1:])
-    yield from ((widths[-1], patches[-1], resolution) for resolution in _falling(RESOLUTION_STEP, rule.least_resolution))
+    yield from ((widths[-1], patches[-1], resolution) for resolution in _falling(RESOLUTION_STEP, coarsest))
 
 
 def _least_width(planner: Planner) -> float:

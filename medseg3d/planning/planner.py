@@ -201,6 +201,8 @@ class TimeRule(Checked):
     """Share of the memory for patches at least."""
     least_resolution: Multiplier = 1.0
     """Factor on the resolution along axes of equal edges at least; its cube is the share of the voxels, see `spacing.voxel_share`."""
+    least_label_edge: NotNegative = field(default_factory=lambda: 10.0)
+    """Voxels along an edge of the smallest label at least (of a cube of the volume of one of its pieces); with thin labels voxels stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

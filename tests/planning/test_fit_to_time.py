@@ -13,7 +13,8 @@ from medseg3d.options import PlanOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import Planner, explain, explained_plan, load_planner, make_plan
 from medseg3d.planning.candidates import Speed
-from medseg3d.planning.fit_to_time import fitted_to_time, seconds_of_step
+from medseg3d.planning.fit_to_time import coarsest_resolution, fitted_to_time, seconds_of_step
+from medseg3d.planning.loss_rules import LossFacts
 from medseg3d.planning.planner import Fitted
 from medseg3d.planning.spacing import coarsened
 from medseg3d.records import read_record, write_record
@@ -24,7 +25,10 @@ from tests.planning.test_make_plan import summary_of
 
 DEFAULT = load_planner("default")
 RULES = replace(DEFAULT, time=replace(DEFAULT.time, least_steps=1000, least_features=8, least_patch=0.25, least_resolution=0.6))
-LARGE, SMALL = summary_of((1.0, 1.0, 1.0), (160, 200, 180), num_cases=40), summary_of((1.0, 1.0, 1.0), (36, 50, 35), num_cases=40)
+FACTS = LossFacts(foreground_share=0.15, label_volume_ratio=2.0, absent_share=0.0, elongation=3.0)
+SHARES = {"loss_facts": FACTS, "class_shares": (0.85, 0.1, 0.05)}
+LARGE = summary_of((1.0, 1.0, 1.0), (160, 200, 180), num_cases=40, **SHARES)
+SMALL = summary_of((1.0, 1.0, 1.0), (36, 50, 35), num_cases=40, **SHARES)
 SPEEDS = [1e9, 1e11, 3e12, 1e15]
 
 
@@ -139,8 +143,25 @@ def test_a_share_of_the_voxels_is_kept_and_thick_slices_go_last(spacing: Triple,
 
 
 def test_less_resolution_leaves_thick_slices_as_they_are() -> None:
-    summary = summary_of((10.0, 1.5, 1.5), (10, 256, 216), num_cases=40)
+    summary = summary_of((10.0, 1.5, 1.5), (10, 256, 216), num_cases=40, **SHARES)
     rules = replace(DEFAULT, fitted=Fitted(hours=0.1, device="cpu", steps=1, resolution=0.8))
     before, after = (make_plan(summary, each).configuration("3d_fullres") for each in (DEFAULT, rules))
     assert before.spacing[0] == after.spacing[0] == 10.0
     assert math.prod(before.spacing) / math.prod(after.spacing) == pytest.approx(0.8**3)
+
+
+def test_voxels_stay_where_labels_are_small_thin_in_pieces_or_unknown() -> None:
+    rules = replace(RULES, time=replace(RULES.time, least_resolution=0.1))
+    edge = (0.05 * 160 * 200 * 180) ** (1 / 3)
+    assert coarsest_resolution(rules, LARGE) == pytest.approx(rules.time.least_label_edge / edge)
+    assert coarsest_resolution(replace(rules, time=replace(rules.time, least_label_edge=0.0)), LARGE) == 0.1
+    assert coarsest_resolution(replace(rules, time=replace(rules.time, least_resolution=1.0)), LARGE) == 1
+    others = (
+        replace(LARGE, class_shares=(0.9998, 0.0001, 0.0001)),
+        replace(LARGE, loss_facts=replace(FACTS, components=500.0)),
+        replace(LARGE, loss_facts=replace(FACTS, elongation=8.0)),
+        replace(LARGE, loss_facts=replace(FACTS, elongation=None)),
+        replace(LARGE, loss_facts=None),
+        replace(LARGE, class_shares=None),
+    )
+    assert [coarsest_resolution(rules, each) for each in others] == [1.0] * len(others)
