@@ -33,20 +33,28 @@ PHASES = (
 )
 SEQUENCES = (
     "t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|t2s|flair|dwi|adc|swi|pd|pdw|stir|dixon|ct|cta|cbct|mr|mri|mra|pet|dce|asl|tof|lge|cine|t2star|"
-    "t1in|t1out|t2spir"
+    "t1in|t1out|t2spir|space|tse|fse|gre|mprage|vibe|haste|dess|trufi|bssfp|epi"
 )
 VISITS = (
     "v|visit|ses|session|t|tp|time|timepoint|point|scan|run|acq|rep|repeat|repetition|day|d|week|wk|w|month|mo|m|year|yr|y|fu|followup|up|"
-    "frame|fr|phase|ph|echo|series|ser|study|exam|st|part|slab|stack|view"
+    "frame|fr|phase|ph|echo|series|ser|study|exam|st|part|slab|stack|view|ga|pma|age"
 )
+COPIES = "aug|augmented|rot|rotated|flip|flipped|shift|scale|scaled|noise"
+"""What was made of one image, with a number."""
 DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
 DAY_FIRST = r"(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)\d\d"
 PIECES = "x|y|z|row|col|crop|tile|patch|block|roi"
 """Of one image that was cut up; only glued to their number and behind another word, as ``tile_3`` may be an image of its own."""
-_KNOWN = re.compile(rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|(?:study|ses|series|scan|acq)?{DATE}|\d{{1,3}}(?:percent|pct|%)")
+_KNOWN = re.compile(
+    rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|(?:study|ses|series|scan|acq)?{DATE}|"
+    rf"(?:{COPIES})\d{{1,4}}|\d{{1,3}}(?:percent|pct|%|m|mo|w|wk|y|yr)"
+)
 _PIECE = re.compile(rf"(?:{PIECES})\d{{1,4}}")
 _COUNTED = re.compile(VISITS)
-_GLUED = re.compile(rf"(.*\d)(l|r|left|right|lh|rh|os|od|ed|es|pre|post|[a-e]|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
+_GLUED = re.compile(rf"(.*\d)(l|r|left|right|lh|rh|os|od|ed|es|pre|post|[a-e]|s\d{{1,2}}|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
+_TIME = r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
+_CHECKSUM = re.compile(r"(?=.*[a-f])[0-9a-f]{8,}")
+"""A part of a UUID or a pseudonym: the letter at its end says nothing."""
 _PATIENT = re.compile("patient|pat|pt|p|subject|subj|sub|s|person|volunteer|participant|mouse|rat|animal")
 _SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)(?=_|$)")
 
@@ -181,11 +189,12 @@ def _words(name: str) -> Words:
     (('acdc', '002', 'ed'), ('p01', 'l'), ('002', 's', '0413', '20060502'))
     """
     text = re.sub(rf"(?<!\d){DAY_FIRST}(?!\d)", lambda match: "".join(re.split(r"\D", match[0])[::-1]), name.lower())
-    text = re.sub(rf"(?<!\d){DATE}(?!\d)", lambda match: re.sub(r"\D", "", match[0]), text)
+    text = re.sub(rf"(?<!\d)({DATE})(?:[-_.t]{_TIME})?(?!\d)", lambda match: re.sub(r"\D", "", match[1]), text)
     found: list[str] = []
     for word in re.split(r"[\s_\-.]+", text):
-        glued = _GLUED.fullmatch(word)
-        found += [part for part in (glued.groups() if glued else (word,)) if part]  # groups of the other way to read it are None
+        glued = None if _CHECKSUM.fullmatch(word) else _GLUED.fullmatch(word)
+        parts = [part for part in (glued.groups() if glued else (word,)) if part]  # groups of the other way to read it are None
+        found += [re.sub(r"^s(?=\d)", "ses", part) if place else part for place, part in enumerate(parts)]
     return tuple(found)
 
 
@@ -225,7 +234,9 @@ def _is_known_to_vary(words: Mapping[str, Words], place: int) -> bool:
 
 
 def _is_variant(own: Words, place: int) -> bool:
-    """A known word, or a number after a word that counts: visit 2."""
+    """A known word, or a number after a word that counts: visit 2; or one digit behind that: visit 2-1."""
+    if place > 1 and len(own[place]) == 1 and own[place].isdigit() and own[place - 1].isdigit():
+        return _is_variant(own, place - 1)
     if _KNOWN.fullmatch(own[place]) or (place > 0 and _PIECE.fullmatch(own[place])):
         return True
     return place > 0 and own[place].isdigit() and len(own[place]) < 4 and _COUNTED.fullmatch(own[place - 1]) is not None
@@ -262,7 +273,8 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
         is_small = max(numbers) <= LARGEST_NUMBER and min(numbers) <= 1
         is_numbered = any(char.isdigit() for key in sizes for word in key for char in word)  # else names of people, or of organs
         is_people = shared >= LEAST_SHARED and max(sizes.values()) <= MOST_SCANS
-        is_meant = is_small and (shared >= LEAST_SHARED_NUMBERS if is_numbered else is_people)
+        are_years = before == {""} and all(1900 <= number < 2100 for number in numbers)
+        is_meant = is_people if are_years else is_small and (shared >= LEAST_SHARED_NUMBERS if is_numbered else is_people)
     else:
         is_meant = max(map(len, ends)) <= LONGEST_WORD and shared >= LEAST_SHARED
     is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})
@@ -270,13 +282,19 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
 
 
 def _without_accession(words: Mapping[str, Words]) -> dict[str, Words]:
-    """The words without the last, where it is a long number of each image's own (an accession number, a time) behind that of a patient."""
-    keys = {name: own[:-1] for name, own in words.items()}
-    sizes = Counter(keys.values())
-    are_long = all(re.fullmatch(r"\d{6,}", own[-1]) for own in words.values()) and len({own[-1] for own in words.values()}) == len(words)
-    are_numbered = all(any(char.isdigit() for word in key for char in word) for key in sizes)  # else sites
-    is_meant = are_long and are_numbered and len(keys) <= MOST_SCANS * len(sizes)
-    return keys if is_meant and len(sizes) >= MIN_GROUPS and _says_patients(keys) else {}
+    """The words before a long number of each examination's own (an accession number, a time), which stands behind that of a patient."""
+    for place in range(1, min(map(len, words.values()))):
+        keys = {name: own[:place] for name, own in words.items()}
+        sizes = Counter(keys.values())
+        owners = {(own[place], keys[name]) for name, own in words.items()}
+        are_long = all(re.fullmatch(r"\d{6,}", own[place]) for own in words.values()) and len({number for number, _ in owners}) == len(
+            owners
+        )
+        are_numbered = all(any(char.isdigit() for word in key for char in word) for key in sizes)  # else sites
+        is_meant = are_long and are_numbered and len(owners) <= MOST_SCANS * len(sizes)
+        if is_meant and len(sizes) >= MIN_GROUPS and _says_patients(keys):
+            return keys
+    return {}
 
 
 def _continued(words: Mapping[str, Words]) -> dict[str, Words]:

@@ -57,6 +57,23 @@ PATIENTS = {
     "augmented copies": (names("scan{:03d}{}", TWENTY, ("", "_flip", "_rot")), 20),
     "pieces": (names("vol{:03d}_x{}_y{}", TWENTY, (0, 1), (0, 1)), 20),
     "names of our own DICOM intake": ([f"P{p:02d}_Study2024{m:02d}11_Series{2 + m}" for p in TWENTY for m in (1, 2)], 20),
+    "sessions glued short": (names("p{:02d}s{}", TWENTY, (1, 2)), 20),
+    "scans of a week": ([f"Patient-{p:03d}_week-{w:03d}-{s}" for p in TWENTY for w in (0, 12) for s in range(1, 2 + (p == 3))], 20),
+    "pseudonyms and dates": (
+        names("psma_{}_{}", ("0a1b2c3d4e", "9f8e7d6c5b", "aa11bb22cc", "1234567890", "ffeeddccbb"), ("2018-04-16", "2019-05-01")),
+        5,
+    ),
+    "parts of UUIDs": ([f"{p:08x}-aaaa-{phase}" for p in range(12340, 12360) for phase in ("venous", "arterial")], 20),
+    "sequences of some words": (names("{}_{}", TWENTY, ("t1", "t2", "t2_SPACE")), 20),
+    "months glued": (names("{}_{}", range(9000000, 9000020), ("00m_LEFT", "24m_LEFT", "00m_RIGHT")), 20),
+    "years of people": (names("{}_{}", ("mueller", "weber", "becker", "koch", "wolf"), (2019, 2021)), 5),
+    "angles of copies": (names("case{:03d}_rot{}", TWENTY, (0, 90, 180)), 20),
+    "weeks of pregnancy": (names("feta{:03d}_ga{}", TWENTY, (24, 30)), 20),
+    "dates with times": ([f"{1234500 + p}_20200{1 + s}03_1{s}2233" for p in TWENTY for s in (1, 2)], 20),
+    "series of accession numbers": (
+        [f"{1234500 + p}_{70000000 + 13 * p + 7 * s}_{series}" for p in TWENTY for s in (1, 2) for series in (3, 5)],
+        20,
+    ),
     "follow-ups": ([f"{p:03d}_{visit}" for p in TWENTY for visit in ("baseline", "followup_1", "followup_2")], 20),
 }
 NO_PATIENTS = {
@@ -66,6 +83,8 @@ NO_PATIENTS = {
     "letters before": names("s{:04d}", range(100)),
     "scans": names("scan_{}", range(60)),
     "visits alone": names("v{:02d}", range(60)),
+    "numbers that look like years": names("volume_{}", range(1990, 2050)),
+    "checksums": [f"{p:08x}" for p in range(123456, 123516)],
     "years and days": [f"2020{m:02d}{d:02d}" for m in range(1, 9) for d in range(1, 9)],
     "groups of animals": [f"tg4510_tp3_{n}_201305{10 + n}_{('WT', 'UT', 'TT')[n % 3]}" for n in range(18)],
     "genotypes": [f"{n:03d}_{('WT', 'KO')[n % 2]}" for n in range(40)],
