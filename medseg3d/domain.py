@@ -22,6 +22,8 @@ from medseg3d.work_folder import WorkFolder, work_folder
 
 UNIVERSAL = "universal"
 """The name of the common network among the models."""
+DOMAINS = "domains"
+"""The folder of the domains' work folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +136,25 @@ def domains_at(domains: Sequence[Domain], dataset: Path) -> tuple[Domain, ...]:
     return found[:1]
 
 
+def refuse_part_of_several(folder: WorkFolder) -> None:
+    """Raise :class:`InputError` where a work folder is that of a domain: the common training writes its weights, over any others."""
+    whole = folder.root.resolve().parent.parent
+    if folder.root.resolve().parent.name == DOMAINS and is_universal(WorkFolder(whole)):
+        raise InputError(
+            f"{folder.root}: belongs to the network of several datasets that is planned and trained with -w {whole}; a training of its own "
+            f"here would be written over by the next common one. For a network of its own: medseg3d export {folder.root} -o "
+            "MODEL.medseg3d, then plan the dataset into a new work folder with --inherit-plan MODEL.medseg3d, and train there with --init "
+            "MODEL.medseg3d."
+        )
+
+
 def _listed(domains: Sequence[Domain]) -> str:
     return ", ".join(str(domain.name) for domain in domains)
 
 
 def domain_folder(work: WorkFolder, name: str) -> WorkFolder:
     """The work folder of a domain."""
-    return WorkFolder(work.root / "domains" / name)
+    return WorkFolder(work.root / DOMAINS / name)
 
 
 def domain_names(datasets: Sequence[Path], taken: Sequence[str] = ()) -> list[str]:

@@ -83,5 +83,8 @@ def _plan(domain: Domain, rules: Planner, gpu_memory_gb: float | None, on: Liste
     result = plan_by(rules, domain.dataset, domain.folder.root, PlanOptions(gpu_memory_gb=gpu_memory_gb), on)
     recommending(result.plan, str(domain.configuration), domain)
     prepared = preprocess(domain.dataset, domain.folder.root, PreprocessOptions(configurations=domain.configuration), on)
-    for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in (*result.failures, *prepared.failures))):
+    failures = (*result.failures, *prepared.failures)
+    for note in (*result.warnings, *(f"{f.case}: {f.reason}" for f in failures)):
         on(Event(stage="plan", message=domain.named(note)))
+    if failures:
+        on(Event(stage="plan", failures=failures))

@@ -13,7 +13,7 @@ from pathlib import Path
 from medseg3d.data.corrections import FOLDER, read_taken, taken_label
 from medseg3d.data.grouping import find_groups, recorded_patients
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.domain import is_universal
+from medseg3d.domain import is_universal, refuse_part_of_several
 from medseg3d.errors import InputError, PlanMismatchError
 from medseg3d.evaluation.evaluate_folders import Pair, evaluate_pairs
 from medseg3d.evaluation.metrics import Evaluation
@@ -62,8 +62,10 @@ def correct(root: Path, work: Path | None, options: CorrectOptions, on: Listener
     folder = work_folder(root, work)
     if is_universal(folder):
         raise InputError(
-            f"{folder.root}: serves several datasets, and corrections train one. Export the dataset's model and use its folder."
+            f"{folder.root}: serves several datasets, and corrections train one. Put the corrected label maps in the place of the "
+            f"dataset's and train all again (medseg3d train -w {folder.root} --fold 0 --restart)."
         )
+    refuse_part_of_several(folder)
     check_writable(folder.root)
     rounds = read_rounds(folder)
     going_on = rounds.rounds[-1] if rounds.rounds and not rounds.rounds[-1].is_finished else None

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg3d.domain import Domain, domain_folder, domain_names, is_universal, read_domains, write_domains
+from medseg3d.domain import Domain, domain_folder, domain_names, is_universal, read_domains, refuse_part_of_several, write_domains
 from medseg3d.errors import InputError, PlanError
 from medseg3d.events import Listener, silent
 from medseg3d.options import PlanOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import Planner, load_planner
 from medseg3d.records import read_record, write_record
-from medseg3d.work_folder import WorkFolder
+from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.plan import PlanResult, plan, plan_by
 from medseg3d.workflows.taking_turns import planning_lock
 
@@ -35,6 +35,7 @@ def plan_domains(datasets: Sequence[Path], work: Path | None, options: PlanOptio
     it, otherwise ``2d``. Raises :class:`PlanError` where the planner's family cannot be shared, and :class:`InputError` for a work folder
     of one dataset or a dataset that was added to a trained network.
     """
+    refuse_part_of_several(work_folder(datasets[0] if datasets else Path(), work))
     if not share_a_network(datasets, work, options.planner):
         return {None: plan(datasets[0] if datasets else Path(), work, options, on)}
     folder = _common_folder(work, options)

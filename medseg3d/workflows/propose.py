@@ -18,6 +18,7 @@ from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.data.prediction_cases import find_prediction_cases
+from medseg3d.domain import domain_of, is_universal
 from medseg3d.errors import CaseFailure, InputError
 from medseg3d.events import Event, Listener
 from medseg3d.files import check_writable, file_digest, remove_file, replacing, write_text
@@ -90,6 +91,8 @@ def propose(root: Path, work: Path | None, options: ProposeOptions, on: Listener
     Training cases are left out. Raises :class:`InputError` where no image is left, or nothing says what the training cases look like.
     """
     folder = work_folder(root, work)
+    if is_universal(folder):
+        folder = domain_of(root, work).folder
     if not folder.fingerprint.exists():
         raise InputError(
             f"{folder.root}: no fingerprint.json, which says what the training images look like. Train a model "

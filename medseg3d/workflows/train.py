@@ -12,8 +12,8 @@ from pathlib import Path
 
 from medseg3d.data.dataset import Split
 from medseg3d.devices import choose_device, deterministic_algorithms, several_devices, use_all_cores
-from medseg3d.domain import UNIVERSAL, Domain, domains_of
-from medseg3d.errors import InputError, InterruptedBySignalError
+from medseg3d.domain import UNIVERSAL, Domain, domains_of, refuse_part_of_several
+from medseg3d.errors import CaseFailure, InputError, InterruptedBySignalError
 from medseg3d.evaluation.metrics import Evaluation
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import remove_tree
@@ -95,6 +95,7 @@ def train(root: Path, work: Path | None, options: TrainOptions, on: Listener) ->
 def network_fold(root: Path, work: Path | None, options: TrainOptions) -> NetworkFold:
     """What the options train; raises :class:`InputError` for what is not there."""
     domains = _trained_together(root, work, options.configuration)
+    refuse_part_of_several(work_folder(root, work))
     check_fold(domains, options.fold)
     name = str(domains[0].configuration) if domains[0].name is None else UNIVERSAL
     return NetworkFold(name=name, fold=options.fold, folder=work_folder(root, work).fold(name, options.fold), domains=domains)

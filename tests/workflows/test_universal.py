@@ -23,6 +23,7 @@ from medseg3d.signals import StopRequest
 from medseg3d.training.domains import TrainingDomain, draw_domain
 from medseg3d.training.loop import train_domains
 from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.propose import propose
 from medseg3d.workflows.train import training_domain
 from tests.tiny_planner import tiny_planner
 
@@ -55,6 +56,29 @@ def work(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     assert main(["preprocess", "-w", str(root), "-q"]) == 0
     assert main(["train", "-w", str(root), "--fold", "0", "--device", "cpu", "-q"]) == 0
     return root
+
+
+@pytest.mark.fault(
+    "C", "planning, training or correcting within the folder of a dataset of a common network", "refused: it would be written over"
+)
+@pytest.mark.parametrize("verb", [["train", "--fold", "0"], ["plan"], ["run", "--folds", "0", "-y"], ["correct"]], ids=lambda verb: verb[0])
+def test_a_part_of_a_common_network_is_not_trained_alone(
+    work: Path, datasets: dict[str, Path], verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = work / "domains" / "Balls"
+    weights = part / "models/3d_fullres/fold_0/weights.safetensors"
+    before = weights.read_bytes()
+    assert main([*verb, str(datasets["Balls"]), "-w", str(part)]) == 2
+    assert f"belongs to the network of several datasets that is planned and trained with -w {work}" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert weights.read_bytes() == before
+
+
+def test_images_are_proposed_for_a_dataset_of_a_common_network(work: Path, datasets: dict[str, Path]) -> None:
+    found = propose(datasets["Flat"], work, images=datasets["Flat"] / "imagesTs", device="cpu")
+    assert Path(found.folder) == work / "domains" / "Flat" / "proposals"
+    assert found.proposed
 
 
 def test_every_domain_becomes_an_ordinary_work_folder(
