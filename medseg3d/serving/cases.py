@@ -38,21 +38,22 @@ def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, chan
     if len(intake.cases) > 1:
         found = listed([case.name for case in intake.cases])
         raise InputError(f"{archive.name}: {counted(len(intake.cases), 'DICOM volume')} ({found}); send a zip of one series.")
+    if intake.failures:  # what it belongs to is not known, or it costs the series
+        raise ImageReadError(intake.failures[0][1])
     if intake.cases and num_channels > 1:
         raise ChannelCountError(f"{archive.name}: one DICOM series, expected {num_channels} channels. Send one file per channel.")
     if intake.cases:
         (series,) = intake.cases
         return Case(name=folder.name, channels=(ChannelFile(path=series.folder, files=series.files),))
-    if intake.failures:
-        raise ImageReadError(intake.failures[0][1])
     images = sorted(member for member in members if is_image(member))
     if not images:
         left_out = f" ({listed(intake.left_out, most=3)})" if intake.left_out else ""
         raise ImageReadError(f"{archive.name}: holds neither a DICOM series nor an image ({taken()}){left_out}.")
-    return _case_of_files(images, num_channels)
+    return _case_of_files(images, num_channels, is_ordered=False)
 
 
-def _case_of_files(files: Sequence[Path], num_channels: int) -> Case:
+def _case_of_files(files: Sequence[Path], num_channels: int, *, is_ordered: bool = True) -> Case:
+    """``is_ordered``: they came one after the other, and not together in an archive."""
     for file in files:
         is_unknown = ending_of(file) not in READERS and refusal(file) is None and not file.name.lower().endswith(".zip")
         if is_unknown and not is_image(file):
@@ -70,10 +71,11 @@ def _case_of_files(files: Sequence[Path], num_channels: int) -> Case:
         read_header(file)  # what cannot be read is refused at the door
     names = [case_name(file) for file in files]
     numbered = [match for name in names if (match := _CHANNEL.fullmatch(name))]
-    if not numbered:
+    if not numbered and is_ordered:
         return Case(name=names[0], channels=tuple(ChannelFile(path=file) for file in files))
     by_number = {int(match[2]): file for match, file in zip(numbered, files, strict=False)}
     if len(numbered) < len(files) or len({match[1] for match in numbered}) > 1 or sorted(by_number) != list(range(num_channels)):
         expected = listed([f"CASE_{number:04d}" for number in range(num_channels)])
-        raise ChannelCountError(f"The files are called {listed(names)}; expected {expected}, or names without numbers, in that order.")
+        otherwise = ", or names without numbers, in that order" if is_ordered else ": files in a zip have no order"
+        raise ChannelCountError(f"The files are called {listed(names)}; expected {expected}{otherwise}.")
     return Case(name=numbered[0][1], channels=tuple(ChannelFile(path=by_number[number]) for number in range(num_channels)))

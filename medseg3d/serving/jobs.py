@@ -26,7 +26,7 @@ import torch
 from medseg3d.data.dataset import Case
 from medseg3d.dicom_objects.outputs import ENDINGS, NIFTI_ONLY, Outputs
 from medseg3d.errors import MedsegError, StorageError
-from medseg3d.files import register_temporary
+from medseg3d.files import register_temporary, storage_errors
 from medseg3d.options import OutputType
 from medseg3d.serving.job_folder import job_folder
 from medseg3d.serving.settings import is_loopback
@@ -159,7 +159,12 @@ class Jobs:
                 raise QueueFullError
             name = secrets.token_urlsafe(ID_BYTES)
             job = self._jobs[name] = Job(id=name, folder=self._folder / name, client=client)
-        job.upload.mkdir(parents=True)
+        try:
+            with storage_errors(job.upload):
+                job.upload.mkdir(parents=True)
+        except StorageError:
+            self.delete(job)  # it would count as an upload that never ends
+            raise
         return job
 
     def _is_full(self) -> bool:

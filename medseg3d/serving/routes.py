@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.routing import Match, Route
 
 from medseg3d.dicom_objects.outputs import ENDINGS, Outputs, outputs_of
-from medseg3d.errors import InputError, MedsegError
+from medseg3d.errors import InputError, MedsegError, StorageError
 from medseg3d.models.model import Model
 from medseg3d.options import DicomOptions, OutputType
 from medseg3d.records import to_plain
@@ -211,7 +211,10 @@ def add_refusals(app: FastAPI) -> None:
 @asynccontextmanager
 async def _new_job(jobs: Jobs, client: str) -> AsyncIterator[Job]:
     """A job to be queued inside of the block; if it is not, nothing is left of it, and what was wrong with it is answered."""
-    job = jobs.open(client)
+    try:
+        job = jobs.open(client)
+    except StorageError:
+        raise HTTPException(STATUS["storage"], "The server's disk is full or failed; nothing more can be taken.") from None
     try:
         yield job
     except (MedsegError, MemoryError, ReaderDefectError) as error:

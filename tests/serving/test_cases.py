@@ -11,6 +11,7 @@ import pytest
 
 from medseg3d.errors import InputError
 from medseg3d.serving.cases import uploaded_case
+from tests.dicom_writer import write_series
 
 LIMIT = 2**20
 
@@ -69,11 +70,37 @@ def test_one_channel_of_several_is_refused(tmp_path: Path) -> None:
         channel_names(uploaded(tmp_path, "p_0000.nii.gz"), 2)
 
 
-def test_a_zip_may_hold_the_channels(tmp_path: Path) -> None:
-    files = uploaded(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz")
-    archive = tmp_path / "case.zip"
+@pytest.mark.fault("A", "channels in a zip whose names do not number them", "refused: files in a zip have no order")
+def test_channels_in_a_zip_need_numbers(tmp_path: Path) -> None:
+    archive = zipped_files(tmp_path / "case.zip", *uploaded(tmp_path, "t1.nii.gz", "flair.nii.gz"))
+    with pytest.raises(InputError, match=r"called flair, t1; expected CASE_0000, CASE_0001: files in a zip have no order"):
+        channel_names([archive], 2)
+
+
+@pytest.mark.fault(
+    "A", "a zip with a series and a damaged DICOM file of another folder, which may be a slice of it", "refused, naming the file"
+)
+def test_a_damaged_file_in_a_zip_is_not_passed_over(tmp_path: Path) -> None:
+    slices = sorted(write_series(tmp_path / "series").iterdir())
+    last = tmp_path / "rest" / "last.dcm"
+    last.parent.mkdir()
+    last.write_bytes(slices[-1].read_bytes()[:200])
+    with zipfile.ZipFile(tmp_path / "case.zip", "w") as opened:
+        for file in (*slices[:-1], last):
+            opened.write(file, f"{file.parent.name}/{file.name}")
+    with pytest.raises(InputError, match=r"last\.dcm"):
+        uploaded_case([tmp_path / "case.zip"], num_channels=1, max_unpacked_bytes=LIMIT)
+
+
+def zipped_files(archive: Path, *files: Path) -> Path:
     with zipfile.ZipFile(archive, "w") as opened:
         for file in files:
             opened.write(file, f"folder/{file.name}")
+    return archive
+
+
+def test_a_zip_may_hold_the_channels(tmp_path: Path) -> None:
+    files = uploaded(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz")
+    archive = zipped_files(tmp_path / "case.zip", *files)
     assert channel_names([archive], 2) == ("p", ["p_0000.nii.gz", "p_0001.nii.gz"])
     assert not archive.exists()
