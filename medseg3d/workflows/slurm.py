@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg3d.domain import UNIVERSAL, Domain, domains_of
-from medseg3d.errors import InputError
+from medseg3d.errors import CasesFailedError, InputError
 from medseg3d.events import Listener
 from medseg3d.extensions import extension_arguments
 from medseg3d.files import write_text
@@ -137,8 +137,14 @@ def _text(job: Job, target: Path, options: SlurmOptions) -> str:
     for command in job.commands:
         words = (*command, *extension_arguments(), "-q") if job.trains else (*command, *extension_arguments())
         line = " ".join([called, *('"$task"' if word == TASK else shlex.quote(word) for word in words)])
-        lines += [line] if not job.trains else _training(line)
+        lines += [f"{line} || {_SOME_FAILED}"] if not job.trains else _training(line)
     return "\n".join(lines) + "\n"
+
+
+_SOME_FAILED = (
+    f"{{ code=$?; [ $code = {CasesFailedError.exit_code} ] || exit $code; }}  # the cases that failed are listed, the rest goes on"
+)
+"""Jobs wait for those before them to end well; a damaged file is no reason to cancel them."""
 
 
 def _training(line: str) -> list[str]:
@@ -153,6 +159,7 @@ def _training(line: str) -> list[str]:
         'if [ -n "$ended_by_slurm" ] && [ $code = 143 ]; then',
         '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"  # its state is saved, and it goes on from there',
         "fi",
+        f"[ $code != {CasesFailedError.exit_code} ] || code=0  # the cases that failed are listed, the rest goes on",
         "exit $code",
     ]
 

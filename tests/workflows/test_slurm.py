@@ -52,11 +52,11 @@ def submitted(submit: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([submit], env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
-def note(tmp_path: Path, *, failing: str = "none") -> str:
-    """A command that notes its words; it fails where it is called with the word ``failing``."""
+def note(tmp_path: Path, *, failing: str = "none", code: int = 2) -> str:
+    """A command that notes its words; it ends with ``code`` where it is called with the word ``failing``."""
     file = tmp_path / "note"
     file.write_text(
-        f'#!/bin/bash\necho "$@" >> {tmp_path}/said\nfor word in "$@"; do [ "$word" != {failing} ] || exit 2; done\n', encoding="utf-8"
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/said\nfor word in "$@"; do [ "$word" != {failing} ] || exit {code}; done\n', encoding="utf-8"
     )
     file.chmod(0o755)
     return str(file)
@@ -91,6 +91,15 @@ def test_nothing_is_submitted_after_a_fold_that_failed(planned: Path, tmp_path: 
     assert done.returncode == 1
     assert "did not end well" in done.stderr
     assert "select" not in (tmp_path / "said").read_text(encoding="utf-8")
+
+
+@pytest.mark.fault("B", "a case that fails in a job of Slurm (exit 3)", "the jobs behind it run all the same; its log lists the case")
+@pytest.mark.parametrize("verb", ["preprocess", "train", "predict"])
+def test_jobs_go_on_where_only_some_cases_failed(planned: Path, tmp_path: Path, verb: str) -> None:
+    made = slurm(planned, output=tmp_path / "files", command=note(tmp_path, failing=verb, code=3), folds=[0, 1])
+    done = submitted(made.submit, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said").read_text(encoding="utf-8").splitlines()[-1].startswith("report")
 
 
 def test_a_training_whose_time_is_over_saves_and_is_queued_again(planned: Path, tmp_path: Path) -> None:
