@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from medseg3d.axes import AxisOrder, permute, triple
 from medseg3d.errors import PlanError
+from medseg3d.fingerprint.make_fingerprint import in_frame
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.plan import Configuration, Normalization, Plan
 from medseg3d.planning.planner import Planner
 from medseg3d.planning.preprocessing_rules import data_name, mirror_axes, normalizations
@@ -46,6 +49,28 @@ def inherited_plan(own: Decided[Plan], summary: DatasetSummary, planner: Planner
     )
     kept = [reason for reason in own.reasons if reason.configuration == "dataset" and reason.quantity in OF_DATASET]
     return Decided(plan, (*kept, *(replace(reason, configuration=name) for name, each in made.items() for reason in each.reasons)))
+
+
+def with_axes_of(model: Plan, fingerprint: Fingerprint) -> tuple[Plan, Fingerprint]:
+    """The model's plan and the fingerprint of the dataset with one assignment of axes: its thick slices lie where the model's do.
+
+    A model whose axes are those of the files as they are stored (nnU-Net's) is taken to have seen files that are stored as most of the
+    dataset are.
+    """
+    if model.orientation == "as_stored":
+        return replace(model, orientation="canonical", axis_order=_of_stored_axes(model.axis_order, fingerprint)), fingerprint
+    theirs, ours = model.frame, fingerprint.frame
+    if theirs.directions == ours.directions and (None in (theirs.slice_axis, ours.slice_axis) or theirs.slice_axis == ours.slice_axis):
+        return model, fingerprint
+    return model, replace(fingerprint, frame=theirs, cases=tuple(in_frame(case, theirs) for case in fingerprint.cases))
+
+
+def _of_stored_axes(order: AxisOrder, fingerprint: Fingerprint) -> AxisOrder:
+    """An order of the axes (z, y, x) of files as one of (S, A, R)."""
+    found = Counter(tuple(2 - ras for ras, _ in reversed(case.axes)) for case in fingerprint.cases if case.axes is not None)
+    stored = found.most_common(1)[0][0] if found else (0, 1, 2)
+    first, second, third = (stored[axis] for axis in order)
+    return first, second, third
 
 
 OF_DATASET = ("left and right labels", "loss", "sampling")

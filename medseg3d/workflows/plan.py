@@ -32,7 +32,7 @@ from medseg3d.planning import (
     summarize,
 )
 from medseg3d.planning.candidates import Candidate, candidates
-from medseg3d.planning.inherit import inherited_plan
+from medseg3d.planning.inherit import inherited_plan, with_axes_of
 from medseg3d.planning.loss_rules import check_extensions
 from medseg3d.records import read_json, read_record, write_record
 from medseg3d.training.folds import Splits
@@ -96,9 +96,12 @@ def plan_by(
     check_writable(folder.root)
     with planning_lock(folder, on):
         fingerprint = measure_dataset(dataset, folder, options, on)
+        model = inherited if inherited is not None or planner is not None else earlier_model(folder)
+        if model is not None:
+            theirs, fingerprint = with_axes_of(model[0], fingerprint)
+            model = theirs, model[1]
         described = describe_dataset(dataset, fingerprint, label_names)
         write_record(folder.fingerprint, described.fingerprint, "fingerprint")
-        model = inherited if inherited is not None or planner is not None else earlier_model(folder)
         if num_datasets == 1 and model is None:
             rules = rules_for_time(
                 rules, folder, described.summary, hours=options.hours, gpu_memory_gb=gpu_memory_gb, device=options.device
@@ -178,9 +181,12 @@ def _stale_models(folder: WorkFolder, made: Plan) -> list[str]:
 
 def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOptions = NO_OPTIONS) -> PlanResult:
     """Plan without images, from our ``fingerprint.json`` or nnU-Net's ``dataset_fingerprint.json``; written only with ``work``."""
-    document = read_json(file)
+    document, model = read_json(file), None if options.inherit_plan is None else plan_of_model(Path(options.inherit_plan))
     if isinstance(document, dict) and document.get("format") == "medseg3d/fingerprint":
         fingerprint = read_record(file, Fingerprint, "fingerprint")
+        if model is not None:
+            theirs, fingerprint = with_axes_of(model[0], fingerprint)
+            model = theirs, model[1]
         labels = replace(with_names(infer_labels(fingerprint), options.label_names or {}), ignore=fingerprint.ignore)
         found = sides(fingerprint.cases, labels)
         summary = summarize(fingerprint, replace(labels, pairs=found.pairs), left_right_doubt=found.doubt)
@@ -190,12 +196,12 @@ def plan_from_fingerprint(file: Path, work: Path | None = None, options: PlanOpt
     else:
         raise InputError(f"{file}: neither a medseg3d fingerprint.json nor nnU-Net's dataset_fingerprint.json.")
     rules, memory = load_planner(options.planner or DEFAULT_PLANNER), options.gpu_memory_gb
-    if options.inherit_plan is None:
+    if model is None:
         folder = None if work is None else WorkFolder(work)
         rules = rules_for_time(rules, folder, summary, hours=options.hours, gpu_memory_gb=memory, device=options.device)
     decided = explained_plan(summary, rules, gpu_memory_gb=memory)
-    if options.inherit_plan is not None:
-        decided = inherited_plan(decided, summary, rules, *plan_of_model(Path(options.inherit_plan)))
+    if model is not None:
+        decided = inherited_plan(decided, summary, rules, *model)
     made = replace(decided.value, images=images)
     path = None
     if work is not None:

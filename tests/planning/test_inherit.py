@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
+from medseg3d.data.open_dataset import open_dataset
 from medseg3d.errors import InputError, PlanError
+from medseg3d.fingerprint.make_fingerprint import make_fingerprint
+from medseg3d.fingerprint.records import Fingerprint
+from medseg3d.frame import Direction
 from medseg3d.labels import Labels
 from medseg3d.plan import Normalization, Plan
 from medseg3d.planning import DatasetSummary, explain, load_planner
-from medseg3d.planning.inherit import inherited_plan
+from medseg3d.planning.inherit import inherited_plan, with_axes_of
 from medseg3d.planning.make_plan import explained_plan
 from medseg3d.planning.reasons import Decided
 from medseg3d.records import read_record
@@ -69,6 +76,53 @@ def test_every_number_has_its_reason_and_can_be_explained_again() -> None:
     assert said >= {"spacing", "patch size", "batch size", "network", "normalization", "training"}
     assert all("model.medseg3d" in reason.rule for reason in decided.reasons if reason.configuration == "3d_fullres")
     assert explain(decided.value, summary, RULES) == decided.reasons
+
+
+SAGITTAL = ((0, 1, 0), (0, 0, 1), (1, 0, 0))
+"""The directions (x, y, z) of a file whose slices run from left to right."""
+
+
+def with_grids(root: Path, direction: tuple[tuple[float, ...], ...], spacing: tuple[float, float, float]) -> Fingerprint:
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(direction, np.float64).T * spacing
+    for file in (*root.glob("images*/*.nii.gz"), *root.glob("labels*/*.nii.gz")):
+        nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(file).dataobj), affine), file)
+    return make_fingerprint(open_dataset(root))
+
+
+@pytest.mark.fault(
+    "A0", "--inherit-plan where the model's slices lie along another axis than the dataset's would", "read as the model's cases were"
+)
+def test_thick_slices_lie_where_those_of_the_model_do(tiny_source: Path, tmp_path: Path) -> None:
+    fingerprint = with_grids(Path(shutil.copytree(tiny_source, tmp_path / "data")), ((1, 0, 0), (0, 0.6, 0.8), (0, -0.8, 0.6)), (1, 1, 8))
+    ours = fingerprint.frame.slice_axis
+    assert ours is not None
+    theirs = replace(MODEL, frame=replace(fingerprint.frame, directions=turned(fingerprint.frame.directions), slice_axis=1 - ours))
+    assert with_axes_of(replace(MODEL, frame=fingerprint.frame), fingerprint) == (replace(MODEL, frame=fingerprint.frame), fingerprint)
+    _, read = with_axes_of(theirs, fingerprint)
+    assert read.frame == theirs.frame
+    assert [case.spacing[1 - ours] for case in read.cases] == pytest.approx([8] * len(read.cases))
+
+
+def turned(directions: tuple[Direction, Direction, Direction]) -> tuple[Direction, Direction, Direction]:
+    """About the axis R, so that what was S is A."""
+    s, a, r = directions
+    x, y, z = s
+    return a, (-x, -y, -z), r
+
+
+@pytest.mark.fault(
+    "A0", "--inherit-plan of an nnU-Net model, which has files' axes as they are stored, for sagittal stacks", "slices stay slices"
+)
+def test_axes_as_they_are_stored_become_those_of_the_dataset(tiny_source: Path, tmp_path: Path) -> None:
+    fingerprint = with_grids(Path(shutil.copytree(tiny_source, tmp_path / "data")), SAGITTAL, (1, 1, 4))
+    stored = replace(MODEL, orientation="as_stored", axis_order=(0, 1, 2))
+    model, read = with_axes_of(stored, fingerprint)
+    assert read == fingerprint
+    assert (model.orientation, model.axis_order) == ("canonical", (2, 0, 1))  # slices run from left to right: z is R, y is S, x is A
+    assert [fingerprint.cases[0].spacing[axis] for axis in model.axis_order] == [4, 1, 1]
+    axial = with_grids(tmp_path / "data", ((-1, 0, 0), (0, -1, 0), (0, 0, 1)), (1, 1, 4))
+    assert with_axes_of(stored, axial)[0].axis_order == (0, 1, 2)
 
 
 def test_what_cannot_be_used_is_refused() -> None:
