@@ -294,18 +294,19 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
     So are the label maps of the first stage of a cascade; cases without one are left out, as are those that cannot be made again: what is
     stored of them is no longer true.
     """
-    plan, split = domain.folder.read_plan(), _split_of(domain, fold)
+    plan, wanted = domain.folder.read_plan(), _split_of(domain, fold)
     configuration = plan.configuration(domain.configuration)
     check_cascade(domain, configuration)
-    failures = renew_cases(domain.dataset, domain.folder, plan, configuration, (*split.train, *split.validation), on=on)
-    if failures:
-        on(Event(stage="train", failures=failures))
-    split = _without(split, {failure.case for failure in failures})
+    failures = renew_cases(domain.dataset, domain.folder, plan, configuration, (*wanted.train, *wanted.validation), on=on)
+    split = _without(wanted, {failure.case for failure in failures})
     first = first_stage(domain, configuration, (*split.train, *split.validation), device=device, on=on)
     if first is not None:
         kept = [tuple(name for name in names if name in first.cases) for names in (split.train, split.validation)]
         split = Split(train=kept[0], validation=kept[1])
     training, validation = stored_cases(domain.folder, configuration, split, None if first is None else first.boxes)
+    lost = _lost(wanted, failures, {case.name for case in (*training, *validation)})
+    if lost:
+        on(Event(stage="train", failures=lost))
     if len(training) < 3:
         few = counted(len(training), "training case")
         logger.warning("%s", domain.named(f"Only {few}: expect a network that knows what it was shown and little else."))
@@ -319,6 +320,14 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
         previous_weights={} if first is None else first.weights,
         boxes=None if first is None else first.choice,
     )
+
+
+def _lost(wanted: Split, failures: Sequence[CaseFailure], used: Collection[str]) -> tuple[CaseFailure, ...]:
+    """The cases of a fold that the training goes on without, each with the reason."""
+    known = {failure.case: failure for failure in failures}
+    reason = "is not part of the training: it is not preprocessed, or damaged, or has no label map of the first stage."
+    names = (name for name in (*wanted.train, *wanted.validation) if name not in used)
+    return tuple(known.get(name) or CaseFailure(case=name, stage="train", reason=reason) for name in dict.fromkeys(names))
 
 
 def _split_of(domain: Domain, fold: str) -> Split:
