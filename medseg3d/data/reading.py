@@ -14,7 +14,7 @@ import numpy as np
 from medseg3d import images
 from medseg3d.data.dataset import Case
 from medseg3d.data.grid_wording import describe, turn_in_words
-from medseg3d.data.segmentations import by_names, label_map_of, onto_grid
+from medseg3d.data.segmentations import by_names, grid_of_both, label_map_of, onto_grid
 from medseg3d.data.soft_labels import most_probable, read_soft
 from medseg3d.errors import GeometryMismatchError, InputError, LabelValueError, NotFiniteError
 from medseg3d.frame import CANONICAL_FRAME, Frame, grid_of, orientation_in
@@ -131,7 +131,11 @@ def read_label_maps(
     predicted_values, predicted = label_file(prediction, labels=labels)
     reference_values, header = label_file(reference, soft, labels)
     own_grid, grid = predicted.geometry, header.geometry
-    if is_segmentation(reference):  # such files leave out what is empty
+    if is_segmentation(reference) and is_segmentation(prediction):
+        both = grid_of_both(own_grid, grid)
+        predicted_values, own_grid = onto_grid(predicted_values, own_grid, both, f"{case}: {prediction.name}"), both
+        reference_values, grid = onto_grid(reference_values, grid, both, f"{case}: {reference.name}"), both
+    elif is_segmentation(reference):  # such files leave out what is empty
         reference_values, grid = onto_grid(reference_values, grid, own_grid, f"{case}: {reference.name}"), own_grid
     elif is_segmentation(prediction):
         predicted_values, own_grid = onto_grid(predicted_values, own_grid, grid, f"{case}: {prediction.name}"), grid

@@ -160,5 +160,22 @@ def onto_grid(values: np.ndarray, geometry: Geometry, reference: Geometry, sourc
     return result
 
 
+MAX_STRETCH = 4
+"""Times the edges of two parts together: segmentations of one image do not lie farther apart."""
+
+
+def grid_of_both(one: Geometry, other: Geometry) -> Geometry:
+    """The smallest grid along the axes of ``other`` that holds it and ``one``, of two parts of one image's grid."""
+    corners = np.array([[x, y, z, 1.0] for x in (0, one.shape[0] - 1) for y in (0, one.shape[1] - 1) for z in (0, one.shape[2] - 1)])
+    places = np.rint((corners @ (np.linalg.inv(other.matrix) @ one.matrix).T)[:, :3]).astype(int)
+    low = np.minimum(0, places.min(0))
+    shape = np.maximum(other.shape, places.max(0) + 1) - low
+    if (shape > MAX_STRETCH * (np.array(other.shape) + max(one.shape))).any():
+        return other  # of different images, as filling up will say
+    affine = other.matrix.copy()
+    affine[:3, 3] = (other.matrix @ [*low, 1])[:3]
+    return geometry_of(shape.tolist(), affine)
+
+
 def _mm(spacing: tuple[float, ...]) -> str:
     return " x ".join(f"{each:.4g}" for each in spacing)

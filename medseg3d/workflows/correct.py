@@ -36,7 +36,7 @@ from medseg3d.workflows.propose import image_folder_of
 from medseg3d.workflows.select import select
 from medseg3d.workflows.splits import num_folds, plan_digest, read_split
 from medseg3d.workflows.take_corrections import Corrections, read_corrections, take_corrections
-from medseg3d.workflows.taking_turns import fold_lock, planning_lock
+from medseg3d.workflows.taking_turns import correcting_lock, planning_lock, refuse_busy_folds
 from medseg3d.workflows.train import train
 from medseg3d.workflows.validate import check_trained_on
 from medseg3d.workflows.verb import verb
@@ -67,11 +67,18 @@ def correct(root: Path, work: Path | None, options: CorrectOptions, on: Listener
         )
     refuse_part_of_several(folder)
     check_writable(folder.root)
+    with correcting_lock(folder):
+        return _next_round(root, folder, options, on)
+
+
+def _next_round(root: Path, folder: WorkFolder, options: CorrectOptions, on: Listener) -> Round:
     rounds = read_rounds(folder)
     going_on = rounds.rounds[-1] if rounds.rounds and not rounds.rounds[-1].is_finished else None
     folds = {} if going_on is not None else _trained_folds(folder, folder.read_plan())
     if going_on is None and not folds:
         raise InputError(f"{folder.root}: nothing is trained here yet, so there are no weights to go on from. Run medseg3d run first.")
+    if not _is_set_aside(folder, going_on):
+        refuse_busy_folds(folder, "is being set aside")
     corrections = _read(root, folder, options, going_on)
     now = _begun(corrections, going_on, folds, len(rounds.rounds) + 1)
     rounds = Rounds(rounds=(*(each for each in rounds.rounds if each.number != now.number), now))
@@ -175,10 +182,18 @@ def _set_aside(folder: WorkFolder, now: Round) -> WorkFolder:
     models = earlier.root / "models"
     if _is_set_aside(folder, now):
         return earlier
-    for name, folds in now.folds.items():
-        for fold in folds:
-            with fold_lock(folder.fold(name, fold), "is being set aside"):
-                pass  # nobody trains or validates it
+    refuse_busy_folds(folder, "is being set aside")
+    begun = [
+        fold
+        for fold in sorted((folder.root / "models").glob("*/fold_*"))
+        if fold.name.removeprefix("fold_") not in now.folds.get(fold.parent.name, ())
+    ]
+    if begun:
+        logger.warning(
+            "%s: not finished, and set aside as well. medseg3d train -w %s goes on with it; here it begins anew.",
+            listed([f"{fold.parent.name} {fold.name}" for fold in begun], most=5),
+            earlier.root,
+        )
     with storage_errors(earlier.root):
         storage().make_folder(earlier.root)
         for name in COPIED:

@@ -85,6 +85,21 @@ def planning_lock(folder: WorkFolder, on: Listener = silent) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def correcting_lock(folder: WorkFolder) -> Iterator[None]:
+    """A round of corrections in a work folder; raises :class:`BusyError` where another process is at one."""
+    advice = "Wait until it ends or stop it, then run the same command again; a round that was stopped goes on."
+    with locked(folder.root / ".correct.lock", "is learning from corrections", advice=advice):
+        yield
+
+
+def refuse_busy_folds(folder: WorkFolder, doing: str) -> None:
+    """Raise :class:`BusyError` where another process trains or validates any fold of a work folder, finished or not."""
+    for fold in sorted((folder.root / "models").glob("*/fold_*")):
+        with fold_lock(fold, doing):
+            pass
+
+
 def tidy(folder: Path) -> None:
     """Delete what processes that were killed have left in a folder: temporary files, and locks."""
     remove_leftovers(folder)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg3d.data.dataset import Case, ChannelFile
-from medseg3d.data.reading import read_case
+from medseg3d.data.reading import read_case, read_label_maps
 from medseg3d.data.segmentations import label_map_of, onto_grid
 from medseg3d.errors import GeometryMismatchError, LabelValueError
 from medseg3d.geometry import geometry_of
@@ -109,6 +109,20 @@ def test_voxels_beside_those_of_the_image_are_refused() -> None:
         onto_grid(ONE, geometry_of(ONE.shape, own), reference, "case")
     with pytest.raises(GeometryMismatchError, match="labelled voxels lie outside of the image"):
         onto_grid(ONE, replace(reference, shape=ONE.shape), geometry_of((3, 3, 3), AFFINE), "case")
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_two_parts_of_one_grid_are_compared_where_both_lie(tmp_path: Path, is_flipped: bool) -> None:
+    mask = np.ones((3, 3, 3), np.uint8)
+    affine, start = AFFINE.copy(), [1, 0, 0]
+    if is_flipped:  # the same voxels, stored from the other end of z
+        affine[:3, 2] *= -1
+        affine[:3, 3] = (AFFINE @ [0, 0, 2, 1])[:3]
+    one = write_seg_nrrd(tmp_path / "one.seg.nrrd", [mask], [{"Name": "a", "LabelValue": 1}], affine=affine, start=start)
+    other = write_seg_nrrd(tmp_path / "other.seg.nrrd", [mask], [{"Name": "a", "LabelValue": 1}], affine=AFFINE, start=(2, 2, 1))
+    predicted, reference, _ = read_label_maps(one, other, "case")
+    assert predicted.shape == reference.shape == (4, 5, 4)
+    assert (predicted.sum(), reference.sum(), (predicted * reference).sum()) == (27, 27, 2 * 1 * 2)
 
 
 def test_a_dataset_may_hold_segmentations_of_parts(tmp_path: Path) -> None:

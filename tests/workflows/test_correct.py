@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,7 @@ from medseg3d.data.corrections import read_taken, taken_label
 from medseg3d.data.dataset import ChannelFile
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.dicom_objects.seg import segmentation
-from medseg3d.errors import DatasetError, InputError, PlanMismatchError
+from medseg3d.errors import BusyError, DatasetError, InputError, PlanMismatchError
 from medseg3d.labels import Labels
 from medseg3d.models.loading import load_model
 from medseg3d.plan import Plan
@@ -23,6 +24,7 @@ from medseg3d.training.folds import read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.correct import correct, read_rounds
 from medseg3d.workflows.take_corrections import read_correction, read_corrections, take_corrections
+from medseg3d.workflows.taking_turns import correcting_lock, fold_lock
 from tests.dicom_objects.conftest import result_on
 from tests.seg_nrrd import write_seg_nrrd
 
@@ -192,6 +194,34 @@ def test_folds_of_before_are_not_trained_on(kind: str, ready: Path) -> None:
         work.splits.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(PlanMismatchError, match=r"fold_[07]: was trained with (other folds|another plan or other cases)"):
         correct(ready, images=ready.parent / "scans", **SHORT)
+    assert work.weights("3d_fullres", "0").exists()
+    assert not read_rounds(work).rounds
+    assert not read_taken(ready).cases
+
+
+@pytest.mark.fault(
+    "C", "corrections while another fold of the work folder is being trained, or at once by two processes", "refused, nothing is moved"
+)
+@pytest.mark.parametrize("busy", ["fold", "round"])
+def test_a_round_leaves_what_others_work_on_alone(busy: str, ready: Path) -> None:
+    work = WorkFolder(ready / "medseg3d-work")
+    other = work.fold("3d_fullres", "1")
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with fold_lock(other, "is being trained") if busy == "fold" else correcting_lock(work):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(BusyError, match="is being trained" if busy == "fold" else "is learning from corrections"):
+            correct(ready, images=ready.parent / "scans", **SHORT)
+    finally:
+        done.set()
+        thread.join()
     assert work.weights("3d_fullres", "0").exists()
     assert not read_rounds(work).rounds
     assert not read_taken(ready).cases
