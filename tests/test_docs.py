@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from medseg3d.commandline.arguments import build_parser, taken
+from medseg3d.commandline.verbs import COMMANDS
+from medseg3d.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -37,6 +43,29 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def typed_commands(page: Path) -> Iterator[list[str]]:
+    """The words of every ``medseg3d VERB …`` in a block of a page that is to be typed."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.findall(r"(?:^|[\s;&])medseg3d ([^#;&>`]*)", line):
+                words = shlex.split(command)
+                if words and words[0] in COMMANDS:
+                    yield words
+
+
+def test_every_command_of_a_page_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    parser, wrong, number = build_parser(COMMANDS), [], 0
+    for page in PAGES:
+        for words in typed_commands(page):
+            number += 1
+            try:
+                taken(COMMANDS[words[0]].record, parser.parse_args(words))
+            except (SystemExit, InputError):
+                wrong.append(f"{page.name}: medseg3d {' '.join(words)}: {capsys.readouterr().err}")
+    assert wrong == []
+    assert number > 100
 
 
 def test_the_site_shows_every_page() -> None:

@@ -20,7 +20,8 @@ class DistillOptions(DeviceOptions):
         float,
         Option(
             "--share",
-            "of the teacher in what is learned; the rest is the label map; from 0.5 on the student is measured against the teacher",
+            "of the teacher in what is learned; the rest is the label map; from 0.5 on the student is measured against the teacher "
+            "(default: 0.4)",
             metavar="P",
             above=0,
             at_most=1,

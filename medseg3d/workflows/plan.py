@@ -96,6 +96,7 @@ def plan_by(
     check_writable(folder.root)
     with planning_lock(folder, on):
         fingerprint = measure_dataset(dataset, folder, options, on)
+        on(Event(stage="plan", total=1))  # counting what networks take is seconds as well
         model = inherited if inherited is not None or planner is not None else earlier_model(folder)
         if model is not None:
             theirs, fingerprint = with_axes_of(model[0], fingerprint)
@@ -116,6 +117,8 @@ def plan_by(
         write_record(folder.splits, folds, "splits")
         write_record(folder.planner, rules, "planner")
         write_record(folder.plan, decided.value, "plan")  # last, as others ask whether it is there
+    proposed = _candidates(described.summary, decided.value, num_datasets, options) if options.with_candidates else ()
+    on(Event(stage="plan", done=1, total=1))
     return PlanResult(
         plan=decided.value,
         explanations=decided.reasons,
@@ -123,7 +126,7 @@ def plan_by(
         failures=described.fingerprint.failures,
         folds=folds,
         path=folder.plan,
-        candidates=_candidates(described.summary, decided.value, num_datasets, options) if options.with_candidates else (),
+        candidates=proposed,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from medseg3d.commandline.cli import main
 from medseg3d.data.grouping import divided
 from medseg3d.errors import DatasetError
+from medseg3d.events import Event
 from medseg3d.training.folds import Splits, read_folds
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.choose_folds import tell_divided
@@ -73,7 +74,9 @@ def test_no_groups_undoes_it_for_good(heart: Path, capsys: pytest.CaptureFixture
     folds = read_folds(heart / "medseg3d-work" / "splits.json")
     assert patients_divided(folds) > 0
     assert folds.patients == {}
-    again = plan(heart)
+    heard: list[Event] = []
+    again = plan(heart, on=heard.append)
+    assert [event.stage for event in heard if event.total and event.done == event.total] == ["fingerprint", "plan"]
     assert (again.folds, again.warnings) == (folds, ())
     capsys.readouterr()
 
