@@ -64,13 +64,17 @@ def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
 
 
 def _factors(planner: Planner, coarsest: float) -> Iterator[tuple[float, float, float]]:
-    """Width, patch and resolution, from what the planner has to the cheapest."""
+    """Width, patch and resolution, from what the planner has to the cheapest.
+
+    The resolution goes before the patch: a coarser patch sees as much of a case as before, a smaller one less, and a network that never
+    saw a place finds structures there that are none.
+    """
     rule = planner.time
     widths = [1.0, *_falling(0.5, _least_width(planner))]
     yield from ((width, 1.0, 1.0) for width in widths)
-    patches = [1.0, *_falling(PATCH_STEP, rule.least_patch)]
-    yield from ((widths[-1], patch, 1.0) for patch in patches[1:])
-    yield from ((widths[-1], patches[-1], resolution) for resolution in _falling(RESOLUTION_STEP, coarsest))
+    resolutions = [1.0, *_falling(RESOLUTION_STEP, coarsest)]
+    yield from ((widths[-1], 1.0, resolution) for resolution in resolutions[1:])
+    yield from ((widths[-1], patch, resolutions[-1]) for patch in _falling(PATCH_STEP, rule.least_patch))
 
 
 def _least_width(planner: Planner) -> float:

@@ -39,9 +39,10 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
         value=", ".join(in_words(found)) or "the planner's numbers",
         rule=(
             f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, steps "
-            f"are made cheaper: first the network narrower, down to {rule.least_features} features in its first stage, then patches "
-            f"smaller, down to {rule.least_patch:.0%} of their memory, then the resolution coarser, down to {rule.least_resolution:.0%}; "
-            "early on, the number of steps counts for more than what each of them sees."
+            f"are made cheaper: first the network narrower, down to {rule.least_features} features in its first stage, then the resolution "
+            f"coarser, down to {rule.least_resolution:.0%} where no label is thin or has less than {rule.least_label_edge:g} voxels along "
+            f"an edge then, thick slices last, then patches smaller, down to {rule.least_patch:.0%} of their memory; early on, the number "
+            "of steps counts for more than what each of them sees."
         ),
         inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",
         changes_it="--hours or --minutes of plan and run, a faster device, or time.* of the planner.",
