@@ -20,15 +20,15 @@ SIGNALS = {
 """What values of an image type say of the signal; the first part of ``P_FFE`` or ``PHASE MAP`` counts too."""
 EXACT = ("ComplexImageComponent", "SeriesNumber")
 """Tags in which the slices of one volume are equal, where they say it."""
-CLOSE = ("EchoTime", "InversionTime", "FlipAngle", "DiffusionBValue")
-MAX_RATIO = 1.1
-"""Between neighboring values of ``CLOSE`` in one volume: scanners write what they measured, and echoes lie farther apart."""
+CLOSE = {"EchoTime": 1.1, "InversionTime": 1.5, "FlipAngle": 1.2, "DiffusionBValue": 1.1}
+"""The largest ratio of neighboring values in one volume: scanners write what they measured, and echoes lie farther apart; the inversion
+time of late enhancement follows the contrast agent from slice to slice."""
 
 
 def kinds_of(files: Sequence[DicomFile]) -> dict[str, list[str]]:
     """The tags that tell several kinds among files, with the kind of each file; empty for files that do not say theirs."""
     found = {"ImageType": _image_types(files), **{tag: [file.text(tag) for file in files] for tag in EXACT}}
-    found |= {tag: _classes([file.text(tag) for file in files]) for tag in CLOSE}
+    found |= {tag: _classes([file.text(tag) for file in files], ratio) for tag, ratio in CLOSE.items()}
     return {tag: kinds for tag, kinds in found.items() if len({*kinds} - {""}) > 1}
 
 
@@ -54,12 +54,12 @@ def _signal(value: str) -> str:
     return SIGNALS.get(value) or SIGNALS.get(value.replace("_", " ").partition(" ")[0], "")
 
 
-def _classes(texts: Sequence[str]) -> list[str]:
+def _classes(texts: Sequence[str], max_ratio: float) -> list[str]:
     """Each number as the lowest of those that lie close to each other; what is no number says nothing."""
     values = sorted({value for text in texts if (value := _number(text)) is not None})
     lowest: dict[float, float] = {}
     for before, value in zip([None, *values], values, strict=False):
-        lowest[value] = lowest[before] if before is not None and value <= MAX_RATIO * before else value
+        lowest[value] = lowest[before] if before is not None and value <= max_ratio * before else value
     return ["" if (value := _number(text)) is None else f"{lowest[value]:g}" for text in texts]
 
 

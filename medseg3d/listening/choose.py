@@ -38,9 +38,11 @@ class Picked:
 
 
 def look_at(folder: Path) -> Study:
-    """Read the headers of a study."""
+    """Read the headers of a study; a damaged file costs the series of its folder, which may be a slice shorter without it."""
     found = find_series(dicom_files(folder))
-    return Study(series=found.series, num_left_out=len(found.left_out), num_damaged=len(found.damaged))
+    broken = {path.parent for path, _ in found.damaged}
+    series = tuple(each for each in found.series if broken.isdisjoint(each.folders))
+    return Study(series=series, num_left_out=len(found.left_out), num_damaged=len(found.damaged))
 
 
 def chosen(study: Study, rule: Rule) -> tuple[list[Picked], str]:

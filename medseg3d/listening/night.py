@@ -108,6 +108,8 @@ class Night:
     def _make_jobs(self, study: Path, now: float) -> bool:
         """A job for each series and rule; one that failed is tried again, as the study came again or the listener was started anew."""
         found, made, known = look_at(study), 0, 0
+        if found.num_damaged and study not in self._seen:
+            self.say(f"study {study.name[:8]}: {counted(found.num_damaged, 'damaged file')}; the series they lie in are not predicted")
         for rule in self.rules.rule:
             taken, reason = chosen(found, rule)
             if reason:

@@ -186,8 +186,8 @@ class Spool:
 
 
 def _is_same_object(first: Path, second: Path) -> bool:
-    """Whether two files of one instance say the same: byte for byte, or, where they are encoded otherwise, in all that we read of a "
-    "header."""
+    """Whether two files of one instance say the same: byte for byte, or, where they are encoded otherwise, in all that we read of a
+    header."""
     if first.read_bytes() == second.read_bytes():
         return True
     try:

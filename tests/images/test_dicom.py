@@ -328,6 +328,7 @@ def test_a_volume_at_the_places_of_another_that_lacks_a_slice_is_named_by_its_ki
     [
         ("EchoTime", ("8.97", "8.98")),  # as it was measured
         ("ImageType", (["ORIGINAL", "PRIMARY", "M", "NORM"], ["ORIGINAL", "PRIMARY", "M", "ND"])),  # steps of a reconstruction
+        ("InversionTime", ("260", "310")),  # as the contrast agent leaves
         ("FlipAngle", (None, "90")),  # said by some
         ("TriggerTime", ("10", "400")),  # each slice at its own time
         ("RepetitionTime", ("800", "910")),

@@ -106,6 +106,20 @@ def test_each_rule_takes_the_series_that_fit_it(world: World) -> None:
     assert sorted(name for name, _ in world.archive) == ["copy", "pacs", "pacs"]
 
 
+@pytest.mark.fault(
+    "B", "a file in the spool that a bad disk has damaged before it names its series", "costs the series beside it, and is told"
+)
+def test_a_damaged_file_costs_its_series_and_no_other(world: World) -> None:
+    add_study(world)
+    with TemporaryDirectory() as name:
+        last = sorted(write_series(Path(name), kind=MR, series="1.2.1", patient="p-secret").iterdir())[-1]
+        place = Spool(world.root / "spool").place_of(last)
+    place.write_bytes(place.read_bytes()[:200])
+    world.run(world.night())
+    assert world.predicted == [("largest", 8)]
+    assert any("1 damaged file; the series they lie in are not predicted" in line for line in world.lines)
+
+
 def test_a_study_that_is_sent_again_is_not_predicted_again(world: World) -> None:
     add_study(world)
     world.run(world.night())
