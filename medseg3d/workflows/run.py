@@ -205,8 +205,10 @@ class _Chain:
         with self._clock.stage(self.domain.named("predict")):
             test, failures = predict_test_set(root, folder, self._options, self._on)
         failures = (*self._failures, *failures)
+        self._on(Event(stage=self.domain.named("report"), total=1))  # its pictures take seconds, which are not the prediction's
         with self._clock.stage(self.domain.named("report")):
             page = write_report(root, folder, failures=failures, warnings=self.planned.warnings)
+        self._on(Event(stage=self.domain.named("report"), done=1, total=1))
         return RunResult(report=page, selection=selection, test=test, failures=failures)
 
 
