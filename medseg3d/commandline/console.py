@@ -210,6 +210,8 @@ class Console:
         suggested = "none: the loss never fell by more than its noise" if curve.suggested is None else f"{curve.suggested:.2g}"
         diverged = "did not diverge" if curve.diverged is None else f"diverged from {curve.diverged:.2g}"
         self._lines([f"Suggested learning rate: {suggested} (plan {result.planned:.2g}; {diverged}).", f"Figure: {result.figure}"])
+        if curve.suggested is not None:
+            self._lines([f"To train with it: medseg3d train with --learning-rate {suggested}."])
 
     def show_selection(self, selection: Selection) -> None:
         """What was chosen, and why."""
