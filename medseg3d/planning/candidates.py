@@ -16,6 +16,7 @@ from medseg3d.extensions import source_text
 from medseg3d.plan import Configuration, Plan
 from medseg3d.planning.budget import GIB
 from medseg3d.planning.make_plan import make_plan
+from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.planning.planner import Planner, load_planner
 from medseg3d.planning.proposals import THICK, facts_of, opinions
 from medseg3d.planning.summary import DatasetSummary
@@ -27,6 +28,8 @@ BACKWARD = 2
 """The backward pass computes the gradients of inputs and of weights: two products for one."""
 PASSES = 3
 """Saved activations are written once and read twice: by the next layer and by the backward pass."""
+LANES = 16
+"""Channels that a processor's convolutions work on at once: 8 take as long as 16."""
 IMAGE_BYTES, LABEL_BYTES = 2, 1
 """Of a stored voxel, per channel and once; the store compresses them to less."""
 
@@ -162,11 +165,24 @@ def _costed(plan: Plan, planner: str, name: str, is_proposed: bool, reason: str,
 
 def step_seconds(cost: StepCost, configuration: Configuration, batch: int, speed: Speed) -> float:
     """What a training step takes by a rule of thumb: the multiply-adds of both passes, the passes over what is kept between them, and
-    the augmentation of a batch, half of which is the labels' of one channel.
+    the augmentation of a batch, half of which is the labels' of one channel. On a processor the channels of a U-Net's stages count in
+    whole ``LANES``.
     """
     voxels = batch * prod(configuration.patch_size) * (configuration.network.in_channels + 1) / 2
-    network = (1 + BACKWARD) * cost.multiply_adds / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
-    return network + voxels / speed.augmented_voxels
+    multiply_adds = _in_lanes(configuration, batch) if speed.device == "cpu" else None
+    passes = (1 + BACKWARD) * (multiply_adds or cost.multiply_adds) / speed.multiply_adds + PASSES * cost.saved_bytes / speed.bytes
+    return passes + voxels / speed.augmented_voxels
+
+
+def _in_lanes(configuration: Configuration, batch: int) -> int | None:
+    """Multiply-adds with channels rounded up to whole lanes; None where that changes nothing, or is not known of the family."""
+    from medseg3d.networks.cost import step_cost
+
+    network = configuration.network
+    features = tuple(-(-n // LANES) * LANES for n in network.features)
+    if network.family not in FEATURE_MAPS or features == tuple(network.features):
+        return None
+    return step_cost(replace(network, features=features), configuration.patch_size, batch).multiply_adds
 
 
 def _store_bytes(plan: Plan, configuration: Configuration) -> float:

@@ -15,7 +15,7 @@ from medseg3d.networks.cost import step_cost
 from medseg3d.plan import total_stride
 from medseg3d.planning import DatasetSummary, explain, load_planner, make_plan
 from medseg3d.planning.budget import GIB, RESERVED_GB
-from medseg3d.planning.candidates import Speed, candidates
+from medseg3d.planning.candidates import Speed, candidates, step_seconds
 
 SPEED = Speed(device="synthetic", multiply_adds=1e12, bytes=1e11, augmented_voxels=1e8)
 
@@ -121,3 +121,16 @@ def test_the_depth_can_be_capped(tmp_path: Path) -> None:
     file = tmp_path / "flat.toml"
     file.write_text('extends = "default"\n[network]\nmax_stages = 3\n')
     assert len(make_plan(summary_of(), load_planner(str(file))).configurations["3d_fullres"].network.strides) == 3
+
+
+def test_a_processor_takes_as_long_for_few_channels_as_for_all_that_it_works_on_at_once() -> None:
+    summary, rules = summary_of(shape=(64, 64, 64), num_cases=40), load_planner("default")
+    seconds = {}
+    for device in ("cpu", "cuda"):
+        speed = Speed(device=device, multiply_adds=1e9, bytes=1e15, augmented_voxels=1e15)
+        for width in (0.25, 0.5):
+            made = make_plan(summary, replace(rules, network=replace(rules.network, width_multiplier=width))).configuration(None)
+            made = replace(made, patch_size=(64, 64, 64))
+            seconds[device, width] = step_seconds(step_cost(made.network, made.patch_size, 2), made, 2, speed)
+    assert seconds["cpu", 0.5] == seconds["cuda", 0.5]
+    assert 1.5 * seconds["cuda", 0.25] < seconds["cpu", 0.25] < seconds["cpu", 0.5]
