@@ -19,15 +19,15 @@ from medseg3d.wording import counted, listed
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def uploaded_case(files: Sequence[Path], *, num_channels: int, max_unpacked_bytes: int, channel: str = "") -> Case:
+def uploaded_case(files: Sequence[Path], *, num_channels: int, max_unpacked_bytes: int, channels: Sequence[str] = ()) -> Case:
     """One image; one file per channel, by their numbers (``CASE_0000``) or in the order in which they came; or a zip of either, or of
-    a DICOM study with one series that fits ``channel``, the name of the model's.
+    a DICOM study with one series that fits the model's channel. ``channels`` are the names of the model's.
 
     Reads headers, no voxels. Raises the :class:`InputError` of what is wrong.
     """
     if len(files) == 1 and files[0].name.lower().endswith(".zip"):
-        return _case_of_zip(files[0], num_channels, max_unpacked_bytes, channel)
-    return _case_of_files(files, num_channels)
+        return _case_of_zip(files[0], num_channels, max_unpacked_bytes, channels[0] if num_channels == 1 and channels else "")
+    return _case_of_files(files, num_channels, channels)
 
 
 def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, channel: str) -> Case:
@@ -52,7 +52,7 @@ def _case_of_zip(archive: Path, num_channels: int, max_unpacked_bytes: int, chan
     return _case_of_files(images, num_channels, is_ordered=False)
 
 
-def _case_of_files(files: Sequence[Path], num_channels: int, *, is_ordered: bool = True) -> Case:
+def _case_of_files(files: Sequence[Path], num_channels: int, channels: Sequence[str] = (), *, is_ordered: bool = True) -> Case:
     """``is_ordered``: they came one after the other, and not together in an archive."""
     for file in files:
         is_unknown = ending_of(file) not in READERS and refusal(file) is None and not file.name.lower().endswith(".zip")
@@ -72,6 +72,7 @@ def _case_of_files(files: Sequence[Path], num_channels: int, *, is_ordered: bool
     names = [case_name(file) for file in files]
     numbered = [match for name in names if (match := _CHANNEL.fullmatch(name))]
     if not numbered and is_ordered:
+        _check_order(names, channels)
         return Case(name=names[0], channels=tuple(ChannelFile(path=file) for file in files))
     by_number = {int(match[2]): file for match, file in zip(numbered, files, strict=False)}
     if len(numbered) < len(files) or len({match[1] for match in numbered}) > 1 or sorted(by_number) != list(range(num_channels)):
@@ -79,3 +80,17 @@ def _case_of_files(files: Sequence[Path], num_channels: int, *, is_ordered: bool
         otherwise = ", or names without numbers, in that order" if is_ordered else ": files in a zip have no order"
         raise ChannelCountError(f"The files are called {listed(names)}; expected {expected}{otherwise}.")
     return Case(name=numbered[0][1], channels=tuple(ChannelFile(path=by_number[number]) for number in range(num_channels)))
+
+
+def _check_order(names: Sequence[str], channels: Sequence[str]) -> None:
+    """Raise :class:`ChannelCountError` where each file is called as one of the channels, and they came in another order than these."""
+    found = []
+    for name in names:
+        words = re.split(r"[^0-9a-z]+", name.lower())
+        found.append([number for number, channel in enumerate(channels) if channel.lower() in words])
+    places = [numbers[0] for numbers in found if len(numbers) == 1]
+    if len(places) == len(names) == len(set(places)) and places != sorted(places):
+        raise ChannelCountError(
+            f"The files are called {listed(names)} and come in this order, and the model takes {listed(channels)}. Send them in the "
+            "model's order, or call them CASE_0000, CASE_0001, …"
+        )

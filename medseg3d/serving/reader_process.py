@@ -88,7 +88,7 @@ def _case(request: dict[str, Any], plan: Plan) -> Any:
         files,
         num_channels=len(plan.channels),
         max_unpacked_bytes=request["max_unpacked_bytes"],
-        channel=plan.channels[0] if len(plan.channels) == 1 else "",
+        channels=plan.channels,
     )
     return to_plain(found)
 

@@ -37,6 +37,15 @@ def test_several_files_are_channels_in_the_order_in_which_they_came(tmp_path: Pa
     assert channel_names(uploaded(tmp_path, "t2.nii.gz", "t1.nii.gz"), 2) == ("t2", ["t2.nii.gz", "t1.nii.gz"])
 
 
+@pytest.mark.fault("A", "files of channels that are called as the model's and come in another order", "refused with both orders")
+def test_names_of_channels_in_another_order_are_refused(tmp_path: Path) -> None:
+    files = uploaded(tmp_path, "p1_t1.nii.gz", "p1_FLAIR.nii.gz")
+    with pytest.raises(InputError, match=r"called p1_t1, p1_FLAIR and come in this order, and the model takes FLAIR, T1\."):
+        uploaded_case(files, num_channels=2, max_unpacked_bytes=LIMIT, channels=("FLAIR", "T1"))
+    for channels in (("T1", "FLAIR"), ("T1", "T2"), ("FLAIR", "channel_1")):
+        assert uploaded_case(files, num_channels=2, max_unpacked_bytes=LIMIT, channels=channels).name == "p1_t1"
+
+
 def test_equal_names_are_no_trouble(tmp_path: Path) -> None:
     files = uploaded(tmp_path, "scan.nii.gz", "scan.nii.gz")
     case = uploaded_case(files, num_channels=2, max_unpacked_bytes=LIMIT)
