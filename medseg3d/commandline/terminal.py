@@ -162,7 +162,7 @@ class ProgressLines:
             if event is not None and now - self._last >= self._seconds:
                 self._last = now
                 left = self._pace.stage_left
-                more = "" if left is None or event.done >= event.total else f", about {duration(left)} left"
+                more = "" if left is None or left < 1 or event.done >= event.total else f", about {duration(left)} left"
                 self._write(f"{event}, after {duration(now - self._began)}{more}")
                 self._tell_whole()
 
@@ -171,7 +171,7 @@ class ProgressLines:
         now, left, share = self._clock(), self._pace.all_left, self._pace.overall
         if left is not None and share is not None and share < 1 and now - self._last_of_whole >= self._seconds:
             self._last_of_whole = now
-            self._write(f"{100 * share:.0f} % of all done, about {duration(left)} left")
+            self._write(f"{100 * share:.0f} % of all done" + ("" if left < 1 else f", about {duration(left)} left"))
 
     def _keep_telling(self) -> None:
         while not self._end.wait(self._seconds / 4):
