@@ -232,3 +232,70 @@ def test_a_pointwise_convolution_is_one_product_of_matrices_whatever_its_weights
     exact = torch.einsum("oi,bizyx->bozyx", layer.weight.flatten(1), x)
     torch.testing.assert_close(layer(x), exact)
     assert shapes == [2]
+
+
+SIZES = [(4, 6, 8), (5, 3, 10), (6, 12), (3, 40)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (5, 1, 3)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_an_image_of_one_channel_is_convolved_two_voxels_at_once_with_the_same_numbers(
+    size: tuple[int, ...], kernel: tuple[int, ...], has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = channels_met(monkeypatch)
+    generator = torch.Generator().manual_seed(sum(size))
+    conv: Any = convolution(1, 3, kernel[-len(size) :], (1,) * len(size), bias=has_bias)
+    image = torch.randn(2, 1, *size, generator=generator)
+    gradient = torch.randn(2, 3, *size, generator=generator)
+    exact_conv = copy.deepcopy(conv).double()
+    with torch.no_grad():
+        assert set(channels_of(conv, image, met)) == {1}
+    found = conv(image)
+    found.backward(gradient)
+    assert met[-1] == 2
+    plain = F.conv2d if len(size) == 2 else F.conv3d
+    exact = plain(image.double(), exact_conv.weight, exact_conv.bias, padding=tuple(k // 2 for k in kernel[-len(size) :]))
+    exact.backward(gradient.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(conv.parameters(), exact_conv.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), [(2, (4, 8), 1), (1, (8, 7), 1), (1, (8, 6), 1), (1, (8, 8), 2)])
+def test_other_images_are_convolved_as_they_are(channels: int, size: tuple[int, int], stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    met = channels_met(monkeypatch)
+    convolution(channels, 3, (3, 3), (stride, stride))(torch.randn(1, channels, *size))
+    assert met == [channels]
+
+
+def test_two_voxels_at_once_round_as_one_does_in_half_precision() -> None:
+    conv: Any = convolution(1, 8, (3, 3, 3), (1, 1, 1))
+    image = torch.randn(1, 1, 6, 8, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(image)
+    assert found.dtype == torch.bfloat16
+    assert_rounding_only(found, F.conv3d(rounded(image), rounded(conv.weight), conv.bias, padding=1))
+
+
+def channels_met(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of the images that torch's convolutions get from now on."""
+    met: list[int] = []
+
+    def noting(true: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noted(x: Tensor, *others: Any, **named: Any) -> Tensor:
+            met.append(x.shape[1])
+            return true(x, *others, **named)
+
+        return noted
+
+    for name in ("conv2d", "conv3d"):
+        monkeypatch.setattr(F, name, noting(getattr(F, name)))
+    return met
+
+
+def channels_of(conv: nn.Module, image: Tensor, met: list[int]) -> list[int]:
+    """Of what torch's convolutions get from a call."""
+    met.clear()
+    conv(image)
+    return list(met)
