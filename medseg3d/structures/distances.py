@@ -35,7 +35,8 @@ def wanted_pairs(asked: Sequence[str], names: Sequence[str]) -> tuple[tuple[str,
         )
         if pair is None:
             raise InputError(
-                f"--distances {each}: expected two labels such as tumor:vessel, or {ALL_PAIRS}; the labels are {', '.join(names)}."
+                f"--distances {each}: expected two labels such as tumor:vessel, or {ALL_PAIRS}; the labels are {', '.join(names)}. Their "
+                "names come from a dataset.json or labels.csv (value,name) beside the label maps."
             )
         found.append(pair)
     return tuple(dict.fromkeys(found))
