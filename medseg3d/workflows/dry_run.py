@@ -21,12 +21,13 @@ from medseg3d.options import RunOptions
 from medseg3d.plan import Plan
 from medseg3d.planning import load_planner
 from medseg3d.planning.candidates import Speed
+from medseg3d.planning.inherit import inherited_plan, with_axes_of
 from medseg3d.records import read_record
 from medseg3d.wording import counted, duration
 from medseg3d.work_folder import WorkFolder, work_folder
 from medseg3d.workflows.choose_folds import count_folds
 from medseg3d.workflows.estimate import FoldEstimate, configurations_of, estimates, measured_speed, prediction_seconds
-from medseg3d.workflows.plan import earlier_choices
+from medseg3d.workflows.plan import earlier_choices, earlier_model, plan_of_model
 from medseg3d.workflows.plan_dataset import DEFAULT_PLANNER, describe_dataset
 from medseg3d.workflows.plan_time import hours_of_one, rules_for_time
 from medseg3d.workflows.preprocess import preprocess_cases
@@ -168,6 +169,14 @@ def _planned(
         names = names or dict(folder.read_plan().given_names)
         if options.planner is None:
             rules, memory, _ = earlier_choices(folder, memory, None)
+    model = earlier_model(folder) if options.inherit_plan is None and options.planner is None else None
+    if options.inherit_plan is not None:
+        model = plan_of_model(Path(options.inherit_plan))
+    if model is not None:
+        theirs, fingerprint = with_axes_of(model[0], fingerprint)
+        described = describe_dataset(sample, fingerprint, names)
+        decided = inherited_plan(described.plan_by(rules, memory), described.summary, rules, theirs, model[1])
+        return decided.value, described.warnings
     described = describe_dataset(sample, fingerprint, names)
     rules = rules_for_time(rules, folder, described.summary, hours=hours, gpu_memory_gb=memory, device=options.device)
     return described.plan_by(rules, memory).value, described.warnings

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from medseg3d.errors import InputError, StorageError
 from medseg3d.files import check_writable
@@ -12,10 +14,14 @@ from medseg3d.models.pretrained import NAMINGS, is_foreign, read_foreign
 from medseg3d.models.sources import source_of, what_to_name
 from medseg3d.models.trained import common_network
 from medseg3d.plan import NetworkPlan, Plan
+from medseg3d.provenance import read_origin
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import InitialWeights, Meanings, meanings_of
+from medseg3d.wording import counted, listed
+from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SHAPES = "shapes"
 """What ``--init`` calls the weights that were learned from generated shapes, unless a model of that name is there."""
 SHAPES_FOLDER = Path(__file__).resolve().parent.parent / "data" / "learned_shapes"
@@ -25,11 +31,13 @@ SHAPES_AT_HOME = Path("~/.medseg3d/learned_shapes")
 LEARN_SHAPES = "python -m medseg3d.commandline.learn_shapes --minutes 60"
 
 
-def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | None = None) -> InitialWeights:
+def initial_weights(
+    place: Path, *, configuration: str, fold: str, plan: Plan | None = None, validation: Mapping[str, str] = NOTHING
+) -> InitialWeights:
     """The tensors of the model at ``place``: of the same configuration and fold where it has them, otherwise of its own first ones.
 
-    With ``plan``, that of the training, there is a warning where the weights may have seen the validation cases. Raises
-    :class:`InputError` where there is no model.
+    With ``plan``, that of the training, or ``validation``, the digests of its validation cases, there is a warning where the weights may
+    have seen these. Raises :class:`InputError` where there is no model.
     """
     if is_shapes(place):
         return _learned_shapes(configuration, plan)
@@ -47,11 +55,13 @@ def initial_weights(place: Path, *, configuration: str, fold: str, plan: Plan | 
     if (name, chosen) != (configuration, fold) and sum(map(len, held.values())) > 1:
         logger.warning("%s has no %s, fold %s; beginning with %s, fold %s.", place, configuration, fold, name, chosen)
     common = common_network(place, chosen)
+    has_seen = _warn_of_seen(place, (*_folds_at(place, name, chosen), *([] if common is None else [common.parent])), validation, fold)
     if common is not None:
         return InitialWeights(source=str(common), tensors=load_tensors(common)[0], meanings=meanings_of(read_card(common)))
     parts = source.open(place, name, (chosen,))
     theirs = parts.description.plan
-    _warn_about_cases(theirs, chosen, fold, plan, place)
+    if not has_seen:
+        _warn_about_cases(theirs, chosen, fold, plan, place)
     meanings = {NO_NAME: Meanings.of(theirs, theirs.configuration(name).network)}
     return InitialWeights(source=f"{place} ({name}, fold {chosen})", tensors=parts.read(name, chosen), meanings=meanings)
 
@@ -106,6 +116,30 @@ def _learned_shapes(configuration: str, plan: Plan | None) -> InitialWeights:
 def _or_others(place: Path) -> str:
     """What else a file may be."""
     return f" Or weights of another library ({', '.join(NAMINGS)}) as .safetensors, .pth or .pt." if place.is_file() else ""
+
+
+def _folds_at(place: Path, name: str, fold: str) -> tuple[Path, ...]:
+    """Where the folder of a trained fold may lie: here, or in the work folder that is here or in a dataset that is."""
+    if not place.is_dir():
+        return (place.parent,)
+    return place, WorkFolder(place).fold(name, fold), WorkFolder(place / DEFAULT_NAME).fold(name, fold)
+
+
+def _warn_of_seen(source: Path, folders: Sequence[Path], validation: Mapping[str, str], fold: str) -> bool:
+    """Whether one of the trainings in ``folders`` was of files that this one validates on, by their digests."""
+    origins = [origin for folder in folders if (origin := read_origin(folder)) is not None]
+    known = {mark.digest for origin in origins for mark in origin.cases.values() if mark.digest}
+    seen = sorted(name for name, digest in validation.items() if digest in known)
+    if seen:
+        logger.warning(
+            "%s was trained on %s, which fold %s validates on (%s): the Dice on them will be too good. Begin with weights that have not "
+            "seen them, such as the same fold of a model of this dataset.",
+            source,
+            f"{counted(len(seen), 'case')} of {len(validation)}",
+            fold,
+            listed(seen, most=3),
+        )
+    return bool(seen)
 
 
 def _warn_about_cases(theirs: Plan, their_fold: str, fold: str, plan: Plan | None, source: Path) -> None:

@@ -273,7 +273,8 @@ def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> 
     if init is None:
         return None
     plan = first.plan if first.name == NO_NAME else None
-    return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan)
+    validation = {case.name: case.digest.partition("-")[0] for case in first.validation}
+    return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan, validation=validation)
 
 
 def _without(split: Split, failed: Collection[str]) -> Split:

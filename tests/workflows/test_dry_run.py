@@ -15,6 +15,8 @@ from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows import dry_run as module
 from medseg3d.workflows.dry_run import DryRun, advice, dry_run
 from medseg3d.workflows.estimate import fold_estimate, in_words, prediction_seconds
+from tests.test_plan import PLAN
+from tests.workflows.test_initial_weights import with_folds
 
 SPEED = Speed(device="cpu", multiply_adds=1e10, bytes=1e9, augmented_voxels=1e6)
 
@@ -56,6 +58,13 @@ def test_hours_are_the_most_that_training_takes(tiny: Path, found: DryRun, measu
     endless = dry_run(tiny, options=RunOptions(planner=tiny / "tiny.toml", epochs=10**6, folds=0))
     assert any("--hours 8 makes all of it fit" in line for line in advice(endless, None))
     assert not any("--hours" in line for line in advice(found, 2))
+
+
+def test_a_plan_that_is_inherited_is_the_one_that_is_estimated(tiny: Path, measured: None, tmp_path: Path) -> None:
+    model = with_folds(tmp_path / "theirs")
+    made = dry_run(tiny, options=RunOptions(planner=tiny / "tiny.toml", inherit_plan=model, folds=0)).plan
+    assert made.inherits == str(model)
+    assert made.configuration(None).patch_size == PLAN.configuration(None).patch_size
 
 
 def test_members_take_the_place_of_folds(tiny: Path, measured: None) -> None:

@@ -17,6 +17,7 @@ from medseg3d.models.model_file import write_model_file
 from medseg3d.models.parts import MemberDescription, ModelDescription
 from medseg3d.networks.build import build_network
 from medseg3d.plan import Plan
+from medseg3d.provenance import CaseMark, Origin, write_origin
 from medseg3d.records import write_record
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import Meanings
@@ -79,6 +80,22 @@ def test_a_fold_that_has_seen_the_validation_cases_is_pointed_out(tmp_path: Path
         assert not caplog.records
         initial_weights(work / "models/3d_fullres/fold_0", configuration="3d_fullres", fold="1", plan=SAME_DATA)
     assert "trained on fold 0 of the same dataset, so it has seen validation cases of fold 1" in caplog.text
+
+
+@pytest.mark.fault(
+    "A", "--init with weights that were trained on validation cases, in a dataset that has grown or has other folds", "a warning"
+)
+def test_cases_that_weights_were_trained_on_are_known_by_their_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = with_folds(tmp_path / "Balls/medseg3d-work")
+    fold = work / "models/3d_fullres/fold_0"
+    write_origin(fold, Origin(cases={"a": CaseMark(digest="1"), "b": CaseMark(digest="2")}))
+    options = {"configuration": "3d_fullres", "fold": "0", "plan": replace(PLAN, fingerprint_digest="grown")}
+    initial_weights(work, validation={"a": "3", "c": "4"}, **options)
+    assert not caplog.records, "of one name, and other files"
+    for place in (work, work.parent, fold, fold / "weights.safetensors"):
+        caplog.clear()
+        initial_weights(place, validation={"c": "4", "renamed": "2"}, **options)
+        assert f"{place} was trained on 1 case of 2, which fold 0 validates on (renamed)" in caplog.text
 
 
 def test_a_file_of_another_library_is_taken_as_it_is(tmp_path: Path) -> None:
