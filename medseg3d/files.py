@@ -250,12 +250,14 @@ def copy_file(source: Path, target: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and try a temporary file in it, so that hours of work do not end at a folder that cannot be written.
+    """Make the folder and try a temporary file in it, so that hours of work do not end at a folder that cannot be written. What processes
+    that were killed have left in it is removed.
 
     Raises :class:`StorageError`.
     """
     with storage_errors(folder):
         _storage.make_folder(folder)
+        remove_leftovers(folder)
         with temporary_for(folder / "probe") as probe:
             _storage.write(probe, b"\0")
 

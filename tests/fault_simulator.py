@@ -39,6 +39,10 @@ VERBS: dict[str, list[str]] = {
     "export to MONAI": ["export", "Balls/medseg3d-work", "-o", "bundle", "--format", "monai"],
     "report": ["report", "Balls"],
     "predict --overwrite": ["predict", "Balls", "-i", "Balls/imagesTs", "-o", "out", "--overwrite", "--step", "0.8", "--device", "cpu"],
+    "measure": ["measure", "out", "Balls/imagesTs", "-o", "volumes.csv"],
+    "evaluate": ["evaluate", "out", "Balls/labelsTs", "-o", "metrics"],
+    "propose": ["propose", "Balls", "-i", "Balls/imagesTs", "--device", "cpu"],
+    "distill": ["distill", "Balls", "-m", "balls.medseg3d", "-o", "soft", "--device", "cpu"],
     "train --restart": ["train", "Balls", "--fold", "0", "--restart", "--seed", "1", "--device", "cpu"],
     "plan of two datasets": ["plan", "Balls", "Cubes", "-w", "both", "--planner", "both.toml", "--jobs", "1"],
     "preprocess of two datasets": ["preprocess", "-w", "both", "--jobs", "1"],
@@ -179,7 +183,8 @@ def _contents(root: Path) -> dict[str, bytes]:
             head = content[8:end].decode().rstrip().replace('\\"', '"')  # filled up with blanks, as many as the times leave
             found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"', "", TIMES.sub("", head)).encode() + content[end:]
         elif path.suffix in (".json", ".jsonl"):
-            found[name] = TIMES.sub("", path.read_text(encoding="utf-8").replace(str(root), "")).encode()  # universal.json says where
+            place = rf"{re.escape(str(root.parent))}/(start|done|try)"  # universal.json says where, also what was made before
+            found[name] = TIMES.sub("", re.sub(place, "", path.read_text(encoding="utf-8"))).encode()
         else:
             found[name] = path.read_bytes()
     return found
@@ -290,10 +295,15 @@ def _warm_up() -> None:
     import medseg3d.commandline.cli
     import medseg3d.commandline.console
     import medseg3d.reporting.figures
+    import medseg3d.workflows.correct
+    import medseg3d.workflows.distill
+    import medseg3d.workflows.evaluate
     import medseg3d.workflows.export
+    import medseg3d.workflows.measure
     import medseg3d.workflows.plan
     import medseg3d.workflows.predict
     import medseg3d.workflows.preprocess
+    import medseg3d.workflows.propose
     import medseg3d.workflows.run
     import medseg3d.workflows.select
     import medseg3d.workflows.train  # noqa: F401
@@ -320,6 +330,9 @@ def _make_images(root: Path, seed: int) -> None:
             (root / f"{kind}{side}").mkdir(parents=True, exist_ok=True)
             name = f"case_{number}_0000.nii.gz" if kind == "images" else f"case_{number}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / f"{kind}{side}" / name)
+    (root / "corrections").mkdir()
+    labels[3:5] = 0
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), root / "corrections" / "case_0.nii.gz")
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}, "numTraining": 4, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 

@@ -22,7 +22,7 @@ from medseg3d.data.reading import read_case
 from medseg3d.data.segmentations import plain_name
 from medseg3d.errors import CaseFailure, InputError, UnsupportedError
 from medseg3d.events import Event, Listener, silent
-from medseg3d.files import check_writable, write_text
+from medseg3d.files import check_writable, remove_leftovers, write_text
 from medseg3d.geometry import from_canonical, to_canonical
 from medseg3d.images import write_image
 from medseg3d.labels import Labels
@@ -140,6 +140,7 @@ def _begin(target: Path, made_from: Distillation) -> Distillation:
     elif target.exists() and any(target.iterdir()):
         raise InputError(f"{target}: the folder is not empty and holds no distillation. Name a new folder.")
     check_writable(target)
+    remove_leftovers(target, is_recursive=True)
     write_record(record, made_from, "distillation")
     return made_from
 

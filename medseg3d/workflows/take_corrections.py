@@ -19,7 +19,7 @@ from medseg3d.data.prediction_cases import find_prediction_cases
 from medseg3d.data.reading import label_values
 from medseg3d.data.segmentations import label_map_of, onto_grid
 from medseg3d.errors import DatasetError, InputError
-from medseg3d.files import file_digest
+from medseg3d.files import file_digest, remove_leftovers
 from medseg3d.images import data_files, read_header, read_image, write_label_map
 from medseg3d.images.segments import read_segmentation
 from medseg3d.labels import Labels, places_of, unique_values
@@ -95,6 +95,7 @@ def _unlooked(each: Correction, values: np.ndarray, labels: Labels, annotated: S
 
 def take_corrections(root: Path, corrections: Corrections) -> None:
     """Let corrections join a dataset: their label maps first, the record that makes them count last."""
+    remove_leftovers(root / FOLDER, is_recursive=True)
     before = read_taken(root)
     for each in corrections.found:
         channel = each.channels[0]
