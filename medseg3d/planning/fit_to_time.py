@@ -24,22 +24,35 @@ PATCH_STEP, RESOLUTION_STEP = 0.5, 0.8
 def fitted_to_time(
     planner: Planner, summary: DatasetSummary, *, hours: float, speed: Speed, gpu_memory_gb: float | None = None, batch_size: int = 2
 ) -> Planner:
-    """The planner with what its numbers are multiplied by, so that a training of ``hours`` has ``time.least_steps`` on a device, or half of
-    them at half the width, and so on.
+    """The planner with what its numbers are multiplied by, so that a training of ``hours`` has enough steps on a device.
+
+    The width falls until there are ``time.least_steps`` times the width, the resolution until there are ``time.least_steps``: a narrow
+    network learns sooner all that it can, but large images take many steps whatever the network. The resolution goes before the patch: a
+    coarser patch sees as much of a case as before, a smaller one less, and a network that never saw a place finds structures there that
+    are none.
 
     Steps are those of ``batch_size`` patches (a short run takes the smallest batch), in the configuration that is recommended, by
     estimate. Where even the cheapest step that the rule allows is too slow, it is taken. Only plain and residual U-Nets are changed: others
     are published with their widths.
     """
-    if not planner.time.least_steps or planner.network.family not in FEATURE_MAPS:
+    rule = planner.time
+    if not rule.least_steps or planner.network.family not in FEATURE_MAPS:
         return planner
-    for width, patch, resolution in _factors(planner, coarsest_resolution(planner, summary)):
-        found = Fitted(hours=hours, device=speed.device, steps=0, width=width, patch=patch, resolution=resolution)
+
+    def with_steps(found: Fitted) -> Fitted:
         made = make_plan(summary, replace(planner, fitted=found), gpu_memory_gb=gpu_memory_gb)
-        seconds = seconds_of_step(made.configuration(None), batch_size, speed)
-        found = replace(found, steps=round(hours * 3600 / seconds))
-        if found.steps >= planner.time.least_steps * width:
-            break
+        return replace(found, steps=round(hours * 3600 / seconds_of_step(made.configuration(None), batch_size, speed)))
+
+    found = with_steps(Fitted(hours=hours, device=speed.device, steps=0))
+    for width in _falling(0.5, _least_width(planner)):
+        if found.steps < rule.least_steps * found.width:
+            found = with_steps(replace(found, width=width))
+    for resolution in _falling(RESOLUTION_STEP, coarsest_resolution(planner, summary)):
+        if found.steps < rule.least_steps:
+            found = with_steps(replace(found, resolution=resolution))
+    for patch in _falling(PATCH_STEP, rule.least_patch):
+        if found.steps < rule.least_steps * found.width:
+            found = with_steps(replace(found, patch=patch))
     return replace(planner, fitted=found)
 
 
@@ -61,20 +74,6 @@ def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
     shape = make_plan(summary, replace(planner, fitted=None)).configuration(None).median_shape
     edge = (min(shares) * math.prod(shape) / max(1.0, facts.components)) ** (1 / len(shape))
     return min(1.0, max(rule.least_resolution, rule.least_label_edge / edge))
-
-
-def _factors(planner: Planner, coarsest: float) -> Iterator[tuple[float, float, float]]:
-    """Width, patch and resolution, from what the planner has to the cheapest.
-
-    The resolution goes before the patch: a coarser patch sees as much of a case as before, a smaller one less, and a network that never
-    saw a place finds structures there that are none.
-    """
-    rule = planner.time
-    widths = [1.0, *_falling(0.5, _least_width(planner))]
-    yield from ((width, 1.0, 1.0) for width in widths)
-    resolutions = [1.0, *_falling(RESOLUTION_STEP, coarsest)]
-    yield from ((widths[-1], 1.0, resolution) for resolution in resolutions[1:])
-    yield from ((widths[-1], patch, resolutions[-1]) for patch in _falling(PATCH_STEP, rule.least_patch))
 
 
 def _least_width(planner: Planner) -> float:

@@ -15,7 +15,8 @@ from medseg3d.planning.reasons import Explanation
 def with_fitted_numbers(planner: Planner) -> Planner:
     """The planner's numbers times what was decided for its time.
 
-    The references of memory fall with the width, so that a narrower network gets the patch of the wide one, not a larger one.
+    The references of memory fall with the width, so that a narrower network gets the patch of the wide one, not a larger one; and with the
+    voxels, so that a patch of coarser ones sees as much of a case as before.
     """
     found = planner.fitted
     if found is None:
@@ -25,7 +26,11 @@ def with_fitted_numbers(planner: Planner) -> Planner:
         planner,
         network=replace(planner.network, width_multiplier=planner.network.width_multiplier * found.width),
         spacing=replace(planner.spacing, voxel_share=planner.spacing.voxel_share * found.resolution**3),
-        memory=replace(memory, reference_3d=round(memory.reference_3d * share), reference_2d=round(memory.reference_2d * share)),
+        memory=replace(
+            memory,
+            reference_3d=round(memory.reference_3d * share * found.resolution**3),
+            reference_2d=round(memory.reference_2d * share * found.resolution**2),
+        ),
     )
 
 
@@ -38,11 +43,11 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
         quantity="time",
         value=", ".join(in_words(found)) or "the planner's numbers",
         rule=(
-            f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, steps "
-            f"are made cheaper: first the network narrower, down to {rule.least_features} features in its first stage, then the resolution "
-            f"coarser, down to {rule.least_resolution:.0%} where no label is thin or has less than {rule.least_label_edge:g} voxels along "
-            f"an edge then, thick slices last, then patches smaller, down to {rule.least_patch:.0%} of their memory; early on, the number "
-            "of steps counts for more than what each of them sees."
+            f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, the "
+            f"network is narrower, down to {rule.least_features} features in its first stage. Where fewer than {rule.least_steps:,} fit "
+            f"then, voxels are coarser, down to {rule.least_resolution:.0%} of the resolution, where no label is thin or would have less "
+            f"than {rule.least_label_edge:g} of them along an edge; thick slices come last. Then patches are smaller, down to "
+            f"{rule.least_patch:.0%} of their memory. Early on, the number of steps counts for more than what each of them sees."
         ),
         inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",
         changes_it="--hours or --minutes of plan and run, a faster device, or time.* of the planner.",

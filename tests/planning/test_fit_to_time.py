@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medseg3d.axes import Triple
@@ -48,8 +49,17 @@ def test_slower_devices_get_cheaper_steps_in_the_stated_order() -> None:
     assert factors == sorted(factors)
     assert factors[0] == pytest.approx((0.25, 0.64, 0.25))
     assert factors[-1] == (1.0, 1.0, 1.0)
-    assert all(each.resolution == 1 for each in found if each.width > 0.25)
     assert all(each.patch == 1 for each in found if each.resolution > 0.65)
+
+
+def test_voxels_are_coarsened_where_a_width_has_its_steps_but_a_large_image_takes_more() -> None:
+    found = [fitted(multiply_adds) for multiply_adds in np.geomspace(1e10, 1e13, 13)]
+    both = [each for each in found if each.width < 1 and each.resolution == 1]
+    assert all(each.steps >= RULES.time.least_steps for each in both)
+    coarse = [each for each in found if 0.65 < each.resolution < 1]
+    assert coarse
+    assert all(each.steps >= RULES.time.least_steps for each in coarse)
+    assert all(each.resolution == 1 for each in found if each.width == 1)
 
 
 @pytest.mark.parametrize("multiply_adds", SPEEDS)
