@@ -8,14 +8,16 @@ from medseg3d.plan import TrainingPlan
 from medseg3d.planning.reasons import Decided, Explanation
 
 SHORT_RUN = 50_000
-"""Steps, 200 of nnU-Net's epochs: the presets' numbers are made for 250,000, and above this SGD catches up with AdamW."""
+"""Steps, 200 of nnU-Net's epochs: the presets' numbers are made for 250,000, and above this SGD catches up."""
 SHARE_OF_RATE = 0.2
-"""AdamW's rate as a share of SGD's: 2e-3 for the usual 0.01, twice what is usual as the cosine lowers it soon; less where a network without
-norms asks for less."""
+"""Muon's rate, which is AdamW's, as a share of SGD's: 2e-3 for the usual 0.01, twice what is usual as the cosine lowers it soon; less where
+a network without norms asks for less."""
+MOMENTUM = 0.95
+"""Muon's usual one (Jordan et al. 2024)."""
 WEIGHT_DECAY = 1e-2
-"""Decoupled from the gradient in AdamW, and its usual value."""
+"""Decoupled from the gradient, and AdamW's usual value."""
 WARMUP = 0.05
-"""Share of the run: AdamW's mean squares are those of the first batches until some tens of steps are over."""
+"""Share of the run: the momentum, and AdamW's mean squares, are those of the first batches until some tens of steps are over."""
 MEAN_AGE = 0.1
 """Of averaged weights, as a share of the run so far: long enough to smooth steps, short enough to leave the untrained ones behind."""
 
@@ -32,7 +34,8 @@ def recipe_for(plan: TrainingPlan, *, steps: float, keeps_rate: bool = False) ->
     if plan.schedule == "poly":
         chosen = replace(chosen, schedule="cosine", warmup=max(plan.warmup, WARMUP))
     if plan.optimizer == "sgd" and not keeps_rate:
-        chosen = replace(chosen, optimizer="adamw", learning_rate=plan.learning_rate * SHARE_OF_RATE, weight_decay=WEIGHT_DECAY)
+        rate = plan.learning_rate * SHARE_OF_RATE
+        chosen = replace(chosen, optimizer="muon", learning_rate=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     changed = [each.name for each in fields(chosen) if getattr(chosen, each.name) != getattr(plan, each.name)]
     reason = Explanation(
         quantity="recipe",
@@ -45,7 +48,7 @@ def recipe_for(plan: TrainingPlan, *, steps: float, keeps_rate: bool = False) ->
 
 
 RULE = (
-    f"A run of fewer than {SHORT_RUN:,} steps (--epochs, --hours or --minutes) trains with AdamW instead of SGD, whose momentum takes "
+    f"A run of fewer than {SHORT_RUN:,} steps (--epochs, --hours or --minutes) trains with Muon instead of SGD, whose momentum takes "
     f"hundreds of steps to gain speed, with a warm-up of {WARMUP:.0%} and a cosine that reaches 0 whatever the length; averaged weights "
     "are measured beside the last ones, and the better are kept."
 )

@@ -77,11 +77,11 @@ def test_a_long_run_and_one_that_does_not_follow_keep_the_plan() -> None:
     assert recipe_for(TrainingPlan(), steps=100).value == TrainingPlan()
 
 
-def test_a_short_run_trains_with_adamw_and_a_cosine_and_says_so() -> None:
+def test_a_short_run_trains_with_muon_and_a_cosine_and_says_so() -> None:
     decided = recipe_for(SHORT, steps=2750)
-    assert (decided.value.optimizer, decided.value.schedule) == ("adamw", "cosine")
+    assert (decided.value.optimizer, decided.value.momentum, decided.value.schedule) == ("muon", 0.95, "cosine")
     assert decided.value.learning_rate == pytest.approx(2e-3)
-    assert "optimizer adamw" in decided.reasons[0].value
+    assert "optimizer muon" in decided.reasons[0].value
     assert "2,800 steps" in decided.reasons[0].inputs
 
 
@@ -144,7 +144,7 @@ def test_a_short_run_that_was_stopped_gives_the_bits_of_one_that_was_not(materia
     assert all(first[name].equal(second[name]) for name in first)
     state = read_record(parts / "training.json", TrainingState, "training")
     assert state.recipe is not None
-    assert state.recipe.optimizer == "adamw"
+    assert state.recipe.optimizer == "muon"
     assert state.averaged_steps == 8
     assert records[-1].averaged_dice_mean is not None
 
