@@ -18,32 +18,46 @@ SIGNALS = {
     **{name: name for name in ("ADC", "FA", "TRACEW", "VELOCITY", "MIP", "MINIP", "AVERAGE", "SUBTRACTION")},
 }
 """What values of an image type say of the signal; the first part of ``P_FFE`` or ``PHASE MAP`` counts too."""
-EXACT = ("ComplexImageComponent", "SeriesNumber")
-"""Tags in which the slices of one volume are equal, where they say it."""
-CLOSE = {"EchoTime": 1.1, "InversionTime": 1.5, "FlipAngle": 1.2, "DiffusionBValue": 1.1}
-"""The largest ratio of neighboring values in one volume: scanners write what they measured, and echoes lie farther apart; the inversion
-time of late enhancement follows the contrast agent from slice to slice."""
+CLOSE = {"EchoTime": 1.1, "DiffusionBValue": 1.1}
+"""The largest ratio of neighboring values in one volume: scanners write what they measured, and echoes lie farther apart."""
+WEAK_CLOSE = {"InversionTime": 1.5, "FlipAngle": 1.2}
+"""Of slices that were measured one after the other, too: they tell kinds only where these take turns. The inversion time of late
+enhancement follows the contrast agent from slice to slice."""
+UNKNOWN_AT_0 = ("EchoTime", "InversionTime")
+"""0 is what is written where there is none."""
 
 
 def kinds_of(files: Sequence[DicomFile]) -> dict[str, list[str]]:
-    """The tags that tell several kinds among files, with the kind of each file; empty for files that do not say theirs."""
-    found = {"ImageType": _image_types(files), **{tag: [file.text(tag) for file in files] for tag in EXACT}}
-    found |= {tag: _classes([file.text(tag) for file in files], ratio) for tag, ratio in CLOSE.items()}
+    """The tags that tell several kinds among files, with the kind of each file; empty for files that do not say theirs.
+
+    Signals, echoes and b-values: of these no volume has two, wherever its slices lie.
+    """
+    found = {"ImageType": _signals(files), "ComplexImageComponent": [file.text("ComplexImageComponent") for file in files]}
+    return _telling(found | {tag: _classes(files, tag, ratio) for tag, ratio in CLOSE.items()})
+
+
+def weak_kinds_of(files: Sequence[DicomFile]) -> dict[str, list[str]]:
+    """As :func:`kinds_of`, by what may differ within a volume, from one part of it to the next or in single slices."""
+    found = {"ImageType": _flavors(files), "SeriesNumber": [file.text("SeriesNumber").lstrip("0") for file in files]}
+    return _telling(found | {tag: _classes(files, tag, ratio) for tag, ratio in WEAK_CLOSE.items()})
+
+
+def _telling(found: dict[str, list[str]]) -> dict[str, list[str]]:
     return {tag: kinds for tag, kinds in found.items() if len({*kinds} - {""}) > 1}
 
 
-def _image_types(files: Sequence[DicomFile]) -> list[str]:
-    """What of the image types tells a kind: its first and third value, and names of signals among those behind.
+def _image_type(file: DicomFile) -> list[str]:
+    return [value.strip() for value in file.text("ImageType").upper().split("\\")]
 
-    The second tells who made the image; others are steps of a vendor's reconstruction.
-    """
-    found = []
-    for file in files:
-        values = [value.strip() for value in file.text("ImageType").upper().split("\\")]
-        first, flavor = values[0], values[2] if len(values) > 2 else ""
-        signals = [name for name in map(_signal, values[3:]) if name]
-        found.append("\\".join(dict.fromkeys(part for part in (first, _signal(flavor) or flavor, *signals) if part)))
-    return found
+
+def _signals(files: Sequence[DicomFile]) -> list[str]:
+    """What the image types say of the signal, from the third value on."""
+    return ["\\".join(dict.fromkeys(filter(None, map(_signal, _image_type(file)[2:])))) for file in files]
+
+
+def _flavors(files: Sequence[DicomFile]) -> list[str]:
+    """The first and the third value of the image types, where they have both: the second tells who made the image."""
+    return ["\\".join((values[0], values[2])) if len(values) > 2 else "" for values in map(_image_type, files)]
 
 
 def _signal(value: str) -> str:
@@ -54,13 +68,15 @@ def _signal(value: str) -> str:
     return SIGNALS.get(value) or SIGNALS.get(value.replace("_", " ").partition(" ")[0], "")
 
 
-def _classes(texts: Sequence[str], max_ratio: float) -> list[str]:
+def _classes(files: Sequence[DicomFile], tag: str, max_ratio: float) -> list[str]:
     """Each number as the lowest of those that lie close to each other; what is no number says nothing."""
-    values = sorted({value for text in texts if (value := _number(text)) is not None})
+    found = [_number(file.text(tag)) for file in files]
+    known = [None if value == 0 and tag in UNKNOWN_AT_0 else value for value in found]
+    values = sorted({value for value in known if value is not None})
     lowest: dict[float, float] = {}
     for before, value in zip([None, *values], values, strict=False):
         lowest[value] = lowest[before] if before is not None and value <= max_ratio * before else value
-    return ["" if (value := _number(text)) is None else f"{lowest[value]:g}" for text in texts]
+    return ["" if value is None else f"{lowest[value]:g}" for value in known]
 
 
 def _number(text: str) -> float | None:

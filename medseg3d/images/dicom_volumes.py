@@ -12,7 +12,7 @@ import numpy as np
 
 from medseg3d.errors import ImageReadError
 from medseg3d.images.dicom_file import DicomFile
-from medseg3d.images.dicom_kinds import kinds_of
+from medseg3d.images.dicom_kinds import kinds_of, weak_kinds_of
 
 TELLING = {
     "EchoTime": "Echo",
@@ -71,7 +71,9 @@ def separate_volumes(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
 
 def _kinds_apart(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     """A volume per kind of slices, as where magnitude and phase take turns along the stack."""
-    kinds = kinds_of(files)
+    kinds, weak = kinds_of(files), weak_kinds_of(files)
+    if weak and _take_turns(files, list(zip(*weak.values(), strict=True))):
+        kinds = weak | kinds
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, values in enumerate(zip(*kinds.values(), strict=True)):
         groups.setdefault(values, []).append(index)
@@ -80,13 +82,26 @@ def _kinds_apart(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     return _named(files, tuple(kinds), groups)
 
 
+def _take_turns(files: Sequence[DicomFile], kinds: Sequence[tuple[str, ...]]) -> bool:
+    """Whether slices of one kind lie between those of another; one part behind the other is one volume."""
+    heights = _heights(files)
+    ordered = [kinds[index] for index in np.argsort(heights, kind="stable")]
+    return 1 + sum(a != b for a, b in itertools.pairwise(ordered)) > len(set(kinds))
+
+
+def _heights(files: Sequence[DicomFile]) -> np.ndarray:
+    """Along the stack, in mm."""
+    positions = np.array([file.numbers("ImagePositionPatient", 3) for file in files])
+    direction = positions[np.linalg.norm(positions - positions[0], axis=1).argmax()] - positions[0]
+    along: np.ndarray = positions @ direction / max(float(np.linalg.norm(direction)), 1e-9)
+    return along
+
+
 def _is_even_stack(files: Sequence[DicomFile]) -> bool:
     """Slices at equal distances, enough of them to see it."""
     if len(files) < MIN_STACK:
         return False
-    positions = np.array([file.numbers("ImagePositionPatient", 3) for file in files])
-    direction = positions[np.linalg.norm(positions - positions[0], axis=1).argmax()] - positions[0]
-    gaps = np.diff(np.sort(positions @ direction / np.linalg.norm(direction)))
+    gaps = np.diff(np.sort(_heights(files)))
     return bool(np.ptp(gaps) <= EVEN * gaps.mean())
 
 

@@ -15,6 +15,7 @@ from medseg3d.planning.loss_rules import ELONGATED
 from medseg3d.planning.make_plan import make_plan
 from medseg3d.planning.memory import FEATURE_MAPS
 from medseg3d.planning.planner import Fitted, Planner
+from medseg3d.planning.spacing import coarsened
 from medseg3d.planning.summary import DatasetSummary
 
 PATCH_STEP, RESOLUTION_STEP = 0.5, 0.8
@@ -66,14 +67,28 @@ def seconds_of_step(configuration: Configuration, batch_size: int, speed: Speed)
 
 
 def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
-    """The factor on the resolution at which the smallest label is as small as the rule allows; 1 where a label is thin or none is known."""
+    """The factor on the resolution, whose cube is the share of the voxels, that the rule allows at most.
+
+    No axis is coarser than the rule says, and the smallest label has its voxels. 1 where a label is thin or none is known, and where slices
+    are planned as they are (2D): coarser pixels would only make them look like volumes.
+    """
     rule, facts = planner.time, summary.loss_facts
     shares = [share for share in (summary.class_shares or ())[1:] if share > 0]
     if rule.least_resolution >= 1 or not shares or facts is None or facts.elongation is None or facts.elongation >= ELONGATED:
         return 1.0
-    shape = make_plan(summary, replace(planner, fitted=None)).configuration(None).median_shape
-    edge = (min(shares) * math.prod(shape) / max(1.0, facts.components)) ** (1 / len(shape))
-    return min(1.0, max(rule.least_resolution, rule.least_label_edge / edge))
+    shown = make_plan(summary, replace(planner, fitted=None)).configuration(None)
+    if len(shown.spacing) < 3:
+        return 1.0
+    edge = (min(shares) * math.prod(shown.median_shape) / max(1.0, facts.components)) ** (1 / 3)
+    least = min(1.0, max(rule.least_resolution, rule.least_label_edge / edge))
+    allowed = [1.0, *_falling(RESOLUTION_STEP, least)]
+    return min(factor for factor in allowed if _coarsest_axis(shown, factor, planner) <= 1 / rule.least_resolution + 1e-9)
+
+
+def _coarsest_axis(configuration: Configuration, resolution: float, planner: Planner) -> float:
+    """How many times coarser the axis becomes that becomes coarsest."""
+    edges = coarsened(configuration.spacing, resolution**3, planner.lowres.coarse_axis_ratio)
+    return max(after / before for after, before in zip(edges, configuration.spacing, strict=True))
 
 
 def _least_width(planner: Planner) -> float:

@@ -29,6 +29,7 @@ from medseg3d.ranges import (
     NotNegative,
     Percentile,
     Positive,
+    PositiveShare,
     Share,
     ShareBelowOne,
 )
@@ -50,7 +51,7 @@ class SpacingRule(Checked):
     """The axis along which the cases have a single slice comes first (and only 2D is planned), even if another axis is coarser."""
     resolution_multiplier: Multiplier
     """ρ of MobileNets: the target spacing is divided by it, and patch, strides and memory are derived for the new size."""
-    voxel_share: Multiplier = field(default_factory=lambda: 1.0)  # came later: files that give every number may leave it out
+    voxel_share: PositiveShare = field(default_factory=lambda: 1.0)  # came later: files that give every number may leave it out
     """Share of a case's voxels that is kept: the target spacing is coarsened, along axes that are finer than the coarsest by more than
     `lowres.coarse_axis_ratio` first, so that thick slices stay as they are."""
 
@@ -197,9 +198,9 @@ class TimeRule(Checked):
     them at half the width, as a narrower network learns sooner all that it can. 0: the time changes nothing."""
     least_features: Features = 16
     """Channels of the first stage at least."""
-    least_patch: Multiplier = 1.0
+    least_patch: PositiveShare = 1.0
     """Share of the memory for patches at least."""
-    least_resolution: Multiplier = 1.0
+    least_resolution: PositiveShare = 1.0
     """Factor on the resolution along axes of equal edges at least; its cube is the share of the voxels, see `spacing.voxel_share`."""
     least_label_edge: NotNegative = field(default_factory=lambda: 10.0)
     """Voxels along an edge of the smallest label at least (of a cube of the volume of one of its pieces); with thin labels voxels stay."""

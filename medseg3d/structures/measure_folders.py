@@ -76,8 +76,8 @@ def measure_folders(
     declared = labels or labels_beside(label_maps)
     if labels is None and declared is not None:
         declared = with_names(declared, names)
-    elif declared is None and not names and (predicted := predicted_names(label_maps)):
-        declared = Labels(names=tuple(predicted.values()), values=tuple(predicted))
+    elif declared is None and not names:
+        names = {value: name for value, name in predicted_names(label_maps).items() if value}
     is_predicted = _are_predictions(label_maps)
     soft = declared.values if declared is not None and declared.soft and not is_predicted else ()
     rows = () if is_predicted else annotated_beside(label_maps)

@@ -81,8 +81,12 @@ def hours_of_one(options: RunOptions, dataset: Dataset, folder: WorkFolder) -> f
 
 
 def _kept(rules: Planner, folder: WorkFolder) -> Planner | None:
-    """The rules in the work folder where they are the same ones, but for what was fitted."""
+    """The rules in the work folder where they are the same ones, but for what was fitted.
+
+    Where a network is trained, but for how it was fitted as well, which may have been other rules then.
+    """
     if not folder.planner.exists():
         return None
     kept = read_record(folder.planner, Planner, "planner")
-    return kept if replace(kept, fitted=None) == replace(rules, fitted=None) else None
+    asked = replace(rules, time=kept.time) if folder.has_trainings else rules
+    return kept if replace(kept, fitted=None) == replace(asked, fitted=None) else None
