@@ -55,6 +55,7 @@ class Night:
     send: Send
     say: Callable[[str], None]
     _seen: dict[Path, float] = field(default_factory=dict)
+    _num_damaged: dict[Path, int] = field(default_factory=dict)
     _pauses: dict[str, _Pause] = field(default_factory=dict)
     _next_tidy: float = 0.0
     _jobs: dict[str, Job] = field(init=False)
@@ -108,7 +109,8 @@ class Night:
     def _make_jobs(self, study: Path, now: float) -> bool:
         """A job for each series and rule; one that failed is tried again, as the study came again or the listener was started anew."""
         found, made, known = look_at(study), 0, 0
-        if found.num_damaged and study not in self._seen:
+        if found.num_damaged not in (0, self._num_damaged.get(study)):
+            self._num_damaged[study] = found.num_damaged
             self.say(f"study {study.name[:8]}: {counted(found.num_damaged, 'damaged file')}; the series they lie in are not predicted")
         for rule in self.rules.rule:
             taken, reason = chosen(found, rule)

@@ -120,6 +120,19 @@ def test_a_damaged_file_costs_its_series_and_no_other(world: World) -> None:
     assert any("1 damaged file; the series they lie in are not predicted" in line for line in world.lines)
 
 
+def test_a_file_that_is_damaged_after_its_study_was_predicted_is_told(world: World) -> None:
+    add_study(world)
+    world.run(night := world.night())
+    add_study(world, slices=7)
+    with TemporaryDirectory() as name:
+        last = sorted(write_series(Path(name), kind=MR, series="1.2.1", patient="p-secret").iterdir())[-1]
+        place = Spool(world.root / "spool").place_of(last)
+    place.write_bytes(place.read_bytes()[:200])
+    world.run(night)
+    told = [line for line in world.lines if "1 damaged file; the series they lie in are not predicted" in line]
+    assert len(told) == 1
+
+
 def test_a_study_that_is_sent_again_is_not_predicted_again(world: World) -> None:
     add_study(world)
     world.run(world.night())
