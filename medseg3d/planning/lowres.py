@@ -9,6 +9,7 @@ import numpy as np
 from medseg3d.planning.patch import Design, design_configuration
 from medseg3d.planning.planner import LowresRule, Planner
 from medseg3d.planning.reasons import Decided, Explanation
+from medseg3d.planning.spacing import coarsened_first
 from medseg3d.planning.summary import DatasetSummary
 
 
@@ -45,8 +46,7 @@ def _coarsened(
     full_voxels = np.prod(full_shape, dtype=np.float64)
     spacing, steps = full_spacing.copy(), 0
     while True:
-        is_finer = spacing.max() / spacing > rule.coarse_axis_ratio
-        spacing[is_finer if is_finer.any() else ...] *= rule.spacing_step
+        spacing[coarsened_first(spacing, rule.coarse_axis_ratio)] *= rule.spacing_step
         steps += 1
         shape = full_spacing / spacing * full_shape
         voxels = np.prod(shape, dtype=np.float64)

@@ -66,12 +66,17 @@ def coarsened(spacing: Sequence[float], voxel_share: float, coarse_axis_ratio: f
     """
     edges, left = np.asarray(spacing, np.float64).copy(), 1 / voxel_share
     while left > 1 + 1e-9:
-        is_finer = edges.max() / edges > coarse_axis_ratio
-        chosen = is_finer if is_finer.any() else np.ones(3, bool)
+        chosen = coarsened_first(edges, coarse_axis_ratio)
         step = min(COARSENING_STEP, left ** (1 / chosen.sum()))
         edges[chosen] *= step
         left /= step ** chosen.sum()
     return triple(edges)
+
+
+def coarsened_first(edges: np.ndarray, coarse_axis_ratio: float) -> np.ndarray:
+    """Which axes grow next: those that are finer than the coarsest by more than the ratio, or all where none is. nnU-Net 2.8.1's rule."""
+    is_finer: np.ndarray = edges.max() / edges > coarse_axis_ratio
+    return is_finer if is_finer.any() else np.ones(len(edges), bool)
 
 
 def _coarsening_rule(rule: SpacingRule, coarse_axis_ratio: float) -> str:
