@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -278,25 +278,37 @@ def label_names_beside(references: Path) -> dict[int, str]:
 
 
 def predicted_names(predictions: Path) -> dict[int, str]:
-    """The names of label values that ``predict`` noted beside what it wrote, background first; empty where a value has none, or two."""
+    """The names of label values that ``predict`` noted of the label maps that are there, background first.
+
+    Empty where it noted none of one of them, or two for one value.
+    """
     folder = predictions.parent if predictions.is_file() else predictions
-    names: dict[int, str] = {}
+    latest: dict[str, tuple[float, dict[int, str]]] = {}
     for file in sorted(folder.glob("predictions*.json")):
-        for value, name in _noted_labels(file).items():
-            if not name or names.setdefault(int(value), name) != name:
-                return {}
+        for name, finished, of_model in _noted_names(file):
+            if (folder / name).exists() and finished >= latest.get(name, (finished, {}))[0]:
+                latest[name] = finished, of_model
+    names: dict[int, str] = {}
+    for _, of_model in latest.values():
+        if not of_model or any(names.setdefault(value, name) != name for value, name in of_model.items()):
+            return {}
     return dict(sorted(names.items(), key=lambda item: (item[0] != 0, item[0])))
 
 
-def _noted_labels(file: Path) -> dict[str, str]:
-    """Nothing of a record that is damaged, which costs names alone here."""
+def _noted_names(file: Path) -> Iterator[tuple[str, float, dict[int, str]]]:
+    """Of each output: when it was made, and the names of its values; nothing of a record that is damaged, which costs names alone here."""
     try:
         noted = read_json(file)
     except InputError:
-        return {}
-    labels = noted.get("labels") if isinstance(noted, dict) else None
-    is_whole = isinstance(labels, dict) and all(re.fullmatch(r"-?\d{1,18}", key) and isinstance(labels[key], str) for key in labels)
-    return labels if isinstance(labels, dict) and is_whole else {}
+        return
+    cases, names = (noted.get(key) if isinstance(noted, dict) else None for key in ("cases", "names"))
+    for name, case in cases.items() if isinstance(cases, dict) else ():
+        model, finished = (case.get(key) if isinstance(case, dict) else None for key in ("model", "finished"))
+        named = names.get(model) if isinstance(names, dict) and isinstance(model, str) else None
+        texts = named if isinstance(named, dict) else {}
+        is_whole = all(re.fullmatch(r"-?\d{1,18}", key) and isinstance(text, str) for key, text in texts.items())
+        of_model = {int(key): text for key, text in texts.items()} if is_whole else {}
+        yield name, float(finished) if isinstance(finished, int | float) else 0.0, of_model
 
 
 def labels_found(*label_maps: np.ndarray) -> Labels:

@@ -54,14 +54,14 @@ class StartedCase:
 class Predictions(Checked):
     """``predictions.json`` beside the outputs: how each was made, by file name, so that the next call knows what to keep.
 
-    ``started`` is empty but for moments, and where a process was killed. ``labels`` are the names of label values, for who reads the
-    label maps without the model; a value that two models call differently has an empty name.
+    ``started`` is empty but for moments, and where a process was killed. ``names`` are those of the label values, by the model of a case,
+    for who reads the label maps without the model; of models that made none of the outputs there are none.
     """
 
     cases: dict[str, PredictedCase] = field(default_factory=dict)
     started: dict[str, StartedCase] = field(default_factory=dict)
-    labels: dict[int, str] = field(default_factory=dict)
-    came_later: ClassVar[tuple[str, ...]] = ("labels",)
+    names: dict[str, dict[int, str]] = field(default_factory=dict)
+    came_later: ClassVar[tuple[str, ...]] = ("names",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,10 @@ class RecordFile:
 
         def change(before: Predictions) -> Predictions:
             started = {name: entry for name, entry in before.started.items() if name != target.name}
-            named = {value: name if before.labels.get(value, name) == name else "" for value, name in self.labels.items()}
-            return Predictions(cases={**before.cases, target.name: case}, started=started, labels=before.labels | named)
+            cases = {**before.cases, target.name: case}
+            names = before.names | ({case.model: dict(self.labels)} if self.labels else {})
+            made_by = {each.model for each in cases.values()}
+            return Predictions(cases=cases, started=started, names={model: names[model] for model in names if model in made_by})
 
         self._change(change)
 

@@ -127,12 +127,21 @@ def test_an_announced_output_is_recorded_where_it_is_there(tmp_path: Path) -> No
 
 def test_a_value_that_two_models_call_differently_has_no_name(tmp_path: Path) -> None:
     made, file = PredictedCase(model="m", input_digest="i"), tmp_path / "predictions.json"
+    other = PredictedCase(model="n", input_digest="i")
+    for name in "abcd":
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"labels")
     RecordFile(file).add(tmp_path / "a.nii.gz", made)
-    assert "labels" not in file.read_text(encoding="utf-8"), "records that name nothing stay as they were"
+    assert "names" not in file.read_text(encoding="utf-8"), "records that name nothing stay as they were"
+    assert predicted_names(tmp_path) == {}
     RecordFile(file, {0: "background", 3: "liver"}).add(tmp_path / "b.nii.gz", made)
     assert predicted_names(tmp_path) == {0: "background", 3: "liver"}
-    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "c.nii.gz", made)
-    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "d.nii.gz", made)
+    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "c.nii.gz", other)
+    RecordFile(file, {0: "background", 3: "spleen"}).add(tmp_path / "d.nii.gz", other)
+    assert predicted_names(tmp_path) == {}
+    for name in "ab":
+        (tmp_path / f"{name}.nii.gz").unlink()
+    assert predicted_names(tmp_path) == {0: "background", 3: "spleen"}, "of the label maps that are there"
+    RecordFile(file).add(tmp_path / "c.nii.gz", PredictedCase(model="of regions", input_digest="i"))
     assert predicted_names(tmp_path) == {}
     file.write_text("{", encoding="utf-8")
     assert predicted_names(tmp_path) == {}
