@@ -47,8 +47,10 @@ PIECES = "x|y|z|row|col|crop|tile|patch|block|roi"
 """Of one image that was cut up; only glued to their number and behind another word, as ``tile_3`` may be an image of its own."""
 _KNOWN = re.compile(
     rf"{SIDES}|{PHASES}|{SEQUENCES}|(?:{VISITS})\d{{1,4}}|(?:study|ses|series|scan|acq)?{DATE}|"
-    rf"(?:{COPIES})\d{{1,4}}|\d{{1,3}}(?:percent|pct|%|m|mo|w|wk|y|yr)"
+    rf"(?:{COPIES})\d{{1,4}}|\d{{1,3}}(?:percent|pct|%)"
 )
+_AGE = re.compile(r"\d{1,3}(?:m|mo|w|wk|y|yr)")
+"""Months, weeks or years; only behind another word, as what stands behind ``18w`` may be a specimen of that age."""
 _PIECE = re.compile(rf"(?:{PIECES})\d{{1,4}}")
 _COUNTED = re.compile(VISITS)
 _GLUED = re.compile(rf"(.*\d)(l|r|left|right|lh|rh|os|od|ed|es|pre|post|[a-e]|s\d{{1,2}}|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
@@ -237,7 +239,7 @@ def _is_variant(own: Words, place: int) -> bool:
     """A known word, or a number after a word that counts: visit 2; or one digit behind that: visit 2-1."""
     if place > 1 and len(own[place]) == 1 and own[place].isdigit() and own[place - 1].isdigit():
         return _is_variant(own, place - 1)
-    if _KNOWN.fullmatch(own[place]) or (place > 0 and _PIECE.fullmatch(own[place])):
+    if _KNOWN.fullmatch(own[place]) or (place > 0 and (_PIECE.fullmatch(own[place]) or _AGE.fullmatch(own[place]))):
         return True
     return place > 0 and own[place].isdigit() and len(own[place]) < 4 and _COUNTED.fullmatch(own[place - 1]) is not None
 
@@ -252,6 +254,8 @@ LEAST_SHARED, LEAST_SHARED_NUMBERS = 0.5, 0.02
 """Share of the cases that must have a sibling where names end in words that nobody knows; in small numbers, as most have one scan."""
 LARGEST_NUMBER = 20
 LONGEST_WORD = 8
+LEAST_OF_UID = 6
+"""Numbers in an identifier of DICOM: the root of an organization alone has about four."""
 MOST_SCANS = 4
 """Of each of five people or more whose names hold no digit: more images of each of as many words are rather those of an organ or a site."""
 
@@ -282,7 +286,12 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
 
 
 def _without_accession(words: Mapping[str, Words]) -> dict[str, Words]:
-    """The words before a long number of each examination's own (an accession number, a time), which stands behind that of a patient."""
+    """The words before a long number of each examination's own (an accession number, a time), which stands behind that of a patient.
+
+    Identifiers of DICOM are numbers alone, of devices as well.
+    """
+    if all(len(own) >= LEAST_OF_UID and all(word.isdigit() for word in own) for own in words.values()):
+        return {}
     for place in range(1, min(map(len, words.values()))):
         keys = {name: own[:place] for name, own in words.items()}
         sizes = Counter(keys.values())

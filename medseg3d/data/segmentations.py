@@ -6,6 +6,7 @@ Segments may overlap, and may be stored on a part of the image's grid (3D Slicer
 from __future__ import annotations
 
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -162,6 +163,8 @@ def onto_grid(values: np.ndarray, geometry: Geometry, reference: Geometry, sourc
 
 MAX_STRETCH = 4
 """Times the edges of two parts together: segmentations of one image do not lie farther apart."""
+MOST_VOXELS = 2**30
+"""Of an image, as far as clinics make them: parts of different images may span more, which would be filled with nothing."""
 
 
 def grid_of_both(one: Geometry, other: Geometry) -> Geometry:
@@ -170,7 +173,7 @@ def grid_of_both(one: Geometry, other: Geometry) -> Geometry:
     places = np.rint((corners @ (np.linalg.inv(other.matrix) @ one.matrix).T)[:, :3]).astype(int)
     low = np.minimum(0, places.min(0))
     shape = np.maximum(other.shape, places.max(0) + 1) - low
-    if (shape > MAX_STRETCH * (np.array(other.shape) + max(one.shape))).any():
+    if (shape > MAX_STRETCH * (np.array(other.shape) + max(one.shape))).any() or math.prod(shape.tolist()) > MOST_VOXELS:
         return other  # of different images, as filling up will say
     affine = other.matrix.copy()
     affine[:3, 3] = (other.matrix @ [*low, 1])[:3]

@@ -96,6 +96,8 @@ NO_PATIENTS = {
     "one sequence": names("IXI{:03d}-Guys-T1", range(60)),
     "accession numbers of sites": [f"{('MGH', 'LMU')[n % 2]}_{900000 + n}" for n in range(60)],
     "accession numbers of batches": [f"batch{n % 3}_{900000 + n}" for n in range(60)],
+    "specimens of an age": names("{}w_{:02d}", (18, 22, 26, 30, 34, 40), range(8)),
+    "identifiers of DICOM": [f"1.2.840.113704.{d}.{300000 + 17 * n}.{n}" for d in range(1, 9) for n in range(4 * d, 4 * d + 4)],
     "tiles": names("tile{}_{}", range(7), range(7)),
     "a few": ["brats_0001", "brats_0002", "brats_0004"],
     "people": ["anna", "bert", "carl"],

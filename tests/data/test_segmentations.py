@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.data.reading import read_case, read_label_maps
-from medseg3d.data.segmentations import label_map_of, onto_grid
+from medseg3d.data.segmentations import grid_of_both, label_map_of, onto_grid
 from medseg3d.errors import GeometryMismatchError, LabelValueError
 from medseg3d.geometry import geometry_of
 from medseg3d.images import data_files, read_header, read_image
@@ -123,6 +123,14 @@ def test_two_parts_of_one_grid_are_compared_where_both_lie(tmp_path: Path, is_fl
     predicted, reference, _ = read_label_maps(one, other, "case")
     assert predicted.shape == reference.shape == (4, 5, 4)
     assert (predicted.sum(), reference.sum(), (predicted * reference).sum()) == (27, 27, 2 * 1 * 2)
+
+
+def test_parts_that_lie_too_far_apart_for_one_image_share_no_grid() -> None:
+    one, moved = geometry_of((512, 512, 400), np.eye(4)), np.eye(4)
+    for distance, is_shared in ((300, True), (1200, False)):
+        moved[:3, 3] = distance
+        other = geometry_of((512, 512, 400), moved)
+        assert (grid_of_both(one, other) != other) is is_shared
 
 
 def test_a_dataset_may_hold_segmentations_of_parts(tmp_path: Path) -> None:
