@@ -46,7 +46,8 @@ OF_CASCADES = frozenset({"3d_lowres", "3d_cascade_fullres", "3d_detect", "3d_cro
 """Configurations that not every plan has."""
 ON_CASCADES = (
     "Cascades are planned only where they may help: medseg3d plan --explain says under '3d_lowres' and 'crop cascade' why not here, and "
-    "medseg3d docs cascades which keys of a planner change it."
+    "medseg3d docs cascades which keys of a planner change it. A plan for little time (--minutes, --hours) may have coarser voxels, "
+    "and need none."
 )
 
 Option = bool | int | float | str | tuple[int, ...] | None

@@ -223,7 +223,7 @@ def _is_foldable(x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilat
 
     oneDNN (torch 2.13) is slow with images of a single channel, most of all backwards: folded, the first convolution of a network takes a
     quarter to three quarters of its time in 3D, a seventh to a quarter in 2D. In training alone: predictions keep their bits. What is
-    traced or compiled stays as it is written.
+    compiled or exported stays as it is written.
     """
     if x.device.type != "cpu" or type(x) is not Tensor or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False

@@ -69,8 +69,8 @@ def seconds_of_step(configuration: Configuration, batch_size: int, speed: Speed)
 def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
     """The factor on the resolution, whose cube is the share of the voxels, that the rule allows at most.
 
-    No axis is coarser than the rule says, and the smallest label has its voxels. 1 where a label is thin or none is known, and where slices
-    are planned as they are (2D): coarser pixels would only make them look like volumes.
+    No axis is coarser than the rule says, and the smallest label has its voxels. 1 where a label is long and thin or none is known, and
+    where slices are planned as they are (2D): coarser pixels would only make them look like volumes.
     """
     rule, facts = planner.time, summary.loss_facts
     shares = [share for share in (summary.class_shares or ())[1:] if share > 0]

@@ -45,8 +45,8 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
         rule=(
             f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, the "
             f"network is narrower, down to {rule.least_features} features in its first stage. Where fewer than {rule.least_steps:,} fit "
-            f"then, voxels are coarser, down to {rule.least_resolution:.0%} of the resolution, where no label is thin or would have less "
-            f"than {rule.least_label_edge:g} of them along an edge; thick slices come last. Then patches are smaller, down to "
+            f"then, voxels are coarser, down to {rule.least_resolution:.0%} of the resolution, where no label is long and thin or would "
+            f"have less than {rule.least_label_edge:g} of them along an edge; thick slices come last. Then patches are smaller, down to "
             f"{rule.least_patch:.0%} of their memory. Early on, the number of steps counts for more than what each of them sees."
         ),
         inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",

@@ -203,7 +203,8 @@ class TimeRule(Checked):
     least_resolution: PositiveShare = 1.0
     """Factor on the resolution along axes of equal edges at least; its cube is the share of the voxels, see `spacing.voxel_share`."""
     least_label_edge: NotNegative = field(default_factory=lambda: 10.0)
-    """Voxels along an edge of the smallest label at least (of a cube of the volume of one of its pieces); with thin labels voxels stay."""
+    """Voxels along an edge of the smallest label at least (of a cube of the volume of one of its pieces); where a label is long and thin,
+    voxels stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

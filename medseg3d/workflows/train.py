@@ -307,7 +307,7 @@ def training_domain(domain: Domain, fold: str, on: Listener = silent, *, device:
     training, validation = stored_cases(domain.folder, configuration, split, None if first is None else first.boxes)
     lost = _lost(wanted, failures, {case.name for case in (*training, *validation)})
     if lost:
-        on(Event(stage="train", failures=lost))
+        on(Event(stage="train", failures=tuple(replace(each, case=domain.named(each.case)) for each in lost)))
     if len(training) < 3:
         few = counted(len(training), "training case")
         logger.warning("%s", domain.named(f"Only {few}: expect a network that knows what it was shown and little else."))
