@@ -53,7 +53,7 @@ def main() -> int:
             os.sched_setaffinity(0, {options.core})
         for seed in options.seeds:
             for name in options.datasets:
-                for change in in_order(options.only):
+                for change in options.only if options.alone else in_order(options.only):
                     measure(Chain(name, change, seed, options), options)
     made = tables(
         [run for folder in (options.output, *options.also) for run in read_runs(folder)], {name: base_of(name) for name in changes()}
@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--core", type=int, help="the core to run on (default: all)")
+    parser.add_argument("--alone", action="store_true", help="without what a change is measured against, which runs elsewhere (--also)")
     parser.add_argument("--narrow", action="store_true", help="half of all widths, a quarter of the work: more seeds in the same time")
     parser.add_argument("--keep", action="store_true", help="keep the work folders of finished runs")
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
