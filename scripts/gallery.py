@@ -80,8 +80,6 @@ def commands(story: Story, dataset: str, work: str, minutes: float) -> list[list
         dataset,
         "-w",
         work,
-        "--planner",
-        "small",
         "--folds",
         "0",
         "--minutes",
