@@ -1,7 +1,7 @@
 """How each family is made small enough to train on one core: presets, widths, resolutions and learning rates go out as planner files.
 
-Every preset is trained alike (Dice and cross-entropy, AdamW, the same fold), in a width that gives about 16 features in the first stage
-that works at full resolution. Each number that differs has its reason beside it.
+Every preset is trained alike (Dice and cross-entropy, Muon for kernels and AdamW for the rest, the same fold), in a width that gives about
+16 features in the first stage that works at full resolution. Each number that differs has its reason beside it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 ALIKE = """
 [training]
 loss = "dice_ce"
-optimizer = "adamw"
+optimizer = "muon"
+momentum = 0.95
 weight_decay = 1e-2
 """
 WITH_NORMS, WITHOUT_NORMS, TRANSFORMER = 2e-3, 5e-4, 1e-3
-"""Learning rates of AdamW: a quarter where no norm takes back what a large step did, half where attention is learned."""
+"""Learning rates, the same for both: a quarter where no norm takes back what a large step did, half where attention is learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
