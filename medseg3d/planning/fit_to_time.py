@@ -27,10 +27,10 @@ def fitted_to_time(
 ) -> Planner:
     """The planner with what its numbers are multiplied by, so that a training of ``hours`` has enough steps on a device.
 
-    The width falls until there are ``time.least_steps`` times the width, the resolution until there are ``time.least_steps``: a narrow
-    network learns sooner all that it can, but large images take many steps whatever the network. The resolution goes before the patch: a
-    coarser patch sees as much of a case as before, a smaller one less, and a network that never saw a place finds structures there that
-    are none.
+    The finest stage becomes thinner where fewer than ``time.least_steps`` fit. Then the width falls until there are as many times the
+    width, and the resolution until there are as many: a narrow network learns sooner all that it can, but large images take many steps
+    whatever the network. The resolution goes before the patch: a coarser patch sees as much of a case as before, a smaller one less, and a
+    network that never saw a place finds structures there that are none.
 
     Steps are those of ``batch_size`` patches (a short run takes the smallest batch), in the configuration that is recommended, by
     estimate. Where even the cheapest step that the rule allows is too slow, it is taken. Only plain and residual U-Nets are changed: others
@@ -45,6 +45,8 @@ def fitted_to_time(
         return replace(found, steps=round(hours * 3600 / seconds_of_step(made.configuration(None), batch_size, speed)))
 
     found = with_steps(Fitted(hours=hours, device=speed.device, steps=0))
+    if rule.finest_blocks and found.steps < rule.least_steps:
+        found = with_steps(replace(found, finest_blocks=rule.finest_blocks))
     for width in _falling(0.5, _least_width(planner)):
         if found.steps < rule.least_steps * found.width:
             found = with_steps(replace(found, width=width))

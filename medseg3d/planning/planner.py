@@ -99,7 +99,10 @@ class NetworkRule(Checked):
     features: tuple[Features, ...] = field(default_factory=tuple)
     """Channels of every stage, finest first, the last number repeats, instead of doubling `base_features`: for the weights of another
     library, whose widths are given."""
-    came_later: ClassVar[tuple[str, ...]] = ("features",)
+    finest_blocks: Counted = field(default_factory=lambda: 0)
+    """Blocks of the finest stage at most, on the way down and on the way up; 0: as the lists say. Memory is counted by the lists, so that
+    patches stay as they are."""
+    came_later: ClassVar[tuple[str, ...]] = ("features", "finest_blocks")
 
     def problems(self) -> Iterator[str]:
         """What a range cannot say."""
@@ -196,6 +199,8 @@ class TimeRule(Checked):
     least_steps: Counted = 0
     """A training of the time that `plan` or `run` is given shall have so many steps of the smallest batch, on the device at hand; half of
     them at half the width, as a narrower network learns sooner all that it can. 0: the time changes nothing."""
+    finest_blocks: Counted = field(default_factory=lambda: 0)
+    """Where fewer fit, the finest stage, in which half of the work is, has so many blocks before anything else changes; 0: it stays."""
     least_features: Features = 16
     """Channels of the first stage at least."""
     least_patch: PositiveShare = 1.0
@@ -209,13 +214,18 @@ class TimeRule(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted(Checked):
-    """What numbers of a planner are multiplied by so that a training of some hours has enough steps; `plan` decides it."""
+    """What makes steps cheaper than a planner's so that a training of some hours has enough of them; `plan` decides it.
+
+    ``width``, ``patch`` and ``resolution`` are factors.
+    """
 
     hours: Positive
     """Of one training."""
     device: str
     steps: Counted
     """About so many fit into the hours."""
+    finest_blocks: Counted = field(default_factory=lambda: 0)
+    """`network.finest_blocks`."""
     width: Multiplier = 1.0
     patch: Multiplier = 1.0
     resolution: Multiplier = 1.0

@@ -49,7 +49,7 @@ def planned_network(rule: NetworkRule, summary: DatasetSummary, *, topology: Top
                 f"{'on' if network.deep_supervision else 'off'}."
             ),
             inputs=f"Channels {', '.join(summary.channel_names)}; {stages} stages.",
-            changes_it="Another planner, network.encoder_blocks or network.decoder_blocks.",
+            changes_it="Another planner, network.encoder_blocks, network.decoder_blocks or network.finest_blocks.",
         ),
     )
     return Decided(network, reasons)
@@ -60,6 +60,9 @@ def network_plan_of(
 ) -> NetworkPlan:
     """The network of a topology by the planner's numbers."""
     features, encoder_blocks, decoder_blocks = stages_of(rule, topology.num_stages, is_3d=dimensions == 3)
+    if rule.finest_blocks:
+        encoder_blocks = (min(encoder_blocks[0], rule.finest_blocks), *encoder_blocks[1:])
+        decoder_blocks = (*decoder_blocks[:-1], *(min(blocks, rule.finest_blocks) for blocks in decoder_blocks[-1:]))
     return NetworkPlan(
         family=rule.family,
         dimensions=dimensions,

@@ -81,6 +81,26 @@ def test_a_narrower_network_has_the_spacing_and_the_patch_of_the_wide_one(summar
     assert all(abs(a - b) <= 8 * s for a, b, s in zip(narrow.patch_size, wide.patch_size, stride, strict=True))
 
 
+def test_the_finest_stage_is_thinned_before_anything_else_and_the_patch_stays() -> None:
+    seconds = seconds_of_step(make_plan(SMALL, RULES).configuration(None), 2, speed(1e12))
+    some, few, fewer = (fitted(1e12, summary=SMALL, hours=steps * seconds / 3600) for steps in (1001, 950, 500))
+    assert (some.finest_blocks, some.width, few.finest_blocks, few.width) == (0, 1.0, 1, 1.0)
+    assert few.steps > RULES.time.least_steps
+    assert fewer.finest_blocks == 1
+    assert fewer.width < 1
+    whole = make_plan(LARGE, RULES).configuration(None)
+    thin = make_plan(LARGE, replace(RULES, fitted=Fitted(hours=1, device="", steps=1, finest_blocks=1))).configuration(None)
+    assert (thin.network.encoder_blocks, thin.network.decoder_blocks) == ((1, 2, 2, 2, 2, 2), (2, 2, 2, 2, 1))
+    assert (thin.patch_size, thin.batch_size, thin.network.features) == (whole.patch_size, whole.batch_size, whole.network.features)
+
+
+@pytest.mark.parametrize(("finest", "encoder", "decoder"), [(0, (3, 2), (2,)), (1, (1, 2), (1,)), (2, (2, 2), (2,)), (5, (3, 2), (2,))])
+def test_the_finest_stage_has_at_most_so_many_blocks(finest: int, encoder: tuple[int, ...], decoder: tuple[int, ...]) -> None:
+    network = replace(DEFAULT.network, encoder_blocks=(3, 2), decoder_blocks=(2,), max_stages=2, finest_blocks=finest)
+    planned = make_plan(SMALL, replace(DEFAULT, network=network)).configuration(None).network
+    assert (planned.encoder_blocks, planned.decoder_blocks) == (encoder, decoder)
+
+
 def test_enough_time_leaves_the_plan_as_it_is_and_the_reason_says_so() -> None:
     rules = fitted_to_time(RULES, SMALL, hours=1000, speed=speed(1e12))
     decided = explained_plan(SMALL, rules)
