@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -41,6 +41,10 @@ class Run:
     machine: dict[str, object] = field(default_factory=dict)
 
 
+Differences = dict[str, dict[int, np.ndarray]]
+"""By dataset and seed, a difference per patient."""
+
+
 def read_runs(output: Path) -> list[Run]:
     """The newest of each kind; a line that a kill cut off is left out."""
     found: dict[tuple[str, ...], Run] = {}
@@ -57,66 +61,90 @@ def read_runs(output: Path) -> list[Run]:
 
 def tables(runs: Sequence[Run], bases: Mapping[str, str | None]) -> dict[str, str]:
     """What each run reached, and what each change is worth, by the names of their places in the documentation."""
-    return {"recipes runs": runs_table(runs), "recipes differences": differences_table(runs, bases)}
+    return {
+        "recipes runs": runs_table(runs),
+        "recipes differences": differences_table(runs, bases),
+        "recipes averaged": averaged_table(runs),
+    }
 
 
 def runs_table(runs: Sequence[Run]) -> str:
-    """A row per run."""
-    rows = [
-        (run.dataset, run.change, run.budget, run.seed, run.steps, f"{run.dice:.4f}", *_halfway(run), f"{run.cpu_seconds / 60:.1f}")
-        for run in sorted(runs, key=lambda run: (run.dataset, run.budget, run.change, run.seed))
-    ]
-    return markdown_table(("dataset", "change", "budget", "seed", "steps", "Dice", "half-way", "half-way, averaged", "CPU minutes"), rows)
-
-
-def _halfway(run: Run) -> tuple[str, str]:
-    """Where the weights of a run are those that it kept."""
-    values = () if ":" in run.change else (run.halfway.get("last"), run.halfway.get("averaged"))
-    last, averaged = ("–" if value is None else f"{value:.3f}" for value in values or (None, None))
-    return last, averaged
+    """A row per training: the weights that it kept, and both kinds of which it kept the better."""
+    place = {_key(run): run for run in runs}
+    rows = []
+    for run in sorted((run for run in runs if ":" not in run.change), key=lambda run: (run.dataset, run.budget, run.change, run.seed)):
+        both = [place.get(_key(run, variant)) for variant in VARIANTS]
+        dice = ["–" if other is None else f"{other.dice:.4f}" for other in both]
+        halfway = ["–" if (value := run.halfway.get(variant)) is None else f"{value:.3f}" for variant in VARIANTS]
+        kept = (f"{run.dice:.4f}", *dice, *halfway, f"{run.cpu_seconds / 60:.1f}")
+        rows.append((run.dataset, run.change, run.budget, run.seed, run.steps, *kept))
+    halfways = [f"half-way, {variant}" for variant in VARIANTS]
+    return markdown_table(("dataset", "change", "budget", "seed", "steps", "Dice", *VARIANTS, *halfways, "CPU minutes"), rows)
 
 
 def differences_table(runs: Sequence[Run], bases: Mapping[str, str | None]) -> str:
-    """A row per change and budget: its difference to what it extends, in Dice points, over all datasets and in each."""
-    rows = []
-    for change, base in _pairs(runs, bases):
-        for budget in sorted({run.budget for run in runs if run.change == change}):
-            found = paired(runs, change, base, budget)
-            if found:
-                mean, low, high = interval(found)
-                means = {name: 100 * np.mean([np.mean(patients) for patients in seeds.values()]) for name, seeds in found.items()}
-                each = ", ".join(f"{name} {value:+.2f}" for name, value in means.items())
-                count = "; ".join(f"{name} {len(next(iter(seeds.values())))} × {len(seeds)}" for name, seeds in found.items())
-                verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-                rows.append((change, base, budget, each, count, f"{100 * mean:+.2f}", f"{100 * low:+.2f} … {100 * high:+.2f}", verdict))
-    return markdown_table(
-        ("change", "against", "budget", "points by dataset", "patients × seeds", "mean", "95 % interval", "verdict"), rows
-    )
+    """A row per change and budget: its difference to what it extends, in Dice points, over all datasets and in each.
 
-
-def _pairs(runs: Sequence[Run], bases: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """What is compared with what: a change with what it extends, and of one run the averaged weights with the last ones.
-
-    The last weights of both are compared as well: what is kept may be the averaged ones.
+    The last weights of both are compared as well: what was kept may have been a lucky epoch.
     """
-    found: list[tuple[str, str]] = []
-    for change in dict.fromkeys(run.change for run in runs):
-        name, _, variant = change.partition(":")
-        if (base := bases.get(name)) is not None:
-            found.append((change, f"{base}:{variant}" if variant else base))
-        if variant == "averaged":
-            found.append((change, f"{name}:last"))
-    return found
+    rows = []
+    pairs = [(change, base) for change in _changes(runs) if (base := bases.get(change)) is not None]
+    for change, base in (*pairs, *ALSO):
+        for budget, found in _by_budget(runs, change, base):
+            last = paired(runs, f"{change}:last", f"{base}:last", budget)
+            rows.append((change, base, budget, *_counted(found), *_judged(found), " ".join(_judged(last)[:2]) if last else "–"))
+    header = ("change", "against", "budget", "points by dataset", "patients × seeds", "mean", "95 % interval", "verdict", "last weights")
+    return markdown_table(header, rows)
 
 
-Differences = dict[str, dict[int, np.ndarray]]
-"""By dataset and seed, a difference per patient."""
+def averaged_table(runs: Sequence[Run]) -> str:
+    """A row per change and budget: the averaged weights against the last ones of the same training."""
+    rows = []
+    for change in _changes(runs):
+        for budget, found in _by_budget(runs, f"{change}:averaged", f"{change}:last"):
+            rows.append((change, budget, *_counted(found), *_judged(found)))
+    return markdown_table(("change", "budget", "points by dataset", "patients × seeds", "mean", "95 % interval", "verdict"), rows)
+
+
+ALSO = (("thin_ends_muon", "summed_muon"),)
+"""Changes that differ from each other in one thing, though neither extends the other."""
+VARIANTS = ("last", "averaged")
+"""The two kinds of weights of a training, measured apart under the name of the change with a colon."""
+
+
+def _key(run: Run, variant: str = "") -> tuple[str, str, int, str, str]:
+    return run.dataset, f"{run.change}:{variant}" if variant else run.change, run.seed, run.budget, run.fold
+
+
+def _changes(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(run.change for run in runs if ":" not in run.change))
+
+
+def _by_budget(runs: Sequence[Run], change: str, base: str) -> Iterator[tuple[str, Differences]]:
+    """Budgets for which both are there."""
+    for budget in sorted({run.budget for run in runs if run.change == change}):
+        if found := paired(runs, change, base, budget):
+            yield budget, found
+
+
+def _counted(found: Differences) -> tuple[str, str]:
+    """The difference in each dataset, and of how many patients and seeds it is."""
+    means = {name: 100 * np.mean([np.mean(patients) for patients in seeds.values()]) for name, seeds in found.items()}
+    count = "; ".join(f"{name} {len(next(iter(seeds.values())))} × {len(seeds)}" for name, seeds in found.items())
+    return ", ".join(f"{name} {value:+.2f}" for name, value in means.items()), count
+
+
+def _judged(found: Differences) -> tuple[str, str, str]:
+    """Mean, interval and verdict."""
+    mean, low, high = (100 * value for value in interval(found))
+    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return f"{mean:+.2f}", f"{low:+.2f} … {high:+.2f}", verdict
 
 
 def paired(runs: Sequence[Run], change: str, base: str, budget: str) -> Differences:
     """Of the seeds and cases that both have."""
     found: Differences = defaultdict(dict)
-    place = {(run.dataset, run.change, run.seed, run.budget, run.fold): run for run in runs}
+    place = {_key(run): run for run in runs}
     for run in runs:
         other = place.get((run.dataset, base, run.seed, budget, run.fold))
         if run.change == change and run.budget == budget and other is not None:
