@@ -89,12 +89,13 @@ def image_files(folder: Path, findings: Findings, *, with_dicom: bool = True) ->
             )
         elif name in files:
             twice.add(name)
-            findings.fail(name, _two_files(files[name], path))
+            findings.fail(name, two_files(files[name], path))
         files.setdefault(name, path)
     return {name: path for name, path in files.items() if is_unicode(name)}
 
 
-def _two_files(first: Path, second: Path) -> str:
+def two_files(first: Path, second: Path) -> str:
+    """What is said of two images that are one case by their names."""
     if first.name != second.name and composed(first.name) == composed(second.name):
         return f"two files of this name in {first.parent}, which differ only in how an accent is stored (Unicode NFC and NFD); keep one"
     return f"two files of this name, {first.name} and {second.name}; keep one"

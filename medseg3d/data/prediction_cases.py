@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg3d import images
-from medseg3d.data.case_files import Findings, image_files, is_unicode, printable
+from medseg3d.data.case_files import Findings, image_files, is_unicode, printable, two_files
 from medseg3d.data.channels import CHANNEL_NUMBER, are_channels, by_stem, channels_of_file, numbered_cases
 from medseg3d.data.dataset import Case, ChannelFile
 from medseg3d.errors import (
@@ -47,13 +47,14 @@ def find_prediction_cases(
         raise DatasetError(f"{source}: no such file or folder; expected images to predict.")
     if not source.is_dir():
         return (_single_case(source, num_channels),), ()
-    findings, files = _predicted_files(source)
-    series = _series_of(source, findings, channel, series_description)
+    of_series = Findings()
+    series = _series_of(source, of_series, channel, series_description)
     slices = {case.folder: case.files for case in series if case.is_folder}
-    if list(slices) == [source] and len(series) == 1 and not files:
+    findings, files = _predicted_files(source, [case for case in series if case.is_folder])
+    findings.take(of_series, str)
+    if list(slices) == [source] and len(files) == len(series) == 1:
         case = _single_case(source, num_channels)
         return (_with_slices(case, slices),), findings.failures
-    files |= {case.name: case.folder for case in series if case.is_folder}
     if not files and not series and not findings and not findings.has_refused and not findings.failures:
         findings.append(f"no images ({images.readable()}, or folders with DICOM series)")
     numbered = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem))}
@@ -73,7 +74,9 @@ def find_prediction_cases(
                 pairs[0],
             )
     for one in series:
-        if not one.is_folder:
+        if one.name in cases and not one.is_folder:
+            findings.fail(one.name, two_files(cases[one.name][0].path, one.folder))
+        elif not one.is_folder:
             cases[one.name] = _channels_of_series(one, num_channels, findings)
     findings.settle(cases)
     failed = {failure.case for failure in findings.failures}
@@ -87,10 +90,15 @@ def _not_predicted(source: Path, findings: Sequence[str]) -> DatasetError:
     return DatasetError(f"{source}: these images cannot be predicted ({counted(len(findings), 'finding')}).", findings)
 
 
-def _predicted_files(source: Path) -> tuple[Findings, dict[str, Path]]:
-    """The images of a folder; what is found about ``CASE_0000`` concerns CASE where CASE has other channels."""
+def _predicted_files(source: Path, series: Sequence[NamedSeries]) -> tuple[Findings, dict[str, Path]]:
+    """The images of a folder, and the series that are called as theirs; what is found about ``CASE_0000`` concerns CASE where CASE has
+    other channels."""
     found, findings = Findings(), Findings()
     files = image_files(source, found, with_dicom=False)
+    for case in series:
+        if case.name in files:
+            found.fail(case.name, two_files(files[case.name], case.folder))
+        files.setdefault(case.name, case.folder)
     findings.take(found, by_stem({match[1] for stem in files if (match := CHANNEL_NUMBER.match(stem))}))
     return findings, files
 

@@ -64,6 +64,11 @@ class DicomFile:
     frames: tuple[dict[str, str], ...] = ()
     frame: int = 0
 
+    @property
+    def name(self) -> str:
+        """What messages call the slice: its file, and the frame in it."""
+        return f"{self.path.name}, frame {self.frame}" if self.frame else self.path.name
+
     def text(self, tag: str) -> str:
         """The value, empty where there is none."""
         return self.tags.get(tag, "")

@@ -80,7 +80,7 @@ def _check_alike(path: Path, slices: Sequence[DicomFile]) -> None:
         if len(first) == len(slices) > 2 and tag == "FrameOfReferenceUID":
             continue  # one of its own for each slice: what some programs that take names away leave
         if len(first) > 1:
-            found = ", ".join(f"{value[:64]} ({each.path.name})" for value, each in list(first.items())[:3])
+            found = ", ".join(f"{value[:64]} ({each.name})" for value, each in list(first.items())[:3])
             raise ImageReadError(f"{path}: the slices differ in {tag} {NUMBERS[tag]}: {found}. Give each kind a folder of its own.")
 
 
@@ -92,14 +92,14 @@ def _check_planes(path: Path, slices: Sequence[DicomFile], in_plane: np.ndarray,
         if (spacing[::-1] != pixel).any() and (np.abs(spacing[::-1] / pixel - 1) * size > MAX_POSITION_ERROR).any():
             found = " x ".join(f"{v:g}" for v in spacing[::-1])
             raise ImageReadError(
-                f"{path}: the slices have different pixel spacings: {each.path.name} {found} mm, {slices[0].path.name} "
+                f"{path}: the slices have different pixel spacings: {each.name} {found} mm, {slices[0].name} "
                 f"{pixel[0]:g} x {pixel[1]:g} mm; not a regular grid."
             )
         turned = np.stack(_directions(each), axis=1) - in_plane / pixel
         shift = float(np.sqrt((turned**2).sum(0)) @ size)
         if shift > MAX_POSITION_ERROR:
             raise ImageReadError(
-                f"{path}: the slices are turned against each other ({each.path.name} against {slices[0].path.name}: the far corner is "
+                f"{path}: the slices are turned against each other ({each.name} against {slices[0].name}: the far corner is "
                 f"{shift:.2g} pixels off); not a regular grid."
             )
 
@@ -117,8 +117,8 @@ def _step(path: Path, slices: Sequence[DicomFile], positions: np.ndarray, in_pla
     if gaps.min() < SAME_PLACE_MM:
         first = int(gaps.argmin())
         raise ImageReadError(
-            f"{path}: {_num_crowded(gaps)} slices lie at the same positions as others (such as {slices[first].path.name} and "
-            f"{slices[first + 1].path.name}), and no tag tells volumes apart. Split a series over time or of several contrasts into one "
+            f"{path}: {_num_crowded(gaps)} slices lie at the same positions as others (such as {slices[first].name} and "
+            f"{slices[first + 1].name}), and no tag tells volumes apart. Split a series over time or of several contrasts into one "
             "folder each; of slices that were exported twice, delete one."
         )
     _check_shifts(path, slices, positions, along, in_plane)
@@ -130,7 +130,7 @@ def _step(path: Path, slices: Sequence[DicomFile], positions: np.ndarray, in_pla
         problems.append(f"tilted gantry ({tilt:.1f} degrees)")
     if np.abs(along - (along[0] + distance * np.arange(len(along)))).max() > MAX_POSITION_ERROR * distance:
         widest = int(gaps.argmax())
-        between = f"the widest between {slices[widest].path.name} and {slices[widest + 1].path.name}"
+        between = f"the widest between {slices[widest].name} and {slices[widest + 1].name}"
         problems.append(f"uneven slice distance ({gaps.min():.2f} to {gaps.max():.2f} mm), {between}")
     if problems:
         raise ImageReadError(
@@ -156,7 +156,7 @@ def _check_shifts(path: Path, slices: Sequence[DicomFile], positions: np.ndarray
         count = int((np.abs(shifts).max(1) > MAX_POSITION_ERROR).sum())
         x, y = shifts[worst]
         raise ImageReadError(
-            f"{path}: {count} of {len(slices)} slices are shifted in the plane, {slices[worst].path.name} by {x:.2f} x {y:.2f} pixels; not "
+            f"{path}: {count} of {len(slices)} slices are shifted in the plane, {slices[worst].name} by {x:.2f} x {y:.2f} pixels; not "
             f"a regular grid. Resample it to a regular grid first, or correct ImagePositionPatient {NUMBERS['ImagePositionPatient']}."
         )
 

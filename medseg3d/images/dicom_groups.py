@@ -28,6 +28,7 @@ WANTED: dict[tuple[int, int], tuple[str, str]] = {
     (_TRANSFORMATION, 0x0028_1054): ("RescaleType", ""),
     (_ECHO, 0x0018_9082): ("EchoTime", "d"),
     (_DIFFUSION, 0x0018_9087): ("DiffusionBValue", "d"),
+    (_CONTENT, 0x0020_9056): ("StackID", ""),
     (_CONTENT, 0x0020_9128): ("TemporalPositionIdentifier", "I"),
     (_TIMING, 0x0018_1314): ("FlipAngle", ""),
     (_MODIFIER, 0x0018_9079): ("InversionTime", "d"),

@@ -108,11 +108,14 @@ def _names(root: Path, found: FoundSeries, volumes: Sequence[tuple[Series, Volum
         is_alone = series.folders == (folder,) and in_folder[folder] == 1 and not volume.part
         is_folder = is_alone and root in (folder, folder.parent) and _is_unicode(folder.name)
         names.append((_folder_name(folder) if is_folder else _identifier(series, volume), is_folder))
-    counts = Counter(name.casefold() for name, _ in names)
-    return [
-        (name if counts[name.casefold()] == 1 else f"{name}-{_checksum(series, volume)}", is_folder)
-        for (name, is_folder), (series, volume) in zip(names, volumes, strict=True)
-    ]
+    checksums = [_checksum(series, volume) for series, volume in volumes]
+    places = [_short(_below(root, series.first.path)) for series, _ in volumes]  # of copies with changed values, all else is the same
+    for telling in (checksums, places):
+        counts = Counter(name.casefold() for name, _ in names)
+        names = [
+            (name if counts[name.casefold()] == 1 else f"{name}-{told}", own) for (name, own), told in zip(names, telling, strict=True)
+        ]
+    return names
 
 
 def _folder_name(folder: Path) -> str:
@@ -162,8 +165,14 @@ def _checksum(series: Series, volume: Volume) -> str:
 def _failures(
     root: Path, found: FoundSeries, names: Sequence[tuple[str, bool]], volumes: Sequence[tuple[Series, Volume]]
 ) -> list[tuple[str, str]]:
-    """A damaged file is a slice of the one series in its folder; where there are several or none, it stands for itself."""
-    failures: dict[str, str] = {}
+    """A damaged file is a slice of the one series in its folder; where there are several or none, it stands for itself. A volume with
+    slices missing is no case."""
+    failures = {
+        name: f"{series.first.path.parent}: {volume.num_missing} of {volume.num_missing + len(volume.files)} slices are missing, which "
+        "other volumes of the series have. Copy or export them again."
+        for (name, _), (series, volume) in zip(names, volumes, strict=True)
+        if volume.num_missing
+    }
     for path, reason in found.damaged:
         beside = {name for (name, _), (series, _) in zip(names, volumes, strict=True) if path.parent in series.folders}
         is_left_out = not beside and any(path.parent in series.folders for series in found.series)

@@ -58,6 +58,7 @@ TAGS: dict[int, str] = {
     0x0020_0052: "FrameOfReferenceUID",
     0x0020_0100: "TemporalPositionIdentifier",
     0x0020_1040: "PositionReferenceIndicator",
+    0x0020_9056: "StackID",
     0x0028_0002: "SamplesPerPixel",
     0x0028_0004: "PhotometricInterpretation",
     0x0028_0008: "NumberOfFrames",

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ TELLING = {
     "SeriesNumber": "Series",
     "KVP": "KVP",
     "ConvolutionKernel": "Kernel",
+    "StackID": "Stack",
 }
 """The tags that tell volumes of a series apart, in the order in which they are tried, and what they are called in names of cases."""
 
@@ -42,30 +43,36 @@ MAX_PLACE_MM = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """The slices of one volume; ``part`` names it within its series (``Echo10``), empty where it is the only one."""
+    """The slices of one volume; ``part`` names it within its series (``Echo10``), empty where it is the only one.
+
+    ``num_missing`` slices lie where other volumes of the series have some, and this one has none.
+    """
 
     files: tuple[DicomFile, ...]
     part: str = ""
+    num_missing: int = 0
 
 
 def separate_volumes(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     """One volume per value of the first tag, or pair of tags, that tells them apart: each place once in each, all of one size.
 
-    Slices at different places are taken apart where they are of several kinds, and those of each kind are an even stack; else they are
-    one volume. So is a series that no tag takes apart; its grid is refused then.
+    Where no tag does, the first counts that leaves half of the volumes whole and some with slices missing, as the last one of a scan that
+    was stopped. Slices at different places are taken apart where they are of several kinds, and those of each kind are an even stack;
+    else they are one volume. So is a series that no tag takes apart; its grid is refused then.
     """
     places = [_place(file) for file in files]
     if None in places:
         return (Volume(files=tuple(files)),)
     if len(set(places)) == len(places):
         return _kinds_apart(files)
-    for count in (1, 2):
+    for are_volumes, count in itertools.product((_are_volumes, _are_mostly_volumes), (1, 2)):
         for tags in itertools.combinations(TELLING, count):
             groups: dict[tuple[str, ...], list[int]] = {}
             for index, file in enumerate(files):
                 groups.setdefault(tuple(file.text(tag) for tag in tags), []).append(index)
-            if len(groups) > 1 and _are_volumes([[places[index] for index in group] for group in groups.values()]):
-                return _named(files, tags, groups)
+            if len(groups) > 1 and are_volumes([Counter(places[index] for index in group) for group in groups.values()]):
+                found = _named(files, tags, groups)
+                return tuple(replace(volume, num_missing=len(set(places)) - len(volume.files)) for volume in found)
     return (Volume(files=tuple(files)),)
 
 
@@ -74,6 +81,9 @@ def _kinds_apart(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     kinds, weak = kinds_of(files), weak_kinds_of(files)
     if weak and _take_turns(files, list(zip(*weak.values(), strict=True))):
         kinds = weak | kinds
+    stacks = [file.text("StackID") for file in files]
+    if len(set(stacks)) > 1 and not _is_even_stack(files):
+        kinds = kinds | {"StackID": stacks}
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, values in enumerate(zip(*kinds.values(), strict=True)):
         groups.setdefault(values, []).append(index)
@@ -122,10 +132,16 @@ def _place(file: DicomFile) -> tuple[int, ...] | None:
     return round(1000 * x), round(1000 * y), round(1000 * z)
 
 
-def _are_volumes(groups: Sequence[Sequence[tuple[int, ...] | None]]) -> bool:
+def _are_volumes(groups: Sequence[Counter[tuple[int, ...] | None]]) -> bool:
     """Each holds the same places, each of them once."""
-    first = Counter(groups[0])
-    return max(first.values()) == 1 and len(first) > 1 and all(Counter(group) == first for group in groups)
+    return max(groups[0].values()) == 1 and len(groups[0]) > 1 and all(group == groups[0] for group in groups)
+
+
+def _are_mostly_volumes(groups: Sequence[Counter[tuple[int, ...] | None]]) -> bool:
+    """Each holds places once, half of them the same, and the others some of these."""
+    whole = max(groups, key=len)
+    are_parts = all(max(group.values()) == 1 and group <= whole for group in groups)
+    return are_parts and len(whole) > 1 and 2 * sum(group == whole for group in groups) >= len(groups)
 
 
 def _part_names(tags: Sequence[str], values: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

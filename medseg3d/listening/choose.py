@@ -17,6 +17,7 @@ from medseg3d.images.dicom import dicom_files, read_header
 from medseg3d.images.dicom_series import Series, find_series
 from medseg3d.images.dicom_volumes import Volume, separate_volumes
 from medseg3d.listening.rules import Channel, Rule, SeriesFilter
+from medseg3d.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +47,17 @@ def look_at(folder: Path) -> Study:
 
 
 def chosen(study: Study, rule: Rule) -> tuple[list[Picked], str]:
-    """The files of each volume that a rule takes, those of the longest series first; and why nothing can be taken of a study whose series
-    fit a rule of several channels in part."""
+    """The files of each volume that a rule takes, those of the longest series first; and why something that fits is not taken: a volume
+    with slices missing, or a study whose series fit a rule of several channels in part."""
     if rule.channel:
         return _one_of_each_channel(study, rule)
     fitting = _fitting(study, rule)
     if rule.at_most:
         fitting = fitting[: rule.at_most]
-    return [Picked(paths=_paths(volume), num_slices=len(volume.files)) for each in fitting for volume in separate_volumes(each.files)], ""
+    volumes = [volume for each in fitting for volume in separate_volumes(each.files)]
+    cut = next((volume for volume in volumes if volume.num_missing), None)
+    reason = "" if cut is None else f"{cut.part}: {counted(cut.num_missing, 'slice')} missing, which other volumes of the series have"
+    return [Picked(paths=_paths(volume), num_slices=len(volume.files)) for volume in volumes if not volume.num_missing], reason
 
 
 def _fitting(study: Study, *filters: SeriesFilter) -> list[Series]:
@@ -68,7 +72,9 @@ def _paths(volume: Volume) -> tuple[Path, ...]:
 def _one_of_each_channel(study: Study, rule: Rule) -> tuple[list[Picked], str]:
     """The first series of each channel that lie on one grid; nothing is resampled."""
     candidates = {
-        channel.name: [volume for each in _fitting(study, rule, channel) for volume in separate_volumes(each.files)]
+        channel.name: [
+            volume for each in _fitting(study, rule, channel) for volume in separate_volumes(each.files) if not volume.num_missing
+        ]
         for channel in rule.channel
     }
     missing = [name for name, volumes in candidates.items() if not volumes]

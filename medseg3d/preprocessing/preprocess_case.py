@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +23,7 @@ from medseg3d.label_codes import LabelCodes
 from medseg3d.labels import Labels
 from medseg3d.plan import Configuration, Normalization, Plan, Resampling
 from medseg3d.preprocessing.normalization import normalize
-from medseg3d.preprocessing.resampling import resample_image, resample_labels
+from medseg3d.preprocessing.resampling import resample_image, resample_labels, resampling_bytes
 from medseg3d.records import to_plain
 
 Shape = tuple[int, int, int]
@@ -117,9 +116,9 @@ def preprocess_for(
             normalized = (configuration.normalization, values)
         target = triple(spacing) if configuration.name in as_they_are else resampled_spacing(spacing, configuration)
         shape = resampled_shape(image.shape[1:], spacing, target)
-        _check_memory(raw.name, len(image) * math.prod(shape) * image.itemsize, spacing, target)
         resampled = normalized[1]
         if configuration.name not in as_they_are:
+            _check_memory(raw.name, image.shape, shape, spacing, target)
             resampled = resample_image(
                 resampled, shape, spacing=spacing, new_spacing=target, resampling=configuration.resampling, device=device
             )
@@ -161,7 +160,7 @@ def resampled_box(
     part = np.ascontiguousarray(case.image[(slice(None), *places)])
     target = resampled_spacing(given.spacing, configuration)
     shape = resampled_shape(part.shape[1:], given.spacing, target)
-    _check_memory(case.name, len(part) * math.prod(shape) * part.itemsize, given.spacing, target)
+    _check_memory(case.name, part.shape, shape, given.spacing, target)
     image = resample_image(part, shape, spacing=given.spacing, new_spacing=target, resampling=configuration.resampling, device=device)
     restoration = replace(given, box=tuple(box), resampled_shape=shape, resampled_spacing=target)  # type: ignore[arg-type]
     return PreprocessedCase(name=case.name, image=image, labels=None, restoration=restoration)
@@ -172,9 +171,9 @@ def _as_probabilities(resampling: Resampling) -> Resampling:
     return replace(resampling, image_order=min(1, resampling.label_order), image_coarse_order=resampling.label_coarse_order)
 
 
-def _check_memory(name: str, needed: int, spacing: Sequence[float], target: Sequence[float]) -> None:
+def _check_memory(name: str, shape: Sequence[int], new_shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> None:
     """Raise ``MemoryError`` before an image is resampled that the memory does not hold, most likely as a unit in its header is wrong."""
-    free = free_memory()
+    needed, free = resampling_bytes(shape, new_shape), free_memory()
     if needed > free:
         here, there = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (spacing, target))
         raise MemoryError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,9 @@ NEGLIGIBLE_WEIGHT = 1e-9
 
 BLOCK_ROWS = 48
 """Output rows per matrix product: wide enough for fast products, narrow enough that few zeros of the band are multiplied."""
+
+VOLUMES_AT_WORK = 1.25
+"""Of the new size: what a channel takes beside the result while it is resampled; 1.02 to 1.21 were measured, by shape and axes."""
 
 UNIFORM_SLAB_VOXELS = 1 << 22
 """Output voxels of a label map that are worked on at once; bounds the temporary arrays."""
@@ -59,13 +63,24 @@ def resample_image(
     if array.shape[1:] == new_shape:
         return array
     apart = coarse_axis(spacing, new_spacing, resampling.separate_threshold)
+
+    def resampled(channel: np.ndarray) -> np.ndarray:
+        there = None if device is None else _resample_there(channel, new_shape, spacing, new_spacing, resampling, device)
+        if there is not None:
+            return there
+        return _resample_volume(channel, new_shape, apart, resampling.image_order, resampling.image_coarse_order)
+
+    if len(array) == 1:  # no second copy of the volume
+        return np.ascontiguousarray(resampled(array[0]), np.float32)[None]
     result = np.empty((len(array), *new_shape), np.float32)
     for channel, out in zip(array, result, strict=True):
-        there = None if device is None else _resample_there(channel, new_shape, spacing, new_spacing, resampling, device)
-        if there is None:
-            there = _resample_volume(channel, new_shape, apart, resampling.image_order, resampling.image_coarse_order)
-        out[...] = there
+        out[...] = resampled(channel)
     return result
+
+
+def resampling_bytes(shape: Sequence[int], new_shape: Sequence[int]) -> int:
+    """The most that :func:`resample_image` takes beside an array ``(channel, n0, n1, n2)`` of this shape."""
+    return 0 if tuple(shape[1:]) == tuple(new_shape) else int((shape[0] + VOLUMES_AT_WORK) * 4 * math.prod(new_shape))
 
 
 def _resample_there(

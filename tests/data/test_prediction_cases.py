@@ -61,6 +61,15 @@ def test_a_tree_of_dicom_lies_beside_other_images(tmp_path) -> None:
     assert [stamp_of(case).count(",") for case in cases] == [5, 5, 0]
 
 
+@pytest.mark.parametrize(("series", "name"), [("anna", "anna"), ("a/deep", "p1_Study20240131_Series1")])
+def test_a_series_and_a_file_of_one_name_are_not_taken_for_each_other(tmp_path, series, name) -> None:
+    write_series(tmp_path / series)
+    put(tmp_path / f"{name}.nii.gz"), put(tmp_path / "other.nii.gz")
+    cases, failures = find_prediction_cases(tmp_path, num_channels=1)
+    assert [case.name for case in cases] == ["other"]
+    assert [(failure.case, f"two files of this name, {name}.nii.gz and" in failure.reason) for failure in failures] == [(name, True)]
+
+
 def test_loose_slices_of_two_series_are_two_cases_with_digests_of_their_own(tmp_path) -> None:
     write_series(tmp_path, volume(seed=1), series="1.2.3.1")
     write_series(tmp_path, volume(seed=2), series="1.2.3.2", names="{}".format)

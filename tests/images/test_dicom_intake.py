@@ -158,6 +158,71 @@ def test_one_series_in_two_folders_under_one_uid_is_two_where_its_numbers_repeat
     assert names(tmp_path) == ["anna", "bert"]
 
 
+def test_two_series_that_share_every_uid_are_two_cases(tmp_path) -> None:
+    """As a program leaves them that changes the values of a series and keeps its header."""
+    write_series(tmp_path / "a/original", volume(seed=1))
+    write_series(tmp_path / "b/denoised", volume(seed=2))
+    found = find_dicom_cases(tmp_path).cases
+    assert len({case.name for case in found}) == 2
+    assert {int(array_of(case)[0, 0, 0]) for case in found} == {int(volume(seed=seed)[0, 0, 0]) for seed in (1, 2)}
+    assert [case.name for case in found] == names(tmp_path)
+
+
+def write_phases(folder: Path, slices: tuple[int, ...]) -> Path:
+    """A scan over time, with so many slices in each phase."""
+    for number, count in enumerate(slices):
+
+        def change(file, k, n=number) -> None:
+            file.SOPInstanceUID, file.TemporalPositionIdentifier = f"1.2.8.{n}.{k}", n + 1
+
+        write_series(folder, volume(seed=number)[:, :, :count], names=f"{number}-{{}}".format, change=change)
+    return folder
+
+
+@pytest.mark.fault(
+    "B", "a scan over time whose last volume was stopped", "that volume is listed with how many slices it lacks; the others are cases"
+)
+def test_a_volume_with_slices_missing_costs_no_other_of_its_series(tmp_path) -> None:
+    intake = find_dicom_cases(write_phases(tmp_path / "a", (6, 6, 4)).parent)
+    assert [case.name for case in intake.cases] == [f"p1_Study20240131_Series1_Time{number}" for number in (1, 2)]
+    np.testing.assert_array_equal(array_of(intake.cases[1]), volume(seed=1))
+    ((name, reason),) = intake.failures
+    assert name == "p1_Study20240131_Series1_Time3"
+    assert "2 of 6 slices are missing" in reason
+
+
+def test_slices_of_which_few_are_whole_volumes_are_not_taken_apart(tmp_path) -> None:
+    (case,) = find_dicom_cases(write_phases(tmp_path / "a", (6, 4, 4)).parent).cases
+    with pytest.raises(InputError, match="no tag tells volumes apart"):
+        array_of(case)
+
+
+def write_stacks(folder: Path, *, tilt: float) -> Path:
+    """Two stacks of five slices in one series, as through two discs of a spine."""
+
+    def change(file, k) -> None:
+        stack, place = divmod(k, 5)
+        file.StackID = str(stack + 1)
+        file.ImagePositionPatient = ["0", "0", f"{100 * stack + 3 * place}"]
+        if stack:
+            file.ImageOrientationPatient = ["1", "0", "0", "0", f"{np.cos(tilt):.8f}", f"{np.sin(tilt):.8f}"]
+            file.ImagePositionPatient = ["0", f"{-3 * place * np.sin(tilt):.8f}", f"{100 + 3 * place * np.cos(tilt):.8f}"]
+
+    return write_series(folder, volume((5, 4, 10)), change=change)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.4])
+def test_stacks_of_one_series_are_cases_of_their_own(tmp_path, tilt) -> None:
+    cases = find_dicom_cases(write_stacks(tmp_path / "a", tilt=tilt).parent).cases
+    assert [case.name for case in cases] == [f"p1_Study20240131_Series1_Stack{number}" for number in (1, 2)]
+    np.testing.assert_array_equal(array_of(cases[1]), volume((5, 4, 10))[:, :, 5:])
+
+
+def test_an_even_stack_is_one_volume_whatever_its_parts_are_called(tmp_path) -> None:
+    write_series(tmp_path / "a", change=lambda file, k: setattr(file, "StackID", str(1 + k // 3)))
+    assert names(tmp_path) == ["a"]
+
+
 def test_localizers_and_short_series_are_left_out_beside_longer_ones(tmp_path) -> None:
     write_series(tmp_path / "st/scout", volume((4, 4, 2)), series="1.2.3.7", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(tmp_path / "st/planes", volume((4, 4, 2)), series="1.2.3.8")

@@ -55,6 +55,15 @@ def test_the_series_of_each_channel_are_taken_in_the_order_of_the_rule(tmp_path:
     assert chosen(study, replace(RULE, modality="CT")) == ([], "")
 
 
+def test_a_volume_with_slices_missing_is_told_and_the_others_are_predicted(tmp_path: Path) -> None:
+    for number, count in ((1, 6), (2, 4)):
+        tags = {"TemporalPositionIdentifier": number, "names": f"{number}-{{}}".format}
+        write_series(tmp_path, volume(seed=number)[:, :, :count], kind=MR, **tags)  # type: ignore[arg-type]
+    taken, reason = chosen(look_at(tmp_path), Rule(name="all", model=Path("m")))
+    assert [picked.num_slices for picked in taken] == [6]
+    assert reason == "Time2: 2 slices missing, which other volumes of the series have"
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,15 @@ from skimage.transform import resize
 from medseg3d.errors import PlanError
 from medseg3d.plan import Resampling
 from medseg3d.preprocessing import resampling
-from medseg3d.preprocessing.resampling import axis_map, best_order, coarse_axis, resample_image, resample_labels, resample_tensor
+from medseg3d.preprocessing.resampling import (
+    axis_map,
+    best_order,
+    coarse_axis,
+    resample_image,
+    resample_labels,
+    resample_tensor,
+    resampling_bytes,
+)
 
 DEFAULT = Resampling()
 shapes = st.tuples(*[st.integers(1, 14)] * 3)
@@ -148,3 +157,25 @@ def test_a_volume_that_a_device_cannot_hold_is_resampled_here(monkeypatch, caplo
         found = resample_image(image, (8, 5, 6), **options, device="cpu")
     assert np.array_equal(found, resample_image(image, (8, 5, 6), **options))
     assert "does not fit the memory" in caplog.text
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "new_shape", "spacing"),
+    [
+        ((20, 18, 16), (100, 90, 80), (5.0, 5.0, 5.0)),
+        ((20, 40, 36), (200, 40, 36), (10.0, 1.0, 1.0)),
+        ((40, 20, 18), (40, 90, 80), (1.0, 5.0, 5.0)),
+    ],
+    ids=["all axes", "the first", "two of three"],
+)
+def test_no_more_memory_is_taken_than_is_foretold(num_channels, shape, new_shape, spacing):
+    image = np.random.default_rng(0).normal(size=(num_channels, *shape)).astype(np.float32)
+    resample_image(image, new_shape, spacing=spacing, new_spacing=(1.0, 1.0, 1.0), resampling=DEFAULT)  # matrices are kept from here on
+    tracemalloc.start()
+    resample_image(image, new_shape, spacing=spacing, new_spacing=(1.0, 1.0, 1.0), resampling=DEFAULT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    told = resampling_bytes(image.shape, new_shape)
+    assert 0.4 * told < peak <= told
+    assert resampling_bytes(image.shape, shape) == 0
