@@ -203,7 +203,7 @@ def _train_step(fold: FoldEstimate) -> DryStep:
         what = "is trained"
     else:
         done = f", {fold.epochs_done} are done" if fold.epochs_done else ""
-        what = f"{fold.epochs} epochs{done}"
+        what = f"{'as many epochs as fit' if fold.ends_by_time else f'{fold.epochs} epochs'}{done}"
     return DryStep(name=f"train {fold.configuration} fold {fold.fold}", what=what, seconds=fold.seconds, disk_bytes=fold.disk_bytes)
 
 

@@ -31,7 +31,7 @@ STEP = 0.5
 class FoldEstimate:
     """One training: ``seconds`` are still to go, ``disk_bytes`` what its weights and state take; ``epochs_done`` of ``epochs`` are over.
 
-    ``is_measured`` says that the seconds are from its own epochs.
+    ``is_measured`` says that the seconds are from its own epochs, ``ends_by_time`` that fewer epochs fit into the hours that are given.
     """
 
     configuration: str
@@ -41,6 +41,7 @@ class FoldEstimate:
     seconds: float
     disk_bytes: float
     is_measured: bool
+    ends_by_time: bool = False
 
 
 def measured_speed(device_name: str) -> Speed:
@@ -83,17 +84,16 @@ def fold_estimate(
         checked = settings.validation_iterations * iterations / settings.iterations_per_epoch
         per_epoch = per_step * (iterations + checked / (1 + BACKWARD))  # an epoch is also measured, without a backward pass
     seconds = (epochs - done) * per_epoch
-    if hours is not None:
-        used = 0.0 if state is None else state.elapsed_seconds
-        seconds = min(seconds, max(0.0, hours * 3600 - used)) if done < epochs else 0.0
+    left = math.inf if hours is None else max(0.0, hours * 3600 - (0.0 if state is None else state.elapsed_seconds))
     return FoldEstimate(
         configuration=configuration.name,
         fold=fold,
         epochs=epochs,
         epochs_done=done,
-        seconds=seconds,
+        seconds=min(seconds, left),
         disk_bytes=float(cost.fixed_bytes),  # last.safetensors holds weights and the optimizer's numbers; weights.safetensors the weights
         is_measured=bool(measured),
+        ends_by_time=left < seconds,
     )
 
 
@@ -137,7 +137,9 @@ def in_words(folds: Sequence[FoldEstimate], device: str) -> str:
     if not folds:
         raise InputError("There is no fold to train.")
     left = sum(fold.seconds for fold in folds)
-    epochs = sorted({fold.epochs for fold in folds})
-    length = f"{counted(len(folds), 'training')} of {' and '.join(map(str, epochs))} epochs"
+    epochs = sorted({fold.epochs for fold in folds if not fold.ends_by_time})
+    lengths = [f"{' and '.join(map(str, epochs))} epochs"] if epochs else []
+    lengths += ["as many epochs as fit"] if any(fold.ends_by_time for fold in folds) else []
+    length = f"{counted(len(folds), 'training')} of {' or '.join(lengths)}"
     source = "by the epochs so far" if all(fold.is_measured for fold in folds) else "by a rule of thumb"
     return f"{length} on {device}: about {duration(left)} {source}."

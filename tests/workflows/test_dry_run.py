@@ -87,7 +87,9 @@ def test_an_epoch_that_was_trained_is_the_better_measure(tiny: Path, found: DryR
     assert (by_rule.epochs, by_rule.epochs_done, by_rule.is_measured) == (100, 0, False)
     twice = fold_estimate(configuration, "0", folder, replace(options, epochs=200), SPEED, hours=None)
     assert twice.seconds == pytest.approx(2 * by_rule.seconds)
-    assert fold_estimate(configuration, "0", folder, replace(options, epochs=10**8), SPEED, hours=2).seconds == 2 * 3600
+    cut = fold_estimate(configuration, "0", folder, replace(options, epochs=10**8), SPEED, hours=2)
+    assert (cut.seconds, cut.ends_by_time, by_rule.ends_by_time) == (2 * 3600, True, False)
+    assert in_words([cut], "cpu").startswith("1 training of as many epochs as fit on cpu: about 2 h")
     assert in_words([by_rule], "cpu").startswith("1 training of 100 epochs on cpu: about ")
 
 
