@@ -42,8 +42,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs/gallery"
 WIDTH = 1100
 """Pixels of a picture at most."""
-COLORS = 128
-"""Of a picture's palette: contours stay clear, and the file is a third."""
 MOST_LINES = 14
 """Of what a command printed, on a page."""
 MOST_ROWS = 12
@@ -284,12 +282,12 @@ def drawing(dataset: Path, predictions: Path, chosen: CaseMetrics) -> bytes:
 
 
 def _save(image: Image.Image, target: Path) -> None:
-    """A small file: few colors, and no wider than a page."""
+    """No wider than a page. In its own colors: a palette has none left for thin contours beside so many greys."""
     image = image.convert("RGB")
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
     target.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
+    image.save(target, optimize=True)
 
 
 def _ejection_fractions(story: Story, data: Path, work: WorkFolder, evaluation: Evaluation) -> str:
