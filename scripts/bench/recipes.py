@@ -167,6 +167,7 @@ class Chain:
         if options.core_minutes is not None:
             self.budget = f"{options.core_minutes:g} core minutes"
         self.budget += " narrow" if options.narrow else ""
+        self.budget += f" batch {options.batch}" if options.batch != BATCH and options.minutes is None else ""
         self.shared = options.output / "work" / name
         self.work = self.shared / f"{change}_{self.budget.replace(' ', '_')}_fold_{options.fold}_seed_{seed}"
         self.log = self.work.with_suffix(".log")
