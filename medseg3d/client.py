@@ -24,6 +24,10 @@ POLL_SECONDS = 1.0
 """Between two looks at a job."""
 PATIENCE_SECONDS = 600.0
 """So long a full queue is asked again."""
+LOST_SECONDS = 60.0
+"""So long a server that gives no answer is asked again how a job does: a network that is away for a moment costs no prediction."""
+NO_ANSWER = (None, 502, 504)
+"""Statuses that say nothing of the job: none, and those of a proxy in between."""
 NIFTI = "nifti"
 ENDED = ("done", "failed", "dropped")
 Files = Union[str, Path, Sequence[Union[str, Path]]]
@@ -131,7 +135,7 @@ class Server:
         """
         name = self._submitted(files, output, is_stopped, sleep)
         try:
-            while (job := self.job(name))["state"] not in ENDED:
+            while (job := self._looked_at(name, sleep))["state"] not in ENDED:
                 on(job)
                 if is_stopped():
                     raise StoppedError("Stopped.")
@@ -154,6 +158,18 @@ class Server:
                 pause = max(POLL_SECONDS, error.retry_after)
                 waited += pause
                 sleep(pause)
+
+    def _looked_at(self, name: str, sleep: Callable[[float], object]) -> dict[str, Any]:
+        """How a job does, asked until there is an answer."""
+        waited = 0.0
+        while True:
+            try:
+                return self.job(name)
+            except ServerError as error:
+                if error.status not in NO_ANSWER or waited >= LOST_SECONDS:
+                    raise
+                waited += POLL_SECONDS
+                sleep(POLL_SECONDS)
 
     def _document(self, method: str, path: str) -> dict[str, Any]:
         found = json.loads(self._asked(method, path).body)
@@ -179,11 +195,16 @@ def _reason(answer: Answer) -> str:
 
 
 def _part_head(name: str, boundary: str) -> bytes:
-    plain = name.replace("\\", "_").replace('"', "_").replace("\r", "_").replace("\n", "_")
+    plain = _text(name).replace("\\", "_").replace('"', "_").replace("\r", "_").replace("\n", "_")
     return (
         f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{plain}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     ).encode()
+
+
+def _text(name: str) -> str:
+    """A file name without bytes that are no UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def _body(parts: Sequence[tuple[bytes, Path]], tail: bytes) -> Iterator[bytes]:
@@ -201,9 +222,9 @@ def _as_file(path: Path, stack: ExitStack) -> Path:
         return path
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="medseg3d-"))
     packed = Path(folder) / f"{path.name or 'series'}.zip"
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:  # 1970, as copies have
         for number, file in enumerate(sorted(file for file in path.rglob("*") if file.is_file())):
-            archive.write(file, f"{number:06d}/{file.name}")  # names of files say of which format they are
+            archive.write(file, f"{number:06d}/{_text(file.name)}")  # names of files say of which format they are
     return packed
 
 

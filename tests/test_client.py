@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import http.client
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -81,9 +82,13 @@ def test_what_is_wrong_is_said_by_the_server(connect: Callable[..., Server], tmp
 def test_a_folder_is_sent_as_a_zip(connect: Callable[..., Server], trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scan"
     folder.mkdir()
-    (folder / "image.nii.gz").write_bytes((trained / "imagesTs" / "ball_7_0000.nii.gz").read_bytes())
+    image = folder / os.fsdecode(b"M\xfcller.nii.gz")  # no UTF-8
+    image.write_bytes((trained / "imagesTs" / "ball_7_0000.nii.gz").read_bytes())
+    os.utime(image, (0, 0))  # a zip knows no time before 1980
     connect().predict(folder, tmp_path / "labels.nii.gz", sleep=lambda seconds: None)
     assert nibabel.load(tmp_path / "labels.nii.gz").shape == (20, 18, 12)
+    connect().predict(image, tmp_path / "again.nii.gz", sleep=lambda seconds: None)
+    assert nibabel.load(tmp_path / "again.nii.gz").shape == (20, 18, 12)
 
 
 def scripted(*answers: Answer) -> tuple[Server, list[str]]:
@@ -115,6 +120,19 @@ def test_a_full_queue_is_asked_again(tmp_path: Path) -> None:
     assert (pauses, asked[-1]) == ([7.0], "DELETE /jobs/1")
     server, _ = scripted(answer(503, '{"detail": "The server is stopping."}'))
     with pytest.raises(ServerError, match="stopping"):
+        server.predict(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", sleep=pauses.append)
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    away, pauses = answer(502, "<html>Bad Gateway</html>"), list[float]()
+    done = (answer(200, '{"state": "done", "message": null}'), answer(200, "label map"), answer(204, ""))
+    server, _ = scripted(answer(202, '{"id": "1"}'), answer(200, '{"state": "running"}'), away, away, *done)
+    server.predict(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", sleep=pauses.append)
+    assert (tmp_path / "labels.nii.gz").read_text() == "label map"
+    assert pauses == [1.0, 1.0, 1.0]
+    server, _ = scripted(answer(202, '{"id": "1"}'), *[away] * 61, answer(204, ""))
+    with pytest.raises(ServerError, match="status 502"):
         server.predict(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", sleep=pauses.append)
 
 

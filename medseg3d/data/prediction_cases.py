@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,22 +57,23 @@ def find_prediction_cases(
         return (_with_slices(case, slices),), findings.failures
     if not files and not series and not findings and not findings.has_refused and not findings.failures:
         findings.append(f"no images ({images.readable()}, or folders with DICOM series)")
-    numbered = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem))}
-    is_numbered = bool(numbered) and len(numbered) == len(files) and any(m[2] == "0000" for m in numbered.values())
-    is_numbered = is_numbered and are_channels(numbered.values(), num_channels)
-    if is_numbered:
-        cases = numbered_cases(files, num_channels, findings)
+    numbered = _channel_files(files, num_channels)
+    cases = numbered_cases({stem: files[stem] for stem in numbered}, num_channels, findings)
+    if numbered:
         logger.info("%s: the four digits at the end of the file names are taken as channel numbers.", source)
-    else:
-        cases = {stem: channels_of_file(path, num_channels, findings) for stem, path in files.items()}
-        pairs = [stem for stem in files if stem.endswith("_0001") and f"{stem[:-1]}0" in files]
-        if pairs:
-            logger.warning(
-                "%s: %s and %s look like two channels of one case; the model takes one channel, so they are predicted as two images.",
-                source,
-                f"{pairs[0][:-1]}0",
-                pairs[0],
-            )
+    for stem, path in files.items():
+        if stem in cases and stem not in numbered:
+            findings.fail(stem, two_files(cases[stem][0].path, path))
+        elif stem not in numbered:
+            cases[stem] = channels_of_file(path, num_channels, findings)
+    pairs = [stem for stem in cases if stem.endswith("_0001") and f"{stem[:-1]}0" in cases]
+    if pairs and num_channels == 1:
+        logger.warning(
+            "%s: %s and %s look like two channels of one case; the model takes one channel, so they are predicted as two images.",
+            source,
+            f"{pairs[0][:-1]}0",
+            pairs[0],
+        )
     for one in series:
         if one.name in cases and not one.is_folder:
             findings.fail(one.name, two_files(cases[one.name][0].path, one.folder))
@@ -84,6 +85,15 @@ def find_prediction_cases(
     if findings or not usable:
         raise _not_predicted(source, [*findings, *(f"{failure.case}: {failure.reason}" for failure in findings.failures)])
     return usable, findings.failures
+
+
+def _channel_files(files: Collection[str], num_channels: int) -> frozenset[str]:
+    """The names that end with the number of a channel: for a model of one channel all or none."""
+    found = {stem: match for stem in files if (match := CHANNEL_NUMBER.match(stem))}
+    first = {match[1] for match in found.values() if match[2] == "0000"}
+    if not first or (num_channels == 1 and (len(found) < len(files) or not are_channels(found.values(), num_channels))):
+        return frozenset()
+    return frozenset(stem for stem, match in found.items() if match[1] in first or int(match[2]) < num_channels)
 
 
 def _not_predicted(source: Path, findings: Sequence[str]) -> DatasetError:

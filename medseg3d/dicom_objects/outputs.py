@@ -59,6 +59,12 @@ class Outputs:
         kind = f";{self.main}={self.segmentation_type}" if self.main in ("dicom-seg", "dicom-sr") else ""
         return f"{kind};codes={self.codes_digest}" if self.codes_digest and self.main != "nifti" else kind
 
+    @property
+    def beside_identity(self) -> str:
+        """What changes the files of the other types beside the model; empty where there are none."""
+        kinds = [f"{each}={self.segmentation_type}" if each in ("dicom-seg", "dicom-sr") else each for each in self.types[1:]]
+        return ";".join([*kinds, f"codes={self.codes_digest}"] if kinds and self.codes_digest else kinds)
+
     def beside(self, target: Path) -> dict[OutputType, Path]:
         """The files of the other types, beside the main file ``target``."""
         stem = stem_of(target)

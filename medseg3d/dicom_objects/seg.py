@@ -16,6 +16,7 @@ import numpy as np
 from medseg3d.dicom_objects.codes import Code
 from medseg3d.dicom_objects.made_by import MANUFACTURER, SERIAL_NUMBER
 from medseg3d.dicom_objects.result import Result, Segment
+from medseg3d.dicom_objects.source import decimal, one_line
 from medseg3d.errors import InputError
 from medseg3d.options import SegmentationType
 
@@ -72,6 +73,9 @@ def segmentation(result: Result, kind: SegmentationType = "binary") -> Dataset:
             series_description=f"Segmentation {result.made_by.name}"[:64],
             specific_character_set="ISO_IR 192",
         )
+    if len(result.source.slices) == 1:  # there is no next slice to go by, and highdicom says 1 mm
+        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SpacingBetweenSlices = decimal(result.source.geometry.spacing[2])
     return seg
 
 
@@ -164,7 +168,7 @@ def _description(result: Result, segment: Segment, number: int) -> SegmentDescri
 
 def label_of(segment: Segment) -> str:
     """The name of a label as a long string (LO)."""
-    return segment.name.replace("\\", " ").strip()[:64] or f"label {segment.value}"
+    return one_line(segment.name)[:64].strip() or f"label {segment.value}"
 
 
 def tracking_uid(result: Result, segment: Segment) -> str:

@@ -184,7 +184,7 @@ def allowed(name: str, text: str) -> str:
     >>> allowed("PatientBirthDate", "19700101"), allowed("PatientBirthDate", "1.1.70"), allowed("PatientName", "A\\\\B")
     ('19700101', '', 'A B')
     """
-    text = "".join(" " if sign == "\\" or not sign.isprintable() else sign for sign in text).strip()
+    text = one_line(text)
     pattern, most = PATTERNS.get(name), MAX_CHARACTERS.get(name, 64)
     if name == "PatientName":
         return "=".join(group[:64] for group in text.split("=")[:NAME_GROUPS])
@@ -198,6 +198,11 @@ def allowed(name: str, text: str) -> str:
         except ValueError:
             return ""
     return text
+
+
+def one_line(text: str) -> str:
+    """Without what no string of DICOM may hold: backslashes, which stand between values, and control characters."""
+    return "".join(" " if sign == "\\" or not sign.isprintable() else sign for sign in text).strip()
 
 
 def decimal(value: float) -> str:

@@ -6,13 +6,12 @@ values in it. What is counted when an object is empty is written in ``docs/refer
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from medseg3d.csv_text import csv_text
 from medseg3d.data.grouping import find_groups
 from medseg3d.errors import CaseFailure
 from medseg3d.evaluation.compare import Interval, groups_of, interval_of
@@ -279,14 +278,12 @@ def to_csv(evaluation: Evaluation) -> str:
     """One row per case and label; what is not defined is empty."""
     columns = [each.name for each in fields(LabelMetrics) if each.name != "further"]
     further = _further_names(label for case in evaluation.cases for label in case.labels)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *("label" if name == "name" else name for name in columns), "tolerance_mm", *further])
+    rows: list[list[object]] = [["case", *("label" if name == "name" else name for name in columns), "tolerance_mm", *further]]
     for case in evaluation.cases:
         for label in case.labels:
             values = [*(getattr(label, name) for name in columns), case.tolerance_mm, *(label.value_of(name) for name in further)]
-            writer.writerow([case.case, *("" if value is None else value for value in values)])
-    return text.getvalue()
+            rows.append([case.case, *values])
+    return csv_text(rows)
 
 
 def table_header(evaluation: Evaluation) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class WatchedFolder:
     """After a look: whether nothing in it is still being written."""
     _taken: set[str] = field(init=False)
     _told: set[Path] = field(default_factory=set)
+    _new: dict[Path, tuple[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         record = self.spool.root / TAKEN
@@ -67,9 +68,10 @@ class WatchedFolder:
         state = digest_of_uid(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")  # a name may be a patient's
         if state in self._taken:
             return 0
-        if now - status.st_mtime < QUIET_SECONDS:
+        if now - status.st_mtime < QUIET_SECONDS and self._is_growing(path, state, now):
             self.is_whole = False
             return 0
+        self._new.pop(path, None)
         content = path.read_bytes()
         try:
             self.spool.add(content)
@@ -78,6 +80,14 @@ class WatchedFolder:
             raise
         self._write_down(state)
         return 1
+
+    def _is_growing(self, path: Path, state: str, now: float) -> bool:
+        """Whether a file that its time calls new was not seen as it is for a while: the clock that dates it may be ahead of ours."""
+        seen, since = self._new.get(path, ("", now))
+        if seen == state and now - since >= QUIET_SECONDS:
+            return False
+        self._new[path] = (state, since if seen == state else now)
+        return True
 
     def _say_once(self, path: Path, error: OSError) -> None:
         if path not in self._told:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg3d.csv_text import csv_text
 from medseg3d.files import remove_leftovers, write_text
 from medseg3d.plan import Plan
 from medseg3d.records import to_plain
@@ -129,9 +128,5 @@ def _tables(report: ReportInput, scores: Sequence[Score], folds: Mapping[str, st
 
 def claim_csv(items: Sequence[Item]) -> str:
     """One row per item."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item", "section", "topic", "status", "answer", "to_add"])
-    for item in items:
-        writer.writerow([item.number, item.section, item.topic, item.status, item.text, "" if item.study else item.add])
-    return text.getvalue()
+    rows = [(item.number, item.section, item.topic, item.status, item.text, "" if item.study else item.add) for item in items]
+    return csv_text([("item", "section", "topic", "status", "answer", "to_add"), *rows])

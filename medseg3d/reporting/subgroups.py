@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from medseg3d.csv_text import csv_text
 from medseg3d.evaluation.compare import Interval, groups_of, interval_of
 from medseg3d.reporting.scores import Score, defined, one_per_case
 from medseg3d.reporting.study_facts import StudyFacts
@@ -114,14 +113,8 @@ def _told(each: Subgroup) -> str:
 
 def subgroups_csv(found: Sequence[Subgroup]) -> str:
     """One row per group."""
-    from medseg3d.reporting.tables import for_spreadsheets
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["property", "group", "cases", "mean_dice", "interval_low", "interval_high"])
+    rows: list[list[object]] = [["property", "group", "cases", "mean_dice", "interval_low", "interval_high"]]
     for each in found:
         numbers = (each.dice.mean, each.dice.low, each.dice.high)
-        writer.writerow(
-            [each.by, for_spreadsheets(each.kind), each.dice.n, *("" if value is None else f"{value:.4f}" for value in numbers)]
-        )
-    return text.getvalue()
+        rows.append([each.by, each.kind, each.dice.n, *("" if value is None else f"{value:.4f}" for value in numbers)])
+    return csv_text(rows)

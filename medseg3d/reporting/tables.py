@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medseg3d.csv_text import csv_text
 from medseg3d.evaluation.compare import Interval
 from medseg3d.reporting.scores import Column, Score, columns_of
 
@@ -32,32 +31,28 @@ _LATEX = {
 
 def labels_csv(rows: Sequence[Mapping[str, Any]], means: Mapping[str, Interval], columns: Sequence[Column]) -> str:
     """One row per label and metric, and the mean of the labels' means last; what is not defined is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "metric", "mean", "interval_low", "interval_high", "standard_deviation", "median", "n"])
+    lines: list[list[object]] = [["label", "metric", "mean", "interval_low", "interval_high", "standard_deviation", "median", "n"]]
     for row in rows:
         for column in columns:
             s = row["values"][column.name]
             values = (s["mean"], s["from"], s["to"], s["std"], s["median"])
-            writer.writerow([for_spreadsheets(row["name"]), column.name, *map(_exact, values), s["num"]])
+            lines.append([row["name"], column.name, *map(_exact, values), s["num"]])
     for column in columns:
         mean = means[column.name]
-        writer.writerow(["mean of labels", column.name, _exact(mean.mean), _exact(mean.low), _exact(mean.high), "", "", mean.n])
-    return text.getvalue()
+        lines.append(["mean of labels", column.name, _exact(mean.mean), _exact(mean.low), _exact(mean.high), "", "", mean.n])
+    return csv_text(lines)
 
 
 def cases_csv(scores: Sequence[Score], folds: Mapping[str, str], patients: Mapping[str, str]) -> str:
     """One row per case and label with every metric, the case's fold and patient; what is not defined is empty."""
     columns = columns_of(scores)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "patient", "fold", "label", *(column.name for column in columns), "volume_reference_ml", "spacing_mm"])
+    rows = [["case", "patient", "fold", "label", *(column.name for column in columns), "volume_reference_ml", "spacing_mm"]]
     for score in scores:
         names = (score.case, patients.get(score.case, score.case), folds.get(score.case, ""), score.label)
         spacing = " ".join(f"{edge:g}" for edge in score.spacing_mm)
         values = [_exact(score.values.get(column.name)) for column in columns]
-        writer.writerow([*map(for_spreadsheets, names), *values, _exact(score.volume_ml), spacing])
-    return text.getvalue()
+        rows.append([*names, *values, _exact(score.volume_ml), spacing])
+    return csv_text(rows)
 
 
 def labels_latex(
@@ -110,8 +105,3 @@ def _short(value: float, digits: int) -> str:
 
 def _exact(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
-
-
-def for_spreadsheets(name: str) -> str:
-    """A name that a spreadsheet does not take for a formula."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name

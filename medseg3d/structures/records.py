@@ -5,13 +5,12 @@ No number is ever NaN: what is not defined is None (``null`` in JSON, empty in C
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from medseg3d.csv_text import csv_text
 from medseg3d.errors import CaseFailure
 from medseg3d.files import remove_file, write_text
 from medseg3d.records import Checked, read_record, write_record
@@ -175,11 +174,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
+    return csv_text([header, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: object) -> object:

@@ -247,7 +247,8 @@ def _divide(
         if target.resolve() in inputs:
             raise InputError(f"{target}: the output would overwrite the input image. Name another output.")
         complete = outputs.are_there(target) and has_probabilities(target, options.wanted_probabilities)
-        if complete and entry is not None and entry.model == identity and _is_of(case, entry.input_digest):
+        is_made_so = entry is not None and outputs.beside_identity in ("", entry.beside)
+        if complete and is_made_so and entry is not None and entry.model == identity and _is_of(case, entry.input_digest):
             kept.append(target)
         elif target.exists() and not options.overwrite and (entry is None or entry.model != identity):
             foreign.append(target)

@@ -229,6 +229,7 @@ def _entry(ready: _Ready, prepared: PreparedCase, model: Model, outputs: Outputs
         precision=model.device.precision,
         warnings=prepared.warnings,
         notes=prepared.notes,
+        beside=outputs.beside_identity,
     )
 
 

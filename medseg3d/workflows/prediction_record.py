@@ -21,7 +21,7 @@ RECORD = "predictions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedCase:
+class PredictedCase(Checked):
     """One output: which model made it from which input (digest of its files), and the digest of the label map; empty in older records.
 
     ``finished`` in seconds since 1970. ``seconds`` of the stages read, preprocess, segment (network and resampling), write
@@ -40,6 +40,9 @@ class PredictedCase:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was done otherwise than usual, as where a crop cascade found nothing and saw the whole case."""
+    beside: str = ""
+    """What the outputs of further types were made with (kind of SEG, codes); empty without any, and in older records."""
+    came_later: ClassVar[tuple[str, ...]] = ("beside",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

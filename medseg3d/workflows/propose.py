@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from medseg3d.boundary import CaseBoundary
+from medseg3d.csv_text import csv_text
 from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of
 from medseg3d.data.open_dataset import open_dataset
@@ -291,12 +290,11 @@ def _reasons(estimate: Estimate, far: float) -> tuple[str, ...]:
 
 
 def _csv(found: Proposals) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     labels = list(dict.fromkeys(name for each in found.proposed for name in each.labels))
-    writer.writerow(["rank", "case", "expected_dice", *(f"expected_dice_{name}" for name in labels), "unlikeness", "score", "reasons"])
+    head = ["rank", "case", "expected_dice", *(f"expected_dice_{name}" for name in labels), "unlikeness", "score", "reasons"]
+    rows: list[list[object]] = [[*head]]
     for rank, each in enumerate(found.proposed, 1):
         values = [each.expected_dice, *(each.labels.get(name) for name in labels), each.unlikeness, each.score]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
-        writer.writerow([rank, each.case, *cells, "; ".join(each.reasons)])
-    return text.getvalue()
+        rows.append([rank, each.case, *cells, "; ".join(each.reasons)])
+    return csv_text(rows)

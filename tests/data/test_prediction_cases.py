@@ -61,6 +61,20 @@ def test_a_tree_of_dicom_lies_beside_other_images(tmp_path) -> None:
     assert [stamp_of(case).count(",") for case in cases] == [5, 5, 0]
 
 
+def test_a_file_without_a_channel_number_costs_no_case_of_several_channels(tmp_path) -> None:
+    for name in ("a_0000", "a_0001", "b_0000", "c_0000", "c_0001", "c", "mask"):
+        put(tmp_path / f"{name}.nii.gz")
+    for name in ("whole", "visit_2021"):
+        put(tmp_path / f"{name}.nii.gz", np.zeros((*SHAPE, 2), np.int16))
+    cases, failures = find_prediction_cases(tmp_path, num_channels=2)
+    assert [(case.name, len(case.channels)) for case in cases] == [("a", 2), ("visit_2021", 2), ("whole", 2)]
+    reasons = {failure.case: failure.reason for failure in failures}
+    assert reasons["b"] == "1 channel, expected 2; missing 0001"
+    assert reasons["c"].startswith("two files of this name")
+    assert reasons["mask"] == "mask.nii.gz holds 1 channel, expected 2"
+    assert len(reasons) == 3
+
+
 @pytest.mark.parametrize(("series", "name"), [("anna", "anna"), ("a/deep", "p1_Study20240131_Series1")])
 def test_a_series_and_a_file_of_one_name_are_not_taken_for_each_other(tmp_path, series, name) -> None:
     write_series(tmp_path / series)

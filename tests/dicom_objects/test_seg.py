@@ -20,6 +20,7 @@ from medseg3d.dicom_objects.seg import segmentation
 from medseg3d.dicom_objects.source import source_series
 from medseg3d.dicom_objects.structured_report import report
 from medseg3d.errors import InputError
+from medseg3d.images.dicom_seg import read_seg
 from medseg3d.labels import Labels
 from medseg3d.options import OutputType
 from tests.dicom_objects.conftest import PLANES, result_on
@@ -137,6 +138,22 @@ def test_a_header_with_odd_values_costs_these_values_only(tmp_path: Path) -> Non
         read = pydicom.dcmread(tmp_path / "a.dcm")
         assert (read.PatientID, str(read.PatientName)) == ("p1", "A B")
         assert (read.PatientBirthDate, read.PatientSex, read.StudyDate, read.AccessionNumber) == ("", "", "", "")
+
+
+def test_names_of_labels_hold_no_control_characters(tmp_path: Path) -> None:
+    result = result_on(tmp_path / "s", labels=Labels(names=("background", "new\nline", "a\\b\x00", "\u202e \t"), values=(0, 3, 7, 9)))
+    assert [each.SegmentLabel for each in segmentation(result).SegmentSequence] == ["new line", "a b", "label 9"]
+    assert [each.ROIName for each in structure_set(result).StructureSetROISequence] == ["new line", "a b", "label 9"]
+
+
+@pytest.mark.parametrize("num_slices", [1, 2])
+def test_a_single_slice_is_as_thick_as_in_its_series(tmp_path: Path, num_slices: int) -> None:
+    stored = np.arange(16 * num_slices, dtype=np.int16).reshape(4, 4, num_slices)
+    source = source_series(write_series(tmp_path / "s", stored))
+    labels = Labels(names=("b", "a"), values=(0, 1))
+    result = Result(values=np.ones(source.geometry.shape, np.uint8), labels=labels, source=source, made_by=made_by("m", "x"))
+    segmentation(result).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert read_seg(tmp_path / "a.dcm").header.geometry.spacing == (0.5, 0.7, 3.0 if num_slices == 1 else 2.5)
 
 
 def test_label_maps_are_written_whatever_the_order_of_the_values(tmp_path: Path) -> None:

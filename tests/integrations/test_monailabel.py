@@ -73,7 +73,7 @@ def test_learning_is_a_command_that_exists(app: Any, main: Any, tmp_path: Path, 
     words = task.command({"epochs": 5, "hours": 0.0})
     options = taken(COMMANDS["correct"].record, build_parser(COMMANDS).parse_args(words[3:]))
     assert (options.corrections, options.images, options.epochs) == (tmp_path / "labels/final", tmp_path, 5)
-    answers = [(0, '{"number": 1}'), (2, '{"message": "nothing new"}'), (1, "")]
+    answers = [(0, '{"number": 1}'), (3, '{"number": 2, "left_out": ["a"]}'), (2, '{"message": "nothing new"}'), (1, "")]
 
     def run(words: list[str], **keywords: object) -> subprocess.CompletedProcess[str]:
         code, text = answers.pop(0)
@@ -81,6 +81,7 @@ def test_learning_is_a_command_that_exists(app: Any, main: Any, tmp_path: Path, 
 
     monkeypatch.setattr(main.subprocess, "run", run)
     assert task({}, None) == {"number": 1} == task.stats()
+    assert task({}, None)["number"] == 2, "a round that went on without a case is one"
     with pytest.raises(RuntimeError, match="nothing new"):
         task({}, None)
     with pytest.raises(RuntimeError, match="a traceback"):

@@ -92,3 +92,8 @@ def test_the_widget_shows_what_went_wrong(slicer: Any) -> None:
     assert (widget.segment.enabled, widget.stop.enabled) == (True, False)
     widget.cleanup()
     assert module.Medseg3D(type("Parent", (), {})()).parent.title == "medseg3d"
+
+
+@pytest.mark.parametrize(("volume", "case"), [("liver_007_0000", "liver_007"), ("patient_0012", "patient_0012"), ("CT: 2/3", "CT_ 2_3")])
+def test_a_case_is_called_as_its_volume_without_the_first_channel(slicer: Any, volume: str, case: str) -> None:
+    assert slicer[0].case_name(volume) == case

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pydicom
@@ -89,6 +90,18 @@ def test_a_watched_folder_is_taken_in_once_its_files_are_whole(spool: Spool, ser
     assert WatchedFolder(series, spool).look(now + 20) == 0  # as after a restart
     assert len(received(spool)) == 5
     assert len(list(series.iterdir())) == 7
+
+
+def test_files_that_are_dated_in_the_future_are_taken_when_they_stay_as_they_are(spool: Spool, series: Path) -> None:
+    """As a share whose clock is ahead dates them, or a scanner that lives in another year."""
+    now, ahead = 1000.0, 9e9
+    for path in series.iterdir():
+        os.utime(path, (ahead, ahead))
+    folder = WatchedFolder(series, spool)
+    assert (folder.look(now), folder.is_whole) == (0, False)
+    os.utime(series / "004.dcm", (ahead, ahead + 1))  # it is written to
+    assert (folder.look(now + 3), folder.is_whole) == (4, False)
+    assert (folder.look(now + 6), folder.is_whole) == (1, True)
 
 
 def test_a_watched_folder_that_is_away_is_looked_for_again(spool: Spool, series: Path, tmp_path: Path) -> None:

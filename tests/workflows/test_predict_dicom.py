@@ -91,6 +91,12 @@ def test_several_types_are_written_side_by_side_and_kept(
     (tmp_path / "out/S2.sr.dcm").unlink()
     assert main(command) == 0
     assert (tmp_path / "out/S2.sr.dcm").exists()
+    assert main([*command, "--segmentation-type", "binary"]) == 0
+    assert pydicom.dcmread(tmp_path / "out/S2.seg.dcm").SegmentationType == "BINARY", "one of another kind is not kept"
+    (tmp_path / "codes.csv").write_text("name,code,scheme,meaning\nshell,2,99LAB,Shell\n", "utf-8")
+    assert main([*command, "--segmentation-type", "binary"]) == 0
+    seg = pydicom.dcmread(tmp_path / "out/S2.seg.dcm")
+    assert seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "2"
 
 
 def test_what_is_no_series_is_refused_before_it_is_predicted(

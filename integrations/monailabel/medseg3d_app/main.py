@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 TOKEN = "MEDSEG3D_TOKEN"
 """The environment variable of the token: ``--conf`` shows in the list of processes."""
+LEFT_OUT = 3
+"""The exit code of a round that went on without some cases, which its record lists."""
 FINAL = "labels/final"
 """Where MONAI Label keeps what its users submitted, below the folder of studies."""
 
@@ -149,7 +151,9 @@ class LearnFromCorrections(TrainTask):
             document = json.loads(done.stdout)
         except ValueError:
             raise RuntimeError(done.stderr.strip() or f"medseg3d correct ended with code {done.returncode}") from None
-        if done.returncode:
+        if done.returncode == LEFT_OUT:
+            logger.warning("%s", done.stderr.strip())
+        elif done.returncode:
             raise RuntimeError(document.get("message", done.stderr.strip()))
         self._last = document
         return self._last

@@ -225,9 +225,10 @@ class Medseg3DLogic(ScriptedLoadableModuleLogic):
 
 
 def case_name(name):
-    """The case that a volume is called after: without the channel's number, which nnU-Net's names end with, and what no file may have.
+    """The case that a volume is called after: without the number of the first channel, which nnU-Net's names end with, and what no file
+    may have. Four other digits are a part of the name.
 
-    >>> case_name("liver_007_0000"), case_name("CT: 2/3")
-    ('liver_007', 'CT_ 2_3')
+    >>> case_name("liver_007_0000"), case_name("patient_0012"), case_name("CT: 2/3")
+    ('liver_007', 'patient_0012', 'CT_ 2_3')
     """
-    return re.sub(r'[\\/:*?"<>|]', "_", re.sub(r"_\d{4}$", "", name.strip()))
+    return re.sub(r'[\\/:*?"<>|]', "_", re.sub("_0000$", "", name.strip()))

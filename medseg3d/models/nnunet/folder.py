@@ -263,6 +263,8 @@ def _checkpoint_paths(folder: Path, folds: Sequence[str] | None) -> dict[str, Pa
             f"{folder}: no {', '.join(CHECKPOINTS[:-1])} or {LATEST} for fold {', '.join(missing) or '0 or any other'}; trained: "
             f"{', '.join(usable) or 'none'}."
         )
+    if folds is None and (left := [fold for fold in usable if fold not in finished and fold != ALL]):
+        logger.warning("%s: fold %s is not finished (no %s) and is left out; --fold names it.", folder, ", ".join(left), FINAL)
     for path in paths.values():
         if path.name != FINAL:
             kind = "latest weights, which may not be its best," if path.name == LATEST else "best weights so far"

@@ -35,7 +35,7 @@ def open_nnunet_zip(path: Path, configuration: Configurations = None, folds: tup
     with TemporaryDirectory(prefix="medseg3d-") as temporary:
         folder = Path(temporary) / "model"
         unpack(path, folder, max_bytes=MAX_UNPACKED_BYTES, is_wanted=is_wanted)
-        places = [place for place in (folder, *sorted(folder.iterdir())) if is_nnunet_model(place)]
+        places = [folder] if is_nnunet_model(folder) else [place for place in sorted(folder.iterdir()) if is_nnunet_model(place)]
         if len(places) != 1:
             raise InputError(f"{path}: holds {'several models' if places else 'no model'} of nnU-Net; expected {EXPECTED}.")
         try:

@@ -100,7 +100,8 @@ def test_the_best_checkpoint_is_used_with_a_warning_where_none_is_final(make_mod
     caplog.clear()
     shutil.copy(folder / "fold_0/checkpoint_best.pth", folder / "fold_0/checkpoint_final.pth")
     assert folds_of(read_nnunet_model(folder)) == ["0"]
-    assert not caplog.records
+    (record,) = caplog.records
+    assert "fold 1 is not finished (no checkpoint_final.pth) and is left out" in record.getMessage()
 
 
 def test_a_missing_fold_is_named_with_those_that_are_there(make_model: MakeModel) -> None:
