@@ -55,6 +55,7 @@ _PIECE = re.compile(rf"(?:{PIECES})\d{{1,4}}")
 _COUNTED = re.compile(VISITS)
 _GLUED = re.compile(rf"(.*\d)(l|r|left|right|lh|rh|os|od|ed|es|pre|post|[a-e]|s\d{{1,2}}|(?:{VISITS})\d{{1,4}})|(l|r|left|right)(\d+)")
 _TIME = r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
+_NAME_AND_YEAR = re.compile(r"([^\W\d_]{2,})((?:19|20)\d\d)")
 _CHECKSUM = re.compile(r"(?=.*[a-f])[0-9a-f]{8,}")
 """A part of a UUID or a pseudonym: the letter at its end says nothing."""
 _PATIENT = re.compile("patient|pat|pt|p|subject|subj|sub|s|person|volunteer|participant|mouse|rat|animal")
@@ -99,7 +100,7 @@ def find_groups(names: Sequence[str], likeness: Likeness = NOTHING_KNOWN) -> Gro
         why = "as images are the same"
     multiple = _multiple(group_of)
     if not multiple:
-        return Grouping(group_of={})
+        return _people_or_places(names)
     patients = len(set(group_of.values()))
     example = next(iter(multiple.values()))
     looks = f"{counted(len(names), 'case')} look like {counted(patients, 'patient')} {why} ({listed(example, most=3)})"
@@ -194,7 +195,8 @@ def _words(name: str) -> Words:
     text = re.sub(rf"(?<!\d)({DATE})(?:[-_.t]{_TIME})?(?!\d)", lambda match: re.sub(r"\D", "", match[1]), text)
     found: list[str] = []
     for word in re.split(r"[\s_\-.]+", text):
-        glued = None if _CHECKSUM.fullmatch(word) else _GLUED.fullmatch(word)
+        is_whole = _CHECKSUM.fullmatch(word) or (_KNOWN.fullmatch(word) and not _GLUED.fullmatch(word))
+        glued = None if is_whole else _GLUED.fullmatch(word) or _NAME_AND_YEAR.fullmatch(word)
         parts = [part for part in (glued.groups() if glued else (word,)) if part]  # groups of the other way to read it are None
         found += [re.sub(r"^s(?=\d)", "ses", part) if place else part for place, part in enumerate(parts)]
     return tuple(found)
@@ -261,7 +263,7 @@ MOST_SCANS = 4
 
 
 def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
-    """The words without the last, where a few words end the names of many patients: a number up to 20, or a short word.
+    """The words without the last, where a few words end the names of many patients: one of at most 20 numbers, a year, or a short word.
 
     Many means twice as many as there are such words, as ``1_1`` to ``10_10`` may number anything; not where the names begin with patient.
     """
@@ -271,18 +273,56 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
     keys = {name: own[:-1] for name, own in words.items()}
     sizes = Counter(keys.values())
     shared = sum(size for size in sizes.values() if size > 1) / len(keys)
-    before = {re.sub(r"\d+$", "", end) for end in ends}
-    numbers = [int(match[0]) for end in ends if (match := re.search(r"\d{1,9}$", end))]
-    if len(before) == 1 and len(numbers) == len(ends):
-        is_small = max(numbers) <= LARGEST_NUMBER and min(numbers) <= 1
-        is_numbered = any(char.isdigit() for key in sizes for word in key for char in word)  # else names of people, or of organs
+    numbers = _numbers(ends)
+    if numbers:
+        is_numbered = any(map(_is_numbered, sizes))  # else names of people, or of organs
         is_people = shared >= LEAST_SHARED and max(sizes.values()) <= MOST_SCANS
-        are_years = before == {""} and all(1900 <= number < 2100 for number in numbers)
-        is_meant = is_people if are_years else is_small and (shared >= LEAST_SHARED_NUMBERS if is_numbered else is_people)
+        is_counted = min(numbers) % 100 <= 1 and max(numbers) - min(numbers) <= LARGEST_NUMBER  # from 0, 1, 100 or 1001 on
+        if _are_years(numbers):
+            is_meant = is_people and is_numbered
+        else:
+            is_meant = is_counted and (shared >= LEAST_SHARED_NUMBERS if is_numbered else is_people)
     else:
         is_meant = max(map(len, ends)) <= LONGEST_WORD and shared >= LEAST_SHARED
     is_named = all(_PATIENT.fullmatch(word) for word in {re.sub(r"\d+$", "", key[0]) for key in sizes})
     return keys if is_meant and len(sizes) >= max(MIN_GROUPS, 0 if is_named else 2 * len(ends)) else {}
+
+
+def _people_or_places(names: Sequence[str]) -> Grouping:
+    """No groups; there is a message where names and years may be those of people (``mueller_2019``) or of places (``bern_2019``)."""
+    words = {name: _words(name) for name in names}
+    keys = {name: "_".join(own[:-1]) for name, own in words.items()}
+    sizes = Counter(keys.values())
+    are_years = _are_years(_numbers({own[-1] for own in words.values()}))
+    if (
+        not are_years
+        or "" in sizes
+        or any(map(_is_numbered, sizes))
+        or len(sizes) < MIN_GROUPS
+        or not 1 < max(sizes.values()) <= MOST_SCANS
+    ):
+        return Grouping(group_of={})
+    example = listed(next(iter(_multiple(keys).values())), most=3)
+    looks = (
+        f"{counted(len(names), 'case')} may be of {counted(len(sizes), 'patient')}, or of as many places, by names and years ({example})"
+    )
+    note = f"{looks}; they are not kept together. If they are patients, give --groups or --group-pattern."
+    return Grouping(group_of={}, note=note, is_doubtful=True)
+
+
+def _numbers(ends: Iterable[str]) -> list[int]:
+    """The numbers that words end in; empty where one ends in none, or where other words stand before them."""
+    matches = [re.fullmatch(r"(.*?)(\d{1,9})", end) for end in ends]
+    found = [match for match in matches if match]
+    return [int(match[2]) for match in found] if len(found) == len(matches) and len({match[1] for match in found}) == 1 else []
+
+
+def _are_years(numbers: Sequence[int]) -> bool:
+    return bool(numbers) and all(1900 <= number < 2100 for number in numbers)
+
+
+def _is_numbered(key: Iterable[str]) -> bool:
+    return any(char.isdigit() for word in key for char in word)
 
 
 def _without_accession(words: Mapping[str, Words]) -> dict[str, Words]:
@@ -299,7 +339,7 @@ def _without_accession(words: Mapping[str, Words]) -> dict[str, Words]:
         are_long = all(re.fullmatch(r"\d{6,}", own[place]) for own in words.values()) and len({number for number, _ in owners}) == len(
             owners
         )
-        are_numbered = all(any(char.isdigit() for word in key for char in word) for key in sizes)  # else sites
+        are_numbered = all(map(_is_numbered, sizes))  # else sites
         is_meant = are_long and are_numbered and len(owners) <= MOST_SCANS * len(sizes)
         if is_meant and len(sizes) >= MIN_GROUPS and _says_patients(keys):
             return keys

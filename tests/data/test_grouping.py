@@ -66,7 +66,9 @@ PATIENTS = {
     "parts of UUIDs": ([f"{p:08x}-aaaa-{phase}" for p in range(12340, 12360) for phase in ("venous", "arterial")], 20),
     "sequences of some words": (names("{}_{}", TWENTY, ("t1", "t2", "t2_SPACE")), 20),
     "months glued": (names("{}_{}", range(9000000, 9000020), ("00m_LEFT", "24m_LEFT", "00m_RIGHT")), 20),
-    "years of people": (names("{}_{}", ("mueller", "weber", "becker", "koch", "wolf"), (2019, 2021)), 5),
+    "studies of years": (names("p{:02d}_study{}", TWENTY, (2019, 2021)), 20),
+    "years of numbered people": (names("p{:02d}_{}", TWENTY, (2019, 2021)), 20),
+    "numbers of patient and scan": ([f"{10000 + p}_{1000 + s}" for p in TWENTY for s in range(1 + (p % 4 == 0))], 20),
     "angles of copies": (names("case{:03d}_rot{}", TWENTY, (0, 90, 180)), 20),
     "weeks of pregnancy": (names("feta{:03d}_ga{}", TWENTY, (24, 30)), 20),
     "dates with times": ([f"{1234500 + p}_20200{1 + s}03_1{s}2233" for p in TWENTY for s in (1, 2)], 20),
@@ -121,6 +123,17 @@ def test_names_tell_patients(what: str) -> None:
 def test_names_of_cases_tell_nothing(what: str) -> None:
     found = find_groups(NO_PATIENTS[what])
     assert (dict(found.group_of), found.note) == ({}, "")
+
+
+@pytest.mark.fault("A2", "names and years, which may be those of people or of places", "no groups, but a message that asks for --groups")
+@pytest.mark.parametrize("pattern", ["{}_{}", "{}{}"])
+def test_people_and_places_with_years_are_mentioned_only(pattern: str) -> None:
+    for words in (("mueller", "weber", "becker", "koch", "wolf"), ("bern", "basel", "genf", "chur", "zug")):
+        found = find_groups(names(pattern, words, (2018, 2019)))
+        assert found.is_doubtful
+        assert not found.group_of
+        assert "10 cases may be of 5 patients, or of as many places" in found.note
+    assert find_groups(names(pattern, ("bern", "basel"), range(2015, 2021))).note == ""
 
 
 @pytest.mark.fault("A2", "fewer than five patients with many images each", "no groups, but a message that asks for --groups")
