@@ -31,6 +31,7 @@ def describe_labels(
     # of indices per label: whole numbers, so that rounding takes back what the division by the size lost
     sums = [np.bincount(owners, np.rint(described["centroids"][:, a] * sizes)) for a in range(3)]
     voxel_mm3 = math.prod(spacing)
+    thicknesses = _thicknesses(dense, spacing, len(values), [axis for axis in range(3) if labels.shape[axis] > 1])
     result = {}
     by_owner = np.argsort(owners, kind="stable")
     starts = np.searchsorted(owners[by_owner], np.arange(1, len(values) + 2))
@@ -51,6 +52,7 @@ def describe_labels(
             touches_border=any(int(first[a]) + box[a].start == 0 or int(last[a]) + box[a].start == labels.shape[a] - 1 for a in range(3)),
             center=(center[0], center[1], center[2]),
             elongation=float(np.linalg.norm(extents_mm, axis=1).max()) / math.cbrt(largest * voxel_mm3),
+            thickness_mm=thicknesses[index - 1],
         )
     return result
 
@@ -62,6 +64,25 @@ def _owners(components: np.ndarray, dense: np.ndarray, count: int) -> np.ndarray
     for start in range(0, len(dense), step):  # in slabs, as numpy copies indices to 64 bits
         owners[components[start : start + step]] = dense[start : start + step]  # all voxels of a component agree
     return owners
+
+
+def _thicknesses(dense: np.ndarray, spacing: Sequence[float], count: int, axes: Sequence[int]) -> list[float | None]:
+    """Per label the mean length in mm of its rows of voxels, along the axis where it is smallest; None for a volume of one voxel."""
+    if not axes:
+        return [None] * count
+    begins = np.zeros((3, count + 1), np.int64)
+    voxels = np.zeros(count + 1, np.int64)
+    step = max(1, CHUNK // dense[0].size)
+    for start in range(0, len(dense), step):
+        slab = dense[start : start + step]
+        voxels += np.bincount(slab.ravel(), minlength=count + 1)
+        for axis in axes:
+            rows = np.moveaxis(slab, axis, 0)
+            before = dense[start - 1] if axis == 0 and start > 0 else np.zeros_like(rows[0])
+            for first, second in ((before[np.newaxis], rows[:1]), (rows[:-1], rows[1:])):
+                begins[axis] += np.bincount(second[first != second], minlength=count + 1)
+    lengths = [voxels[1:] / begins[axis][1:] * spacing[axis] for axis in axes]
+    return [float(length) for length in np.min(lengths, axis=0)]
 
 
 def _dense(labels: np.ndarray, values: list[int]) -> np.ndarray:

@@ -47,6 +47,9 @@ class LabelStatistics:
     several largest ones the longest counts): 1.7 for a cube, 2.1 for a ball, 8.0 to 8.5 by its direction for a tube of 20
     diameters. A component of one voxel has that of the voxel's own box. None in a file of an older version: such a case is not
     measured again, as its images did not change.
+
+    ``thickness_mm`` is the mean length of the label's rows of voxels along the axis where it is smallest: two thirds of a ball's diameter,
+    pi quarters of that of a tube along an axis, up to twice the thickness of a bent sheet. None in a file of an older version.
     """
 
     voxels: int
@@ -57,6 +60,7 @@ class LabelStatistics:
     touches_border: bool
     center: tuple[float, float, float]
     elongation: float | None = None
+    thickness_mm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

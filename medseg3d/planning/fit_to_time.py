@@ -71,8 +71,8 @@ def seconds_of_step(configuration: Configuration, batch_size: int, speed: Speed)
 def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
     """The factor on the resolution, whose cube is the share of the voxels, that the rule allows at most.
 
-    No axis is coarser than the rule says, and the smallest label has its voxels. 1 where a label is long and thin or none is known, and
-    where slices are planned as they are (2D): coarser pixels would only make them look like volumes.
+    No axis is coarser than the rule says, and the smallest and the thinnest label have their voxels. 1 where a label is long and thin or
+    none is known, and where slices are planned as they are (2D): coarser pixels would only make them look like volumes.
     """
     rule, facts = planner.time, summary.loss_facts
     shares = [share for share in (summary.class_shares or ())[1:] if share > 0]
@@ -83,14 +83,14 @@ def coarsest_resolution(planner: Planner, summary: DatasetSummary) -> float:
         return 1.0
     edge = (min(shares) * math.prod(shown.median_shape) / max(1.0, facts.components)) ** (1 / 3)
     least = min(1.0, max(rule.least_resolution, rule.least_label_edge / edge))
-    allowed = [1.0, *_falling(RESOLUTION_STEP, least)]
-    return min(factor for factor in allowed if _coarsest_axis(shown, factor, planner) <= 1 / rule.least_resolution + 1e-9)
-
-
-def _coarsest_axis(configuration: Configuration, resolution: float, planner: Planner) -> float:
-    """How many times coarser the axis becomes that becomes coarsest."""
-    edges = coarsened(configuration.spacing, resolution**3, planner.lowres.coarse_axis_ratio)
-    return max(after / before for after, before in zip(edges, configuration.spacing, strict=True))
+    coarsest = 1.0
+    for factor in _falling(RESOLUTION_STEP, least):
+        edges = coarsened(shown.spacing, factor**3, planner.lowres.coarse_axis_ratio)
+        changed = [(after, before) for after, before in zip(edges, shown.spacing, strict=True) if after > before * (1 + 1e-9)]
+        is_thin = facts.thickness_mm is not None and any(facts.thickness_mm < rule.least_label_thickness * after for after, _ in changed)
+        if not is_thin and all(after <= before / rule.least_resolution + 1e-9 for after, before in changed):
+            coarsest = factor
+    return coarsest
 
 
 def _least_width(planner: Planner) -> float:

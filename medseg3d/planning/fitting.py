@@ -51,9 +51,9 @@ def fitting_reasons(planner: Planner) -> Iterator[Explanation]:
             f"A training shall have {rule.least_steps:,} steps, and half of them at half the width. Where fewer fit into its time, "
             f"{_finest(rule)}the network is narrower, down to {rule.least_features} features in its first stage. Where fewer than "
             f"{rule.least_steps:,} fit then, voxels are coarser, down to {rule.least_resolution:.0%} of the resolution, where no label is "
-            f"long and thin or would have less than {rule.least_label_edge:g} of them along an edge; thick slices come last. Then patches "
-            f"are smaller, down to {rule.least_patch:.0%} of their memory. Early on, the number of steps counts for more than what each of "
-            "them sees."
+            f"long and thin or would have less than {rule.least_label_edge:g} of them along an edge or {rule.least_label_thickness:g} of "
+            f"thickness; thick slices come last. Then patches are smaller, down to {rule.least_patch:.0%} of their memory. Early on, the "
+            "number of steps counts for more than what each of them sees."
         ),
         inputs=f"{found.hours * 60:.3g} minutes for one training; about {found.steps:,} steps fit into them on {found.device}.",
         changes_it="--hours or --minutes of plan and run, a faster device, or time.* of the planner.",

@@ -82,6 +82,7 @@ class LossFacts:
     absent_share: float
     elongation: float | None = None
     components: float = 0.0
+    thickness_mm: float | None = None
 
 
 ELONGATED = 6.0

@@ -210,6 +210,8 @@ class TimeRule(Checked):
     least_label_edge: NotNegative = field(default_factory=lambda: 10.0)
     """Voxels along an edge of the smallest label at least (of a cube of the volume of one of its pieces); where a label is long and thin,
     voxels stay."""
+    least_label_thickness: NotNegative = field(default_factory=lambda: 3.0)
+    """Voxels that the thinnest label is thick at least, as a sheet or a wall is, in the mean; thick slices, which stay, do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,8 +38,8 @@ class Facts:
     """What the opinions depend on. None where it is not known.
 
     ``thickness`` is the slice spacing over the pixel spacing; ``smallest_edge`` that of a cube of the volume of the smallest label, in
-    voxels of the plan; ``lacks_context``: a patch of full resolution sees little of a case; ``on_gpu`` whether this machine has one;
-    ``real_time``: prediction has to be quick.
+    voxels of the plan; ``thinnest`` how thick the thinnest label is, in the finest voxels of the plan; ``lacks_context``: a patch of full
+    resolution sees little of a case; ``on_gpu`` whether this machine has one; ``real_time``: prediction has to be quick.
     """
 
     cases: int
@@ -54,6 +54,7 @@ class Facts:
     lacks_context: bool
     on_gpu: bool | None = None
     real_time: bool = False
+    thinnest: float | None = None
 
     @property
     def is_thin(self) -> bool:
@@ -62,8 +63,14 @@ class Facts:
 
     @property
     def bears_coarse_logits(self) -> bool:
-        """Every label is at least two output voxels wide, as far as is known, and none is thin."""
-        return self.smallest_edge is not None and self.smallest_edge >= 2 * OUTPUT_STRIDE and not self.is_thin
+        """Every label is at least two output voxels wide and one thick, as far as is known, and none is long and thin."""
+        is_wide = self.smallest_edge is not None and self.smallest_edge >= 2 * OUTPUT_STRIDE
+        return is_wide and not self.is_sheet and not self.is_thin
+
+    @property
+    def is_sheet(self) -> bool:
+        """A label is thinner than an output voxel of networks that predict coarsely."""
+        return self.thinnest is not None and self.thinnest < OUTPUT_STRIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ def facts_of(summary: DatasetSummary, plan: Plan, *, gpu_memory_gb: float, on_gp
         lacks_context="3d_lowres" in plan.configurations,
         on_gpu=on_gpu,
         real_time=real_time,
+        thinnest=None if known is None or known.thickness_mm is None else known.thickness_mm / min(spacing),
     )
 
 
@@ -215,6 +223,8 @@ def _too_small(facts: Facts) -> str:
         return f"predicts at an eighth of the resolution, where a thin label (elongation {facts.elongation:.1f}) is lost"
     if facts.smallest_edge is None:
         return "predicts at an eighth of the resolution, and how large the labels are is not known"
+    if facts.is_sheet:
+        return f"predicts at an eighth of the resolution, where a label of {facts.thinnest:.1f} voxels of thickness is lost"
     return (
         f"predicts at an eighth of the resolution, and the smallest label is {facts.smallest_edge:.0f} voxels wide, "
         f"below {2 * OUTPUT_STRIDE}"

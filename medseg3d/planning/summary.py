@@ -152,7 +152,8 @@ def _loss_facts(cases: Sequence[CaseFingerprint], labels: Labels) -> LossFacts |
         foreground_share=float(np.median([_foreground_share(case, labels) for case in cases])),
         label_volume_ratio=max(volumes) / min(volumes),
         absent_share=1 - min(map(len, present)) / len(cases),
-        elongation=max(filter(None, (_median_elongation(cases, value) for value in labels.annotated_values[1:])), default=None),
+        elongation=max(_shapes(cases, labels, "elongation"), default=None),
+        thickness_mm=min(_shapes(cases, labels, "thickness_mm"), default=None),
         components=max((_pieces(cases, value) for value in labels.annotated_values[1:]), default=0.0),
     )
 
@@ -174,11 +175,17 @@ def _foreground_share(case: CaseFingerprint, labels: Labels) -> float:
     return _share(case, labels.annotated_values[1:]) if labels.regions else sum(_shares(case, labels))
 
 
-def _median_elongation(cases: Sequence[CaseFingerprint], value: int) -> float | None:
-    """None where no case tells it. Single slices do not count: one voxel thick, a disk is as long as a tube."""
-    entries = [case.labels[value] for case in cases if value in case.labels and min(case.shape) > 1]
-    known = [entry.elongation for entry in entries if entry.elongation is not None]
-    return float(np.median(known)) if known else None
+def _shapes(cases: Sequence[CaseFingerprint], labels: Labels, what: Literal["elongation", "thickness_mm"]) -> Iterator[float]:
+    """A number of the shape of each label, median over cases, without labels of which no case tells it.
+
+    Single slices do not count: one voxel thick, a disk is as long as a tube.
+    """
+    whole = [case for case in cases if min(case.shape) > 1]
+    for value in labels.annotated_values[1:]:
+        known = [getattr(case.labels[value], what) for case in whole if value in case.labels]
+        known = [number for number in known if number is not None]
+        if known:
+            yield float(np.median(known))
 
 
 def _class_shares(cases: Sequence[CaseFingerprint], labels: Labels) -> tuple[float, ...] | None:

@@ -12,6 +12,7 @@ from medseg3d.planning import DatasetSummary, Planner
 from medseg3d.planning.fit_to_time import fitted_to_time
 from medseg3d.planning.fitting import in_words
 from medseg3d.planning.memory import FEATURE_MAPS
+from medseg3d.planning.planner import Fitted
 from medseg3d.records import read_record
 from medseg3d.work_folder import WorkFolder, fold_names
 from medseg3d.workflows.choose_folds import count_folds
@@ -31,11 +32,11 @@ def rules_for_time(
 ) -> Planner:
     """The rules, fitted to the hours of one training.
 
-    What was fitted before by the same rules in a work ``folder`` stays where the hours are the same or not said, and where a network is
-    trained already: a training that is prolonged goes on with its network.
+    What was fitted before by the same rules in a work ``folder`` stays where the hours are the same, for the same kind of device, or not
+    said, and where a network is trained already: a training that is prolonged goes on with its network.
     """
     kept, is_trained = (None, False) if folder is None else (_kept(rules, folder), folder.has_trainings)
-    if kept is not None and kept.fitted is not None and (hours in {None, kept.fitted.hours} or is_trained):
+    if kept is not None and kept.fitted is not None and (is_trained or hours is None or _is_for(kept.fitted, hours, device)):
         if hours not in {None, kept.fitted.hours}:
             logger.info(
                 "The network stays as it was planned for %.3g minutes, as it is trained. Another work folder (-w) plans it for %.3g.",
@@ -56,6 +57,13 @@ def rules_for_time(
             fitted.fitted.steps,
         )
     return fitted
+
+
+def _is_for(fitted: Fitted, hours: float, device: str) -> bool:
+    """Whether it was decided for the same hours on a device of the same kind."""
+    from medseg3d.devices import choose_device
+
+    return fitted.hours == hours and fitted.device.partition(":")[0] == choose_device(device).device.type
 
 
 def tell_of_unplanned_time(folder: WorkFolder, hours: float) -> None:

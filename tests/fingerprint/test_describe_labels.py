@@ -1,4 +1,4 @@
-"""Sizes, places, components and elongation of labels, against plain computations."""
+"""Sizes, places, components, elongation and thickness of labels, against plain computations."""
 
 from __future__ import annotations
 
@@ -39,8 +39,15 @@ def plain_label_statistics(labels: np.ndarray, spacing: tuple[float, float, floa
             touches_border=bool((places == 0).any() or (places == np.array(labels.shape) - 1).any()),
             center=tuple(center),
             elongation=longest / (sizes.max() * voxel) ** (1 / 3),
+            thickness_mm=min((row_length(mask, a) * spacing[a] for a in range(3) if mask.shape[a] > 1), default=None),
         )
     return result
+
+
+def row_length(mask: np.ndarray, axis: int) -> float:
+    """The mean number of voxels in a row along an axis."""
+    rows = [list(row) for row in np.moveaxis(mask, axis, -1).reshape(-1, mask.shape[axis])]
+    return float(mask.sum() / sum(is_set and not before for row in rows for before, is_set in zip([False, *row], row, strict=False)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -53,7 +60,9 @@ def test_label_statistics_are_those_of_scipy(seed: int, values: tuple[int, ...])
     for value, statistics in expected.items():
         assert found[value].center == pytest.approx(statistics.center, abs=1e-6)
         assert found[value].elongation == pytest.approx(statistics.elongation)
-        assert replace(found[value], center=statistics.center, elongation=statistics.elongation) == statistics
+        assert found[value].thickness_mm == pytest.approx(statistics.thickness_mm)
+        same = {"center": statistics.center, "elongation": statistics.elongation, "thickness_mm": statistics.thickness_mm}
+        assert replace(found[value], **same) == statistics
 
 
 def test_another_background_value_is_respected() -> None:
@@ -96,6 +105,22 @@ def test_an_ellipsoid_has_the_elongation_of_its_formula_on_every_grid(
 ) -> None:
     expected = 2 * math.hypot(*half_axes) / math.cbrt(4 / 3 * math.pi * math.prod(half_axes))
     assert elongation_of(ellipsoid(spacing, *half_axes), spacing) == pytest.approx(expected, rel=0.05)
+
+
+def test_thickness_tells_sheets_from_balls() -> None:
+    radius = sum(np.square(np.meshgrid(*[np.arange(-40, 41)] * 3, indexing="ij"))) ** 0.5
+    sheet = np.zeros((100, 100, 8), np.uint8)
+    sheet[..., 3:5] = 1
+    shell = ((radius > 36) & (radius <= 38)).astype(np.uint8)
+    found = [describe_labels(labels, (1, 1, 1))[1].thickness_mm for labels in (sheet, shell, (radius <= 38).astype(np.uint8))]
+    assert found == pytest.approx([2, 4, 2 / 3 * 76], rel=0.03)
+
+
+def test_labels_of_large_volumes_are_measured_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (9, 8, 7)).astype(np.uint8)
+    whole = describe_labels(labels, SPACING)
+    monkeypatch.setattr("medseg3d.fingerprint.describe_labels.CHUNK", 150)
+    assert describe_labels(labels, SPACING) == whole
 
 
 def test_a_ball_has_2_1_and_a_cube_1_7() -> None:

@@ -125,10 +125,10 @@ def test_the_reason_can_be_asked_for_again(tmp_path: Path) -> None:
 
 def test_what_was_fitted_stays_until_another_time_is_said_or_something_is_trained(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path)
-    first = fitted_to_time(RULES, SMALL, hours=0.1, speed=speed(1e10))
+    first = fitted_to_time(RULES, SMALL, hours=0.1, speed=replace(speed(1e10), device="cpu"))
     write_record(folder.planner, first, "planner")
     for hours in (None, 0.1):
-        assert rules_for_time(RULES, folder, SMALL, hours=hours, gpu_memory_gb=None) == first
+        assert rules_for_time(RULES, folder, SMALL, hours=hours, gpu_memory_gb=None, device="cpu") == first
     again = rules_for_time(RULES, folder, SMALL, hours=900, gpu_memory_gb=None, device="cpu")
     assert again.fitted is not None
     assert again.fitted.width == 1
@@ -136,6 +136,18 @@ def test_what_was_fitted_stays_until_another_time_is_said_or_something_is_traine
     assert rules_for_time(RULES, folder, SMALL, hours=900, gpu_memory_gb=None) == first
     other = replace(RULES, training=replace(RULES.training, learning_rate=0.5))
     assert rules_for_time(other, folder, SMALL, hours=None, gpu_memory_gb=None) == other
+
+
+@pytest.mark.fault("D", "plan --minutes of a work folder that was planned for the same minutes on another device", "planned for this one")
+def test_what_was_fitted_for_another_device_is_fitted_again(tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path)
+    first = fitted_to_time(RULES, SMALL, hours=900, speed=replace(speed(1e5), device="cuda:0"))
+    write_record(folder.planner, first, "planner")
+    again = rules_for_time(RULES, folder, SMALL, hours=900, gpu_memory_gb=None, device="cpu").fitted
+    assert first.fitted is not None
+    assert again is not None
+    assert (first.fitted.width, again.width, again.device) == (0.25, 1, "cpu")
+    assert rules_for_time(RULES, folder, SMALL, hours=None, gpu_memory_gb=None, device="cpu") == first
 
 
 def test_plan_with_minutes_writes_a_network_that_later_calls_keep(tiny: Path, tmp_path: Path) -> None:
@@ -195,6 +207,16 @@ def test_voxels_stay_where_labels_are_small_thin_in_pieces_or_unknown() -> None:
         replace(LARGE, class_shares=None),
     )
     assert [coarsest_resolution(rules, each) for each in others] == [1.0] * len(others)
+
+
+def test_a_thin_sheet_keeps_its_voxels() -> None:
+    def coarsest(thickness_mm: float, spacing: Triple = (1.0, 1.0, 1.0)) -> float:
+        facts = replace(FACTS, elongation=5.2, thickness_mm=thickness_mm)  # both of a sheet of 2 by 100 by 100 voxels
+        return coarsest_resolution(RULES, summary_of(spacing, (160, 200, 180), num_cases=40, **{**SHARES, "loss_facts": facts}))
+
+    assert [coarsest(thickness) for thickness in (2.0, 3.0, 3.8, 4.7, 50.0)] == pytest.approx([1, 1, 0.8, 0.64, 0.64])
+    assert coarsest(6.0, (5.0, 1.0, 1.0)) < 1  # two slices that stay
+    assert coarsest(2.0, (5.0, 1.0, 1.0)) == 1
 
 
 @pytest.mark.parametrize("least", [0.5, 0.7])

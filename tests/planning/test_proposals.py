@@ -63,6 +63,8 @@ def test_nothing_is_proposed_beside_the_default_for_an_ordinary_dataset() -> Non
         ({"real_time": True, "smallest_edge": 5.0}, {"unet_plus_plus"}),
         ({"real_time": True, "elongation": 9.0}, {"unet_plus_plus"}),
         ({"real_time": True, "smallest_edge": None}, {"unet_plus_plus"}),
+        ({"real_time": True, "thinnest": 2.0}, {"unet_plus_plus"}),
+        ({"real_time": True, "thinnest": 13.2}, {"unet_plus_plus", "fast_scnn", "espnet"}),
         ({"lacks_context": True, "smallest_edge": 5.0}, set()),
     ],
 )
@@ -73,6 +75,8 @@ def test_a_fact_proposes_what_suits_it(changes: dict[str, Any], expected: set[st
 def test_reasons_say_what_was_found() -> None:
     found = opinions(replace(ORDINARY, cases=12, real_time=True, smallest_edge=5.0, is_isotropic=False, thickness=6.4))
     assert found["u2net"].reason.startswith("12 training cases are few")
+    sheet = opinions(replace(ORDINARY, real_time=True, smallest_edge=27.0, thinnest=2.0))["fast_scnn"].reason
+    assert "where a label of 2.0 voxels of thickness is lost" in sheet
     assert "the smallest label is 5 voxels wide, below 16" in found["fast_scnn"].reason
     assert "slices are 6.4 times as thick" in found["segresnet"].reason
 
