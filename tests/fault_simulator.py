@@ -4,6 +4,7 @@
 operations of an undisturbed run. For each of them a process is forked in which that operation kills the process or fails (the disk is
 full from there on, or answers EIO once), or that gets SIGTERM there; then the same command runs undisturbed, and the folders are
 compared with those of a run that was never disturbed. Times are left out (:data:`TIMES`). It prints one JSON document.
+``--markdown`` replaces the rows of what was tried and keeps the others; ``--found FILE …`` takes such documents instead of trying.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -44,17 +46,26 @@ VERBS: dict[str, list[str]] = {
     "propose": ["propose", "Balls", "-i", "Balls/imagesTs", "--device", "cpu"],
     "distill": ["distill", "Balls", "-m", "balls.medseg3d", "-o", "soft", "--device", "cpu"],
     "train --restart": ["train", "Balls", "--fold", "0", "--restart", "--seed", "1", "--device", "cpu"],
+    "correct": ["correct", "Balls", "--epochs", "1", "--device", "cpu"],
     "plan of two datasets": ["plan", "Balls", "Cubes", "-w", "both", "--planner", "both.toml", "--jobs", "1"],
     "preprocess of two datasets": ["preprocess", "-w", "both", "--jobs", "1"],
     "train of two datasets": ["train", "-w", "both", "--fold", "0", "--device", "cpu"],
 }
 """In this order: each begins with what the ones before have made."""
+ALONE: dict[str, list[str]] = {
+    "run": ["run", "Balls", "--planner", "tiny.toml", "--folds", "0", "--jobs", "1", "--device", "cpu"],
+    "compare": ["compare", "tiny.toml", "wide.toml", "-d", "Balls", "--steps", "1", "--jobs", "1", "--device", "cpu"],
+}
+"""These begin with the dataset."""
+COMMANDS = VERBS | ALONE
 TIMES = re.compile(
     r'"(?:\w*seconds\w*|epoch_waiting|waiting_share|elapsed_seconds|finished|peak_mib|read|preprocess|segment|write|sha256)": [-+.\de]+|'
-    r'"(?:digest|seal|checksum)": "[0-9a-f]+"'
+    r'"(?:digest|seal|checksum)": "[0-9a-f]+"|"stamp": "[-\d,]+"'
 )
-"""What is measured in seconds, and what stands for a content that holds such."""
-NOT_COMPARED = re.compile(r"progress\.png|report\.html|timings\.json|run\.json|tracking\.json")
+"""What is measured in seconds, what stands for a content that holds such, and the times of files."""
+ENDED_BEFORE = {"correct": "no correction that is new"}
+"""What a command says that is called again after the last operation of an undisturbed run: it has nothing left to do."""
+NOT_COMPARED = re.compile(r"progress\.png|report\.html|comparison\.html|timings\.json|run\.json|tracking\.json")
 """Pictures and pages that show seconds, and records that say when and how often a training was begun."""
 
 
@@ -67,26 +78,48 @@ class Outcome:
     corrupt: int = 0
     leftovers: int = 0
     problems: list[str] = field(default_factory=list)
+    version: str = ""
+    """The commit that was tried."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try every N-th operation only")
-    parser.add_argument("--verbs", nargs="+", default=list(VERBS), choices=list(VERBS))
+    parser.add_argument("--verbs", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other operation after so many seconds")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file; rows that were not tried now stay")
+    parser.add_argument("--found", type=Path, nargs="+", help="what calls elsewhere printed, in the place of trying")
     options = parser.parse_args(arguments)
+    found = _try_all(options) if options.found is None else _read(options.found)
+    json.dump({verb: {kind: asdict(outcome) for kind, outcome in kinds.items()} for verb, kinds in found.items()}, sys.stdout, indent=1)
+    if options.markdown:
+        options.markdown.write_text(table(rows(found, options.markdown)), encoding="utf-8")
+    return int(any(outcome.problems for kinds in found.values() for outcome in kinds.values()))
+
+
+def _read(files: Iterable[Path]) -> dict[str, dict[str, Outcome]]:
+    """Of several documents, the last one with a verb and a kind of fault counts."""
+    found: dict[str, dict[str, Outcome]] = {}
+    for file in files:
+        for verb, kinds in json.loads(file.read_text(encoding="utf-8")).items():
+            found.setdefault(verb, {}).update({kind: Outcome(**outcome) for kind, outcome in kinds.items()})
+    return found
+
+
+def _try_all(options: argparse.Namespace) -> dict[str, dict[str, Outcome]]:
     os.environ["OMP_NUM_THREADS"] = "1"  # a process with OpenMP threads cannot be forked
     end = time.monotonic() + options.seconds
+    version = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     _warm_up()
     found: dict[str, dict[str, Outcome]] = {}
     with tempfile.TemporaryDirectory(prefix="medseg3d-faults-") as folder:
         root = Path(folder)
-        _make_dataset(root / "start")
-        last = max(list(VERBS).index(verb) for verb in options.verbs)
-        for verb in list(VERBS)[: last + 1]:
-            before, after = root / "start", root / "done"
+        _make_dataset(root / "fresh")
+        shutil.copytree(root / "fresh", root / "start")
+        last = max((list(VERBS).index(verb) for verb in options.verbs if verb in VERBS), default=-1)
+        for verb in (*list(VERBS)[: last + 1], *(verb for verb in ALONE if verb in options.verbs)):
+            before, after = root / ("start" if verb in VERBS else "fresh"), root / "done"
             shutil.copytree(before, after)
             count = root / "count"
             code = _run(after, verb, count_file=count)
@@ -95,15 +128,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             operations = count.read_text(encoding="utf-8").splitlines()
             if verb in options.verbs:
                 found[verb] = {kind: _try(verb, kind, operations, before, after, root, options.every, end) for kind in options.kinds}
+                for outcome in found[verb].values():
+                    outcome.version = version
+            if verb in ALONE:
+                shutil.rmtree(after)
+                continue
             shutil.rmtree(before)
             after.rename(before)
-    json.dump({verb: {kind: asdict(outcome) for kind, outcome in kinds.items()} for verb, kinds in found.items()}, sys.stdout, indent=1)
-    if options.markdown:
-        options.markdown.write_text(table(found), encoding="utf-8")
-    return int(any(outcome.problems for kinds in found.values() for outcome in kinds.values()))
+    return found
 
 
-def table(found: dict[str, dict[str, Outcome]]) -> str:
+NAMES = {"kill": "killed", "full": "disk full", "EIO": "input/output error", "SIGTERM": "SIGTERM"}
+Row = tuple[str, ...]
+
+
+def rows(found: dict[str, dict[str, Outcome]], page: Path) -> list[Row]:
+    """What the page says, with what was found now in the place of what it says of that, in the order of the verbs and faults."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("| ")]
+    known = {row[:2]: row for row in cells if row[0] in COMMANDS}
+    for verb, kinds in found.items():
+        for kind, outcome in kinds.items():
+            counts = (outcome.points, outcome.tried, outcome.corrupt, outcome.leftovers)
+            known[verb, NAMES[kind]] = (verb, NAMES[kind], *map(str, counts), outcome.version)
+    return [known[verb, name] for verb in COMMANDS for name in NAMES.values() if (verb, name) in known]
+
+
+def table(rows: Iterable[Row]) -> str:
     """The page of the documentation."""
     lines = [
         "# Cut off at every operation",
@@ -113,14 +164,13 @@ def table(found: dict[str, dict[str, Outcome]]) -> str:
         "got SIGTERM. Then the same command was run again. Corrupt: it did not end with the bytes of an undisturbed run (times apart).",
         "Leftovers: temporary files and locks that stayed.",
         "",
-        "| command | fault | operations | tried | corrupt states | leftovers |",
-        "|---|---|---|---|---|---|",
+        "| command | fault | operations | tried | corrupt states | leftovers | version |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "Where fewer were tried than there are, they are spread evenly; `scripts/fault_simulator` without arguments tries all. The rows",
+        "come from several calls; the version is the commit that was tried.",
     ]
-    names = {"kill": "killed", "full": "disk full", "EIO": "input/output error", "SIGTERM": "SIGTERM"}
-    for verb, kinds in found.items():
-        for kind, outcome in kinds.items():
-            lines.append(f"| {verb} | {names[kind]} | {outcome.points} | {outcome.tried} | {outcome.corrupt} | {outcome.leftovers} |")
-    lines += ["", "Where fewer were tried than there are, they are spread evenly; `scripts/fault_simulator` without arguments tries all."]
     return "\n".join(lines) + "\n"
 
 
@@ -143,11 +193,11 @@ def _try(verb: str, kind: str, operations: list[str], before: Path, after: Path,
         outcome.tried += 1
         found = _contents(place)
         left = _left(found)
-        is_refused = again != 0 and code != 0  # a finished export is not replaced
+        log = (place / "log").read_text(encoding="utf-8")[-600:]
+        is_refused = again != 0 and code != 0 and ENDED_BEFORE.get(verb, log + ".") not in log  # a finished export is not replaced
         if is_refused or {name: content for name, content in found.items() if name not in left} != expected:
             outcome.corrupt += 1
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            log = (place / "log").read_text(encoding="utf-8")[-600:]
             outcome.problems.append(f"{what}: then {again}; other are {differing[:6]}; {log}")
         if left:
             outcome.leftovers += 1
@@ -183,7 +233,7 @@ def _contents(root: Path) -> dict[str, bytes]:
             head = content[8:end].decode().rstrip().replace('\\"', '"')  # filled up with blanks, as many as the times leave
             found[name] = re.sub(r'"medseg3d_digest":"[0-9a-f]+"', "", TIMES.sub("", head)).encode() + content[end:]
         elif path.suffix in (".json", ".jsonl"):
-            place = rf"{re.escape(str(root.parent))}/(start|done|try)"  # universal.json says where, also what was made before
+            place = rf"{re.escape(str(root.parent))}/(fresh|start|done|try)"  # universal.json says where, also what was made before
             found[name] = TIMES.sub("", re.sub(place, "", path.read_text(encoding="utf-8"))).encode()
         else:
             found[name] = path.read_bytes()
@@ -220,7 +270,7 @@ def _in_child(place: Path, verb: str, fault: tuple[str, int] | None, count_file:
     double = _double()(*(fault or ("none", 0)))
     try:
         with using_storage(double):
-            code = run_command([*VERBS[verb], "-q"])
+            code = run_command([*COMMANDS[verb], "-q"])
     except BaseException:  # to be seen in the log
         traceback.print_exc()
         return 1
@@ -295,6 +345,7 @@ def _warm_up() -> None:
     import medseg3d.commandline.cli
     import medseg3d.commandline.console
     import medseg3d.reporting.figures
+    import medseg3d.workflows.compare
     import medseg3d.workflows.correct
     import medseg3d.workflows.distill
     import medseg3d.workflows.evaluate
@@ -313,6 +364,7 @@ def _make_dataset(root: Path) -> None:
     for name, seed in (("Balls", 1), ("Cubes", 2)):
         _make_images(root / name, seed)
     (root / "tiny.toml").write_text(tiny_planner(iterations=1, validations=1), encoding="utf-8")
+    (root / "wide.toml").write_text(tiny_planner(iterations=1, validations=1, features=(6, 12)), encoding="utf-8")
     (root / "both.toml").write_text(tiny_planner("universal", iterations=1, validations=1), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_simulator import VERBS
+from tests.fault_simulator import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("plan", "preprocess")
@@ -44,7 +44,7 @@ def test_planning_and_preprocessing_can_be_cut_off_anywhere(record_property: Cal
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 @pytest.mark.fault(*FAULT)
 def test_every_command_can_be_cut_off_at_every_operation(verb: str, record_property: Callable[[str, object], None]) -> None:
     simulate((verb,), every=1, record=record_property)
