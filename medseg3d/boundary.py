@@ -8,10 +8,14 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from medseg3d.errors import CaseFailure, InputError, MedsegError
+from medseg3d.errors import CaseFailure, DiskReadError, InputError, MedsegError
 from medseg3d.extensions import failure_of
 
 logger = logging.getLogger(__name__)
+
+
+MOST_UNREAD = 2
+"""Files in a row at which the disk may fail, as at a bad sector; a third one means that the disk or the share is gone."""
 
 
 @dataclass(slots=True)
@@ -27,13 +31,15 @@ class CaseBoundary:
     An :class:`InputError` and a ``MemoryError`` are the case's own. An error that nobody expected is a defect of ours, or
     of an extension: it costs the case, is named as what it is and logged with its traceback (``-v``); where no case succeeds at all,
     :meth:`finish` raises it.
-    Everything else concerns all cases and is raised at once: a failing disk, a plan that does not fit, a signal.
+    A :class:`DiskReadError` is the case's own as well, until it is the third in a row. Everything else concerns all cases and is raised at
+    once: a full disk, a plan that does not fit, a signal.
     """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._defect: Exception | None = None
         self._has_succeeded = False
+        self._unread_in_a_row = 0
 
     @contextmanager
     def around(self, name: str) -> Iterator[Attempt]:
@@ -44,7 +50,7 @@ class CaseBoundary:
         except Exception as error:  # the one place where any error of a case ends
             attempt.failure = self._failure(name, error)
         else:
-            self._has_succeeded = True
+            self._has_succeeded, self._unread_in_a_row = True, 0
 
     def finish(self) -> None:
         """All cases are through: raise a defect that let none of them succeed."""
@@ -55,6 +61,11 @@ class CaseBoundary:
         if isinstance(error, MemoryError):
             reason = str(error) or "not enough memory; close other programs, or give --max-ram and --jobs 1"
         elif isinstance(error, InputError):
+            reason = str(error)
+        elif isinstance(error, DiskReadError):
+            self._unread_in_a_row += 1
+            if self._unread_in_a_row > MOST_UNREAD:
+                raise error
             reason = str(error)
         elif isinstance(error, (MedsegError, OSError, CancelledError)):
             raise error

@@ -16,6 +16,7 @@ MedsegError                     exit code 2
 ├── PlanMismatchError           a plan, a store or a model belongs to another dataset
 ├── BusyError                   another process works on the same files
 ├── StorageError                disk full, or a folder that cannot be written
+│   ├── DiskReadError           the disk failed while a file was read
 │   └── DamagedCaseError        a preprocessed case is not as it was written
 ├── DivergedError               training produced NaN or infinite losses again and again
 ├── ProcessError                one of the processes that train together failed, and has said why
@@ -113,6 +114,10 @@ class StorageError(MedsegError):
     """The disk is full, or a folder cannot be written."""
 
     page = "how-to/messages.md#the-disk"
+
+
+class DiskReadError(StorageError):
+    """The disk or the share failed while a file was read: that costs its case while those of others can be read, as of a bad sector."""
 
 
 class DamagedCaseError(StorageError):

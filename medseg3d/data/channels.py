@@ -10,9 +10,7 @@ from pathlib import Path
 from medseg3d import images
 from medseg3d.data.case_files import Findings, image_files
 from medseg3d.data.dataset import ChannelFile
-from medseg3d.errors import (
-    ImageReadError,
-)
+from medseg3d.errors import DiskReadError, ImageReadError
 from medseg3d.images import case_name
 from medseg3d.wording import counted
 
@@ -118,7 +116,7 @@ def _num_volumes(path: Path, findings: Findings) -> int:
     """Volumes of a file; 0 and a finding where it cannot be read."""
     try:
         return images.read_header(path).num_volumes
-    except ImageReadError as error:
+    except (ImageReadError, DiskReadError) as error:
         findings.fail(case_name(path), str(error))
         return 0
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg3d.data.soft_labels import soft_files
-from medseg3d.errors import ImageReadError, StorageError
+from medseg3d.errors import ImageReadError
 from medseg3d.extensions import version_of
+from medseg3d.images.opening import disk_error
 
 if TYPE_CHECKING:
     from medseg3d.data.dataset import Case
@@ -37,7 +38,7 @@ def digest_of(case: Case) -> str:
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise ImageReadError(f"{case.name}: {path}: cannot be read ({error.strerror}). Check the file and its permissions.") from None
         except OSError as error:
-            raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+            raise disk_error(path, error) from error
     digest.update(" ".join(f"{paths.index((channel.path, channel.files))}:{channel.volume}" for channel in case.channels).encode())
     digest.update(f"{_readers_of(case)}{_annotated(case)}".encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medseg3d.errors import ImageReadError, MedsegError, StorageError
+from medseg3d.errors import DiskReadError, ImageReadError, MedsegError, StorageError
 from medseg3d.execution import free_memory
 from medseg3d.wording import counted
 
@@ -22,8 +22,10 @@ MAX_COMPRESSION = 1032
 COMPRESSION_SLACK = 1 << 16
 """Bytes that a tiny file may claim beside, as its header is not counted exactly."""
 
-_DISK_ERRORS = {
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+_ONE_FILE = {errno.EIO, errno.ESTALE}
+"""A bad sector, or a file that was replaced on a share while it was read."""
+_DISK_ERRORS = _ONE_FILE | {
+    errno.ENOSPC, errno.EDQUOT, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET,
 }  # fmt: skip
 """A disk, a share or a system that fails concerns all files; everything else is the matter of one."""
@@ -31,7 +33,8 @@ _DISK_ERRORS = {
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What is wrong with one file or its permissions is an :class:`ImageReadError`, a failing disk a :class:`StorageError`.
+    """What is wrong with one file or its permissions is an :class:`ImageReadError`, a failing disk a :class:`StorageError`, which is a
+    :class:`DiskReadError` where it may fail for this file alone.
 
     Decoders of others raise whatever they like for damaged bytes: all of it means that the file cannot be decoded.
     """
@@ -43,7 +46,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _DISK_ERRORS:
-            raise StorageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+            raise disk_error(path, error) from error
         reason = error.strerror or str(error)
         raise ImageReadError(f"{error.filename or path}: cannot be read ({reason}). Check the file and its permissions.") from error
     except (  # type: ignore[misc]
@@ -60,6 +63,12 @@ def reading(path: Path) -> Iterator[None]:
     ) as error:
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise ImageReadError(f"{path}: cannot be decoded ({reason:.300}). Copy or download it again.") from error
+
+
+def disk_error(path: Path, error: OSError) -> StorageError:
+    """The error to raise where the disk or the share failed while a file was read."""
+    kind = DiskReadError if error.errno in _ONE_FILE else StorageError
+    return kind(f"{path}: cannot be read ({error.strerror or error}). Look after the disk or the share, and copy the file again.")
 
 
 def check_is_file(path: Path) -> None:
