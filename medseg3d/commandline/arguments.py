@@ -97,11 +97,24 @@ def _keywords(field: Field) -> dict[str, Any]:
         keywords["choices"] = field.choices
     if option.several == "words":
         keywords["nargs"] = "+" if field.is_flag else "*"
-    elif option.several == "again":
-        keywords["action"] = "append"
+    if option.several and field.is_flag:  # --folds 0 --folds 1 are both folds, as --folds 0 1 are
+        keywords["action"] = "append" if option.several == "again" else "extend"
+    elif field.type in (Mapping[int, str], Mapping[str, float]):
+        keywords["action"] = Merged
     if field.is_flag:
         return keywords | {"required": option.is_required}
     return keywords if option.is_required or option.several else keywords | {"nargs": "?"}
+
+
+class Merged(argparse.Action):
+    """Names with values, also where the option is given again: all of them count."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        """Add to what was given before; the same name twice is no choice."""
+        before = getattr(namespace, self.dest) or {}
+        if twice := sorted(str(name) for name in before.keys() & values.keys() if before[name] != values[name]):
+            raise argparse.ArgumentError(self, f"{', '.join(twice)} is given twice, with different values")
+        setattr(namespace, self.dest, {**before, **values})
 
 
 def _reader(field: Field) -> Callable[[str], Any]:

@@ -53,9 +53,34 @@ def test_values_are_read_by_the_type_of_their_field() -> None:
     assert (options.part, options.extensions) == ((2, 8), (Path("a.py"), Path("b.py")))
 
 
+@pytest.mark.fault("D", "an option with several values that is given again, such as --labels 2=a --labels 3=b", "all values count")
+def test_what_is_given_again_is_added() -> None:
+    options = typed(
+        "run",
+        "a",
+        "--folds",
+        "0",
+        "--folds",
+        "1",
+        "2",
+        "--labels",
+        "2=left",
+        "--labels",
+        "3=right",
+        "--channels",
+        "CT",
+        "--channels",
+        "PET",
+    )
+    assert (options.folds, options.label_names, options.channels) == (("0", "1", "2"), {2: "left", 3: "right"}, ("CT", "PET"))
+    rates = ("--layer-rates", "encoder=0.1", "--layer-rates", "decoder=1", "--layer-rates", "decoder=1")
+    assert typed("train", "--fold", "0", *rates).layer_rates == {"encoder": 0.1, "decoder": 1.0}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["run", "--labels", "2=a", "--labels", "2=b"], "argument --labels: 2 is given twice, with different values"),
         (["run", "--hours", "2h"], "argument --hours: 2h: expected a number above 0, without a unit"),
         (["run", "--hours", "-2"], "argument --hours: -2: expected a number above 0, without a unit"),
         (["run", "--epochs", "0"], "argument --epochs: 0: expected a whole number of at least 1"),
