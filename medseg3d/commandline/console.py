@@ -181,8 +181,7 @@ class Console:
     def show_evaluation(self, evaluation: Evaluation | None, *, title: str, began_with: TakenOver | None = None) -> None:
         """A row per label with the number of cases beside each mean, then the worst cases.
 
-        With ``--json`` the document also says what training took of the weights that it began with, which was told as it began, and which
-        cases it went on without (``left_out``).
+        With ``--json`` the document also says what training took of the weights that it began with, which was told as it began.
         """
         if evaluation is None and not (self._is_json and (began_with or self.lost)):
             return
@@ -191,7 +190,6 @@ class Console:
 
         if self._is_json or evaluation is None:
             more = {} if began_with is None else {"began_with": to_plain(began_with)}
-            more |= {"left_out": to_plain(tuple(self.lost.values()))} if self.lost else {}
             self._print_json({**({} if evaluation is None else to_plain(evaluation)), **more})
             return
         self._out.print(table_of_names(title, table_header(evaluation), table_rows(evaluation)))
@@ -407,9 +405,12 @@ class Console:
             self._print_json({"domains": documents})
 
     def _print_json(self, document: Any) -> None:
+        """The document of a verb; where it trained, with the cases that training went on without (``left_out``)."""
         if self._collected is not None:
             self._collected.append(document)
             return
+        if self.lost:
+            document = {**document, "left_out": _failure_dicts(self.lost.values())}
         sys.stdout.write(json.dumps(document, indent=2, default=_path_as_text) + "\n")
 
 

@@ -19,8 +19,8 @@ class Trained:
     """A network after its training: what it is, what it took, and its Dice.
 
     ``dice`` is the mean foreground Dice per case, None where a case is empty in reference and prediction; ``labels`` the mean Dice per
-    label. ``seconds_per_case`` is that of prediction, mirrored where its validation says so; ``training_seconds`` by the clock on the
-    wall. ``weights`` is the digest of the weights that all of it belongs to.
+    label. ``seconds_per_case`` is that of prediction, mirrored where its validation says so, None where it was not measured;
+    ``training_seconds`` by the clock on the wall. ``weights`` is the digest of the weights that all of it belongs to.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Trained:
     batch: int
     steps: int
     training_seconds: float
-    seconds_per_case: float
+    seconds_per_case: float | None
     dice: dict[str, float | None]
     labels: dict[str, float | None]
     weights: str
@@ -169,7 +169,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{trained.parameters / 1e6:.2f} M",
         str(trained.steps),
         f"{trained.training_seconds / 60:.1f} min",
-        f"{trained.seconds_per_case:.2f}",
+        "–" if trained.seconds_per_case is None else f"{trained.seconds_per_case:.2f}",
     )
 
 

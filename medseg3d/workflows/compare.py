@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medseg3d.boundary import CaseBoundary
 from medseg3d.data.grouping import recorded_patients
 from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device
@@ -72,7 +73,7 @@ def compare(root: Path, work: Path | None, options: CompareOptions, on: Listener
         on(Event(stage="compare", message=f"— {contender.name} ({number} of {len(planned)}) —"))
         try:
             trained.append(_trained(root, folder, contender, configuration, options, on))
-        except (PlanError, PlanMismatchError, DivergedError, UnsupportedError) as error:
+        except (InputError, PlanError, PlanMismatchError, DivergedError, UnsupportedError) as error:  # such as too little memory for one
             problems[contender.name] = str(error)
             on(Event(stage="compare", message=f"{contender.name}: {error}"))
         if trained:
@@ -217,7 +218,7 @@ def _described(
         batch=state.batch_sizes[0],
         steps=sum(int(str(epoch["iterations"])) for epoch in read_history(fold)),
         training_seconds=state.elapsed_seconds,
-        seconds_per_case=known if known is not None else _seconds_per_case(root, own, configuration, options),
+        seconds_per_case=known if known is not None else seconds_per_case(root, own, configuration, options),
         dice=dict(evaluation.dice_per_case()),
         labels={label.name: label.dice.mean for label in evaluation.labels},
         weights=weights,
@@ -238,15 +239,24 @@ def _known(file: Path, weights: str) -> float | None:
     return found.seconds_per_case if found.weights == weights else None
 
 
-def _seconds_per_case(root: Path, own: WorkFolder, configuration: Configuration, options: CompareOptions) -> float:
-    """The mean over some validation cases, without reading and preprocessing them; the first one, which sets up kernels, does not count."""
+def seconds_per_case(root: Path, own: WorkFolder, configuration: Configuration, options: CompareOptions) -> float | None:
+    """The mean over some validation cases, without reading and preprocessing them; the first one, which sets up kernels, does not count.
+
+    None where no image of them can be read any more.
+    """
     model = load_models(own, [configuration.name], folds=[options.fold], device=options.device)
-    wanted = read_split(own, options.fold).validation[:TIMED_CASES]
-    cases = [case for case in open_dataset(root, channels=model.plan.channels).training if case.name in wanted]
-    seconds = []
+    validation = read_split(own, options.fold).validation
+    cases = [case for case in open_dataset(root, channels=model.plan.channels).training if case.name in validation]
+    seconds: list[float] = []
+    boundary = CaseBoundary("compare")
     for case in (*cases[:1], *cases):
-        prepared = model.prepare(model.read(case), in_place=True)
-        began = time.perf_counter()
-        model.segment(prepared)
-        seconds.append(time.perf_counter() - began)
-    return sum(seconds[1:]) / max(1, len(seconds) - 1)
+        if len(seconds) > TIMED_CASES:
+            break
+        with boundary.around(case.name):
+            prepared = model.prepare(model.read(case), in_place=True)
+            began = time.perf_counter()
+            model.segment(prepared)
+            seconds.append(time.perf_counter() - began)
+    boundary.finish()
+    timed = seconds[1:] or seconds
+    return sum(timed) / len(timed) if timed else None

@@ -9,19 +9,21 @@ from types import MappingProxyType
 
 from medseg3d.errors import InputError, StorageError
 from medseg3d.files import check_writable
+from medseg3d.fingerprint.records import Fingerprint
 from medseg3d.models.checkpoints import load_tensors, read_card
 from medseg3d.models.pretrained import NAMINGS, is_foreign, read_foreign
 from medseg3d.models.sources import source_of, what_to_name
 from medseg3d.models.trained import common_network
 from medseg3d.plan import NetworkPlan, Plan
 from medseg3d.provenance import read_origin
+from medseg3d.records import read_record
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import InitialWeights, Meanings, meanings_of
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import DEFAULT_NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 SHAPES = "shapes"
 """What ``--init`` calls the weights that were learned from generated shapes, unless a model of that name is there."""
 SHAPES_FOLDER = Path(__file__).resolve().parent.parent / "data" / "learned_shapes"
@@ -32,12 +34,13 @@ LEARN_SHAPES = "python -m medseg3d.commandline.learn_shapes --minutes 60"
 
 
 def initial_weights(
-    place: Path, *, configuration: str, fold: str, plan: Plan | None = None, validation: Mapping[str, str] = NOTHING
+    place: Path, *, configuration: str, fold: str, plan: Plan | None = None, validation: Mapping[str, tuple[str, ...]] = NOTHING
 ) -> InitialWeights:
     """The tensors of the model at ``place``: of the same configuration and fold where it has them, otherwise of its own first ones.
 
-    With ``plan``, that of the training, or ``validation``, the digests of its validation cases, there is a warning where the weights may
-    have seen these. Raises :class:`InputError` where there is no model.
+    With ``plan``, that of the training, or ``validation``, the digests that its validation cases are known by (of their files, and of their
+    images alone, as labels are corrected), there is a warning where the weights may have seen these. Raises :class:`InputError` where
+    there is no model.
     """
     if is_shapes(place):
         return _learned_shapes(configuration, plan)
@@ -125,11 +128,24 @@ def _folds_at(place: Path, name: str, fold: str) -> tuple[Path, ...]:
     return place, WorkFolder(place).fold(name, fold), WorkFolder(place / DEFAULT_NAME).fold(name, fold)
 
 
-def _warn_of_seen(source: Path, folders: Sequence[Path], validation: Mapping[str, str], fold: str) -> bool:
-    """Whether one of the trainings in ``folders`` was of files that this one validates on, by their digests."""
-    origins = [origin for folder in folders if (origin := read_origin(folder)) is not None]
-    known = {mark.digest for origin in origins for mark in origin.cases.values() if mark.digest}
-    seen = sorted(name for name, digest in validation.items() if digest in known)
+def image_contents(folder: WorkFolder) -> dict[str, str]:
+    """By case a digest of a sample of its image, as planning measured it; none for even images, and where there is no fingerprint."""
+    try:
+        cases = read_record(folder.fingerprint, Fingerprint, "fingerprint").cases
+    except InputError:
+        return {}
+    return {case.name: case.content for case in cases if case.content}
+
+
+def _warn_of_seen(source: Path, folders: Sequence[Path], validation: Mapping[str, tuple[str, ...]], fold: str) -> bool:
+    """Whether one of the trainings in ``folders`` was of files or of images that this one validates on, by their digests."""
+    known: set[str] = set()
+    for folder in folders if validation else ():
+        origin = read_origin(folder)
+        if origin is not None:
+            contents = image_contents(WorkFolder(folder.parent.parent.parent))  # of WORK/models/CONFIGURATION/fold_K
+            known |= {mark.digest for mark in origin.cases.values()} | {contents.get(name, "") for name in origin.cases}
+    seen = sorted(name for name, digests in validation.items() if known.intersection(digests) - {""})
     if seen:
         logger.warning(
             "%s was trained on %s, which fold %s validates on (%s): the Dice on them will be too good. Begin with weights that have not "

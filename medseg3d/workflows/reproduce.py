@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from medseg3d.data.digests import digest_of
-from medseg3d.data.open_dataset import open_dataset
 from medseg3d.devices import choose_device, use_all_cores
 from medseg3d.domain import is_universal
-from medseg3d.errors import InputError, UnsupportedError
+from medseg3d.errors import DamagedCaseError, InputError, UnsupportedError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.files import copy_file, file_digest
 from medseg3d.fingerprint.records import Fingerprint
@@ -26,6 +24,7 @@ from medseg3d.training.state import TrainingState, read_summary
 from medseg3d.validation.selection import Selection
 from medseg3d.wording import counted, listed
 from medseg3d.work_folder import WorkFolder, work_folder
+from medseg3d.workflows.origins import marks_of, raw_cases
 from medseg3d.workflows.preprocess import preprocess
 from medseg3d.workflows.run import predict_test_set
 from medseg3d.workflows.run_record import Environment, RunRecord, read_run, this_environment
@@ -89,10 +88,10 @@ def reproduce(work: Path, options: ReproduceOptions, on: Listener = silent) -> R
     root = _dataset(work, folds, options)
     again = WorkFolder(options.output or work.absolute().with_name(f"{work.absolute().name}-again"))
     _begin(folder, again)
-    compared = [_compared_data(folder, root, plan)]
+    compared = [compared_data(folder, root, plan)]
     names = tuple(dict.fromkeys(each.name for each in folds))
     preprocess(root, again.root, PreprocessOptions(configurations=names), on)
-    compared += [_compared_stores(folder, again, plan, name) for name in names]
+    compared += [compared_stores(folder, again, plan, name) for name in names]
     for each in folds:
         on(Event(stage="reproduce", message=f"Training {each.name} fold {each.fold} again."))
         train(root, again.root, each.options, on)
@@ -182,23 +181,32 @@ def _begin(folder: WorkFolder, again: WorkFolder) -> None:
             copy_file(source, target)
 
 
-def _compared_data(folder: WorkFolder, root: Path, plan: Plan) -> Compared:
-    """The raw files of today with those that were measured."""
+def compared_data(folder: WorkFolder, root: Path, plan: Plan) -> Compared:
+    """The raw files of today with those that were measured; one that cannot be read is another."""
     measured = {case.name: case.digest for case in read_record(folder.fingerprint, Fingerprint, "fingerprint").cases}
-    there = {case.name: case for case in open_dataset(root, channels=plan.channels).training}
-    changed = [name for name, digest in measured.items() if name not in there or digest_of(there[name]) != digest]
+    there = marks_of(raw_cases(root, plan), {})
+    changed = [name for name, digest in measured.items() if name not in there or there[name].digest != digest]
     return Compared(
         what="training images and labels", is_same=not changed, detail=f"other files of {listed(changed, most=5)}" if changed else ""
     )
 
 
-def _compared_stores(folder: WorkFolder, again: WorkFolder, plan: Plan, name: str) -> Compared:
+def compared_stores(folder: WorkFolder, again: WorkFolder, plan: Plan, name: str) -> Compared:
+    """The preprocessed cases of both; one that is damaged is another."""
     data = plan.configuration(name).data
     old, new = Store(folder.store(data)), Store(again.store(data))
-    changed = [case for case in old.names() if case not in new or old.checked(case).checksums != new.checked(case).checksums]
+    changed = [case for case in old.names() if (before := _checksums(old, case)) is None or before != _checksums(new, case)]
     return Compared(
         what=f"preprocessed cases of {name}", is_same=not changed, detail=f"others are {listed(changed, most=5)}" if changed else ""
     )
+
+
+def _checksums(store: Store, case: str) -> dict[str, str] | None:
+    """Those of a stored case; None where it is not there, or damaged."""
+    try:
+        return store.checked(case).checksums if case in store else None
+    except DamagedCaseError:
+        return None
 
 
 def _compared_fold(folder: WorkFolder, again: WorkFolder, each: RecordedFold) -> Iterator[Compared]:

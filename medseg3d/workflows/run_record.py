@@ -18,6 +18,7 @@ from medseg3d.extensions import extension_arguments
 from medseg3d.options import TrainOptions, arguments_of
 from medseg3d.records import read_record, to_plain, write_record
 from medseg3d.version import __version__
+from medseg3d.workflows.initial_weights import is_shapes
 
 RECORD = "run.json"
 PACKAGES = ("torch", "numpy", "scipy", "monai", "nibabel", "SimpleITK", "blosc2")
@@ -68,6 +69,13 @@ def note_run(target: Path, record: RunRecord, environment: Environment, *, goes_
         written = replace(earlier, dataset=record.dataset, options=options, environments=(*earlier.environments, environment))
     write_record(target / RECORD, written, "run")
     return written
+
+
+def from_anywhere(options: TrainOptions) -> TrainOptions:
+    """The options with the path of ``init`` as it is named from any folder, so that the training can be made again from there."""
+    if options.init is None or is_shapes(options.init):
+        return options
+    return replace(options, init=options.init.absolute())
 
 
 LENGTHS = ("epochs", "iterations", "hours")

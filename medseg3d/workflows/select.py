@@ -49,7 +49,7 @@ from medseg3d.workflows.origins import check_first_stage, origin_of_validation, 
 from medseg3d.workflows.preprocess import warn_of_other_labels
 from medseg3d.workflows.splits import num_folds, read_split
 from medseg3d.workflows.taking_turns import fold_lock, selection_lock
-from medseg3d.workflows.validate import predict_and_evaluate, use_other_mirroring, validate
+from medseg3d.workflows.validate import may_be_repaired, predict_and_evaluate, use_other_mirroring, validate
 from medseg3d.workflows.verb import verb
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _select(root: Path, folder: WorkFolder, held: ExitStack, device: str, on: Li
         if left_out:
             raise BusyError(left_out[0])
         raise InputError(f"{folder.root}: no fold with validation is finished. Run medseg3d train --fold 0 first.")
-    mirroring = {m.names[0]: _choose_mirroring(folder, m.names[0], m.folds) for m in measured}
+    mirroring = {m.names[0]: mirroring_of(folder, m.names[0], m.folds) for m in measured}
     measured = [_evaluated_so(folder, m, mirroring[m.names[0]].is_used) for m in measured]
     folds_of = {m.names[0]: m.folds for m in measured}
     detectors = {each.previous_stage for each in plan.configurations.values() if each.is_cropped}  # too coarse to add to anything
@@ -195,19 +195,20 @@ def _is_free(fold: Path, held: ExitStack, left_out: list[str], on: Listener) -> 
     return True
 
 
-def _choose_mirroring(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> MirroringChoice:
-    """By all cases that were evaluated both ways; as most folds were evaluated, where none was."""
-    both: dict[bool, dict[str, float | None]] = {True: {}, False: {}}
+def mirroring_of(folder: WorkFolder, name: str, folds: tuple[str, ...]) -> MirroringChoice:
+    """By all cases that were evaluated both ways, each by the mean of its networks; as most folds were evaluated, where none was."""
+    both: dict[bool, list[Evaluation]] = {True: [], False: []}
     ways: list[bool] = []
     for fold in folds:
         validation = folder.validation(name, fold)
         made = read_fold_mirroring(validation)
         ways.append(made is None or made.is_used)
         if made is not None and made.has_other:
-            both[made.is_used] |= read_evaluation(validation / METRICS).dice_per_case()
-            both[not made.is_used] |= read_evaluation(validation / made.other / METRICS).dice_per_case()
+            both[made.is_used].append(read_evaluation(validation / METRICS))
+            both[not made.is_used].append(read_evaluation(validation / made.other / METRICS))
     if both[True]:
-        return choose_mirroring(both[True], both[False], patients=recorded_patients(folder.splits))
+        with_mirroring, without = (_dice_of_cases(both[is_used]) for is_used in (True, False))
+        return choose_mirroring(with_mirroring, without, patients=recorded_patients(folder.splits))
     is_used = sum(ways) * 2 >= len(ways)
     return MirroringChoice(is_used=is_used, gain=None, reason="evaluated one way only")
 
@@ -251,8 +252,10 @@ def _pair(
         metrics, made = target / METRICS, target / MIRRORING
         is_same = made.exists() and read_record(made, PairMirroring, "mirroring") == wanted
         if is_same and metrics.exists() and validation_age(root, folder, plan, names, fold) is None:
-            evaluations.append(read_evaluation(metrics))
-            continue
+            known = read_evaluation(metrics)
+            if not may_be_repaired(root, plan, known):
+                evaluations.append(known)
+                continue
         on(Event(stage="select", message=f"Evaluating the ensemble {' + '.join(names)}, fold {fold}"))
         model = load_models(folder, names, folds=[fold], device=device, mirroring=mirroring, level=wanted.levels)
         remove_file(metrics)

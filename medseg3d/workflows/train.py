@@ -34,14 +34,14 @@ from medseg3d.wording import counted, listed
 from medseg3d.work_folder import work_folder
 from medseg3d.workflows.domain_weights import export_domains
 from medseg3d.workflows.first_stage import first_stage
-from medseg3d.workflows.initial_weights import initial_weights
+from medseg3d.workflows.initial_weights import image_contents, initial_weights
 from medseg3d.workflows.origins import note_training_data
 from medseg3d.workflows.plan_time import tell_of_unplanned_time
 from medseg3d.workflows.processes import train_on_devices
 from medseg3d.workflows.profiling import profiled
 from medseg3d.workflows.progress import Length, follow
 from medseg3d.workflows.renew_cases import renew_cases
-from medseg3d.workflows.run_record import RunRecord, facts_of, note_run, this_environment, train_command
+from medseg3d.workflows.run_record import RunRecord, facts_of, from_anywhere, note_run, this_environment, train_command
 from medseg3d.workflows.splits import ALL_CASES, check_cascade, check_fold, own_fold, plan_digest, read_split, seed_of, stored_cases
 from medseg3d.workflows.taking_turns import added_folders, fold_lock, joining_lock
 from medseg3d.workflows.tracking import tracked
@@ -249,7 +249,7 @@ def _note_run(network: NetworkFold, options: TrainOptions, domains: Sequence[Tra
     """Write what this training is beside its weights, and tell it to whoever keeps track of it."""
     work, plan = network.folder.parent.parent.parent, domains[0].plan
     goes_on = (network.target / LAST).exists()
-    dataset = network.domains[0].dataset.absolute()
+    dataset, options = network.domains[0].dataset.absolute(), from_anywhere(options)
     if network.domains[0].name is None:
         options = replace(options, configuration=network.name)
     record = RunRecord(
@@ -273,7 +273,8 @@ def _initial(network: NetworkFold, first: TrainingDomain, init: Path | None) -> 
     if init is None:
         return None
     plan = first.plan if first.name == NO_NAME else None
-    validation = {case.name: case.digest.partition("-")[0] for case in first.validation}
+    contents = image_contents(network.domains[0].folder)
+    validation = {case.name: (case.digest.partition("-")[0], contents.get(case.name, "")) for case in first.validation}
     return initial_weights(init, configuration=first.configuration.name, fold=network.fold, plan=plan, validation=validation)
 
 

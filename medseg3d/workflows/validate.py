@@ -142,8 +142,13 @@ def _kept_evaluation(root: Path, folder: WorkFolder, plan: Plan, name: str, fold
             return None
         use_other_mirroring(target)
         evaluation = read_evaluation(metrics)
+    return None if may_be_repaired(root, plan, evaluation) else evaluation
+
+
+def may_be_repaired(root: Path, plan: Plan, evaluation: Evaluation) -> bool:
+    """Whether a case that failed in a validation is there now, so that it is worth another try."""
     readable = raw_cases(root, plan) if evaluation.failures else {}
-    return None if any(failure.case in readable for failure in evaluation.failures) else evaluation  # such a case may be repaired by now
+    return any(failure.case in readable for failure in evaluation.failures)
 
 
 def use_other_mirroring(validation: Path) -> None:

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from medseg3d.data.dataset import Case, ChannelFile, Dataset
-from medseg3d.errors import InputError
+from medseg3d.errors import CaseFailure, InputError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.extensions import loaded_extensions, use_extension
 
@@ -53,7 +53,7 @@ def cluster_workers(address: str | None, on: Listener = silent) -> Iterator[Work
         if not found:
             raise InputError(f"--cluster {address}: the scheduler has no worker. Start some, with dask worker {address}.")
         client.register_plugin(_extensions_plugin())
-        client.subscribe_topic(TOPIC, lambda told: on(_event(told[1])))
+        client.subscribe_topic(TOPIC, lambda told: on(event_of(told[1])))
         with_gpu = [worker for worker in found if worker["resources"].get(GPU)]
         is_done = False
         try:
@@ -92,12 +92,19 @@ def tell_client(event: Event) -> None:
 
     if _unwanted.is_set():
         raise InputError("Stopped: whoever asked for this work is gone.")
-    get_worker().log_event(TOPIC, {"stage": event.stage, "done": event.done, "total": event.total, "message": event.message})
+    get_worker().log_event(TOPIC, told_of(event))
 
 
-def _event(told: dict[str, Any]) -> Event:
-    """What a worker told; dask adds who it was."""
-    return Event(stage=told["stage"], done=told["done"], total=told["total"], message=told["message"])
+def told_of(event: Event) -> dict[str, Any]:
+    """What is sent of an event: how far the work is, a line for the screen, and the cases that it goes on without."""
+    failures = [asdict(failure) for failure in event.failures]
+    return {"stage": event.stage, "done": event.done, "total": event.total, "message": event.message, "failures": failures}
+
+
+def event_of(told: dict[str, Any]) -> Event:
+    """The event of :func:`told_of`; dask adds who it was."""
+    failures = tuple(CaseFailure(**failure) for failure in told["failures"])
+    return Event(stage=told["stage"], done=told["done"], total=told["total"], message=told["message"], failures=failures)
 
 
 def on_absolute_paths(dataset: Dataset) -> Dataset:

@@ -20,6 +20,7 @@ from medseg3d.events import Event
 from medseg3d.training.initial import TakenOver
 from medseg3d.workflows.predict import PredictResult
 from medseg3d.workflows.preprocess import PreprocessResult
+from medseg3d.workflows.run import RunResult
 
 
 def printed(names: list[str], width: int) -> list[list[str]]:
@@ -144,3 +145,16 @@ def test_json_holds_an_entry_for_each_domain_with_a_name(read: Read) -> None:
     assert json.loads(read()[0]) == {"message": "alone"}
     shown.show({"Heart": "first", "Liver": None}, shown.say)
     assert json.loads(read()[0]) == {"domains": {"Heart": {"message": "first"}}}
+
+
+def test_every_verb_that_trained_names_the_cases_it_went_on_without(read: Read) -> None:
+    shown = console(json=True)
+    shown.listen(Event(stage="train", failures=(CaseFailure(case="a", stage="train", reason="is damaged"),)))
+    result = RunResult(report=Path("report.html"), selection=None, test=None, failures=())
+    left_out = [{"case": "a", "stage": "train", "reason": "is damaged"}]
+    shown.show({None: result}, shown.show_run)
+    assert json.loads(read()[0])["left_out"] == left_out
+    shown.show({"Balls": result, "Cubes": result}, shown.show_run)
+    document = json.loads(read()[0])
+    assert document["left_out"] == left_out
+    assert all("left_out" not in part for part in document["domains"].values())

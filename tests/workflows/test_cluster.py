@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from medseg3d.commandline.cli import main
-from medseg3d.errors import InputError
+from medseg3d.errors import CaseFailure, InputError
 from medseg3d.events import Event
 from medseg3d.preprocessing.store import Store
 from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows.run import run
-from medseg3d.workflows.workers import begin_on_worker, cluster_workers, tell_client
+from medseg3d.workflows.workers import begin_on_worker, cluster_workers, event_of, tell_client, told_of
 
 distributed = pytest.importorskip("distributed")
 
@@ -42,6 +42,12 @@ def test_workers_measure_and_preprocess_as_this_process_does(tiny_source: Path, 
     assert json.loads((here / "fingerprint.json").read_text()) == json.loads((there / "fingerprint.json").read_text())
     assert len(digests(here)) == 6
     assert digests(here) == digests(there)
+
+
+@pytest.mark.fault("B", "a case that a training on another machine goes on without", "whoever asked for the training hears of it")
+def test_lost_cases_are_told_from_one_machine_to_the_other() -> None:
+    event = Event(stage="train", message="a line", failures=(CaseFailure(case="a", stage="train", reason="is damaged"),))
+    assert event_of(json.loads(json.dumps(told_of(event)))) == event
 
 
 @pytest.mark.slow  # dask tries for ten seconds

@@ -11,10 +11,13 @@ import pytest
 from medseg3d import compare
 from medseg3d.commandline.cli import main
 from medseg3d.errors import InputError, PlanError
+from medseg3d.options import CompareOptions
 from medseg3d.records import read_record
 from medseg3d.training.state import read_history
 from medseg3d.validation.preset_comparison import Comparison
-from medseg3d.workflows.compare import contenders_of
+from medseg3d.work_folder import WorkFolder
+from medseg3d.workflows.compare import contenders_of, seconds_per_case
+from medseg3d.workflows.splits import read_split
 from tests.tiny_planner import tiny_planner
 
 CANNOT_BE = '\n[network]\nfamily = "icnet"\nmax_stages = 2\n'
@@ -107,6 +110,19 @@ def test_a_configuration_may_be_named_behind_a_preset() -> None:
     assert [each.is_first for each in (one, other)] == [True, False]
     (mine, _) = contenders_of(["/home/me@work/small.toml@2d", "default"])
     assert (mine.preset, mine.configuration, mine.name) == ("/home/me@work/small.toml", "2d", "small@2d")
+
+
+@pytest.mark.fault(
+    "B", "compare: a validation image that cannot be read when prediction is timed", "others are timed; the comparison is kept"
+)
+def test_an_image_that_cannot_be_read_is_not_timed(trained: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    work = WorkFolder(root / "medseg3d-work")
+    images = [root / "imagesTr" / f"{name}_0000.nii.gz" for name in read_split(work, "0").validation]
+    for image, is_left in zip(images, [True, False], strict=True):
+        image.write_bytes(image.read_bytes()[:200])
+        options = CompareOptions(presets=(), fold="0", device="cpu")
+        assert (seconds_per_case(root, work, work.read_plan().configuration(None), options) is not None) is is_left
 
 
 @pytest.mark.slow

@@ -21,8 +21,10 @@ from medseg3d.provenance import CaseMark, Origin, write_origin
 from medseg3d.records import write_record
 from medseg3d.training.domains import NO_NAME
 from medseg3d.training.initial import Meanings
+from medseg3d.work_folder import WorkFolder
 from medseg3d.workflows import initial_weights as initial_weights_module
-from medseg3d.workflows.initial_weights import initial_weights, place_for_shapes, shapes_file
+from medseg3d.workflows.initial_weights import image_contents, initial_weights, place_for_shapes, shapes_file
+from medseg3d.workflows.splits import read_split
 from tests.in_memory import parts_of
 from tests.test_plan import NETWORK, PLAN
 
@@ -90,12 +92,23 @@ def test_cases_that_weights_were_trained_on_are_known_by_their_files(tmp_path: P
     fold = work / "models/3d_fullres/fold_0"
     write_origin(fold, Origin(cases={"a": CaseMark(digest="1"), "b": CaseMark(digest="2")}))
     options = {"configuration": "3d_fullres", "fold": "0", "plan": replace(PLAN, fingerprint_digest="grown")}
-    initial_weights(work, validation={"a": "3", "c": "4"}, **options)
+    initial_weights(work, validation={"a": ("3", "image"), "c": ("4", "")}, **options)
     assert not caplog.records, "of one name, and other files"
     for place in (work, work.parent, fold, fold / "weights.safetensors"):
         caplog.clear()
-        initial_weights(place, validation={"c": "4", "renamed": "2"}, **options)
+        initial_weights(place, validation={"c": ("4", ""), "renamed": ("2", "")}, **options)
         assert f"{place} was trained on 1 case of 2, which fold 0 validates on (renamed)" in caplog.text
+
+
+@pytest.mark.fault("A", "--init with weights that were trained on validation cases, whose label maps were corrected since", "a warning")
+def test_cases_with_corrected_labels_are_known_by_their_images(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = WorkFolder(trained / "medseg3d-work")
+    contents = image_contents(work)
+    case = min(read_split(work, "0").train)
+    for digests, is_seen in ((("other", contents[case]), True), (("other", "another"), False), (("other", ""), False)):
+        caplog.clear()
+        initial_weights(work.root, configuration="3d_fullres", fold="0", validation={case: digests})
+        assert (f"was trained on 1 case of 1, which fold 0 validates on ({case})" in caplog.text) is is_seen
 
 
 def test_a_file_of_another_library_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from medseg3d.records import write_record
 from medseg3d.training.folds import read_folds
 from medseg3d.training.state import read_summary, write_summary
 from medseg3d.work_folder import WorkFolder
-from medseg3d.workflows.reproduce import RecordedFold, differences, recorded_folds, reproduce
-from medseg3d.workflows.run_record import note_run, read_run
+from medseg3d.workflows.reproduce import RecordedFold, compared_data, compared_stores, differences, recorded_folds, reproduce
+from medseg3d.workflows.run_record import from_anywhere, note_run, read_run
 
 
 @pytest.fixture
@@ -75,6 +75,29 @@ def test_a_run_is_the_same_bit_for_bit_and_what_was_changed_is_named(
     assert main(["reproduce", str(work), "-o", str(tmp_path / "again"), "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert [each["what"] for each in found["compared"] if not each["is_same"]] == ["weights of 3d_fullres fold 0"]
+
+
+@pytest.mark.fault("B", "reproduce: a raw image or a stored case that is damaged by now", "named as another; the rest is compared")
+def test_damaged_files_are_named_and_the_rest_is_compared(trained: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(trained, tmp_path / "Balls"))
+    folder, plan = WorkFolder(root / "medseg3d-work"), WorkFolder(trained / "medseg3d-work").read_plan()
+    for compared in (compared_data(folder, root, plan), compared_stores(folder, folder, plan, "3d_fullres")):
+        assert (compared.is_same, compared.detail) == (True, "")
+    (root / "imagesTr/ball_1_0000.nii.gz").unlink()
+    image = folder.store(plan.configuration("3d_fullres").data) / "ball_2/image.b2nd"
+    image.write_bytes(image.read_bytes()[:-7])
+    assert compared_data(folder, root, plan).detail == "other files of ball_1"
+    assert compared_stores(folder, folder, plan, "3d_fullres").detail == "others are ball_2"
+
+
+@pytest.mark.fault("D", "reproduce from another folder than the training, whose --init was a relative path", "the same weights")
+def test_weights_to_begin_with_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_anywhere(TrainOptions(fold="0", init=Path("a.medseg3d"))).init == tmp_path / "a.medseg3d"
+    for init in (None, Path("shapes")):
+        assert from_anywhere(TrainOptions(fold="0", init=init)).init == init
+    Path("shapes").mkdir()
+    assert from_anywhere(TrainOptions(fold="0", init=Path("shapes"))).init == tmp_path / "shapes"
 
 
 def test_a_training_that_goes_on_keeps_what_it_was_begun_with(fold: RecordedFold, tmp_path: Path) -> None:
