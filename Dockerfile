@@ -6,6 +6,8 @@
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS wheel
+ENV PIP_ROOT_USER_ACTION=ignore \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 COPY pyproject.toml setup.cfg MANIFEST.in README.md LICENSE constraints.txt ./
 COPY medseg3d medseg3d
@@ -20,7 +22,9 @@ ENV HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PIP_NO_CACHE_DIR=1
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN groupadd --gid 1000 medseg3d && \
     useradd --uid 1000 --gid medseg3d --no-create-home --home-dir /tmp medseg3d && \
     mkdir /data && chown medseg3d:medseg3d /data
