@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -151,7 +152,7 @@ def _safe(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    return hashlib.blake2b(os.fsencode(text), digest_size=3).hexdigest()  # bytes of a path may be no UTF-8
 
 
 def _checksum(series: Series, volume: Volume) -> str:
