@@ -71,6 +71,8 @@ class Decoder(nn.Module):
             if all_heads or self.is_summed or place == len(self.stages) - 1:
                 own = head(x)
                 if self.is_summed and logits:
-                    own += resized(logits[-1], own.shape[2:])  # in place: a head's output is not needed for its gradients
+                    coarser = resized(logits[-1], own.shape[2:])
+                    # in place only where no gradient is asked for: own may be a view, and gradients of changed views are copied
+                    own = own + coarser if torch.is_grad_enabled() else own.add_(coarser)
                 logits.append(own)
         return logits[::-1]
