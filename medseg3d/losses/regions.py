@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medseg3d.losses.class_sums import class_sums
 from medseg3d.losses.loss import (
     SMOOTH,
     Loss,
@@ -177,7 +178,8 @@ def _lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool, *, has_ignored: bool = False) -> tuple[Tensor, Tensor]:
-    """Minus the mean Dice of the foreground, and the cross-entropy, of one output; the labels are never expanded to one channel per class.
+    """Minus the mean Dice of the foreground, and the cross-entropy, of one output; neither the labels are expanded to one channel per class
+    nor are the probabilities kept (:mod:`medseg3d.losses.class_sums`).
 
     Ignored voxels are background of which the logits are sure: they add nothing to the sums of the foreground and to the cross-entropy,
     which is divided by the voxels that count.
@@ -192,18 +194,13 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool, *, 
         index = labels.reshape(batch, -1).long()
         if has_ignored:
             index = index.clamp_min(0)
-        log_probabilities = F.log_softmax(logits.reshape(batch, num_classes, -1).float(), 1)
-        true_log_probability = log_probabilities.gather(1, index[:, None])[:, 0]
-        predicted = log_probabilities.exp().sum(2)
-        # row by row, then over the rows: one float32 sum over millions of voxels would round each addend to a tenth
-        rows = index.reshape(batch, -1, logits.shape[-1])
-        zeros = torch.zeros(batch, rows.shape[1], num_classes, device=logits.device)
-        overlap = zeros.scatter_add(2, rows, true_log_probability.exp().reshape(rows.shape)).sum(1)
+        predicted, overlap, log_likelihood = class_sums(logits, index.view(labels.shape))
         present = _count_labels(index, num_classes)
         if batch_dice:
             predicted, overlap, present = (pooled(sums.sum(0, keepdim=True)) for sums in (predicted, overlap, present))
         score = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH).clamp_min(1e-8)
-        cross_entropy = known_mean(-true_log_probability.sum(), labels) if has_ignored else -true_log_probability.mean()
+        total = -log_likelihood.sum()
+        cross_entropy = known_mean(total, labels) if has_ignored else total / max(1, labels.numel())
         return -foreground(score).mean(), cross_entropy
 
 
