@@ -93,6 +93,11 @@ def differences_table(runs: Sequence[Run], bases: Mapping[str, str | None]) -> s
         for budget, found in _by_budget(runs, change, base):
             last = paired(runs, f"{change}:last", f"{base}:last", budget)
             rows.append((change, base, budget, *_counted(found), *_judged(found), " ".join(_judged(last)[:2]) if last else "–"))
+    for change, budget, usual in _other_batches(runs):
+        found = paired(runs, change, change, budget, usual)
+        last = paired(runs, f"{change}:last", f"{change}:last", budget, usual)
+        batch = budget.removeprefix(usual).strip()
+        rows.append((f"{change}, {batch}", change, usual, *_counted(found), *_judged(found), " ".join(_judged(last)[:2])))
     header = ("change", "against", "budget", "points by dataset", "patients × seeds", "mean", "95 % interval", "verdict", "last weights")
     return markdown_table(header, rows)
 
@@ -120,6 +125,15 @@ def _changes(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(run.change for run in runs if ":" not in run.change))
 
 
+def _other_batches(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
+    """Changes that were trained with another batch than the usual one as well: name, budget, and the budget of the usual batch."""
+    known = {(run.change, run.budget) for run in runs}
+    for change, budget in sorted(known):
+        usual = re.sub(r" batch \d+$", "", budget)
+        if usual != budget and ":" not in change and (change, usual) in known:
+            yield change, budget, usual
+
+
 def _by_budget(runs: Sequence[Run], change: str, base: str) -> Iterator[tuple[str, Differences]]:
     """Budgets for which both are there."""
     for budget in sorted({run.budget for run in runs if run.change == change}):
@@ -141,12 +155,12 @@ def _judged(found: Differences) -> tuple[str, str, str]:
     return f"{mean:+.2f}", f"{low:+.2f} … {high:+.2f}", verdict
 
 
-def paired(runs: Sequence[Run], change: str, base: str, budget: str) -> Differences:
+def paired(runs: Sequence[Run], change: str, base: str, budget: str, budget_of_base: str | None = None) -> Differences:
     """Of the seeds and cases that both have."""
     found: Differences = defaultdict(dict)
     place = {_key(run): run for run in runs}
     for run in runs:
-        other = place.get((run.dataset, base, run.seed, budget, run.fold))
+        other = place.get((run.dataset, base, run.seed, budget_of_base or budget, run.fold))
         if run.change == change and run.budget == budget and other is not None:
             patients: dict[str, list[float]] = defaultdict(list)
             for case in sorted(run.cases.keys() & other.cases.keys()):
