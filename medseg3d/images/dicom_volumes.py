@@ -82,14 +82,14 @@ def _kinds_apart(files: Sequence[DicomFile]) -> tuple[Volume, ...]:
     if weak and _take_turns(files, list(zip(*weak.values(), strict=True))):
         kinds = weak | kinds
     stacks = [file.text("StackID") for file in files]
-    if len(set(stacks)) > 1 and not _is_even_stack(files):
-        kinds = kinds | {"StackID": stacks}
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, values in enumerate(zip(*kinds.values(), strict=True)):
-        groups.setdefault(values, []).append(index)
-    if len(groups) < 2 or not all(_is_even_stack([files[index] for index in group]) for group in groups.values()):
-        return (Volume(files=tuple(files)),)
-    return _named(files, tuple(kinds), groups)
+    ways = [kinds] if len(set(stacks)) < 2 or _is_even_stack(files) else [kinds, kinds | {"StackID": stacks}]
+    for way in ways:
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, values in enumerate(zip(*way.values(), strict=True)):
+            groups.setdefault(values, []).append(index)
+        if len(groups) > 1 and all(_is_even_stack([files[index] for index in group]) for group in groups.values()):
+            return _named(files, tuple(way), groups)
+    return (Volume(files=tuple(files)),)
 
 
 def _take_turns(files: Sequence[DicomFile], kinds: Sequence[tuple[str, ...]]) -> bool:

@@ -218,6 +218,16 @@ def test_stacks_of_one_series_are_cases_of_their_own(tmp_path, tilt) -> None:
     np.testing.assert_array_equal(array_of(cases[1]), volume((5, 4, 10))[:, :, 5:])
 
 
+def test_kinds_are_told_apart_whatever_their_stacks_are_called(tmp_path) -> None:
+    def change(file, k) -> None:
+        file.ImageType = ["ORIGINAL", "PRIMARY", "M" if k % 2 else "P"]
+        file.StackID = str(1 + k // 4)
+        file.ImagePositionPatient = ["0", "0", f"{3 * (k // 2) + (0.5 if k % 2 else 0)}"]
+
+    write_series(tmp_path / "a", volume((5, 4, 12)), change=change)
+    assert len(find_dicom_cases(tmp_path).cases) == 2
+
+
 def test_an_even_stack_is_one_volume_whatever_its_parts_are_called(tmp_path) -> None:
     write_series(tmp_path / "a", change=lambda file, k: setattr(file, "StackID", str(1 + k // 3)))
     assert names(tmp_path) == ["a"]
