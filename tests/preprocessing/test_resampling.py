@@ -166,8 +166,11 @@ def test_a_volume_that_a_device_cannot_hold_is_resampled_here(monkeypatch, caplo
         ((20, 18, 16), (100, 90, 80), (5.0, 5.0, 5.0)),
         ((20, 40, 36), (200, 40, 36), (10.0, 1.0, 1.0)),
         ((40, 20, 18), (40, 90, 80), (1.0, 5.0, 5.0)),
+        ((60, 60, 60), (30, 30, 30), (0.5, 0.5, 0.5)),
+        ((30, 96, 96), (30, 48, 48), (1.0, 0.5, 0.5)),
+        ((90, 64, 64), (30, 128, 128), (1 / 3, 2.0, 2.0)),
     ],
-    ids=["all axes", "the first", "two of three"],
+    ids=["all axes", "the first", "two of three", "all shrink", "two shrink", "one shrinks"],
 )
 def test_no_more_memory_is_taken_than_is_foretold(num_channels, shape, new_shape, spacing):
     image = np.random.default_rng(0).normal(size=(num_channels, *shape)).astype(np.float32)
