@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_ON_CPU, BLOCK_ON_GPU = 2**18, 2**26
+BLOCK_ON_CPU, BLOCK_ELSEWHERE = 2**18, 2**26
 """Probabilities of a block: a megabyte, which fits a core's cache; on a GPU each block costs launches, and there is no such cache."""
 FEW_CLASSES = 16
 """Below so many classes a vector unit is filled better by voxels than by classes."""
@@ -52,26 +52,28 @@ class _ClassSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """With p the probabilities, y a voxel's label, a, b and c the gradients of the three sums: p (a - p·a - b_y p_y - c) at every
-        class, and b_y p_y + c more at y."""
         logits, index = ctx.saved_tensors
-        of_predicted, of_overlap, of_log_likelihood = gradients
-        result = _gradient_of(logits)
-        axis = _class_axis(logits.shape[1])
-        for (sample, voxels, labels), (_, target, _) in zip(_blocks(logits, index), _blocks(result, index), strict=True):
-            probabilities, labels = F.softmax(_laid_out(voxels), axis), labels.reshape(-1)
-            per_class = of_predicted[sample]
-            mean = probabilities @ per_class if axis else per_class @ probabilities
-            extra = (
-                probabilities.gather(axis, labels.unsqueeze(axis)).squeeze(axis) * of_overlap[sample][labels] + of_log_likelihood[sample]
-            )
-            probabilities *= per_class.unsqueeze(1 - axis) - (mean + extra).unsqueeze(axis)
-            probabilities.scatter_add_(axis, labels.unsqueeze(axis), extra.unsqueeze(axis))
-            target.copy_((probabilities if axis else probabilities.T).view(target.shape))
-        return result, None
+        with torch.autocast(logits.device.type, enabled=False):  # whoever asks for gradients may be inside of it
+            return _gradient(logits, index, *gradients), None
 
 
-def _gradient_of(logits: Tensor) -> Tensor:
+def _gradient(logits: Tensor, index: Tensor, of_predicted: Tensor, of_overlap: Tensor, of_log_likelihood: Tensor) -> Tensor:
+    """With p the probabilities, y a voxel's label, a, b and c the gradients of the three sums: p (a - p·a - b_y p_y - c) at every class,
+    and b_y p_y + c more at y."""
+    result = _room_for_gradient(logits)
+    axis = _class_axis(logits.shape[1])
+    for (sample, voxels, labels), (_, target, _) in zip(_blocks(logits, index), _blocks(result, index), strict=True):
+        probabilities, labels = F.softmax(_laid_out(voxels), axis), labels.reshape(-1)
+        per_class = of_predicted[sample]
+        mean = probabilities @ per_class if axis else per_class @ probabilities
+        extra = probabilities.gather(axis, labels.unsqueeze(axis)).squeeze(axis) * of_overlap[sample][labels] + of_log_likelihood[sample]
+        probabilities *= per_class.unsqueeze(1 - axis) - (mean + extra).unsqueeze(axis)
+        probabilities.scatter_add_(axis, labels.unsqueeze(axis), extra.unsqueeze(axis))
+        target.copy_((probabilities if axis else probabilities.T).view(target.shape))
+    return result
+
+
+def _room_for_gradient(logits: Tensor) -> Tensor:
     """Room for it, in a layout that :func:`_blocks` has views of: classes last where the logits have them so, as convolutions like it."""
     if logits.stride(1) == 1:
         return logits.new_empty((logits.shape[0], *logits.shape[2:], logits.shape[1])).movedim(-1, 1)
@@ -93,7 +95,7 @@ def _blocks(logits: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor, Tensor
     """Sample by sample some rows along the last axis: ``(sample, logits (row, voxel, class), labels (row, voxel))``, views where the layout
     allows it."""
     last = logits.movedim(1, -1)
-    size = BLOCK_ON_GPU if logits.is_cuda else BLOCK_ON_CPU
+    size = BLOCK_ON_CPU if logits.device.type == "cpu" else BLOCK_ELSEWHERE
     rows = max(1, size // (logits.shape[1] * index.shape[-1]))
     for sample in range(len(logits)):
         voxels, labels = last[sample].flatten(0, -3), index[sample].reshape(-1, index.shape[-1])

@@ -57,7 +57,11 @@ def test_bfloat16_is_taken_as_it_is_and_the_gradient_has_its_type_and_layout(cla
     index = torch.randint(classes, (2, 4, 5, 6))
     with torch.autocast("cpu", torch.bfloat16):
         found = class_sums(logits, index)
-        (gradient,) = torch.autograd.grad(found[1].sum(), logits)
+        (gradient,) = torch.autograd.grad((found[0] * torch.arange(classes)).sum() + found[1].sum() + found[2].sum(), logits)
+    whole = logits.detach().float().requires_grad_()
+    predicted, overlap, likelihood = sums_of_the_whole(whole, index)
+    (expected,) = torch.autograd.grad((predicted * torch.arange(classes)).sum() + overlap.sum() + likelihood.sum(), whole)
+    torch.testing.assert_close(gradient.float(), expected, rtol=2**-8, atol=1e-5)
     torch.testing.assert_close(found, tuple(each.float() for each in sums_of_the_whole(logits.float(), index)), rtol=2e-6, atol=1e-4)
     assert (gradient.dtype, gradient.stride()) == (torch.bfloat16, logits.stride())
 
