@@ -136,9 +136,10 @@ def test_a_server_that_is_away_for_a_moment_is_asked_again(tmp_path: Path) -> No
         server.predict(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", sleep=pauses.append)
 
 
-def test_whoever_stops_waiting_leaves_no_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [answer(200, '{"state": "running"}'), answer(502, "<html>Bad Gateway</html>")], ids=["running", "away"])
+def test_whoever_stops_waiting_leaves_no_job(tmp_path: Path, said: Answer) -> None:
     (tmp_path / "scan.nii.gz").write_bytes(b"")
-    server, asked = scripted(answer(202, '{"id": "1"}'), answer(200, '{"state": "running"}'), answer(204, ""))
+    server, asked = scripted(answer(202, '{"id": "1"}'), said, answer(204, ""))
     with pytest.raises(StoppedError):
         server.predict(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", is_stopped=lambda: True, sleep=lambda seconds: None)
     assert asked[-1] == "DELETE /jobs/1"

@@ -135,7 +135,7 @@ class Server:
         """
         name = self._submitted(files, output, is_stopped, sleep)
         try:
-            while (job := self._looked_at(name, sleep))["state"] not in ENDED:
+            while (job := self._looked_at(name, is_stopped, sleep))["state"] not in ENDED:
                 on(job)
                 if is_stopped():
                     raise StoppedError("Stopped.")
@@ -159,7 +159,7 @@ class Server:
                 waited += pause
                 sleep(pause)
 
-    def _looked_at(self, name: str, sleep: Callable[[float], object]) -> dict[str, Any]:
+    def _looked_at(self, name: str, is_stopped: Callable[[], bool], sleep: Callable[[float], object]) -> dict[str, Any]:
         """How a job does, asked until there is an answer."""
         waited = 0.0
         while True:
@@ -168,6 +168,8 @@ class Server:
             except ServerError as error:
                 if error.status not in NO_ANSWER or waited >= LOST_SECONDS:
                     raise
+                if is_stopped():
+                    raise StoppedError("Stopped.") from error
                 waited += POLL_SECONDS
                 sleep(POLL_SECONDS)
 
