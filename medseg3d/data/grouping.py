@@ -277,7 +277,10 @@ def _without_last(words: Mapping[str, Words]) -> dict[str, Words]:
     if numbers:
         is_numbered = any(map(_is_numbered, sizes))  # else names of people, or of organs
         is_people = shared >= LEAST_SHARED and max(sizes.values()) <= MOST_SCANS
-        is_counted = min(numbers) % 100 <= 1 and max(numbers) - min(numbers) <= LARGEST_NUMBER  # from 0, 1, 100 or 1001 on
+        is_few = max(numbers) - min(numbers) <= LARGEST_NUMBER
+        is_counted = is_few and (
+            min(numbers) <= 1 or (min(numbers) % 100 <= 1 and max(sizes.values()) <= MOST_SCANS)
+        )  # from 0 or 1 on; from 100 or 1001
         if _are_years(numbers):
             is_meant = is_people and is_numbered
         else:
@@ -299,7 +302,8 @@ def _people_or_places(names: Sequence[str]) -> Grouping:
         or "" in sizes
         or any(map(_is_numbered, sizes))
         or len(sizes) < MIN_GROUPS
-        or not 1 < max(sizes.values()) <= MOST_SCANS
+        or max(sizes.values()) > MOST_SCANS
+        or sum(size for size in sizes.values() if size > 1) < LEAST_SHARED * len(names)
     ):
         return Grouping(group_of={})
     example = listed(next(iter(_multiple(keys).values())), most=3)

@@ -79,6 +79,8 @@ PATIENTS = {
     "follow-ups": ([f"{p:03d}_{visit}" for p in TWENTY for visit in ("baseline", "followup_1", "followup_2")], 20),
 }
 NO_PATIENTS = {
+    "sites and subjects from 1001 on": names("{:02}_{}", range(20), range(1001, 1009)),
+    "sites and subjects from 101 on": names("site{:02}_{}", range(20), range(101, 109)),
     "cases": names("case_{:03d}", range(1, 201)),
     "numbers": names("{}", range(200)),
     "Decathlon": names("hippocampus_{:03d}", range(60)),
@@ -134,6 +136,7 @@ def test_people_and_places_with_years_are_mentioned_only(pattern: str) -> None:
         assert not found.group_of
         assert "10 cases may be of 5 patients, or of as many places" in found.note
     assert find_groups(names(pattern, ("bern", "basel"), range(2015, 2021))).note == ""
+    assert find_groups(["bern_2019", "bern_2020", *names(pattern, ("basel", "genf", "chur", "zug", "thun"), (2019,))]).note == ""
 
 
 @pytest.mark.fault("A2", "fewer than five patients with many images each", "no groups, but a message that asks for --groups")
