@@ -46,7 +46,8 @@ def fitted_to_time(
 
     found = with_steps(Fitted(hours=hours, device=speed.device, steps=0))
     if rule.finest_blocks and found.steps < rule.least_steps:
-        found = with_steps(replace(found, finest_blocks=rule.finest_blocks))
+        thinner = with_steps(replace(found, finest_blocks=rule.finest_blocks))
+        found = thinner if thinner.steps > found.steps else found  # residual U-Nets have one block there as they are
     for width in _falling(0.5, _least_width(planner)):
         if found.steps < rule.least_steps * found.width:
             found = with_steps(replace(found, width=width))

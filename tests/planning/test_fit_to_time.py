@@ -110,6 +110,13 @@ def test_enough_time_leaves_the_plan_as_it_is_and_the_reason_says_so() -> None:
     assert "60,000 minutes" in reason.inputs.replace("6e+04", "60,000")
 
 
+def test_a_finest_stage_of_one_block_is_as_thin_as_it_can_be() -> None:
+    rules = fitted_to_time(load_planner("residual_m"), SMALL, hours=0.001, speed=speed(1e9)).fitted
+    assert rules is not None
+    assert rules.finest_blocks == 0
+    assert rules.width < 1
+
+
 def test_presets_of_nnunet_and_published_networks_stay_whatever_the_time() -> None:
     for name in ("nnunet_plain", "vnet"):
         rules = load_planner(name)
