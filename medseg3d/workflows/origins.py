@@ -10,7 +10,7 @@ from pathlib import Path
 from medseg3d.data.dataset import Case
 from medseg3d.data.digests import digest_of, stamp_of
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.errors import DamagedCaseError, InputError, MedsegError, PlanMismatchError, StorageError
+from medseg3d.errors import DamagedCaseError, DiskReadError, InputError, MedsegError, PlanMismatchError
 from medseg3d.plan import Plan
 from medseg3d.preprocessing.store import Store
 from medseg3d.provenance import (
@@ -94,7 +94,7 @@ def marks_of(cases: Mapping[str, Case], known: Mapping[str, CaseMark]) -> dict[s
         try:
             is_same = before is not None and bool(stamp) and before.stamp == stamp
             marks[name] = before if before is not None and is_same else CaseMark(digest=digest_of(case), stamp=stamp)
-        except (InputError, StorageError, OSError) as error:
+        except (InputError, DiskReadError, OSError) as error:
             logger.info("%s", error)
     return marks
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from medseg3d.data.dataset import Case, Dataset
 from medseg3d.data.digests import digest_of, stamp_of
 from medseg3d.data.open_dataset import open_dataset
-from medseg3d.errors import CaseFailure, DamagedCaseError, InputError, MedsegError, StorageError
+from medseg3d.errors import CaseFailure, DamagedCaseError, DiskReadError, InputError, MedsegError
 from medseg3d.events import Event, Listener, silent
 from medseg3d.plan import Configuration, Plan
 from medseg3d.preprocessing.preprocess_case import data_digest
@@ -86,7 +86,7 @@ def _why_outdated(store: Store, name: str, raw: Case | None, part: str) -> str |
         return None
     try:
         files = digest_of(raw)
-    except (InputError, StorageError, OSError) as error:  # reading it will say what is wrong with it
+    except (InputError, DiskReadError, OSError) as error:  # reading it will say what is wrong with it
         logger.info("%s", error)
         return None
     if record.digest != f"{files}-{part}":
