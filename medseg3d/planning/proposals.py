@@ -38,8 +38,9 @@ class Facts:
     """What the opinions depend on. None where it is not known.
 
     ``thickness`` is the slice spacing over the pixel spacing; ``smallest_edge`` that of a cube of the volume of the smallest label, in
-    voxels of the plan; ``thinnest`` how thick the thinnest label is, in the finest voxels of the plan; ``lacks_context``: a patch of full
-    resolution sees little of a case; ``on_gpu`` whether this machine has one; ``real_time``: prediction has to be quick.
+    voxels of the plan; ``thinnest`` how thick the thinnest label is, in the finest voxels of the plan, not known where slices are
+    thicker; ``lacks_context``: a patch of full resolution sees little of a case; ``on_gpu`` whether this machine has one; ``real_time``:
+    prediction has to be quick.
     """
 
     cases: int
@@ -91,12 +92,14 @@ def facts_of(summary: DatasetSummary, plan: Plan, *, gpu_memory_gb: float, on_gp
     shares = [share for share in (summary.class_shares or ())[1:] if share > 0]
     spacing = shown.spacing
     known = summary.loss_facts
+    is_isotropic = len(spacing) == 3 and all(len(set(kernel)) == 1 for kernel in shown.network.kernel_sizes)
+    thickness = known.thickness_mm if known is not None and is_isotropic else None  # else it may be that of a slice
     return Facts(
         cases=plan.num_training,
         labels=len(plan.labels.foreground),
         gpu_memory_gb=gpu_memory_gb,
         thickness=spacing[0] / max(spacing[1:]) if len(spacing) == 3 else float("inf"),
-        is_isotropic=len(spacing) == 3 and all(len(set(kernel)) == 1 for kernel in shown.network.kernel_sizes),
+        is_isotropic=is_isotropic,
         smallest_edge=(min(shares) * voxels) ** (1 / len(shown.median_shape)) if shares else None,
         foreground_share=None if known is None else known.foreground_share,
         label_volume_ratio=None if known is None else known.label_volume_ratio,
@@ -104,7 +107,7 @@ def facts_of(summary: DatasetSummary, plan: Plan, *, gpu_memory_gb: float, on_gp
         lacks_context="3d_lowres" in plan.configurations,
         on_gpu=on_gpu,
         real_time=real_time,
-        thinnest=None if known is None or known.thickness_mm is None else known.thickness_mm / min(spacing),
+        thinnest=None if thickness is None else thickness / min(spacing),
     )
 
 

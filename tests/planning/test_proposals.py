@@ -93,6 +93,14 @@ def test_facts_are_those_of_the_fingerprint_and_of_the_default_plan() -> None:
     assert not unknown.bears_coarse_logits
 
 
+def test_a_label_is_as_thin_as_measured_unless_that_may_be_the_thickness_of_a_slice() -> None:
+    loss = LossFacts(foreground_share=0.02, label_volume_ratio=8.0, absent_share=0.0, elongation=3.0, thickness_mm=5.0)
+    for spacing, shape, expected in (((1.0, 1.0, 1.0), (64, 64, 64), 5.0), ((5.0, 1.0, 1.0), (20, 128, 128), None)):
+        summary = replace(summary_of(spacing=spacing, shape=shape), class_shares=(0.98, 0.016, 0.004), loss_facts=loss)
+        facts = facts_of(summary, make_plan(summary, load_planner("default")), gpu_memory_gb=8)
+        assert (facts.thinnest, facts.is_sheet) == (expected, expected is not None)
+
+
 def test_a_dataset_of_single_slices_has_facts_as_well() -> None:
     summary = replace(summary_of(shape=(1, 96, 96)), class_shares=(0.9, 0.1, 0.0))
     facts = facts_of(summary, make_plan(summary, load_planner("default")), gpu_memory_gb=8)
