@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ALIKE = """
+from medseg3d.planning.recipe_rules import MOMENTUM, WEIGHT_DECAY
+
+ALIKE = f"""
 [training]
 loss = "dice_ce"
 optimizer = "muon"
-momentum = 0.95
-weight_decay = 1e-2
+momentum = {MOMENTUM}
+weight_decay = {WEIGHT_DECAY}
 """
 WITH_NORMS, WITHOUT_NORMS, TRANSFORMER = 2e-3, 5e-4, 1e-3
 """Learning rates, the same for both: a quarter where no norm takes back what a large step did, half where attention is learned."""
