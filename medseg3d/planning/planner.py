@@ -100,8 +100,8 @@ class NetworkRule(Checked):
     """Channels of every stage, finest first, the last number repeats, instead of doubling `base_features`: for the weights of another
     library, whose widths are given."""
     finest_blocks: Counted = field(default_factory=lambda: 0)
-    """Blocks of the finest stage at most, on the way down and on the way up; 0: as the lists say. Memory is counted by the lists, so that
-    patches stay as they are."""
+    """Blocks of the finest stage at most, on the way down and on the way up; 0: as the lists say. U-Nets count their memory by the
+    lists, so that patches stay as they are."""
     came_later: ClassVar[tuple[str, ...]] = ("features", "finest_blocks")
 
     def problems(self) -> Iterator[str]:
